@@ -1,0 +1,93 @@
+"""Writing files so that a kill, a power cut or a full disk never leaves half of one."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sota_ml_researcher.core.errors import StorageError
+
+_REASONS = {
+    errno.ENOSPC: ("the disk is full", "Free some space and try again; what was there before is untouched"),
+    errno.EDQUOT: ("the disk quota is used up", "Free some space and try again; what was there before is untouched"),
+    errno.EROFS: ("the file system is read-only", "Choose a folder on a writable disk"),
+    errno.EACCES: ("permission denied", "Choose a folder you can write to"),
+}
+
+
+@contextmanager
+def storage_errors(path: Path) -> Generator[None]:
+    """Turn an ``OSError`` about ``path`` into a ``StorageError`` that says what to do."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        problem, fix = _REASONS.get(error.errno or 0, (error.strerror or str(error), ""))
+        raise StorageError(problem, where=str(path), fix=fix) from error
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace ``path`` by ``content`` in one step: temporary file, fsync, rename, fsync of the folder.
+
+    Raises:
+        StorageError: If the disk is full or the folder not writable; the old file is then still whole.
+    """
+    payload = content.encode() if isinstance(content, str) else content
+    with storage_errors(path):
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(payload)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside ``folder`` survive a power cut (a no-op where folders cannot be opened)."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def append_json_line(path: Path, record: dict[str, Any]) -> None:
+    """Append one JSON object as one line, in one write, and fsync it."""
+    line = json.dumps(record, ensure_ascii=False, separators=(", ", ": ")) + "\n"
+    with storage_errors(path), path.open("ab") as file:
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSON-lines file that we wrote; a torn last line (a kill mid-write) ends it."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            if line.strip():
+                yield json.loads(line)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes as hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,55 @@
+"""Where state lives on disk. The only module that reads ``ML_RESEARCHER_HOME``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from platformdirs import user_data_path
+
+from sota_ml_researcher.core.errors import StorageError
+
+HOME_VARIABLE = "ML_RESEARCHER_HOME"
+
+
+def home() -> Path:
+    """The root of everything we keep; created on first use.
+
+    Raises:
+        StorageError: If the folder cannot be created or written to.
+    """
+    chosen = os.environ.get(HOME_VARIABLE)
+    root = Path(chosen).expanduser() if chosen else user_data_path("ml-researcher", appauthor=False)
+    return writable_folder(root.absolute(), hint=f"Set {HOME_VARIABLE} to a folder you can write to")
+
+
+def jobs_database() -> Path:
+    """The SQLite file with one row a job."""
+    return home() / "jobs.db"
+
+
+def run_folder(job_id: str) -> Path:
+    """The folder with everything of one job (not created here)."""
+    return home() / "runs" / job_id
+
+
+def engine_folder() -> Path:
+    """The embedded engine's checkpoints, lock and discovery file."""
+    return writable_folder(home() / "engine")
+
+
+def writable_folder(folder: Path, *, hint: str = "Choose a folder you can write to") -> Path:
+    """Create ``folder`` if needed and prove that it takes files.
+
+    Raises:
+        StorageError: If it is a file, cannot be created, or is read-only.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise StorageError("this is a file, and a folder is needed", where=str(folder), fix=hint) from error
+    except OSError as error:
+        raise StorageError(f"the folder cannot be created ({error.strerror})", where=str(folder), fix=hint) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StorageError("the folder is not writable", where=str(folder), fix=hint)
+    return folder
