@@ -34,11 +34,15 @@ class ResearcherError(Exception):
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
-        way_out = f" {self.fix}." if self.fix else ""
-        return f"{place}{self.problem}.{way_out}"
+        way_out = f" {self.fix}{_stop(self.fix)}" if self.fix else ""
+        return f"{place}{self.problem}{_stop(self.problem)}{way_out}"
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.problem, self.where, self.fix))
+
+
+def _stop(sentence: str) -> str:
+    return "" if sentence.endswith(("?", "!", ".")) else "."
 
 
 def _rebuild(cls: type[ResearcherError], problem: str, where: str, fix: str) -> ResearcherError:

@@ -57,3 +57,17 @@ def resolve_model(name: str) -> ModelRef:
             fix=f"Use a model folder, an id of the form org/model, or '{DEMO_NAME}' for the packaged demo model",
         )
     return ModelRef(name, None)
+
+
+def demo_data(name: str, *, where: str) -> Path:
+    """The path of a packaged demo data set such as ``sft_train``.
+
+    Raises:
+        ModelError: If there is none of that name; the message lists those there are.
+    """
+    folder = Path(str(files("sota_ml_researcher.demo") / "data"))
+    path = folder / f"{name.removesuffix('.jsonl')}.jsonl"
+    if not path.is_file():
+        there = ", ".join(sorted(f"demo:{p.stem}" for p in folder.glob("*.jsonl")))
+        raise ModelError(f"there is no demo data set '{name}'", where=where, fix=f"There are: {there}")
+    return path

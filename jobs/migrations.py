@@ -1,0 +1,61 @@
+"""The registry's schema, as numbered steps: each runs once on a database, in order."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+
+
+def m001_jobs(db: sqlite3.Connection) -> None:
+    """One row a job."""
+    db.execute(
+        """
+        CREATE TABLE jobs (
+            id TEXT PRIMARY KEY,
+            kind TEXT NOT NULL,
+            name TEXT NOT NULL,
+            state TEXT NOT NULL,
+            backend TEXT NOT NULL,
+            base_model TEXT NOT NULL,
+            folder TEXT NOT NULL,
+            created REAL NOT NULL,
+            started REAL,
+            ended REAL,
+            pid INTEGER,
+            pid_started REAL,
+            heartbeat REAL,
+            step INTEGER NOT NULL DEFAULT 0,
+            total_steps INTEGER,
+            error TEXT NOT NULL DEFAULT '',
+            cancel TEXT NOT NULL DEFAULT '',
+            attempt INTEGER NOT NULL DEFAULT 1,
+            parent TEXT,
+            cost_usd REAL,
+            queued REAL NOT NULL
+        )
+        """
+    )
+    db.execute("CREATE INDEX jobs_by_age ON jobs (created DESC)")
+    db.execute("CREATE INDEX jobs_by_state ON jobs (state, backend)")
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (m001_jobs,)
+
+
+def migrate(db: sqlite3.Connection) -> None:
+    """Bring the database up to date; safe when several processes open it at once."""
+    if _version(db) >= len(MIGRATIONS):
+        return
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        for number, step in enumerate(MIGRATIONS[_version(db) :], start=_version(db) + 1):
+            step(db)
+            db.execute(f"PRAGMA user_version = {number}")
+        db.execute("COMMIT")
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+
+
+def _version(db: sqlite3.Connection) -> int:
+    return int(db.execute("PRAGMA user_version").fetchone()[0])

@@ -1,0 +1,48 @@
+"""Is the process that a row names still the one that wrote it?"""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+
+import psutil
+
+# Clock readings of one process differ by rounding alone; two processes with one pid are seconds apart.
+_SAME_START_S = 2.0
+
+
+def start_time_of(pid: int) -> float | None:
+    """When ``pid`` started (seconds since the epoch), or None if there is no such live process."""
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return process.create_time()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return None
+    except psutil.AccessDenied:
+        return 0.0
+
+
+def is_alive(pid: int | None, pid_started: float | None) -> bool:
+    """Whether the very process that had ``pid`` when it started at ``pid_started`` still runs."""
+    if pid is None:
+        return False
+    started = start_time_of(pid)
+    if started is None:
+        return False
+    return pid_started is None or started == 0.0 or abs(started - pid_started) < _SAME_START_S
+
+
+def kill_session(pid: int, pid_started: float | None) -> bool:
+    """Kill ``pid`` and every process of its session at once; False if it was gone already."""
+    if not is_alive(pid, pid_started):
+        return False
+    with suppress(ProcessLookupError, PermissionError):
+        if hasattr(os, "killpg") and os.getpgid(pid) == pid:
+            os.killpg(pid, signal.SIGKILL)
+        else:
+            psutil.Process(pid).kill()
+        return True
+    return False

@@ -1,0 +1,254 @@
+"""The one table every server and worker shares: SQLite in WAL mode, each change one transaction.
+
+Only this module writes a state, and every write names the state it expects to find: two processes can never
+both move a job.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sota_ml_researcher.core.errors import JobError, StorageError
+from sota_ml_researcher.core.paths import jobs_database
+from sota_ml_researcher.core.suggestions import did_you_mean
+from sota_ml_researcher.jobs.migrations import migrate
+from sota_ml_researcher.jobs.states import ACTIVE, OCCUPYING, RESUMABLE, TRANSITIONS, CancelRequest, Job, JobState
+
+_COLUMNS = tuple(Job.__dataclass_fields__)
+_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM jobs"
+_BUSY_TIMEOUT_S = 30.0
+
+
+class Registry:
+    """Jobs by id. A handle holds no state of its own; open one wherever it is needed.
+
+    Args:
+        path: The database file; by default the one under ``ML_RESEARCHER_HOME``.
+        clock: Seconds since the epoch; tests inject their own.
+    """
+
+    def __init__(self, path: Path | None = None, *, clock: Callable[[], float] = time.time) -> None:
+        self.path = path or jobs_database()
+        self._clock = clock
+        with self._open() as db:
+            migrate(db)
+
+    @contextmanager
+    def _open(self) -> Generator[sqlite3.Connection]:
+        try:
+            db = sqlite3.connect(self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+            try:
+                db.execute("PRAGMA journal_mode = WAL")
+                db.execute("PRAGMA synchronous = FULL")
+                yield db
+            finally:
+                db.close()
+        except (sqlite3.OperationalError, sqlite3.DatabaseError) as error:
+            raise StorageError(
+                f"the job registry cannot be used ({error})",
+                where=str(self.path),
+                fix="Check that the folder is writable and the disk not full",
+            ) from error
+
+    @contextmanager
+    def _transaction(self) -> Generator[sqlite3.Connection]:
+        with self._open() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+            except BaseException:
+                db.execute("ROLLBACK")
+                raise
+            db.execute("COMMIT")
+
+    def create(
+        self, *, kind: str, name: str, backend: str, base_model: str, runs: Path, parent: str | None = None
+    ) -> Job:
+        """Add a queued job with a fresh id and its folder ``runs/<id>``, which is created here."""
+        now = self._clock()
+        with self._transaction() as db:
+            job_id = _fresh_id(db, kind)
+            folder = runs / job_id
+            db.execute(
+                "INSERT INTO jobs (id, kind, name, state, backend, base_model, folder, created, queued, parent)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (job_id, kind, name, JobState.QUEUED, backend, base_model, str(folder), now, now, parent),
+            )
+            folder.mkdir(parents=True)
+        return self.get(job_id)
+
+    def get(self, job_id: str) -> Job:
+        """The job with this id.
+
+        Raises:
+            JobError: If there is none; the message names the closest id.
+        """
+        with self._open() as db:
+            row = db.execute(f"{_SELECT} WHERE id = ?", (job_id,)).fetchone()
+            if row is not None:
+                return _job(row)
+            recent = [r[0] for r in db.execute("SELECT id FROM jobs ORDER BY created DESC LIMIT 200")]
+        fix = did_you_mean(job_id, recent) or "list_jobs shows the ids there are"
+        raise JobError(f"there is no job '{job_id}'", fix=fix)
+
+    def list(
+        self, *, states: Iterable[JobState] = (), kind: str | None = None, limit: int = 20, before: float | None = None
+    ) -> list[Job]:
+        """Jobs, newest first; ``before`` is the ``created`` of the last one seen, for the next page."""
+        clauses: list[str] = []
+        values: list[Any] = []
+        wanted = tuple(states)
+        if wanted:
+            clauses.append(f"state IN ({', '.join('?' * len(wanted))})")
+            values += wanted
+        if kind is not None:
+            clauses.append("kind = ?")
+            values.append(kind)
+        if before is not None:
+            clauses.append("created < ?")
+            values.append(before)
+        where = f" WHERE {' AND '.join(clauses)}" if clauses else ""
+        with self._open() as db:
+            rows = db.execute(f"{_SELECT}{where} ORDER BY created DESC LIMIT ?", (*values, limit)).fetchall()
+        return [_job(row) for row in rows]
+
+    def counts(self) -> dict[JobState, int]:
+        """How many jobs are in each state."""
+        with self._open() as db:
+            return {JobState(s): n for s, n in db.execute("SELECT state, COUNT(*) FROM jobs GROUP BY state")}
+
+    def move(
+        self, job_id: str, expected: Iterable[JobState], new: JobState, *, pid: int | None = None, **fields: Any
+    ) -> Job:
+        """Change a job's state in one transaction that checks the old one.
+
+        Args:
+            job_id: The job.
+            expected: States it may be in now.
+            new: The state to enter.
+            pid: If given, the job must still belong to this process.
+            fields: Further columns to set.
+
+        Raises:
+            JobError: If the job is missing, in another state, or taken over by another process.
+        """
+        with self._transaction() as db:
+            job = self._row(db, job_id)
+            if job.state not in set(expected) or new not in TRANSITIONS[job.state]:
+                raise JobError(f"job {job_id} is {job.state}, so it cannot become {new}")
+            if pid is not None and job.pid != pid:
+                raise JobError(f"job {job_id} now belongs to process {job.pid}, not {pid}")
+            if new not in ACTIVE:
+                fields.setdefault("ended", self._clock())
+            _update(db, job_id, {"state": new, **fields})
+        return self.get(job_id)
+
+    def update(self, job_id: str, **fields: Any) -> None:
+        """Set columns that are not the state."""
+        with self._transaction() as db:
+            _update(db, job_id, fields)
+
+    def beat(self, job_id: str, pid: int, *, step: int, total_steps: int | None) -> CancelRequest | None:
+        """A worker's sign of life. Returns how it was asked to stop; None when the job is no longer its own."""
+        with self._transaction() as db:
+            changed = db.execute(
+                "UPDATE jobs SET heartbeat = ?, step = ?, total_steps = COALESCE(?, total_steps)"
+                " WHERE id = ? AND pid = ? AND state IN (?, ?, ?)",
+                (self._clock(), step, total_steps, job_id, pid, *sorted(ACTIVE)),
+            ).rowcount
+            row = db.execute("SELECT cancel FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        return CancelRequest(row[0]) if changed and row else None
+
+    def claim(self, job_id: str, pid: int, *, limit: int, alive: Callable[[int | None, float | None], bool]) -> bool:
+        """Take a place on the backend if fewer than ``limit`` live jobs hold one and no older live job waits.
+
+        Returns:
+            True when the job is now ``starting``; False when it has to wait on.
+
+        Raises:
+            JobError: If the job is no longer queued (cancelled meanwhile).
+        """
+        with self._transaction() as db:
+            job = self._row(db, job_id)
+            if job.state is not JobState.QUEUED or job.pid != pid:
+                raise JobError(f"job {job_id} is {job.state}; it no longer waits for a place")
+            places = db.execute(
+                f"SELECT pid, pid_started FROM jobs WHERE backend = ? AND state IN ({', '.join('?' * len(OCCUPYING))})",
+                (job.backend, *sorted(OCCUPYING)),
+            ).fetchall()
+            ahead = db.execute(
+                "SELECT pid, pid_started FROM jobs WHERE backend = ? AND state = ? AND queued <"
+                " (SELECT queued FROM jobs WHERE id = ?)",
+                (job.backend, JobState.QUEUED, job_id),
+            ).fetchall()
+            if sum(alive(*p) for p in places) + sum(alive(*p) for p in ahead) >= limit:
+                return False
+            _update(db, job_id, {"state": JobState.STARTING, "started": self._clock(), "heartbeat": self._clock()})
+        return True
+
+    def request_cancel(self, job_id: str, request: CancelRequest) -> Job:
+        """Ask the worker to stop; it obeys at its next heartbeat.
+
+        Raises:
+            JobError: If the job has ended already.
+        """
+        with self._transaction() as db:
+            job = self._row(db, job_id)
+            if job.state not in ACTIVE:
+                raise JobError(
+                    f"job {job_id} is {job.state} already", fix="There is nothing to cancel; get_job shows its result"
+                )
+            _update(db, job_id, {"cancel": request})
+        return self.get(job_id)
+
+    def requeue(self, job_id: str) -> Job:
+        """Put a stopped job back into the queue for another attempt.
+
+        Raises:
+            JobError: If it still runs, or has succeeded.
+        """
+        with self._transaction() as db:
+            job = self._row(db, job_id)
+            if job.state in ACTIVE:
+                raise JobError(
+                    f"job {job_id} is {job.state}; it cannot be resumed while it lives", fix="Use wait_for_job"
+                )
+            if job.state not in RESUMABLE:
+                raise JobError(f"job {job_id} has {job.state}; there is nothing left to resume", fix="Start a new job")
+            fields: dict[str, Any] = {"state": JobState.QUEUED, "queued": self._clock(), "attempt": job.attempt + 1}
+            fields |= dict.fromkeys(("pid", "pid_started", "heartbeat", "ended"), None) | {"error": "", "cancel": ""}
+            _update(db, job_id, fields)
+        return self.get(job_id)
+
+    def _row(self, db: sqlite3.Connection, job_id: str) -> Job:
+        row = db.execute(f"{_SELECT} WHERE id = ?", (job_id,)).fetchone()
+        if row is None:
+            raise JobError(f"there is no job '{job_id}'", fix="list_jobs shows the ids there are")
+        return _job(row)
+
+
+def _update(db: sqlite3.Connection, job_id: str, fields: Mapping[str, Any]) -> None:
+    assignments = ", ".join(f"{column} = ?" for column in fields)
+    db.execute(f"UPDATE jobs SET {assignments} WHERE id = ?", (*fields.values(), job_id))
+
+
+def _fresh_id(db: sqlite3.Connection, kind: str) -> str:
+    """``sft-7f3a9c``: the kind tells a reader what it is, six hex digits are enough to type."""
+    while True:
+        job_id = f"{kind}-{secrets.token_hex(3)}"
+        if db.execute("SELECT 1 FROM jobs WHERE id = ?", (job_id,)).fetchone() is None:
+            return job_id
+
+
+def _job(row: tuple[Any, ...]) -> Job:
+    values = dict(zip(_COLUMNS, row, strict=True))
+    values["state"] = JobState(values["state"])
+    values["cancel"] = CancelRequest(values["cancel"])
+    values["folder"] = Path(values["folder"])
+    return Job(**values)

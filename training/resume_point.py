@@ -1,0 +1,76 @@
+"""Which step comes next, after a kill at any moment.
+
+``states.jsonl`` has one line for each saved training state: its path and how many optimizer steps are in it.
+The loop's own record cannot be used for that: it names a batch whose step is already in the state, so a resume by
+it would take that step twice (tinker-cookbook issue 935).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from sota_ml_researcher.core.files import append_json_line, read_json_lines, write_atomically
+
+STATES = "states.jsonl"
+METRICS = "metrics.jsonl"
+DISCARDED = "metrics.discarded.jsonl"
+CHECKPOINTS = "checkpoints.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class ResumePoint:
+    """A saved state to go on from: its path and the number of steps in it."""
+
+    state_path: str
+    next_step: int
+
+
+def note_state(folder: Path, state_path: str, next_step: int) -> None:
+    """Write down that ``state_path`` holds ``next_step`` steps."""
+    append_json_line(folder / STATES, {"state_path": state_path, "next_step": next_step, "time": time.time()})
+
+
+def find_resume_point(folder: Path) -> ResumePoint | None:
+    """The latest state for which every earlier step's metrics are on disk, or None to start over.
+
+    A state can be ahead of the metrics by the steps the loop had submitted but not yet logged; going on from it
+    would leave a hole in the loss curve, so the state before it is taken.
+    """
+    logged = {r["step"] for r in read_json_lines(folder / METRICS) if "step" in r}
+    states = [ResumePoint(str(r["state_path"]), int(r["next_step"])) for r in read_json_lines(folder / STATES)]
+    complete = [s for s in states if all(step in logged for step in range(s.next_step))]
+    return max(complete, key=lambda s: s.next_step, default=None)
+
+
+def prepare_folder(folder: Path, point: ResumePoint | None, *, batches_per_epoch: int) -> None:
+    """Make the folder look as it did at the resume point, so that the loop goes on from there exactly.
+
+    Metrics of steps that will be taken again move to ``metrics.discarded.jsonl``; the loop's own checkpoint file
+    gets a record that names the next batch.
+    """
+    next_step = point.next_step if point else 0
+    _set_aside_metrics(folder, next_step)
+    if point is None:
+        (folder / CHECKPOINTS).unlink(missing_ok=True)
+        return
+    record = {
+        "name": f"resume-{next_step:06d}",
+        "epoch": next_step // batches_per_epoch,
+        "batch": next_step % batches_per_epoch,
+        "state_path": point.state_path,
+        "next_step": next_step,
+    }
+    append_json_line(folder / CHECKPOINTS, record)
+
+
+def _set_aside_metrics(folder: Path, next_step: int) -> None:
+    records = list(read_json_lines(folder / METRICS))
+    kept = [r for r in records if r.get("step", 0) < next_step]
+    if len(kept) == len(records):
+        return
+    for record in records[len(kept) :] if kept == records[: len(kept)] else [r for r in records if r not in kept]:
+        append_json_line(folder / DISCARDED, record)
+    write_atomically(folder / METRICS, "".join(json.dumps(r) + "\n" for r in kept))
