@@ -216,9 +216,7 @@ class Registry:
         with self._transaction() as db:
             job = self._row(db, job_id)
             if job.state in ACTIVE:
-                raise JobError(
-                    f"job {job_id} is {job.state}; it cannot be resumed while it lives", fix="Use wait_for_job"
-                )
+                raise JobError(f"job {job_id} is {job.state}, so there is nothing to resume", fix="Use wait_for_job")
             if job.state not in RESUMABLE:
                 raise JobError(f"job {job_id} has {job.state}; there is nothing left to resume", fix="Start a new job")
             fields: dict[str, Any] = {"state": JobState.QUEUED, "queued": self._clock(), "attempt": job.attempt + 1}

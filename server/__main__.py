@@ -1,0 +1,7 @@
+"""``python -m sota_ml_researcher.server`` is the same as ``ml-researcher``."""
+
+import sys
+
+from sota_ml_researcher.server.cli import main
+
+sys.exit(main())

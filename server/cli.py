@@ -1,0 +1,107 @@
+"""The ``ml-researcher`` command: the server for assistants, and the same facts for a person in a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from sota_ml_researcher.core.errors import ResearcherError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns the exit code. Errors meant for a person are one line on stderr."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["engine"]:
+        return _engine(given[1:])
+    options = _parser().parse_args(given)
+    try:
+        return int(options.run(options))
+    except ResearcherError as error:
+        print(f"ml-researcher: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ml-researcher", description="A post-training researcher behind MCP.")
+    parser.add_argument("--version", action="version", version=version("sota-ml-researcher"))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="run the MCP server on stdin and stdout")
+    serve.set_defaults(run=_serve)
+
+    commands.add_parser("engine", help="run the embedded Tinker-compatible engine (engine --help)", add_help=False)
+
+    demo = commands.add_parser("demo", help="fine-tune the packaged demo model through a real MCP client")
+    demo.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    demo.set_defaults(run=_demo)
+
+    jobs = commands.add_parser("jobs", help="list jobs, or show, follow, cancel or resume one")
+    jobs.add_argument("job_id", nargs="?", help="show this job")
+    action = jobs.add_mutually_exclusive_group()
+    action.add_argument("--follow", action="store_true", help="show progress until it ends")
+    action.add_argument("--cancel", action="store_true", help="stop it; a checkpoint is saved first")
+    action.add_argument("--kill", action="store_true", help="stop it at once, without a checkpoint")
+    action.add_argument("--resume", action="store_true", help="go on from its last checkpoint")
+    jobs.add_argument("--limit", type=int, default=20, help="how many to list (default 20)")
+    jobs.set_defaults(run=_jobs)
+
+    doctor = commands.add_parser("doctor", help="check this installation and say what to fix")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from sota_ml_researcher.server.app import build_server
+
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    build_server().run("stdio")
+    return 0
+
+
+def _engine(arguments: list[str]) -> int:
+    """The engine is a program of its own; this process becomes it."""
+    command = [sys.executable, "-m", "sota_ml_researcher.engine", *arguments]
+    if os.name == "posix":
+        sys.stdout.flush()
+        os.execv(sys.executable, command)
+    import subprocess
+
+    return subprocess.run(command, check=False).returncode
+
+
+def _demo(options: argparse.Namespace) -> int:
+    """The demo is a client of this server, so it stands above it: it runs as a program of its own too."""
+    command = [sys.executable, "-m", "sota_ml_researcher.demo", *(["--json"] if options.json else [])]
+    if os.name == "posix":
+        sys.stdout.flush()
+        os.execv(sys.executable, command)
+    import subprocess
+
+    return subprocess.run(command, check=False).returncode
+
+
+def _jobs(options: argparse.Namespace) -> int:
+    from sota_ml_researcher.server import terminal
+
+    if options.job_id is None:
+        if options.follow or options.cancel or options.kill or options.resume:
+            print("ml-researcher jobs: which job? Give its id first.", file=sys.stderr)
+            return 2
+        return terminal.list_jobs(options.limit)
+    if options.cancel or options.kill:
+        return terminal.cancel_job(options.job_id, hard=options.kill)
+    if options.resume:
+        return terminal.resume_job(options.job_id)
+    return terminal.follow_job(options.job_id) if options.follow else terminal.show_job(options.job_id)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from sota_ml_researcher.server.doctor import run_doctor
+
+    return run_doctor()

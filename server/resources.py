@@ -1,0 +1,115 @@
+"""What a client can read: the doctrine, the config templates, and the files of each run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mcp.server import MCPServer
+from mcp.server.mcpserver.exceptions import ResourceNotFoundError
+from mcp_types import Completion, CompletionArgument, CompletionContext, PromptReference, ResourceTemplateReference
+
+from sota_ml_researcher.core.errors import ResearcherError
+from sota_ml_researcher.jobs import run_files
+from sota_ml_researcher.jobs.registry import Registry
+
+# A resource is read whole into a context window; longer files are cut at their end, the newest part.
+_MAX_BYTES = 64 * 1024
+_MAX_COMPLETIONS = 100
+
+RUN_PARTS = {
+    "config": run_files.CONFIG,
+    "environment": run_files.ENVIRONMENT,
+    "metrics": run_files.METRICS,
+    "checkpoints": run_files.CHECKPOINTS,
+    "alerts": run_files.ALERTS,
+    "result": run_files.RESULT,
+    "log": run_files.LOG,
+}
+
+
+def register(server: MCPServer[Any]) -> None:
+    """Add the three families of resources and the completions of their variables."""
+
+    @server.resource(
+        "doctrine://{topic}",
+        title="Research doctrine",
+        description="What research says about a topic, with sources: lora, sft, dpo, rl, data, statistics, ...",
+        mime_type="text/markdown",
+    )
+    def doctrine(topic: str) -> str:
+        from sota_ml_researcher.doctrine.topics import read_topic
+
+        return _readable(lambda: read_topic(topic))
+
+    @server.resource(
+        "template://{kind}",
+        title="Config template",
+        description="A YAML config that runs as shipped: sft",
+        mime_type="application/yaml",
+    )
+    def template(kind: str) -> str:
+        from sota_ml_researcher.templates.catalog import read_template
+
+        return _readable(lambda: read_template(kind))
+
+    @server.resource(
+        "run://{job_id}/{part}",
+        title="File of a run",
+        description=f"A file of one job: {', '.join(RUN_PARTS)} (the newest 64 KiB)",
+        mime_type="text/plain",
+    )
+    def run(job_id: str, part: str) -> str:
+        return _readable(lambda: read_run_part(job_id, part))
+
+    @server.completion()
+    async def complete(
+        ref: PromptReference | ResourceTemplateReference,
+        argument: CompletionArgument,
+        context: CompletionContext | None,
+    ) -> Completion | None:
+        values = [v for v in _candidates(argument.name) if v.startswith(argument.value)]
+        return Completion(values=values[:_MAX_COMPLETIONS], total=len(values), has_more=len(values) > _MAX_COMPLETIONS)
+
+
+def read_run_part(job_id: str, part: str) -> str:
+    """The newest part of one file of a run.
+
+    Raises:
+        ResourceNotFoundError: If there is no such part, or it is not written yet.
+        JobError: If there is no such job.
+    """
+    if part not in RUN_PARTS:
+        raise ResourceNotFoundError(f"a run has no part '{part}'. Parts: {', '.join(RUN_PARTS)}")
+    path = Registry().get(job_id).folder / RUN_PARTS[part]
+    if not path.exists():
+        raise ResourceNotFoundError(f"job {job_id} has written no {part} yet ({path})")
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - _MAX_BYTES))
+        text = file.read().decode("utf-8", errors="replace")
+    if size <= _MAX_BYTES:
+        return text
+    return f"[the last 64 KiB of {size:,} bytes; the whole file: {path}]\n" + text.partition("\n")[2]
+
+
+def _readable(read: Any) -> str:
+    try:
+        return read()
+    except ResearcherError as error:
+        raise ResourceNotFoundError(str(error)) from error
+
+
+def _candidates(variable: str) -> list[str]:
+    if variable == "topic":
+        from sota_ml_researcher.doctrine.topics import topics
+
+        return [topic.name for topic in topics()]
+    if variable == "kind":
+        from sota_ml_researcher.templates.catalog import template_kinds
+
+        return template_kinds()
+    if variable == "job_id":
+        return [job.id for job in Registry().list(limit=_MAX_COMPLETIONS)]
+    if variable == "part":
+        return list(RUN_PARTS)
+    return []

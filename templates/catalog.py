@@ -1,0 +1,36 @@
+"""The config templates by kind."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from sota_ml_researcher.core.errors import ConfigError
+from sota_ml_researcher.core.suggestions import did_you_mean
+
+
+def template_kinds() -> list[str]:
+    """The kinds of job that have a template."""
+    return sorted(Path(entry.name).stem for entry in _folder().iterdir() if entry.name.endswith(".yaml"))
+
+
+def read_template(kind: str) -> str:
+    """The YAML text of a template.
+
+    Raises:
+        ConfigError: If there is no template of that kind.
+    """
+    if kind not in template_kinds():
+        fix = did_you_mean(kind, template_kinds()) or f"There are: {', '.join(template_kinds())}"
+        raise ConfigError(f"there is no template '{kind}'", fix=fix)
+    return (_folder() / f"{kind}.yaml").read_text(encoding="utf-8")
+
+
+def template_path(kind: str) -> Path:
+    """Where a template lies on disk."""
+    read_template(kind)
+    return Path(str(_folder() / f"{kind}.yaml"))
+
+
+def _folder() -> Path:
+    return Path(str(files("sota_ml_researcher.templates")))

@@ -1,0 +1,138 @@
+"""A job as tools show it: its row, what changed in its folder, and what to do next."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel
+
+from sota_ml_researcher.jobs import run_files
+from sota_ml_researcher.jobs.states import ACTIVE, Job, JobState
+from sota_ml_researcher.jobs.watch import silence_s
+from sota_ml_researcher.tools.answers import duration, number
+
+_SHOWN_CHECKPOINTS = 5
+_SHOWN_STEPS = 50
+_SERIES = ("step", "train_mean_nll", "test/nll", "learning_rate")
+
+
+class JobView(BaseModel):
+    """One job. Times are ISO 8601 (UTC); losses are nats per trained token."""
+
+    job_id: str
+    kind: str
+    name: str
+    state: str
+    backend: str
+    base_model: str
+    run_folder: str
+    step: int
+    total_steps: int | None
+    created: str
+    ended: str | None
+    attempt: int
+    error: str
+    eta_s: float | None = None
+    silent_s: float | None = None
+    metrics: dict[str, float] = {}
+    series: list[dict[str, Any]] = []
+    alerts: list[dict[str, Any]] = []
+    checkpoints: list[dict[str, Any]] = []
+    final_checkpoint: dict[str, Any] | None = None
+    best_checkpoint: dict[str, Any] | None = None
+    next: str = ""
+
+
+def view(job: Job, *, since_step: int | None = None) -> JobView:
+    """Everything about one job that fits an answer; the series holds what came after ``since_step``."""
+    records = run_files.recent_metrics(job.folder, since_step=since_step, limit=_SHOWN_STEPS)
+    result = run_files.result(job.folder) if job.state not in ACTIVE else None
+    return JobView(
+        **_row(job),
+        eta_s=_eta_s(job),
+        silent_s=silence_s(job),
+        metrics=run_files.latest_values(records),
+        series=[{name: r[name] for name in _SERIES if name in r} for r in records],
+        alerts=run_files.alerts(job.folder, limit=10),
+        checkpoints=run_files.checkpoints(job.folder)[-_SHOWN_CHECKPOINTS:],
+        final_checkpoint=(result or {}).get("final_checkpoint"),
+        best_checkpoint=(result or {}).get("best_checkpoint"),
+        next=next_step(job),
+    )
+
+
+def _row(job: Job) -> dict[str, Any]:
+    return {
+        "job_id": job.id,
+        "kind": job.kind,
+        "name": job.name,
+        "state": job.state.value,
+        "backend": job.backend,
+        "base_model": job.base_model,
+        "run_folder": str(job.folder),
+        "step": job.step,
+        "total_steps": job.total_steps,
+        "created": iso(job.created),
+        "ended": iso(job.ended) if job.ended else None,
+        "attempt": job.attempt,
+        "error": job.error,
+    }
+
+
+def iso(seconds: float) -> str:
+    """A time as ISO 8601 in UTC, to the second."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _eta_s(job: Job) -> float | None:
+    """Time left at the measured pace of the last steps; None before two steps are logged."""
+    if job.state is not JobState.RUNNING or not job.total_steps:
+        return None
+    records = run_files.recent_metrics(job.folder, limit=20)
+    paces = [r["time/total"] for r in records if isinstance(r.get("time/total"), float)]
+    if len(paces) < 2:
+        return None
+    return round((job.total_steps - job.step) * sum(paces) / len(paces), 1)
+
+
+def next_step(job: Job) -> str:
+    """The sensible next call for a job in this state."""
+    return {
+        JobState.QUEUED: f"wait_for_job(job_id='{job.id}')",
+        JobState.STARTING: f"wait_for_job(job_id='{job.id}')",
+        JobState.RUNNING: f"wait_for_job(job_id='{job.id}', since_step={job.step})",
+        JobState.SUCCEEDED: f"sample_model(model='{job.id}', prompts=[...]) to try the result",
+        JobState.FAILED: f"fix what the error names, then resume_job(job_id='{job.id}') or start again",
+        JobState.CANCELLED: f"resume_job(job_id='{job.id}') to go on from the last checkpoint",
+        JobState.INTERRUPTED: f"resume_job(job_id='{job.id}') to go on from the last checkpoint",
+    }[job.state]
+
+
+def summary(shown: JobView) -> str:
+    """A job in a few lines."""
+    steps = f"step {shown.step}" + (f" of {shown.total_steps}" if shown.total_steps else "")
+    lines = [f"{shown.job_id} ({shown.name}): {shown.state}, {steps}, {shown.base_model} on {shown.backend}."]
+    if shown.eta_s is not None:
+        lines.append(f"About {duration(shown.eta_s)} left at the measured pace.")
+    names = ("train_mean_nll", "test/nll", "learning_rate")
+    values = [f"{name} {number(shown.metrics[name])}" for name in names if name in shown.metrics]
+    if values:
+        lines.append("Latest: " + ", ".join(values) + ".")
+    if shown.silent_s:
+        lines.append(f"No sign of life for {duration(shown.silent_s)}: the process is alive but stuck.")
+    if shown.error:
+        lines.append(f"Error: {shown.error}")
+    lines += [f"[{a['level']}] {a['message']}" for a in shown.alerts[-3:] if a["message"] != shown.error]
+    for label, checkpoint in (("Final", shown.final_checkpoint), ("Best", shown.best_checkpoint)):
+        if checkpoint:
+            lines.append(f"{label} checkpoint: {checkpoint['sampler_path']}")
+    lines.append(f"Files: {shown.run_folder}")
+    lines.append(f"Next: {shown.next}")
+    return "\n".join(lines)
+
+
+def age(seconds: float) -> str:
+    """How long ago a time was."""
+    return duration(max(0.0, time.time() - seconds)) + " ago"

@@ -1,0 +1,167 @@
+"""Looking at jobs, waiting for them, stopping them and letting them go on."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import anyio
+from mcp.server.mcpserver import Context
+from mcp_types import CallToolResult
+from pydantic import BaseModel, Field
+
+from sota_ml_researcher.core.errors import JobError
+from sota_ml_researcher.jobs import control, watch
+from sota_ml_researcher.jobs.registry import Registry
+from sota_ml_researcher.jobs.states import ACTIVE, Job, JobState
+from sota_ml_researcher.tools.answers import answer
+from sota_ml_researcher.tools.job_view import JobView, age, iso, next_step, summary, view
+
+# Clients cut a call at 60 s; progress every 2 s keeps those alive that watch for it.
+MAX_WAIT_S = 55
+_PROGRESS_S = 2.0
+_POLL_S = 0.25
+
+JobId = Annotated[str, Field(description="Such as sft-1a2b3c; list_jobs shows them")]
+SinceStep = Annotated[int | None, Field(ge=0, description="Only what came after this step")]
+
+
+class JobLine(BaseModel):
+    """One job in a list."""
+
+    job_id: str
+    name: str
+    kind: str
+    state: str
+    step: int
+    total_steps: int | None
+    created: str
+
+
+class JobList(BaseModel):
+    """Jobs, newest first. ``before`` asks for the next page."""
+
+    jobs: list[JobLine]
+    counts: dict[str, int]
+    before: float | None
+
+
+def list_jobs(
+    state: Annotated[
+        str | None, Field(description="queued, starting, running, succeeded, failed, cancelled, interrupted")
+    ] = None,
+    limit: Annotated[int, Field(ge=1, le=100)] = 20,
+    before: Annotated[float | None, Field(description="From the last answer, for older jobs")] = None,
+) -> Annotated[CallToolResult, JobList]:
+    """List training jobs, newest first, with their state and progress.
+
+    Use it to find a job id, or to see what runs. For one job's numbers use get_job.
+    """
+    registry = Registry()
+    watch.sweep(registry)
+    jobs = registry.list(states=[_state(state)] if state else [], limit=limit + 1, before=before)
+    page = jobs[:limit]
+    more = page[-1].created if len(jobs) > limit else None
+    counts = {s.value: n for s, n in registry.counts().items()}
+    content = JobList(jobs=[_line(job) for job in page], counts=counts, before=more)
+    return answer(content, _list_text(page, counts))
+
+
+def get_job(job_id: JobId, since_step: SinceStep = None) -> Annotated[CallToolResult, JobView]:
+    """Show one job now: state, progress, latest losses, alerts, checkpoints, and what to do next.
+
+    Answers at once. To wait for progress use wait_for_job instead of calling this in a loop.
+    """
+    shown = view(watch.look(Registry(), job_id), since_step=since_step)
+    return answer(shown, summary(shown))
+
+
+async def wait_for_job(
+    job_id: JobId,
+    ctx: Context,
+    timeout_s: Annotated[float, Field(gt=0, le=MAX_WAIT_S, description="Seconds to wait at most")] = 50,
+    since_step: SinceStep = None,
+) -> Annotated[CallToolResult, JobView]:
+    """Wait until a job ends, raises a warning, or the time is up; reports progress meanwhile.
+
+    Call it again with since_step as long as the state is queued, starting or running.
+    """
+    registry = Registry()
+    deadline = time.monotonic() + timeout_s
+    job = await anyio.to_thread.run_sync(watch.look, registry, job_id)
+    known = _troubles(job)
+    reported = 0.0
+    while job.state in ACTIVE and time.monotonic() < deadline and _troubles(job) == known:
+        if time.monotonic() - reported >= _PROGRESS_S:
+            await ctx.report_progress(job.step, job.total_steps, _progress_message(job))
+            reported = time.monotonic()
+        await anyio.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
+        job = await anyio.to_thread.run_sync(watch.look, registry, job_id)
+    shown = await anyio.to_thread.run_sync(lambda: view(job, since_step=since_step))
+    return answer(shown, summary(shown))
+
+
+def cancel_job(
+    job_id: JobId,
+    hard: Annotated[bool, Field(description="Kill it now, without a checkpoint")] = False,
+) -> Annotated[CallToolResult, JobView]:
+    """Stop a queued or running job. It saves a checkpoint first, so resume_job can go on from there.
+
+    Use hard=true only if a graceful cancel does not end it.
+    """
+    job = control.cancel(Registry(), job_id, hard=hard)
+    shown = view(job)
+    if job.state in ACTIVE:
+        shown.next = f"wait_for_job(job_id='{job.id}') until it is cancelled"
+        return answer(shown, f"{job.id} was asked to stop: it saves a checkpoint first.\nNext: {shown.next}")
+    return answer(shown, summary(shown))
+
+
+def resume_job(job_id: JobId) -> Annotated[CallToolResult, JobView]:
+    """Let a failed, cancelled or interrupted job go on from its last complete checkpoint, under the same id."""
+    shown = view(control.resume(Registry(), job_id))
+    return answer(shown, summary(shown))
+
+
+def _state(name: str) -> JobState:
+    try:
+        return JobState(name)
+    except ValueError as error:
+        raise JobError(f"there is no state '{name}'", fix=f"States: {', '.join(JobState)}") from error
+
+
+def _line(job: Job) -> JobLine:
+    return JobLine(
+        job_id=job.id,
+        name=job.name,
+        kind=job.kind,
+        state=job.state.value,
+        step=job.step,
+        total_steps=job.total_steps,
+        created=iso(job.created),
+    )
+
+
+def _list_text(jobs: list[Job], counts: dict[str, int]) -> str:
+    if not jobs:
+        return "No jobs. Next: start_sft(config=...) starts one; template://sft is a config that runs as it is."
+    lines = [", ".join(f"{n} {state}" for state, n in sorted(counts.items()))]
+    for job in jobs[:12]:
+        steps = f"{job.step}/{job.total_steps}" if job.total_steps else f"{job.step}"
+        lines.append(f"{job.id}  {job.state:<11}  step {steps:<11}  {age(job.created):<14}  {job.name}")
+    lines.append(f"Next: {next_step(jobs[0])}")
+    return "\n".join(lines)
+
+
+def _troubles(job: Job) -> list[Any]:
+    from sota_ml_researcher.jobs import run_files
+
+    return [a["time"] for a in run_files.alerts(job.folder) if a["level"] != "info"]
+
+
+def _progress_message(job: Job) -> str:
+    from sota_ml_researcher.jobs import run_files
+
+    values = run_files.latest_values(run_files.recent_metrics(job.folder, limit=1))
+    loss = f", loss {values['train_mean_nll']:.4f}" if "train_mean_nll" in values else ""
+    return f"{job.state.value}: step {job.step}{f' of {job.total_steps}' if job.total_steps else ''}{loss}"
