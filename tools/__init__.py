@@ -1,0 +1,47 @@
+"""The tools an assistant can call, one explicit tuple in the order a piece of work needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sota_ml_researcher.tools.data import check_dataset, validate_capacity
+from sota_ml_researcher.tools.jobs import cancel_job, get_job, list_jobs, resume_job, wait_for_job
+from sota_ml_researcher.tools.models import list_models, sample_model
+from sota_ml_researcher.tools.start import start_sft
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """A tool and what a client is told about it before it asks its user.
+
+    Attributes:
+        function: The tool itself; its docstring is what the model reads to choose it.
+        title: A name for people.
+        read_only: Whether it changes nothing.
+        destructive: Whether it can destroy something.
+        idempotent: Whether a second equal call changes nothing more.
+        open_world: Whether it may reach beyond this machine.
+    """
+
+    function: Callable[..., Any]
+    title: str
+    read_only: bool = False
+    destructive: bool = False
+    idempotent: bool = False
+    open_world: bool = False
+
+
+TOOLS: tuple[ToolSpec, ...] = (
+    ToolSpec(check_dataset, "Check a training file", read_only=True, idempotent=True),
+    ToolSpec(validate_capacity, "Check LoRA capacity", read_only=True, idempotent=True, open_world=True),
+    ToolSpec(list_models, "List models", read_only=True, idempotent=True, open_world=True),
+    ToolSpec(start_sft, "Start supervised fine-tuning", open_world=True),
+    ToolSpec(list_jobs, "List jobs", read_only=True, idempotent=True),
+    ToolSpec(get_job, "Show a job", read_only=True, idempotent=True),
+    ToolSpec(wait_for_job, "Wait for a job", read_only=True, idempotent=True),
+    ToolSpec(cancel_job, "Cancel a job", destructive=True, idempotent=True),
+    ToolSpec(resume_job, "Resume a job", open_world=True),
+    ToolSpec(sample_model, "Sample a model", read_only=True, open_world=True),
+)

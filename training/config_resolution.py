@@ -144,6 +144,7 @@ def render_config(config: BaseModel, origins: Mapping[str, Origin]) -> str:
     """The resolved config as YAML that can be run again, each line ending in where its value came from."""
     lines: list[str] = []
     for key, value in config.model_dump(mode="json").items():
-        text = yaml.safe_dump({key: value}, default_flow_style=None, sort_keys=False, allow_unicode=True, width=10_000)
-        lines.append(f"{text.rstrip()}  # {origins.get(key, _UNSET)}")
+        # A flow list of one item: the only form in which every kind of value stays on one line.
+        inline = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=1_000_000).strip()[1:-1]
+        lines.append(f"{key}: {inline}  # {origins.get(key, _UNSET)}")
     return "\n".join(lines) + "\n"
