@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from conftest_tiny import write_tiny_model
 
 
 @pytest.fixture(autouse=True)
@@ -12,3 +13,8 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     for name in ("TINKER_API_KEY", "TINKER_BASE_URL", "ML_RESEARCHER_CLUSTER_KEY"):
         monkeypatch.delenv(name, raising=False)
     return home
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model"))

@@ -1,0 +1,91 @@
+"""Work that takes longer than a client waits: it goes on in the background, and the same call picks it up again."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import anyio
+import anyio.to_thread
+from mcp.server.mcpserver import Context
+
+T = TypeVar("T")
+
+# Below the 60 s at which clients cut a call.
+PATIENCE_S = 50.0
+_PROGRESS_S = 1.5
+_POLL_S = 0.1
+# A result is kept for the next equal call (a file's identity is part of the key), and a few only.
+_KEPT = 8
+
+
+@dataclass(slots=True)
+class Report:
+    """How far some work has come; written by the worker thread, read by the call that waits."""
+
+    done: float = 0.0
+    total: float | None = None
+    message: str = ""
+
+
+@dataclass(slots=True)
+class Work(Generic[T]):
+    """One piece of work under way or finished."""
+
+    future: Future[T]
+    report: Report
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+
+_works: dict[Hashable, Work[Any]] = {}
+_lock = threading.Lock()  # two calls for one key must share one piece of work
+
+
+async def run_in_background(
+    key: Hashable, work: Callable[[Report, threading.Event], T], context: Context, *, patience_s: float = PATIENCE_S
+) -> tuple[T | None, Report]:
+    """Do ``work`` in a thread and wait for it up to ``patience_s``, reporting progress meanwhile.
+
+    Returns:
+        The result, or None if it is still under way: an equal call later goes on waiting for the same work.
+
+    Raises:
+        Exception: Whatever ``work`` raised; the next equal call then starts afresh.
+    """
+    current = _join_or_start(key, work)
+    deadline = time.monotonic() + patience_s
+    reported = time.monotonic()
+    while not current.future.done() and time.monotonic() < deadline:
+        if time.monotonic() - reported >= _PROGRESS_S:
+            await context.report_progress(current.report.done, current.report.total, current.report.message)
+            reported = time.monotonic()
+        await anyio.sleep(_POLL_S)
+    if not current.future.done():
+        return None, current.report
+    if current.future.exception() is not None:
+        with _lock:
+            _works.pop(key, None)
+    return current.future.result(), current.report
+
+
+def _join_or_start(key: Hashable, work: Callable[[Report, threading.Event], T]) -> Work[T]:
+    with _lock:
+        if key in _works:
+            return _works[key]
+        for old in [k for k, w in _works.items() if w.future.done()][: max(0, len(_works) - _KEPT + 1)]:
+            del _works[old]
+        started: Work[T] = Work(Future(), Report())
+        _works[key] = started
+    threading.Thread(target=_run, args=(started, work), daemon=True, name="tool-work").start()
+    return started
+
+
+def _run(current: Work[T], work: Callable[[Report, threading.Event], T]) -> None:
+    try:
+        current.future.set_result(work(current.report, current.cancelled))
+    except BaseException as error:  # it belongs to the call that waits, which raises it
+        current.future.set_exception(error)
