@@ -8,8 +8,11 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +22,7 @@ from sota_ml_researcher.core.files import sha256_of
 from sota_ml_researcher.training.data_files import Row, read_rows
 from sota_ml_researcher.training.data_findings import Findings, text_problems
 from sota_ml_researcher.training.data_report import DatasetReport, RenderedExample, TokenStatistics
-from sota_ml_researcher.training.formats import Message, detect_format, to_messages
+from sota_ml_researcher.training.formats import Message, SftFormat, detect_format, to_messages
 from sota_ml_researcher.training.near_duplicates import Sketches, similar_pairs
 from sota_ml_researcher.training.rendering import ChatRenderer, Rendered, mask_view
 
@@ -27,6 +30,7 @@ _BATCH = 1024
 _ROUND_TRIP_ROWS = 200
 _EXAMPLE_CHARACTERS = 1200
 
+T = TypeVar("T")
 Progress = Callable[[int, str], None]
 
 
@@ -59,10 +63,10 @@ def check_dataset(
     """
     began = time.monotonic()
     check = _Check(renderer, max_seq_len)
-    for chunk in _chunks(train_file):
+    for prepared in _ahead(check.prepare, _chunks(train_file)):
         if cancelled is not None and cancelled():
             raise CheckCancelledError
-        check.add(chunk)
+        check.add(prepared)
         if progress is not None:
             progress(check.rows, "rows read")
     if progress is not None:
@@ -95,9 +99,56 @@ def _chunks(path: Path) -> Iterator[list[Row]]:
         yield chunk
 
 
+def _ahead(prepare: Callable[[list[Row]], T], chunks: Iterator[list[Row]]) -> Iterator[T]:
+    """Prepare each chunk in a thread while the one before it is used: the tokenizer works without the GIL."""
+    with ThreadPoolExecutor(1) as pool:
+        pending: Future[T] | None = None
+        for chunk in chunks:
+            following = pool.submit(prepare, chunk)
+            if pending is not None:
+                yield pending.result()
+            pending = following
+        if pending is not None:
+            yield pending.result()
+
+
 def text_of(messages: Sequence[Message]) -> str:
     """The words of a conversation, for comparing rows with each other."""
     return "\n".join(message["content"] for message in messages)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A row after parsing and rendering: either an error, or a conversation and perhaps its tokens."""
+
+    line: int
+    form: SftFormat | None
+    messages: list[Message] | None
+    error: DataError | None = None
+    rendered: Rendered | None = None
+
+    def with_rendered(self, rendered: Rendered | DataError) -> _Prepared:
+        if isinstance(rendered, DataError):
+            return _Prepared(self.line, self.form, None, rendered)
+        return _Prepared(self.line, self.form, self.messages, None, rendered)
+
+
+def _parse(row: Row) -> _Prepared:
+    form = None
+    try:
+        if row.value is None:
+            raise row.problem or DataError("unreadable")
+        form = detect_format(row.value)
+        return _Prepared(row.number, form, to_messages(row.value, form))
+    except DataError as error:
+        return _Prepared(row.number, form, None, error)
+
+
+def _render(renderer: ChatRenderer, conversations: Sequence[Sequence[Message]]) -> Sequence[Rendered | DataError]:
+    try:
+        return renderer.render_many(conversations)
+    except DataError:  # one of them is refused: find out which
+        return [_render_one(renderer, messages) for messages in conversations]
 
 
 class _Check:
@@ -116,65 +167,50 @@ class _Check:
         self.example: RenderedExample | None = None
         self.rows = self.usable = 0
 
-    def add(self, chunk: Sequence[Row]) -> None:
-        """Take in some more rows."""
-        self.rows += len(chunk)
-        good = [(row.number, messages) for row in chunk if (messages := self._parse(row)) is not None]
-        kept = self._count_tokens(good) if self._renderer else good
-        self.usable += len(kept)
+    def prepare(self, chunk: Sequence[Row]) -> list[_Prepared]:
+        """Parse and render some rows; touches nothing of the check, so it can run ahead in a thread."""
+        parsed = [_parse(row) for row in chunk]
+        if self._renderer is None:
+            return parsed
+        good = [row.messages for row in parsed if row.messages is not None]
+        rendered = iter(_render(self._renderer, good))
+        return [row if row.messages is None else row.with_rendered(next(rendered)) for row in parsed]
+
+    def add(self, rows: Sequence[_Prepared]) -> None:
+        """Take in prepared rows."""
+        self.rows += len(rows)
         fresh: list[str] = []
-        for line, messages in kept:
-            text = text_of(messages)
+        lengths: list[int] = []
+        for row in rows:
+            self._note_format(row)
+            if row.error is not None or row.messages is None:
+                self.findings.bad_row(row.line, row.error or DataError("unreadable"))
+                continue
+            self.usable += 1
+            text = text_of(row.messages)
             for problem in text_problems(text):
-                self.findings.note(problem, line)
-            if self._is_new(line, messages):
+                self.findings.note(problem, row.line)
+            if row.rendered is not None:
+                lengths.append(len(row.rendered.tokens))
+                self._note_loss(row.line, row.rendered)
+                self._look_closely(row.line, row.messages, row.rendered)
+            if self._is_new(row.line, row.messages):
                 fresh.append(text)
-                self._sketched_lines.append(line)
+                self._sketched_lines.append(row.line)
+        self._lengths.append(np.asarray(lengths, dtype=np.int32))
         self._sketches.add(fresh)
 
-    def _parse(self, row: Row) -> list[Message] | None:
-        try:
-            if row.value is None:
-                raise row.problem or DataError("unreadable")
-            form = detect_format(row.value)
-            if self.format is None:
-                self.format = form
-            elif self.format != form:
-                self.findings.note("mixed_formats", row.number)
-            return to_messages(row.value, form)
-        except DataError as error:
-            self.findings.bad_row(row.number, error)
-            return None
+    def _note_format(self, row: _Prepared) -> None:
+        if row.form is not None and self.format is None:
+            self.format = row.form
+        elif row.form is not None and row.form != self.format:
+            self.findings.note("mixed_formats", row.line)
 
     def _is_new(self, line: int, messages: Sequence[Message]) -> bool:
         first = self._seen.setdefault(_digest(messages), line)
         if first != line:
             self.findings.note("exact_duplicate", line, f"line {line} repeats line {first}")
         return first == line
-
-    def _count_tokens(self, good: list[tuple[int, list[Message]]]) -> list[tuple[int, list[Message]]]:
-        rendered = self._render(good)
-        kept: list[tuple[int, list[Message]]] = []
-        lengths: list[int] = []
-        for (line, messages), row in zip(good, rendered, strict=True):
-            if isinstance(row, DataError):
-                self.findings.bad_row(line, row)
-                continue
-            kept.append((line, messages))
-            lengths.append(len(row.tokens))
-            self._note_loss(line, row)
-            self._look_closely(line, messages, row)
-        self._lengths.append(np.asarray(lengths, dtype=np.int32))
-        return kept
-
-    def _render(self, good: list[tuple[int, list[Message]]]) -> Sequence[Rendered | DataError]:
-        renderer = self._renderer
-        if renderer is None:
-            return []
-        try:
-            return renderer.render_many([messages for _, messages in good])
-        except DataError:
-            return [_render_one(renderer, messages) for _, messages in good]
 
     def _note_loss(self, line: int, row: Rendered) -> None:
         loss = sum(row.weights)
@@ -189,7 +225,7 @@ class _Check:
 
     def _look_closely(self, line: int, messages: Sequence[Message], row: Rendered) -> None:
         renderer = self._renderer
-        if renderer is None or self.usable + len(self._sketched_lines) > _ROUND_TRIP_ROWS:
+        if renderer is None or self.usable > _ROUND_TRIP_ROWS:
             return
         text = renderer.text_of(row.tokens)
         if any(message["content"].strip() not in text for message in messages):

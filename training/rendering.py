@@ -169,7 +169,7 @@ class TemplateRenderer:
         """The conversation's text, cut into what is given and what is answered."""
         whole = self._template.render(messages)
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        spans = [self._span(messages, i) for i in turns]
+        spans = [self._span(messages, i, whole) for i in turns]
         last_only = any(not whole.startswith(before + answer) for before, answer in spans)
         if last_only:
             before, answer = spans[-1]
@@ -181,10 +181,10 @@ class TemplateRenderer:
             position = len(before) + len(answer)
         return pieces, False
 
-    def _span(self, messages: Sequence[Message], turn: int) -> tuple[str, str]:
+    def _span(self, messages: Sequence[Message], turn: int, whole: str) -> tuple[str, str]:
         """The text before an assistant turn, and the turn up to and including the token that ends it."""
         before = self._template.render(messages[:turn], add_generation_prompt=True)
-        through = self._template.render(messages[: turn + 1])
+        through = whole if turn == len(messages) - 1 else self._template.render(messages[: turn + 1])
         if not through.startswith(before):
             raise DataError(
                 f"the chat template writes turn {turn + 1} differently after its own generation prompt",
@@ -197,7 +197,7 @@ class TemplateRenderer:
     def _find_stop(self) -> list[int]:
         probe = [Message(role="user", content="a"), Message(role="assistant", content="b")]
         try:
-            _, answer = self._span(probe, 1)
+            _, answer = self._span(probe, 1, self._template.render(probe))
         except DataError as error:
             raise ModelError(error.problem, where="chat template", fix=error.fix) from error
         ids = self._template.tokenizer.encode(answer, add_special_tokens=False).ids

@@ -16,6 +16,7 @@ from sota_ml_researcher.training.formats import Message, to_messages
 from sota_ml_researcher.training.rendering import ChatRenderer, Rendered
 
 _BATCH = 512
+_KEPT_PROBLEMS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,69 @@ def load_sft_data(
     if not examples:
         raise DataError("no row can be used", where=str(path), fix="check_dataset names what is wrong with each")
     return SftData(examples, batch_size=batch_size, seed=seed, truncated=truncated, skipped=skipped)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """Tokens of a training file.
+
+    Attributes:
+        rows: Usable rows.
+        tokens: All tokens after truncation, the template's included.
+        loss_tokens: Those that are trained.
+        truncated: Rows cut at ``max_seq_len``.
+        longest: Tokens of the longest row, before truncation.
+        exact: False when only the first rows were read and the counts are scaled up by size.
+        problems: The first rows that cannot be used, with file and line.
+    """
+
+    rows: int
+    tokens: int
+    loss_tokens: int
+    truncated: int
+    longest: int
+    exact: bool
+    problems: tuple[DataError, ...]
+
+
+def count_tokens(
+    path: Path, renderer: ChatRenderer, *, max_seq_len: int | None, sample_rows: int | None = None
+) -> TokenCounts:
+    """Count the tokens of a file, or of its first ``sample_rows`` rows scaled up to its size.
+
+    Raises:
+        DataError: If the file cannot be read, or not one of the rows read can be used.
+    """
+    rows = tokens = loss = truncated = longest = seen = 0
+    problems: list[DataError] = []
+    stopped = False
+    for number, outcome in rendered_rows(path, renderer):
+        seen += 1
+        if isinstance(outcome, Rendered):
+            example, cut = _example(outcome, max_seq_len)
+            rows, truncated, longest = rows + 1, truncated + cut, max(longest, len(outcome.tokens))
+            tokens, loss = tokens + len(example.tokens), loss + int(example.weights.sum())
+        elif len(problems) < _KEPT_PROBLEMS:
+            problems.append(at_line(path, number, outcome))
+        if sample_rows is not None and seen >= sample_rows:
+            stopped = True
+            break
+    if not rows:
+        raise problems[0] if problems else DataError("no row can be used", where=str(path))
+    share = _share_read(path, seen) if stopped else 1.0
+    scaled = [round(count / share) for count in (rows, tokens, loss, truncated)]
+    return TokenCounts(*scaled, longest, share == 1.0, tuple(problems))
+
+
+def _share_read(path: Path, rows: int) -> float:
+    """The share of a file that its first ``rows`` rows are, by bytes for text and by count for Parquet."""
+    if path.suffix.lower() == ".parquet":
+        import pyarrow.parquet as parquet
+
+        return min(1.0, rows / max(1, parquet.ParquetFile(path).metadata.num_rows))
+    with path.open("rb") as file:
+        read = sum(len(line) for line in islice(file, rows))
+    return min(1.0, read / path.stat().st_size)
 
 
 def rendered_rows(path: Path, renderer: ChatRenderer) -> Iterator[tuple[int, Rendered | DataError]]:

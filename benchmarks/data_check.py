@@ -1,0 +1,113 @@
+"""How much slower than the bare tokenizer is a full check of a training file, and how much memory does it take?
+
+``python -m benchmarks.data_check [--rows 1000000] [--model FOLDER]``: writes rows of about 200 tokens to a temporary
+file, checks it, and tokenizes the same text with ``encode_batch_fast`` alone. The ratio is what to look at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from sota_ml_researcher.training.data_check import check_dataset
+from sota_ml_researcher.training.rendering import load_renderer
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+WORDS = 140
+
+
+def make_words(count: int) -> list[str]:
+    rng = random.Random(1)
+    syllables = [c + v for c in "bdfghklmnprstvwz" for v in "aeiou"]
+    return ["".join(rng.choices(syllables, k=rng.randint(1, 4))) for _ in range(count)]
+
+
+def make_model(folder: Path, words: list[str]) -> Path:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=16_000,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([" ".join(words)], trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>", "chat_template": CHATML}))
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def write_rows(path: Path, rows: int, words: list[str]) -> None:
+    rng = random.Random(2)
+    with path.open("w") as file:
+        for _ in range(rows):
+            text = rng.choices(words, k=WORDS)
+            row = {"prompt": " ".join(text[: WORDS // 2]), "completion": " ".join(text[WORDS // 2 :])}
+            file.write(json.dumps(row) + "\n")
+
+
+def bare_tokenizer_s(path: Path, folder: Path) -> tuple[float, int]:
+    """Seconds that ``encode_batch_fast`` alone needs for the text, and its tokens."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    spent = 0.0
+    tokens = 0
+    batch: list[str] = []
+
+    def flush() -> None:
+        nonlocal spent, tokens
+        began = time.perf_counter()
+        encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+        spent += time.perf_counter() - began
+        tokens += sum(len(e) for e in encodings)
+        batch.clear()
+
+    with path.open() as file:
+        for line in file:
+            row = json.loads(line)
+            batch += [row["prompt"], row["completion"]]
+            if len(batch) >= 2048:
+                flush()
+    flush()
+    return spent, tokens
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, default=50_000)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        words = make_words(20_000)
+        folder, path = make_model(Path(name), words), Path(name) / "train.jsonl"
+        write_rows(path, options.rows, words)
+        began = time.perf_counter()
+        report = check_dataset(path, renderer=load_renderer(str(folder)), max_seq_len=4096)
+        full_s = time.perf_counter() - began
+        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        bare_s, tokens = bare_tokenizer_s(path, folder)
+    result = {
+        "rows": options.rows,
+        "tokens_per_row": round(tokens / options.rows, 1),
+        "full_check_s": round(full_s, 2),
+        "bare_tokenizer_s": round(bare_s, 2),
+        "ratio": round(full_s / bare_s, 2),
+        "rows_per_s": round(options.rows / full_s),
+        "peak_mb": round(peak_mb),
+        "ok": report.ok,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""From a plan to a running job: its folder, its row, its process."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from sota_ml_researcher.core.files import sha256_of, write_atomically
+from sota_ml_researcher.core.paths import home, writable_folder
+from sota_ml_researcher.jobs import run_files
+from sota_ml_researcher.jobs.launch import spawn_worker
+from sota_ml_researcher.jobs.registry import Registry
+from sota_ml_researcher.jobs.states import Job, JobState
+from sota_ml_researcher.training.config_resolution import render_config
+from sota_ml_researcher.training.sft_plan import SftPlan
+
+_RECORDED = ("sota-ml-researcher", "tinker", "tinker-cookbook", "torch", "transformers", "tokenizers", "numpy")
+
+
+def start_sft_job(registry: Registry, plan: SftPlan) -> Job:
+    """Create the job's folder and row, and start its worker.
+
+    Raises:
+        StorageError: If the run folder cannot be written; no job is left behind then.
+    """
+    config = plan.settings.config
+    runs = writable_folder(Path(config.output_dir) if config.output_dir else home() / "runs")
+    job = registry.create(
+        kind="sft",
+        name=config.run_name or Path(config.train_file).stem,
+        backend=config.backend,
+        base_model=config.base_model,
+        runs=runs,
+    )
+    try:
+        write_atomically(job.folder / run_files.CONFIG, render_config(config, plan.settings.origins))
+        files = [Path(f) for f in (config.train_file, config.val_file) if f]
+        write_atomically(job.folder / run_files.ENVIRONMENT, environment(files))
+        registry.update(job.id, total_steps=plan.total_steps)
+        return spawn_worker(registry, job)
+    except BaseException as error:
+        registry.move(job.id, [JobState.QUEUED], JobState.FAILED, error=f"it could not be started: {error}")
+        raise
+
+
+def environment(data_files: list[Path]) -> str:
+    """What a later reader needs to repeat the run: versions, machine, code revision, and the data's SHA-256."""
+    facts = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in _RECORDED},
+        "git_revision": _git_revision(data_files[0].parent),
+        "data": {str(path): {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in data_files},
+    }
+    return json.dumps(facts, indent=2) + "\n"
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_revision(folder: Path) -> str | None:
+    """The revision of the repository the data lie in, with ``-dirty`` if it has changes; None outside of one."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
