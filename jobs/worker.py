@@ -197,6 +197,8 @@ def _first_line(error: Exception) -> str:
 def main(arguments: list[str]) -> int:
     """Entry point: ``JOB_ID`` is the only argument."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    for chatty in ("httpx", "httpx2", "httpcore"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     registry = Registry()
     pid = os.getpid()
     registry.update(arguments[0], pid=pid, pid_started=start_time_of(pid), heartbeat=time.time())

@@ -52,7 +52,7 @@ def base_model_of(backend: Backend, path: str) -> str:
         BackendError: If there is no such checkpoint on the backend.
     """
     with backend_errors(backend):
-        rest = tinker.ServiceClient(base_url=backend.base_url, api_key=backend.api_key).create_rest_client()
+        rest = tinker.RestClient(base_url=backend.base_url, api_key=backend.api_key)
         return rest.get_weights_info_by_tinker_path(path).result().base_model
 
 
@@ -107,8 +107,8 @@ def _service(backend: Backend) -> tinker.ServiceClient:
 
 def _sampling_client(service: tinker.ServiceClient, model: str) -> tinker.SamplingClient:
     if model.startswith("tinker://"):
-        return service.create_sampling_client(model_path=model)
-    return service.create_sampling_client(base_model=model)
+        return service.create_sampling_client(model_path=model).result()
+    return service.create_sampling_client(base_model=model).result()
 
 
 def _completion(renderer: ChatRenderer, sequence: tinker.SampledSequence) -> Completion:

@@ -25,7 +25,7 @@ from sota_ml_researcher.core.files import append_json_line, read_json_lines
 from sota_ml_researcher.training import resume_point
 from sota_ml_researcher.training.backend_errors import backend_errors
 from sota_ml_researcher.training.backends import Backend, connect
-from sota_ml_researcher.training.models import resolve_model
+from sota_ml_researcher.training.models import ModelRef, resolve_model
 from sota_ml_researcher.training.rendering import ChatRenderer, load_renderer
 from sota_ml_researcher.training.run_context import Outcome, RunContext, StopReason
 from sota_ml_researcher.training.sft_config import SftConfig
@@ -56,12 +56,21 @@ def run_sft(context: RunContext, config: SftConfig) -> Outcome:
     steering = _steering(context, config, point.next_step if point else 0)
     context.started(total_steps)
     context.progress(steering.next_step)
-    run = _SftRun(context, config, backend, renderer, steering, total_steps)
+    run = _SftRun(context, config, backend, renderer, steering, total_steps, _tokenizer(model))
     with backend_errors(backend), _injected(run.service_client):
-        tokenizer_utils.register_tokenizer(model.wire_name, lambda: renderer.tokenizer)
+        tokenizer_utils.register_tokenizer(model.wire_name, lambda: run.tokenizer)
         stopped = asyncio.run(run.train(model.wire_name, data, held_out))
     summary = _summary(context.folder, steering, time.monotonic() - began)
     return Outcome(stopped is None, stopped, steering.next_step, summary)
+
+
+def _tokenizer(model: ModelRef) -> Any:
+    """The tokenizer for the loop's own displays; code that lies beside a local model is never run."""
+    if model.path is None:
+        return tokenizer_utils.get_tokenizer(model.name)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model.path, trust_remote_code=False)
 
 
 def _load(config: SftConfig, renderer: ChatRenderer) -> tuple[SftData, SftData | None]:
@@ -99,7 +108,9 @@ class _SftRun:
         renderer: ChatRenderer,
         steering: Steering,
         total_steps: int,
+        tokenizer: Any,
     ) -> None:
+        self.tokenizer = tokenizer
         self._context = context
         self._config = config
         self._backend = backend
@@ -116,7 +127,7 @@ class _SftRun:
             base_url=self._backend.base_url,
             api_key=self._backend.api_key,
         )
-        self._steering.rest = client.create_rest_client()
+        self._steering.rest = tinker.RestClient(base_url=self._backend.base_url, api_key=self._backend.api_key)
         return SteeredServiceClient(client, self._steering)
 
     async def train(self, model_name: str, data: SftData, held_out: SftData | None) -> str | None:
@@ -135,7 +146,7 @@ class _SftRun:
         if held_out is None:
             return None
         rows = [_datum(example) for index in range(len(held_out)) for example in held_out.batch(index)]
-        return Validation(rows, self._renderer.tokenizer, self._steering, self._context.folder)
+        return Validation(rows, self.tokenizer, self._steering, self._context.folder)
 
     def _loop_config(self, model_name: str, data: SftData, validation: Validation | None) -> train.Config:
         config = self._config

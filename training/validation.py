@@ -74,6 +74,6 @@ class Validation(TrainingClientEvaluator):
             return
         for path in (previous.state_path, previous.sampler_path):
             try:
-                await rest.delete_checkpoint_from_tinker_path_async(path)
+                await rest.delete_checkpoint_from_tinker_path(path)
             except tinker.TinkerError as error:
                 logger.warning("The superseded best checkpoint %s could not be deleted: %s", path, error)

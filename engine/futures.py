@@ -1,0 +1,108 @@
+"""Promises for work under way: a client asks for one by id, as often as it likes, over as many connections."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+# A result is kept for a client that lost its connection; then its memory is freed.
+_KEPT_S = 600.0
+_MOST_KEPT_BYTES = 512 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a request has no result. ``user``: it was wrong; ``server``: we could not."""
+
+    message: str
+    category: Literal["user", "server"]
+
+
+@dataclass(slots=True)
+class Promise:
+    """One request. ``payload`` is a protobuf message, ``answer`` a JSON object; one of them when it succeeded."""
+
+    request_id: str
+    sampler: str | None = None
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    payload: bytes | None = None
+    answer: dict[str, object] | None = None
+    failure: Failure | None = None
+    finished: float = 0.0
+    cancelled: bool = False
+
+    def resolve(self, result: bytes | dict[str, object]) -> None:
+        """Give the result and wake everybody who waits."""
+        if isinstance(result, bytes):
+            self.payload = result
+        else:
+            self.answer = result
+        self._finish()
+
+    def fail(self, failure: Failure) -> None:
+        """Say why there is none."""
+        self.failure = failure
+        self._finish()
+
+    def _finish(self) -> None:
+        self.finished = time.monotonic()
+        self.done.set()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its result."""
+        return len(self.payload or b"")
+
+
+class Promises:
+    """All promises by request id, and for each sampling session the order in which its requests finished."""
+
+    def __init__(self) -> None:
+        self._all: dict[str, Promise] = {}
+        self._finished: dict[str, list[Promise]] = {}
+        self._news: dict[str, asyncio.Event] = {}
+        self._kept_bytes = 0
+
+    def get(self, request_id: str) -> Promise | None:
+        """The promise with this id, or None if there never was one, or its result has expired."""
+        return self._all.get(request_id)
+
+    def open(self, request_id: str, *, sampler: str | None = None) -> Promise:
+        """A new promise; ``sampler`` is the sampling session that polls for it."""
+        self._expire()
+        promise = Promise(request_id, sampler)
+        self._all[request_id] = promise
+        return promise
+
+    def finished(self, promise: Promise) -> None:
+        """Note a finished promise for those who poll its sampling session."""
+        self._kept_bytes += promise.nbytes
+        if promise.sampler is not None:
+            self._finished.setdefault(promise.sampler, []).append(promise)
+            self._news.setdefault(promise.sampler, asyncio.Event()).set()
+
+    def since(self, sampler: str, cursor: int) -> list[Promise]:
+        """What a sampling session finished after the first ``cursor``."""
+        return self._finished.get(sampler, [])[cursor:]
+
+    async def news(self, sampler: str, timeout_s: float) -> None:
+        """Wait until a sampling session finishes something more."""
+        event = self._news.setdefault(sampler, asyncio.Event())
+        event.clear()
+        try:
+            await asyncio.wait_for(event.wait(), timeout_s)
+        except TimeoutError:
+            return
+
+    def _expire(self) -> None:
+        """Forget old results; dictionaries keep insertion order, so the oldest come first."""
+        now = time.monotonic()
+        for request_id, promise in list(self._all.items())[:16]:
+            old = promise.done.is_set() and now - promise.finished > _KEPT_S
+            if old or (promise.done.is_set() and self._kept_bytes > _MOST_KEPT_BYTES):
+                self._kept_bytes -= promise.nbytes
+                del self._all[request_id]
+            else:
+                break

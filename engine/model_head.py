@@ -1,0 +1,148 @@
+# pyright: basic
+# Reason: tensor arithmetic on torch's loosely typed operators.
+"""Log-probabilities from hidden states, a block of rows at a time, so that fp32 [N, V] logits never exist at once.
+
+The backward pass is written by hand: only the rows whose log-probability matters to the loss take part, which is where
+supervised data with masked prompts saves half of the work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sota_ml_researcher.engine.model_parts import Head, Pair
+
+_BLOCK_BYTES = 16 << 20
+# Raw logits in compute dtype up to this size are kept for the backward pass instead of computed again.
+_KEPT_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredHead:
+    """The forward pass of the head: log p [M] in fp32 of the asked pairs, and what the backward pass reads."""
+
+    logprobs_M: Tensor
+    raw_NV: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class HeadGradient:
+    """Gradients of a loss by the hidden states [N, D] and by the unembedding's LoRA pair, where it has one."""
+
+    hidden_ND: Tensor
+    a: Tensor | None
+    b: Tensor | None
+
+
+def block_rows(head: Head) -> int:
+    """Rows whose fp32 logits stay in cache."""
+    return max(16, _BLOCK_BYTES // (4 * head.weight_VD.shape[0]))
+
+
+def _raw_logits(hidden_ND: Tensor, head: Head, pair: Pair | None, scaling: float) -> Tensor:
+    raw = F.linear(hidden_ND, head.weight_VD, head.bias_V)
+    if pair is not None:
+        raw.addmm_(hidden_ND @ pair.a.t(), pair.b.t(), alpha=scaling)
+    return raw
+
+
+def _post(raw: Tensor, head: Head) -> Tensor:
+    """What the model does to its logits; in fp32 if it does anything."""
+    if head.scale != 1.0:
+        raw = raw.float() * head.scale
+    if head.softcap is not None:
+        raw = torch.tanh(raw.float() / head.softcap) * head.softcap
+    return raw
+
+
+def logits_of(hidden_ND: Tensor, head: Head, pair: Pair | None, scaling: float) -> Tensor:
+    """fp32 logits [N, V]."""
+    return _post(_raw_logits(hidden_ND, head, pair, scaling), head).float()
+
+
+@torch.no_grad()
+def score(
+    hidden_ND: Tensor,
+    rows_M: Tensor,
+    targets_M: Tensor,
+    head: Head,
+    pair: Pair | None,
+    scaling: float,
+    *,
+    keep: bool,
+) -> ScoredHead:
+    """log p of ``targets_M`` at ``rows_M`` (ascending); ``keep`` if a backward pass will follow."""
+    vocabulary = head.weight_VD.shape[0]
+    logprobs_M = hidden_ND.new_empty(len(rows_M), dtype=torch.float32)
+    keep = keep and len(hidden_ND) * vocabulary * hidden_ND.element_size() <= _KEPT_BYTES
+    kept = hidden_ND.new_empty((len(hidden_ND), vocabulary)) if keep else None
+    size = block_rows(head)
+    edges = torch.arange(0, len(hidden_ND) + size, size, device=rows_M.device)
+    bounds = torch.searchsorted(rows_M, edges).tolist()
+    for block, start in enumerate(range(0, len(hidden_ND), size)):
+        raw = _raw_logits(hidden_ND[start : start + size], head, pair, scaling)
+        if kept is not None:
+            kept[start : start + size] = raw
+        logprobs_RV = torch.log_softmax(_post(raw, head), dim=-1, dtype=torch.float32)
+        first, last = bounds[block], bounds[block + 1]
+        logprobs_M[first:last] = logprobs_RV[rows_M[first:last] - start, targets_M[first:last]]
+    return ScoredHead(logprobs_M, kept)
+
+
+@torch.no_grad()
+def head_backward(
+    scored: ScoredHead,
+    hidden_ND: Tensor,
+    rows_M: Tensor,
+    targets_M: Tensor,
+    grad_M: Tensor,
+    head: Head,
+    pair: Pair | None,
+    scaling: float,
+) -> HeadGradient:
+    """Gradients from d(loss)/d(logprobs) [M]: d logits = onehot(target) g - softmax * sum(g), row by row."""
+    grad_hidden_ND = torch.zeros_like(hidden_ND)
+    grad_a = None if pair is None else torch.zeros_like(pair.a, dtype=torch.float32)
+    grad_b = None if pair is None else torch.zeros_like(pair.b, dtype=torch.float32)
+    alive, rows_W, targets_W, grad_W = _alive_rows(len(hidden_ND), rows_M, targets_M, grad_M)
+    size = block_rows(head)
+    for start in range(0, len(alive), size):
+        block = alive[start : start + size]
+        inside = (rows_W >= start) & (rows_W < start + len(block))
+        hidden = hidden_ND[block]
+        raw = _raw_logits(hidden, head, pair, scaling) if scored.raw_NV is None else scored.raw_NV[block]
+        grad = _logits_gradient(raw, rows_W[inside] - start, targets_W[inside], grad_W[inside], head).to(hidden.dtype)
+        grad_hidden = grad @ head.weight_VD
+        if pair is not None and grad_a is not None and grad_b is not None:
+            through_b = grad @ pair.b
+            grad_hidden.addmm_(through_b, pair.a, alpha=scaling)
+            grad_a.add_(through_b.t() @ hidden, alpha=scaling)
+            grad_b.add_(grad.t() @ (hidden @ pair.a.t()), alpha=scaling)
+        grad_hidden_ND[block] = grad_hidden
+    return HeadGradient(grad_hidden_ND, grad_a, grad_b)
+
+
+def _alive_rows(
+    count: int, rows_M: Tensor, targets_M: Tensor, grad_M: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows that any gradient reaches, and their pairs with rows renumbered among them."""
+    alive_N = torch.zeros(count, dtype=torch.bool, device=rows_M.device)
+    alive_N[rows_M[grad_M != 0]] = True
+    place_N = torch.cumsum(alive_N, 0) - 1
+    wanted = alive_N[rows_M]
+    return alive_N.nonzero().squeeze(-1), place_N[rows_M[wanted]], targets_M[wanted], grad_M[wanted]
+
+
+def _logits_gradient(raw: Tensor, rows: Tensor, targets: Tensor, grad: Tensor, head: Head) -> Tensor:
+    """Gradient [R, V] by the raw logits, in fp32."""
+    logits = _post(raw, head)
+    total = grad.new_zeros(len(raw)).index_add_(0, rows, grad)
+    result = torch.softmax(logits, dim=-1, dtype=torch.float32).mul_(-total.unsqueeze(-1))
+    result.index_put_((rows, targets), grad, accumulate=True)
+    if head.softcap is not None:
+        result.mul_(1.0 - (logits / head.softcap).square())
+    return result.mul_(head.scale) if head.scale != 1.0 else result

@@ -1,0 +1,208 @@
+# pyright: basic
+# Reason: autograd functions over torch's loosely typed operators.
+"""The parts of a Llama-like layer with hand-written backward passes.
+
+The base weights are frozen, so no gradient of theirs is computed; what can be recomputed by a cheap elementwise
+pass is not kept. Axes: ``N`` packed tokens, ``D`` hidden size, ``I`` intermediate size, ``R`` LoRA rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sota_ml_researcher.engine.model_parts import ActiveLora, Pair
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A frozen matrix [sum of widths, d_in] that stands for one or more adapted matrices stacked by rows."""
+
+    weight: Tensor
+    bias: Tensor | None
+    names: tuple[str, ...]
+    widths: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """The pairs of one ``Linear``: (index of the block of rows, pair), and the common factor."""
+
+    blocks: tuple[int, ...]
+    pairs: tuple[Pair, ...]
+    scaling: float
+
+    @classmethod
+    def of(cls, linear: Linear, lora: ActiveLora | None) -> Lora:
+        """The active pairs of ``linear``; none if ``lora`` is None."""
+        if lora is None:
+            return _NO_LORA
+        found = [(block, lora.pairs[name]) for block, name in enumerate(linear.names) if name in lora.pairs]
+        return cls(tuple(block for block, _ in found), tuple(pair for _, pair in found), lora.scaling)
+
+    def tensors(self) -> list[Tensor]:
+        """A, B, A, B ... for autograd."""
+        return [tensor for pair in self.pairs for tensor in pair]
+
+
+_NO_LORA = Lora((), (), 1.0)
+
+
+def _spans(linear: Linear, blocks: Sequence[int]) -> list[slice]:
+    starts = [sum(linear.widths[:block]) for block in blocks]
+    return [slice(start, start + linear.widths[block]) for start, block in zip(starts, blocks, strict=True)]
+
+
+def lora_forward(x: Tensor, linear: Linear, lora: Lora, residual: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """y = x W^T + bias (+ residual) with ``scaling (x A^T) B^T`` added to each adapted block; also x A^T [N, kR]."""
+    if residual is None:
+        y = F.linear(x, linear.weight, linear.bias)
+    else:
+        y = torch.addmm(residual, x, linear.weight.t())
+        if linear.bias is not None:
+            y += linear.bias
+    if not lora.pairs:
+        return y, None
+    low = x @ _stacked(lora).t()
+    rank = lora.pairs[0].a.shape[0]
+    for index, (span, pair) in enumerate(zip(_spans(linear, lora.blocks), lora.pairs, strict=True)):
+        y[:, span].addmm_(low[:, index * rank : (index + 1) * rank], pair.b.t(), alpha=lora.scaling)
+    return y, low
+
+
+def lora_backward(
+    grad: Tensor, x: Tensor, low: Tensor | None, linear: Linear, lora: Lora, *, want_x: bool
+) -> tuple[Tensor | None, list[Tensor]]:
+    """Gradients by x (if wanted) and by A, B, A, B ...; ``low`` is what ``lora_forward`` returned."""
+    grad_x = grad @ linear.weight if want_x else None
+    if low is None:
+        return grad_x, []
+    rank = lora.pairs[0].a.shape[0]
+    spans = _spans(linear, lora.blocks)
+    grad_low = torch.empty_like(low)
+    grads_b: list[Tensor] = []
+    for index, (span, pair) in enumerate(zip(spans, lora.pairs, strict=True)):
+        piece = slice(index * rank, (index + 1) * rank)
+        torch.mm(grad[:, span], pair.b, out=grad_low[:, piece])
+        grads_b.append((low[:, piece].t() @ grad[:, span]).t().mul_(lora.scaling))
+    grad_a = (grad_low.t() @ x).mul_(lora.scaling)
+    if grad_x is not None:
+        grad_x.addmm_(grad_low, _stacked(lora), alpha=lora.scaling)
+    grads = [tensor for a, b in zip(grad_a.split(rank), grads_b, strict=True) for tensor in (a, b)]
+    return grad_x, grads
+
+
+def _stacked(lora: Lora) -> Tensor:
+    return lora.pairs[0].a if len(lora.pairs) == 1 else torch.cat([pair.a for pair in lora.pairs])
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Root-mean-square norm over the last axis and its fp32 reciprocal root [.., 1]. Zhang and Sennrich 2019."""
+    wide = x.float()
+    root = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True).add_(eps))
+    return (wide * root).to(x.dtype).mul_(weight), root
+
+
+def rms_norm_backward(grad: Tensor, x: Tensor, root: Tensor, weight: Tensor) -> Tensor:
+    """dx = root (g w) - x root^3 mean(g w x)."""
+    wide = (grad * weight).float()
+    values = x.float()
+    drag = (wide * values).mean(dim=-1, keepdim=True).mul_(root.pow(3))
+    return wide.mul_(root).sub_(values.mul_(drag)).to(grad.dtype)
+
+
+class NormedLinear(torch.autograd.Function):
+    """y = (rms_norm(x) W^T + bias) with LoRA. Keeps x and the norm's root, not the normalised x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, norm: Tensor, eps: float, linear: Linear, lora: Lora, *_pairs: Tensor) -> Tensor:
+        """Returns [N, sum of widths]."""
+        normed, root = rms_norm(x, norm, eps)
+        y, low = lora_forward(normed, linear, lora)
+        ctx.save_for_backward(x, root, low, norm)
+        ctx.linear, ctx.lora = linear, lora
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        """Gradients by x and the pairs."""
+        x, root, low, norm = ctx.saved_tensors
+        want_x = ctx.needs_input_grad[0]
+        normed = (x.float() * root).to(x.dtype).mul_(norm)
+        grad_normed, grads = lora_backward(grad, normed, low, ctx.linear, ctx.lora, want_x=want_x)
+        grad_x = rms_norm_backward(grad_normed, x, root, norm) if grad_normed is not None else None
+        return (grad_x, None, None, None, None, *grads)
+
+
+class ResidualLinear(torch.autograd.Function):
+    """y = residual + x W^T + bias with LoRA."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, residual: Tensor, linear: Linear, lora: Lora, *_pairs: Tensor) -> Tensor:
+        """Returns [N, D]."""
+        y, low = lora_forward(x, linear, lora, residual)
+        ctx.save_for_backward(x, low)
+        ctx.linear, ctx.lora = linear, lora
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        """Gradients by x, the residual and the pairs."""
+        x, low = ctx.saved_tensors
+        grad_x, grads = lora_backward(grad, x, low, ctx.linear, ctx.lora, want_x=ctx.needs_input_grad[0])
+        return (grad_x, grad if ctx.needs_input_grad[1] else None, None, None, *grads)
+
+
+def gated(gate_up: Tensor, activation: str) -> Tensor:
+    """act(gate) * up, both halves of ``gate_up`` [N, 2I]. Shazeer 2020, arXiv 2002.05202."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return (F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")).mul_(up)
+
+
+def _gated_backward(grad: Tensor, gate_up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+    """Gradient by ``gate_up`` [N, 2I], and act(gate) * up again."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    result = torch.empty_like(gate_up)
+    grad_gate, grad_up = result.chunk(2, dim=-1)
+    if activation == "silu":
+        activated = F.silu(gate)
+        grad_gate.copy_(torch.ops.aten.silu_backward(grad * up, gate))
+    else:
+        activated = F.gelu(gate, approximate="tanh")
+        grad_gate.copy_(torch.ops.aten.gelu_backward(grad * up, gate, approximate="tanh"))
+    torch.mul(grad, activated, out=grad_up)
+    return result, activated.mul_(up)
+
+
+class GatedDown(torch.autograd.Function):
+    """y = residual + (act(gate) * up) W^T + bias with LoRA. Keeps gate and up, not their product."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, gate_up: Tensor, residual: Tensor, activation: str, linear: Linear, lora: Lora, *_pairs: Tensor
+    ) -> Tensor:
+        """Returns [N, D]."""
+        y, low = lora_forward(gated(gate_up, activation), linear, lora, residual)
+        ctx.save_for_backward(gate_up, low)
+        ctx.linear, ctx.lora, ctx.activation = linear, lora, activation
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        """Gradients by gate and up, the residual and the pairs."""
+        gate_up, low = ctx.saved_tensors
+        want_x = ctx.needs_input_grad[0]
+        if not want_x:
+            inner = gated(gate_up, ctx.activation)
+            return (None, grad, None, None, None, *lora_backward(grad, inner, low, ctx.linear, ctx.lora, want_x=False)[1])
+        grad_inner = grad @ ctx.linear.weight
+        if low is not None:
+            grad_inner.addmm_(grad @ ctx.lora.pairs[0].b, ctx.lora.pairs[0].a, alpha=ctx.lora.scaling)
+        grad_gate_up, inner = _gated_backward(grad_inner, gate_up, ctx.activation)
+        _, grads = lora_backward(grad, inner, low, ctx.linear, ctx.lora, want_x=False)
+        return (grad_gate_up, grad if ctx.needs_input_grad[1] else None, None, None, None, *grads)

@@ -1,0 +1,109 @@
+# pyright: basic
+# Reason: tensor arithmetic on torch's loosely typed operators.
+"""Drawing tokens from logits, each row with its own temperature, cuts and random numbers.
+
+Axes: ``B`` rows, ``V`` vocabulary, ``K`` candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_BLOCK = 256
+
+
+class RandomRow:
+    """A row's own stream of uniform numbers: the same for a seed whatever else is in the batch."""
+
+    def __init__(self, seed: int | None, sample: int) -> None:
+        entropy = None if seed is None else [seed & 0xFFFF_FFFF_FFFF_FFFF, sample]
+        self._generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
+        self._block = np.empty(0)
+        self._next = 0
+
+    def uniform(self) -> float:
+        """The next number in [0, 1)."""
+        if self._next == len(self._block):
+            self._block = self._generator.random(_BLOCK)
+            self._next = 0
+        self._next += 1
+        return float(self._block[self._next - 1])
+
+
+@dataclass(frozen=True, slots=True)
+class Cuts:
+    """How each row is sampled: temperature [B] (0 is greedy), ``top_p`` [B] (1 is off), ``top_k`` [B] (V is off)."""
+
+    temperature_B: Tensor
+    top_p_B: Tensor
+    top_k_B: Tensor
+    plain: bool
+
+    @classmethod
+    def of(cls, temperatures: Sequence[float], top_ps: Sequence[float], top_ks: Sequence[int], vocabulary: int) -> Cuts:
+        """From settings a row; ``top_k`` of -1 or 0 means no cut."""
+        ks = [k if 0 < k < vocabulary else vocabulary for k in top_ks]
+        plain = all(t == 1.0 for t in temperatures) and all(p >= 1.0 for p in top_ps) and min(ks) == vocabulary
+        return cls(torch.tensor(temperatures), torch.tensor(top_ps), torch.tensor(ks), plain)
+
+    def keep(self, rows: Tensor) -> Cuts:
+        """Only ``rows``."""
+        return Cuts(self.temperature_B[rows], self.top_p_B[rows], self.top_k_B[rows], self.plain)
+
+    def to(self, device: torch.device) -> Cuts:
+        """On ``device``."""
+        return Cuts(self.temperature_B.to(device), self.top_p_B.to(device), self.top_k_B.to(device), self.plain)
+
+
+def choose(logits_BV: Tensor, cuts: Cuts, uniform_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw one token a row by inverting the cumulative distribution at ``uniform_B``.
+
+    Returns:
+        Tokens [B], their log-probabilities [B] under the untempered, uncut distribution, and log-sum-exp [B].
+    """
+    normaliser_B = torch.logsumexp(logits_BV, dim=-1)
+    if cuts.plain:
+        tokens_B = _invert(torch.exp(logits_BV - normaliser_B.unsqueeze(-1)), uniform_B)
+    else:
+        tokens_B = _tempered(logits_BV, cuts, uniform_B)
+    logprobs_B = logits_BV.gather(1, tokens_B.unsqueeze(-1)).squeeze(-1) - normaliser_B
+    return tokens_B, logprobs_B, normaliser_B
+
+
+def _tempered(logits_BV: Tensor, cuts: Cuts, uniform_B: Tensor) -> Tensor:
+    greedy_B = cuts.temperature_B == 0
+    safe_B = torch.where(greedy_B, torch.ones_like(cuts.temperature_B), cuts.temperature_B)
+    weights_BV = torch.softmax(logits_BV / safe_B.unsqueeze(-1), dim=-1)
+    cut_B = (cuts.top_p_B < 1.0) | (cuts.top_k_B < logits_BV.shape[1])
+    if bool(cut_B.any()):
+        weights_BV[cut_B] = _cut(weights_BV[cut_B], cuts.top_p_B[cut_B], cuts.top_k_B[cut_B])
+    drawn_B = _invert(weights_BV, uniform_B)
+    return torch.where(greedy_B, logits_BV.argmax(dim=-1), drawn_B)
+
+
+def _cut(weights_BV: Tensor, top_p_B: Tensor, top_k_B: Tensor) -> Tensor:
+    """Zero all but the ``top_k`` likeliest tokens and, of those, all beyond the nucleus of mass ``top_p``.
+
+    Holtzman et al. 2020, arXiv 1904.09751: the nucleus is the smallest set whose mass reaches p. It is taken of the
+    distribution that top-k left, renormalised. The likeliest token always stays.
+    """
+    ordered_BV, order_BV = weights_BV.sort(dim=-1, descending=True, stable=True)
+    rank_V = torch.arange(weights_BV.shape[1], device=weights_BV.device)
+    ordered_BV = ordered_BV.masked_fill(rank_V >= top_k_B.unsqueeze(-1), 0.0)
+    before_BV = ordered_BV.cumsum(dim=-1) - ordered_BV
+    total_B1 = ordered_BV.sum(dim=-1, keepdim=True)
+    outside_BV = (before_BV >= top_p_B.unsqueeze(-1) * total_B1) & (rank_V > 0)
+    return torch.zeros_like(weights_BV).scatter_(1, order_BV, ordered_BV.masked_fill(outside_BV, 0.0))
+
+
+def _invert(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    cumulative_BV = weights_BV.cumsum(dim=-1)
+    total_B = cumulative_BV[:, -1]
+    below_B = torch.nextafter(total_B, torch.zeros_like(total_B))
+    target_B = torch.minimum(uniform_B.to(total_B) * total_B, below_B)
+    return torch.searchsorted(cumulative_BV, target_B.unsqueeze(-1), right=True).squeeze(-1)

@@ -1,0 +1,164 @@
+"""Who computes next: one thread, adapters in turn, each adapter's requests in order, waiting samples together."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from sota_ml_researcher.core.errors import ResearcherError
+from sota_ml_researcher.engine.futures import Failure, Promise, Promises
+from sota_ml_researcher.engine.interface import OutOfMemoryError, RequestRejectedError
+
+logger = logging.getLogger(__name__)
+
+Result = bytes | dict[str, object]
+SAMPLES = "samples"
+# More prompts than this in one batch would make the others of the queue wait too long.
+_MOST_SAMPLES = 64
+
+
+@dataclass(slots=True)
+class Work:
+    """One request: what to compute, and the promise that waits for it. ``payload`` is for grouped work."""
+
+    promise: Promise
+    compute: Callable[[], Result] | None = None
+    payload: Any = None
+
+
+@dataclass(slots=True)
+class _Lane:
+    """The requests of one adapter. Those that arrive ahead of their turn wait in ``early``."""
+
+    next_seq: int
+    ready: list[Work] = field(default_factory=list[Work])
+    early: list[tuple[int, int, Work]] = field(default_factory=list[tuple[int, int, Work]])
+
+
+class Scheduler:
+    """Runs work in one thread.
+
+    Args:
+        promises: Where results go.
+        sample_together: Computes many sampling payloads at once; one result or exception for each.
+    """
+
+    def __init__(
+        self, promises: Promises, sample_together: Callable[[Sequence[Any]], Sequence[Result | Exception]]
+    ) -> None:
+        self._promises = promises
+        self._sample_together = sample_together
+        self._lanes: OrderedDict[str, _Lane] = OrderedDict()
+        self._wake = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self._counter = 0
+        self.busy = False
+        self.last_work = time.monotonic()
+        self.compute_s = 0.0
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return sum(len(lane.ready) for lane in self._lanes.values())
+
+    def submit(self, lane_name: str, work: Work, *, seq: int | None = None, first_seq: int = 1) -> None:
+        """Queue work in a lane; with ``seq`` it runs after every smaller one of that lane."""
+        lane = self._lanes.setdefault(lane_name, _Lane(first_seq))
+        self.last_work = time.monotonic()
+        if seq is None:
+            lane.ready.append(work)
+        else:
+            self._counter += 1
+            heapq.heappush(lane.early, (seq, self._counter, work))
+            while lane.early and lane.early[0][0] <= lane.next_seq:
+                number, _, due = heapq.heappop(lane.early)
+                lane.ready.append(due)
+                lane.next_seq = max(lane.next_seq, number + 1)
+        self._wake.set()
+
+    def drop_lane(self, lane_name: str, message: str) -> None:
+        """Forget an adapter's lane; what waits in it fails."""
+        lane = self._lanes.pop(lane_name, None)
+        for work in [*lane.ready, *(w for _, _, w in lane.early)] if lane else []:
+            self._fail(work.promise, Failure(message, "user"))
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        while True:
+            batch = self._next()
+            if not batch:
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            self.busy = True
+            try:
+                await self._compute(batch)
+            finally:
+                self.busy = False
+                self.last_work = time.monotonic()
+
+    def close(self) -> None:
+        """Let the computation under way end, and accept no more."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _next(self) -> list[Work]:
+        """The next lane's first request; from the lane of samples, all that wait."""
+        for name in list(self._lanes):
+            lane = self._lanes[name]
+            if not lane.ready:
+                continue
+            self._lanes.move_to_end(name)  # the others come first next time
+            count = _MOST_SAMPLES if name == SAMPLES else 1
+            batch, lane.ready = lane.ready[:count], lane.ready[count:]
+            return batch
+        return []
+
+    async def _compute(self, batch: list[Work]) -> None:
+        batch = [work for work in batch if not work.promise.cancelled]
+        if not batch:
+            return
+        loop = asyncio.get_running_loop()
+        began = time.perf_counter()
+        compute = batch[0].compute
+        if compute is not None:
+            outcomes: Sequence[Result | Exception] = [await loop.run_in_executor(self._thread, _guarded, compute)]
+        else:
+            payloads = [work.payload for work in batch]
+            outcomes = await loop.run_in_executor(self._thread, self._sample_together, payloads)
+        self.compute_s += time.perf_counter() - began
+        for work, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                self._fail(work.promise, failure_of(outcome))
+            else:
+                work.promise.resolve(outcome)
+                self._promises.finished(work.promise)
+
+    def _fail(self, promise: Promise, failure: Failure) -> None:
+        promise.fail(failure)
+        self._promises.finished(promise)
+
+
+def _guarded(compute: Callable[[], Result]) -> Result | Exception:
+    try:
+        return compute()
+    except Exception as error:  # the boundary of a request: one that fails must not take the engine with it
+        return error
+
+
+def failure_of(error: Exception) -> Failure:
+    """What a client is told about an error; only what was meant for it carries its own words."""
+    if isinstance(error, RequestRejectedError):
+        return Failure(str(error), "user")
+    if isinstance(error, OutOfMemoryError | MemoryError):
+        return Failure(f"out of memory: {error}. Send fewer or shorter sequences at once", "server")
+    if isinstance(error, ResearcherError):
+        return Failure(str(error), "server")
+    logger.error("A request failed unexpectedly", exc_info=error)
+    return Failure(f"an unexpected {type(error).__name__} in the engine; its log has the details", "server")
