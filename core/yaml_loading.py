@@ -69,10 +69,10 @@ def load_yaml(path: Path) -> YamlDocument:
 
 def parse_yaml(text: str, path: Path) -> YamlDocument:
     """Parse ``text`` as ``load_yaml`` does; ``path`` only names it in errors."""
-    loader = _StrictLoader(text)
+    loader: Any = _StrictLoader(text)
     loader.name = str(path)
     try:
-        node = cast("yaml.Node | None", loader.get_single_node())
+        node: yaml.Node | None = loader.get_single_node()
         data: object = loader.construct_document(node) if node else {}
     except yaml.constructor.ConstructorError as error:
         raise _constructor_error(error, path) from error
@@ -88,7 +88,8 @@ def parse_yaml(text: str, path: Path) -> YamlDocument:
     if not isinstance(node, yaml.MappingNode) or not isinstance(data, dict):
         raise ConfigError("the file must hold 'key: value' lines", where=str(path))
     lines = {str(key.value): key.start_mark.line + 1 for key, _ in node.value}
-    return YamlDocument(path, cast("dict[str, Any]", {str(key): value for key, value in data.items()}), lines)
+    values = cast("dict[object, Any]", data)
+    return YamlDocument(path, {str(key): value for key, value in values.items()}, lines)
 
 
 def _constructor_error(error: yaml.constructor.ConstructorError, path: Path) -> ConfigError:

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import zstandard
 from pydantic import BaseModel, ValidationError
@@ -170,7 +170,7 @@ async def json_of(request: Request) -> dict[str, Any]:
         raise RequestRejectedError(f"the body is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise RequestRejectedError("the body is not a JSON object")
-    return value
+    return cast("dict[str, Any]", value)
 
 
 async def typed(request: Request, model: type[Any]) -> Any:

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -185,12 +185,13 @@ class Store:
         Raises:
             NoSuchCheckpointError: If it has no optimizer state.
         """
-        from safetensors.numpy import load_file
+        import safetensors.numpy as safetensors
 
         file = self.file(saved, OPTIMIZER if optimizer else WEIGHTS)
         if not file.is_file():
             raise NoSuchCheckpointError(f"{saved.path} has no optimizer state: it was saved for sampling")
-        return load_file(file)
+        arrays: dict[str, NDArray[Any]] = cast("Any", safetensors).load_file(file)
+        return arrays
 
     def file(self, saved: Saved, name: str) -> Path:
         """A file of a checkpoint."""
@@ -251,9 +252,9 @@ def run_id_of(folder: Path) -> str:
 
 
 def _write_tensors(path: Path, tensors: Arrays) -> None:
-    from safetensors.numpy import save_file
+    import safetensors.numpy as safetensors
 
-    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, path)
+    cast("Any", safetensors).save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, path)
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -23,7 +23,7 @@ def number(value: float | None, digits: int = 4) -> str:
     """A number for reading: ``12,345``, ``0.4321``, ``1.2e-05``, or ``unknown``."""
     if value is None:
         return "unknown"
-    if isinstance(value, int) or (value == int(value) and abs(value) >= 1):
+    if value == round(value) and (abs(value) >= 1 or value == 0):
         return f"{int(value):,}"
     return f"{value:.{digits}g}"
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import anyio
-import anyio.to_thread
 from mcp.server.mcpserver import Context
 
 T = TypeVar("T")

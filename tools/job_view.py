@@ -91,7 +91,7 @@ def _eta_s(job: Job) -> float | None:
     if job.state is not JobState.RUNNING or not job.total_steps:
         return None
     records = run_files.recent_metrics(job.folder, limit=20)
-    paces = [r["time/total"] for r in records if isinstance(r.get("time/total"), float)]
+    paces = [r["time/submit_batch"] + r["time/finish_batch"] for r in records if "time/finish_batch" in r]
     if len(paces) < 2:
         return None
     return round((job.total_steps - job.step) * sum(paces) / len(paces), 1)

@@ -6,6 +6,7 @@ import time
 from typing import Annotated, Any
 
 import anyio
+import anyio.to_thread
 from mcp.server.mcpserver import Context
 from mcp_types import CallToolResult
 from pydantic import BaseModel, Field

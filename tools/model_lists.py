@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from pydantic import BaseModel
+
 from sota_ml_researcher.core.errors import BackendError
-from sota_ml_researcher.tools.models import ModelLine
 from sota_ml_researcher.training import backends
 from sota_ml_researcher.training.model_catalog import catalog_entry, load_catalog
 from sota_ml_researcher.training.models import DEMO_NAME
 from sota_ml_researcher.training.sft_config import BackendName
+
+
+class ModelLine(BaseModel):
+    """One model. None means that nobody said; ``retired`` is from the dated table."""
+
+    name: str
+    context_length: int | None = None
+    trainable: bool | None = None
+    sampleable: bool | None = None
+    hidden_size: int | None = None
+    renderers: list[str] = []
+    retired: str | None = None
 
 
 def models_of(backend: BackendName, base_url: str | None) -> tuple[str, list[ModelLine]]:

@@ -11,23 +11,12 @@ from sota_ml_researcher.core.errors import ConfigError, JobError
 from sota_ml_researcher.jobs import run_files
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.tools.answers import answer
+from sota_ml_researcher.tools.model_lists import ModelLine, models_of
 from sota_ml_researcher.training import backends
 from sota_ml_researcher.training.sft_config import BackendName, load_sft_settings
 
 _SHOWN_PROMPTS = 3
 _MAX_PROMPTS = 256
-
-
-class ModelLine(BaseModel):
-    """One model. None means that nobody said; ``retired`` is from the dated table."""
-
-    name: str
-    context_length: int | None = None
-    trainable: bool | None = None
-    sampleable: bool | None = None
-    hidden_size: int | None = None
-    renderers: list[str] = []
-    retired: str | None = None
 
 
 class ModelList(BaseModel):
@@ -57,8 +46,6 @@ def list_models(
 
     For hosted Tinker it asks the live service when a key is set, and says so when it falls back to the dated table.
     """
-    from sota_ml_researcher.tools.model_lists import models_of
-
     source, models = models_of(backend, base_url)
     shown = [m for m in models if search is None or search.lower() in m.name.lower()]
     following = f"validate_capacity(base_model='{shown[0].name}', ...)" if shown else "list_models without search"

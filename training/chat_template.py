@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from sota_ml_researcher.core.errors import DataError, MissingDependencyError, ModelError
 from sota_ml_researcher.training.formats import Message
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+# tokenizers ships no types.
+AnyTokenizer = Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class ChatTemplate:
         eos_id: The id of ``eos_token``, if there is one.
     """
 
-    tokenizer: Tokenizer
+    tokenizer: AnyTokenizer
     compiled: Any
     variables: Mapping[str, str]
     special: re.Pattern[str]
@@ -81,11 +81,11 @@ def load_chat_template(folder: Path) -> ChatTemplate:
             fix="Save its tokenizer there: AutoTokenizer.from_pretrained(...).save_pretrained(folder)",
         )
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer: AnyTokenizer = cast("Any", Tokenizer).from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception for every broken file
         raise ModelError(f"the tokenizer cannot be read: {error}", where=str(path)) from error
     settings = _json(folder / "tokenizer_config.json")
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    environment: Any = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _generation_tag()]
     )
     environment.filters["tojson"] = _to_json
@@ -150,13 +150,13 @@ def _special_variables(settings: Mapping[str, Any]) -> dict[str, str]:
     return {k: v for k, v in texts.items() if isinstance(v, str)}
 
 
-def _special_pattern(tokenizer: Tokenizer) -> re.Pattern[str]:
+def _special_pattern(tokenizer: AnyTokenizer) -> re.Pattern[str]:
     added = cast("dict[int, Any]", tokenizer.get_added_tokens_decoder())
     texts = sorted((t.content for t in added.values() if t.special), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, texts)) or "(?!)")
 
 
-def _id_of(tokenizer: Tokenizer, token: str | None) -> int | None:
+def _id_of(tokenizer: AnyTokenizer, token: str | None) -> int | None:
     return None if token is None else tokenizer.token_to_id(token)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -291,7 +291,7 @@ class _Check:
         )
 
 
-def _histogram(lengths: NDArray[np.int32]) -> Mapping[str, int]:
+def _histogram(lengths: NDArray[np.int32]) -> dict[str, int]:
     bounds = np.ceil(np.log2(np.maximum(lengths, 1))).astype(int)
     values, counts = np.unique(bounds, return_counts=True)
     return {str(2 ** int(v)): int(c) for v, c in zip(values, counts, strict=True)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -110,8 +111,9 @@ def _json(path: Path) -> Iterator[Row]:
             fix="A .json file holds one array of rows; one row a line is .jsonl",
         ) from error
     if isinstance(whole, dict):
-        lists = [v for v in cast("dict[str, object]", whole).values() if isinstance(v, list)]
-        whole = lists[0] if len(lists) == 1 else whole
+        values = cast("dict[str, object]", whole).values()
+        lists = [cast("list[object]", v) for v in values if isinstance(v, list)]
+        whole = lists[0] if len(lists) == 1 else cast("object", whole)
     if not isinstance(whole, list):
         raise DataError("a .json file must hold one array of rows", where=path.name)
     for number, value in enumerate(cast("list[object]", whole), start=1):
@@ -137,8 +139,8 @@ def _csv(path: Path) -> Iterator[Row]:
 
 def _parquet(path: Path) -> Iterator[Row]:
     try:
-        import pyarrow
-        import pyarrow.parquet as parquet
+        pyarrow: Any = importlib.import_module("pyarrow")
+        parquet: Any = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
         raise MissingDependencyError(
             "reading .parquet needs pyarrow", fix="Run: pip install 'sota-ml-researcher[train]'"

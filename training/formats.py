@@ -149,7 +149,7 @@ def _content(value: object, where: str) -> str:
 
 
 def _part(part: object, where: str) -> str:
-    fields = cast("Mapping[str, Any]", part) if isinstance(part, Mapping) else {}
+    fields: Mapping[str, Any] = cast("Mapping[str, Any]", part) if isinstance(part, Mapping) else {}
     if fields.get("type") != "text" or not isinstance(fields.get("text"), str):
         raise DataError(f"{where} has a part that is not text", fix="Images and audio cannot be trained on here")
     return _encodable(str(fields["text"]), where)
@@ -178,5 +178,12 @@ def _check_roles(messages: Sequence[Message]) -> None:
 def _kind(value: object) -> str:
     if value is None:
         return "missing"
-    names = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    names: dict[type[Any], str] = {
+        str: "text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
+    }
     return names.get(type(value), type(value).__name__)

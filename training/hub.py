@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any, cast
 
 from sota_ml_researcher.core.errors import MissingDependencyError, ModelError
 
@@ -21,14 +22,14 @@ def hub_file(repository: str, name: str) -> Path:
     os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", _TIMEOUT_S)
     os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", _TIMEOUT_S)
     try:
-        from huggingface_hub import hf_hub_download
+        import huggingface_hub
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError as error:
         raise MissingDependencyError(
             "models on the hub need huggingface_hub", fix="Run: pip install 'sota-ml-researcher[train]'"
         ) from error
     try:
-        return Path(hf_hub_download(repository, name))
+        return Path(cast("Any", huggingface_hub).hf_hub_download(repository, name))
     except LocalEntryNotFoundError as error:
         raise ModelError(
             f"{name} is not in the local cache and the Hugging Face hub is out of reach",

@@ -7,6 +7,7 @@ similarity 0.8 is found with probability 1 - (1 - 0.8^4)^16 = 0.9998.
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -50,9 +51,7 @@ class Sketches:
 
 
 def _sketch(words: list[list[str]]) -> NDArray[np.uint32]:
-    from rensa import RMinHash
-
-    minhash: Any = RMinHash
+    minhash: Any = importlib.import_module("rensa").RMinHash
     hashed = [np.asarray(row, dtype=np.uint64) for row in minhash.hash_token_sets(words)]
     grams = [_ngrams(row) for row in hashed]
     offsets = np.cumsum([0, *(len(g) for g in grams)]).astype(np.uint64)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from sota_ml_researcher.core.errors import DataError, ModelError
 from sota_ml_researcher.training.chat_template import ChatTemplate, load_chat_template
@@ -200,7 +200,7 @@ class TemplateRenderer:
             _, answer = self._span(probe, 1, self._template.render(probe))
         except DataError as error:
             raise ModelError(error.problem, where="chat template", fix=error.fix) from error
-        ids = self._template.tokenizer.encode(answer, add_special_tokens=False).ids
+        ids: list[int] = self._template.tokenizer.encode(answer, add_special_tokens=False).ids
         ended = self._template.last_special(answer) == len(answer)
         found = ([ids[-1]] if ended and ids else []) + ([] if (e := self._template.eos_id) is None else [e])
         if not found:
@@ -221,7 +221,7 @@ def mask_view(renderer: ChatRenderer, rendered: Rendered) -> str:
     """The text of a conversation with what is trained between ⟦ and ⟧."""
     shown: list[str] = []
     start = 0
-    weights = cast("list[int]", list(rendered.weights))
+    weights = list(rendered.weights)
     for end in range(1, len(weights) + 1):
         if end == len(weights) or weights[end] != weights[start]:
             text = renderer.text_of(rendered.tokens[start:end])

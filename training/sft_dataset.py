@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,14 +169,21 @@ def count_tokens(
     if not rows:
         raise problems[0] if problems else DataError("no row can be used", where=str(path))
     share = _share_read(path, seen) if stopped else 1.0
-    scaled = [round(count / share) for count in (rows, tokens, loss, truncated)]
-    return TokenCounts(*scaled, longest, share == 1.0, tuple(problems))
+    return TokenCounts(
+        rows=round(rows / share),
+        tokens=round(tokens / share),
+        loss_tokens=round(loss / share),
+        truncated=round(truncated / share),
+        longest=longest,
+        exact=share == 1.0,
+        problems=tuple(problems),
+    )
 
 
 def _share_read(path: Path, rows: int) -> float:
     """The share of a file that its first ``rows`` rows are, by bytes for text and by count for Parquet."""
     if path.suffix.lower() == ".parquet":
-        import pyarrow.parquet as parquet
+        parquet: Any = importlib.import_module("pyarrow.parquet")
 
         return min(1.0, rows / max(1, parquet.ParquetFile(path).metadata.num_rows))
     with path.open("rb") as file:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import chz
 import tinker
@@ -70,7 +70,7 @@ def _tokenizer(model: ModelRef) -> Any:
         return tokenizer_utils.get_tokenizer(model.name)
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(model.path, trust_remote_code=False)
+    return cast("Any", AutoTokenizer).from_pretrained(model.path, trust_remote_code=False)
 
 
 def _load(config: SftConfig, renderer: ChatRenderer) -> tuple[SftData, SftData | None]:
@@ -120,7 +120,7 @@ class _SftRun:
 
     def service_client(self, **given: Any) -> SteeredServiceClient:
         """Takes the place of ``tinker.ServiceClient`` inside the loop."""
-        metadata = {**(given.get("user_metadata") or {}), "ml_researcher_job": self._context.job_id}
+        metadata: dict[str, str] = {**(given.get("user_metadata") or {}), "ml_researcher_job": self._context.job_id}
         client = tinker.ServiceClient(
             user_metadata=metadata,
             display_name=given.get("display_name"),
@@ -231,13 +231,14 @@ def _datum(example: Example) -> tinker.Datum:
 @contextmanager
 def _injected(service_client: Callable[..., SteeredServiceClient]) -> Generator[None]:
     """Let the loop build our service client where it asks the SDK for one: it has no parameter for that."""
-    original: Any = train.tinker
+    loop: Any = train
+    original = loop.tinker
     names: dict[str, Any] = {name: getattr(original, name) for name in dir(original)}
-    train.tinker = SimpleNamespace(**{**names, "ServiceClient": service_client})  # pyright: ignore
+    loop.tinker = SimpleNamespace(**{**names, "ServiceClient": service_client})
     try:
         yield
     finally:
-        train.tinker = original  # pyright: ignore
+        loop.tinker = original
 
 
 def _summary(folder: Path, steering: Steering, wall_s: float) -> dict[str, object]:

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import tinker
-from tinker.lib.public_interfaces import APIFuture
 
 from sota_ml_researcher.core.errors import ResearcherError
 from sota_ml_researcher.training.sft_config import SftConfig
@@ -64,7 +63,7 @@ class _SkippedFuture:
 class _StepFuture:
     """An optimizer step under way; reports when it is done."""
 
-    inner: APIFuture[Any]
+    inner: Any
     done: Callable[[], None]
 
     async def result_async(self, timeout: float | None = None) -> Any:
@@ -77,7 +76,7 @@ class _StepFuture:
 class _SaveFuture:
     """A save under way; reports the path with the step count of the moment it was asked for."""
 
-    inner: APIFuture[Any]
+    inner: Any
     done: Callable[[str], None]
 
     async def result_async(self, timeout: float | None = None) -> Any:
@@ -94,7 +93,7 @@ class LossNotFiniteError(ResearcherError, ArithmeticError):
 class _LossFuture:
     """A forward-backward under way; refuses a loss that is not a number."""
 
-    inner: APIFuture[Any]
+    inner: Any
     step: int
 
     async def result_async(self, timeout: float | None = None) -> Any:
@@ -115,7 +114,7 @@ class SteeredTrainingClient:
         inner: The SDK's client.
     """
 
-    def __init__(self, inner: tinker.TrainingClient, steering: Steering) -> None:
+    def __init__(self, inner: Any, steering: Steering) -> None:
         self.inner = inner
         self._steering = steering
         steering.client = self
@@ -157,7 +156,7 @@ class SteeredTrainingClient:
 class SteeredServiceClient:
     """A service client whose training clients are steered."""
 
-    inner: tinker.ServiceClient
+    inner: Any
     steering: Steering
 
     def __getattr__(self, name: str) -> Any:
@@ -194,5 +193,5 @@ class SteeredServiceClient:
             self.inner.create_training_client_from_state_with_optimizer_async(path, user_metadata=user_metadata)
         )
 
-    async def _steer(self, client: Awaitable[tinker.TrainingClient]) -> SteeredTrainingClient:
+    async def _steer(self, client: Awaitable[Any]) -> SteeredTrainingClient:
         return SteeredTrainingClient(await client, self.steering)

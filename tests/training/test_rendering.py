@@ -49,7 +49,8 @@ def test_the_mask_is_that_of_transformers_generation_tags(tmp_path: Path, tiny_m
 
     template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}"
-        "{{ m.content }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}{{ '\n' }}{% endfor %}"
+        "{{ m.content }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}"
+        "{{ '\n' }}{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant{{ '\n' }}{% endif %}"
     )
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tiny_model / "tokenizer.json"))
