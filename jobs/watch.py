@@ -15,7 +15,7 @@ from sota_ml_researcher.jobs.states import ACTIVE, Job, JobState
 
 # Between the row and its process lies one spawn; a job without a process for longer was never started.
 SPAWN_GRACE_S = 30.0
-# Ten missed heartbeats. A live process that is silent for so long is stuck, and is said to be.
+# Forty missed heartbeats. A live process that is silent for so long is stuck, and is said to be.
 STALE_HEARTBEAT_S = 20.0
 
 

@@ -25,7 +25,7 @@ from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.states import CancelRequest, Job, JobState
 from sota_ml_researcher.training.run_context import AlertLevel, Outcome, StopReason
 
-HEARTBEAT_S = 2.0
+HEARTBEAT_S = 0.5
 QUEUE_POLL_S = 0.5
 # How long a checkpoint may take once a stop was asked for before the process ends without it.
 STOP_GRACE_S = 300.0

@@ -1,7 +1,11 @@
+import json
+import os
+import signal
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from conftest_tiny import write_tiny_model
+from conftest_tiny import write_tiny_model, write_tiny_weights
 
 
 @pytest.fixture(autouse=True)
@@ -18,3 +22,17 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_weights(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture
+def stop_engine(own_home: Path) -> Generator[None]:
+    """Ends the engine that a test's jobs started."""
+    yield
+    discovery = own_home / "engine" / "engine.json"
+    if discovery.exists():
+        os.kill(json.loads(discovery.read_bytes())["pid"], signal.SIGTERM)

@@ -44,3 +44,16 @@ def write_tiny_model(folder: Path, *, template: str | None = CHATML, eos: str | 
     }
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def write_tiny_weights(folder: Path) -> Path:
+    """A complete tiny Qwen3 with random weights: it loads, trains and samples in milliseconds."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    write_tiny_model(folder)
+    config = json.loads((folder / "config.json").read_text())
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(Qwen3Config(**{k: v for k, v in config.items() if k != "architectures"}))
+    model.save_pretrained(folder)
+    return folder

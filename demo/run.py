@@ -1,0 +1,218 @@
+"""The demo's session: an MCP client that does what an assistant would do, against the server as users run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+from mcp import Client, StdioServerParameters
+from mcp_types import CallToolResult, TextContent
+from pydantic import BaseModel
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from sota_ml_researcher.core.errors import JobError, ResearcherError
+from sota_ml_researcher.core.paths import HOME_VARIABLE
+from sota_ml_researcher.templates.catalog import template_path
+from sota_ml_researcher.training.models import demo_data
+
+TEST_PROMPTS = 50
+MAX_TOKENS = 24
+# What the demo promises: the base cannot do the task, the tuned model can, and held-out loss at least halves.
+WORST_BEFORE, BEST_AFTER, NLL_RATIO = 0.2, 0.9, 0.5
+
+
+class DemoResult(BaseModel):
+    """What the demo measured. NLL in nats per trained token; accuracies are exact matches on held-out prompts."""
+
+    job_id: str
+    run_folder: str
+    rows: int
+    loss_tokens: int
+    lora_parameters: int
+    capacity_verdict: str
+    steps: int
+    nll_before: float
+    nll_after: float
+    exact_match_before: float
+    exact_match_after: float
+    test_prompts: int
+    example_prompt: str
+    example_before: str
+    example_after: str
+    seconds: dict[str, float]
+    targets_met: bool
+
+
+class Demo:
+    """One run of the demo."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._console = Console(stderr=quiet, quiet=quiet)
+        self._seconds: dict[str, float] = {}
+        self._job_id: str | None = None
+
+    async def run(self) -> DemoResult:
+        """Do everything, in the order an assistant would.
+
+        Raises:
+            ResearcherError: If a tool refuses or the job does not succeed.
+        """
+        home = os.environ.get(HOME_VARIABLE) or tempfile.mkdtemp(prefix="ml-researcher-demo-")
+        self._console.print(f"State folder: {home} (set {HOME_VARIABLE} to keep it elsewhere)", highlight=False)
+        server = StdioServerParameters(
+            command=sys.executable,
+            args=["-m", "sota_ml_researcher.server", "serve"],
+            env=dict(os.environ) | {HOME_VARIABLE: home},
+        )
+        began = time.monotonic()
+        async with Client(server) as client:
+            tools = await client.list_tools()
+            self._step(f"connected to ml-researcher over stdio: {len(tools.tools)} tools", began)
+            try:
+                return await self._session(client, began)
+            except (KeyboardInterrupt, anyio.get_cancelled_exc_class()):
+                with anyio.CancelScope(shield=True):
+                    await self._cancel(client)
+                raise
+
+    async def _session(self, client: Client, began: float) -> DemoResult:
+        train, val = "demo:sft_train", "demo:sft_val"
+        checked = await self._call(client, "check_dataset", train_file=train, base_model="demo", val_file=val)
+        report = checked["report"]
+        capacity = await self._call(client, "validate_capacity", base_model="demo", lora_rank=32, train_file=train)
+        prompts, answers = test_set()
+        before = await self._sample(client, "before", "demo", prompts)
+        job = await self._train(client)
+        after = await self._sample(client, "after", job["job_id"], prompts)
+        self._seconds["total"] = round(time.monotonic() - began, 1)
+        first, last = _nll_range(Path(job["run_folder"]))
+        matches = [sum(g == a for g, a in zip(given, answers, strict=True)) / len(answers) for given in (before, after)]
+        met = matches[0] < WORST_BEFORE and matches[1] > BEST_AFTER and last <= NLL_RATIO * first
+        return DemoResult(
+            job_id=job["job_id"],
+            run_folder=job["run_folder"],
+            rows=report["rows"],
+            loss_tokens=report["tokens"]["loss"],
+            lora_parameters=capacity["parameters"],
+            capacity_verdict=capacity["verdict"],
+            steps=job["step"],
+            nll_before=first,
+            nll_after=last,
+            exact_match_before=matches[0],
+            exact_match_after=matches[1],
+            test_prompts=len(answers),
+            example_prompt=prompts[0],
+            example_before=before[0],
+            example_after=after[0],
+            seconds=self._seconds,
+            targets_met=met,
+        )
+
+    async def _train(self, client: Client) -> dict[str, Any]:
+        began = time.monotonic()
+        started = await self._call(client, "start_sft", config=str(template_path("sft")))
+        self._job_id = started["job_id"]
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+        with Progress(*columns, TimeElapsedColumn(), console=self._console) as progress:
+            bar = progress.add_task("training", total=started["total_steps"])
+
+            def moved(done: float, total: float | None, message: str | None) -> None:
+                progress.update(bar, completed=done, total=total, description=(message or "training")[:60])
+
+            job = await self._wait(client, moved)
+            progress.update(bar, completed=job["step"])
+        self._seconds["train"] = round(time.monotonic() - began, 1)
+        if job["state"] != "succeeded":
+            raise JobError(f"the job ended as {job['state']}: {job['error']}", where=job["run_folder"])
+        return job
+
+    async def _wait(self, client: Client, moved: Callable[[float, float | None, str | None], None]) -> dict[str, Any]:
+        async def on_progress(done: float, total: float | None, message: str | None) -> None:
+            moved(done, total, message)
+
+        while True:
+            result = await client.call_tool(
+                "wait_for_job", {"job_id": self._job_id, "timeout_s": 20}, progress_callback=on_progress
+            )
+            job = _content("wait_for_job", result)
+            if job["state"] not in {"queued", "starting", "running"}:
+                return job
+
+    async def _sample(self, client: Client, phase: str, model: str, prompts: list[str]) -> list[str]:
+        arguments = {"model": model, "prompts": prompts, "max_tokens": MAX_TOKENS, "temperature": 0.0}
+        sampled = await self._call(client, "sample_model", phase=f"sample {phase}", **arguments)
+        return [one["completions"][0]["text"] for one in sampled["samples"]]
+
+    async def _call(self, client: Client, tool: str, *, phase: str | None = None, **arguments: Any) -> dict[str, Any]:
+        began = time.monotonic()
+        content = _content(tool, await client.call_tool(tool, arguments))
+        self._step(phase or tool, began)
+        return content
+
+    async def _cancel(self, client: Client) -> None:
+        if self._job_id is not None:
+            await client.call_tool("cancel_job", {"job_id": self._job_id})
+
+    def _step(self, what: str, began: float) -> None:
+        self._seconds[what.split(":")[0]] = round(time.monotonic() - began, 2)
+        self._console.print(f"[green]✓[/] {what} ({time.monotonic() - began:.1f} s)", highlight=False)
+
+
+def _content(tool: str, result: CallToolResult) -> dict[str, Any]:
+    if result.is_error or result.structured_content is None:
+        text = next((c.text for c in result.content if isinstance(c, TextContent)), "no answer")
+        raise ResearcherError(text, where=tool)
+    return dict(result.structured_content)
+
+
+def test_set() -> tuple[list[str], list[str]]:
+    """Held-out prompts and the answers that count as right."""
+    rows = [json.loads(line) for line in demo_data("sft_test", where="demo").read_text().splitlines()[:TEST_PROMPTS]]
+    return [row["messages"][-2]["content"] for row in rows], [row["messages"][-1]["content"] for row in rows]
+
+
+def _nll_range(folder: Path) -> tuple[float, float]:
+    """The held-out loss before the first step and after the last."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    measured = [record["test/nll"] for record in records if "test/nll" in record]
+    return measured[0], measured[-1]
+
+
+def show_result(result: DemoResult, *, as_json: bool) -> int:
+    """Print the result, as a table or as JSON; returns the exit code."""
+    if as_json:
+        print(result.model_dump_json())
+    else:
+        _show_table(result)
+    if not result.targets_met:
+        print(
+            f"ml-researcher demo: a target was missed: exact match must go from below {WORST_BEFORE:.0%} to above "
+            f"{BEST_AFTER:.0%}, and held-out NLL must halve.",
+            file=sys.stderr,
+        )
+    return 0 if result.targets_met else 1
+
+
+def _show_table(result: DemoResult) -> None:
+    table = Table("", "before", "after", title=f"Fine-tuning the demo model ({result.steps} steps)")
+    table.add_row("held-out NLL (nats per token)", f"{result.nll_before:.3f}", f"{result.nll_after:.3f}")
+    table.add_row(
+        f"exact match on {result.test_prompts} held-out prompts",
+        f"{result.exact_match_before:.0%}",
+        f"{result.exact_match_after:.0%}",
+    )
+    table.add_row(f"'{result.example_prompt}'", repr(result.example_before), repr(result.example_after))
+    console = Console()
+    console.print(table)
+    seconds = result.seconds
+    console.print(f"Trained in {seconds['train']:.0f} s, {seconds['total']:.0f} s in all. Job {result.job_id}.")
+    console.print(f"Everything of this run: {result.run_folder}", highlight=False, soft_wrap=True)

@@ -1,0 +1,96 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from job_helpers import curve, ended, settings, start, wait_until
+
+from sota_ml_researcher.core.errors import DataError, StorageError
+from sota_ml_researcher.jobs import control, run_files
+from sota_ml_researcher.jobs.registry import Registry
+from sota_ml_researcher.jobs.states import JobState
+from sota_ml_researcher.training.sft_config import load_sft_settings
+from sota_ml_researcher.training.sft_plan import plan_sft
+
+
+@pytest.mark.usefixtures("stop_engine")
+def test_a_job_trains_keeps_its_best_and_can_be_cancelled_and_resumed(tmp_path: Path, tiny_weights: Path) -> None:
+    whole = start(**settings(tmp_path, tiny_weights, num_steps=100, eval_every=30))
+    cut = start(**settings(tmp_path, tiny_weights, num_steps=100, eval_every=30))  # waits: the embedded engine takes one job at a time
+    assert Registry().get(cut.id).state is JobState.QUEUED
+
+    whole = wait_until(whole.id, ended)
+    assert whole.state is JobState.SUCCEEDED, whole.error
+    losses = curve(whole)
+    assert sorted(losses) == list(range(101))
+    assert losses[99][0] < losses[0][0] * 0.8  # type: ignore[operator]
+    validated = {step: nll for step, (_, nll) in losses.items() if nll is not None}
+    assert sorted(validated) == [0, 30, 60, 90, 100]
+    result = run_files.result(whole.folder)
+    assert result is not None
+    assert result["final_checkpoint"]["sampler_path"].endswith("/sampler_weights/final")
+    assert result["best_checkpoint"]["step"] == min(validated, key=lambda step: validated[step])
+
+    wait_until(cut.id, lambda job: job.step >= 6)
+    control.cancel(Registry(), cut.id)
+    stopped = wait_until(cut.id, ended)
+    assert stopped.state is JobState.CANCELLED
+    assert 6 <= stopped.step < 100
+    assert run_files.checkpoints(stopped.folder)[-1]["name"] == f"stopped-{stopped.step:06d}"
+
+    control.resume(Registry(), cut.id)
+    resumed = wait_until(cut.id, ended)
+    assert (resumed.state, resumed.attempt) == (JobState.SUCCEEDED, 2)
+    assert curve(resumed) == losses
+
+
+def test_the_plan_derives_what_was_left_out_and_names_the_rules(tmp_path: Path, tiny_weights: Path) -> None:
+    config = settings(tmp_path, tiny_weights)
+    for key in ("num_steps", "batch_size", "learning_rate", "checkpoint_every", "eval_every"):
+        del config[key]
+    plan = plan_sft(load_sft_settings(None, config))
+    shown = plan.settings.config
+    assert shown.max_seq_len == 512
+    assert None not in (shown.batch_size, shown.learning_rate, shown.num_epochs, shown.eval_every)
+    assert plan.settings.origins["learning_rate"].rule == "lora.lr.exponent.qwen"
+    assert plan.total_steps == -(-120 // (shown.batch_size or 0)) * (shown.num_epochs or 0)
+
+
+def test_a_run_folder_explains_itself(tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = start(**settings(tmp_path, tiny_weights, num_steps=2))
+    control.cancel(Registry(), job.id, hard=True)
+    config = yaml.safe_load((job.folder / run_files.CONFIG).read_text())
+    assert config["lora_rank"] == 4
+    environment = yaml.safe_load((job.folder / run_files.ENVIRONMENT).read_text())
+    assert len(environment["data"][config["train_file"]]["sha256"]) == 64
+    assert environment["packages"]["tinker"]
+
+
+def test_bad_data_is_refused_before_anything_starts(tmp_path: Path, tiny_weights: Path) -> None:
+    config = settings(tmp_path, tiny_weights)
+    lines = Path(config["train_file"]).read_text().splitlines()
+    lines[16] = "{broken"
+    Path(config["train_file"]).write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"train\.jsonl:17: not JSON"):
+        start(**config)
+    assert Registry().list() == []
+
+
+def test_an_output_folder_that_is_a_file_is_refused(tmp_path: Path, tiny_weights: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(StorageError, match="a file, and a folder is needed"):
+        start(**settings(tmp_path, tiny_weights, output_dir=str(tmp_path / "out")))
+    assert Registry().list() == []
+
+
+def test_a_full_disk_leaves_a_failed_job_that_says_so(
+    tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: str) -> None:
+        raise StorageError("the disk is full", where=str(path))
+
+    monkeypatch.setattr("sota_ml_researcher.jobs.start.write_atomically", full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        start(**settings(tmp_path, tiny_weights))
+    (job,) = Registry().list()
+    assert job.state is JobState.FAILED
+    assert "the disk is full" in job.error
