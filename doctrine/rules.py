@@ -1,29 +1,127 @@
-"""The rules of doctrine/rules.yaml, by id."""
+"""The rules of ``doctrine/rules.yaml``: every number we recommend, its conditions, its source and how sure we are.
+
+Light on purpose: the server reads them on the first tool call. The file's schema is held by its tests, not at run time.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from types import MappingProxyType
+from typing import Any, Literal
 
 import yaml
+
+from sota_ml_researcher.core.errors import ConfigError
+from sota_ml_researcher.core.suggestions import did_you_mean
+
+Confidence = Literal["high", "medium", "low"]
+Status = Literal["verified", "secondary", "recalled", "disputed"]
+RuleValue = float | int | bool | str | tuple[Any, ...] | Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a claim comes from.
+
+    Attributes:
+        key: Its short name in rules.yaml.
+        authors: Who wrote it.
+        title: Its title.
+        year: The year it was published.
+        link: An https address of the original.
+        section: The section, equation, table or function that carries the claim; may be empty.
+    """
+
+    key: str
+    authors: str
+    title: str
+    year: int
+    link: str
+    section: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule: its id and its value."""
+    """One claim, with the number a program can use.
+
+    Attributes:
+        id: Dotted name, such as ``lora.lr.base``.
+        claim: One sentence.
+        value: The number, list, mapping or word; None where the claim has none.
+        unit: What the value counts; may be empty.
+        when: The conditions under which the claim holds; empty means always.
+        sources: Never empty; the first carries the claim, others support or dispute it.
+        confidence: How far to trust it.
+        status: ``verified`` against the source, ``secondary`` (a source that reports it), ``recalled`` (not confirmed),
+            ``disputed`` (sources disagree, or it was only partly replicated: ``note`` says how).
+        informational: Whether no program reads the value: it is there for people.
+        note: What a careful reader should know besides; may be empty.
+    """
 
     id: str
-    value: object
+    claim: str
+    value: RuleValue
+    unit: str
+    when: str
+    sources: tuple[Source, ...]
+    confidence: Confidence
+    status: Status
+    informational: bool
+    note: str
+
+    @property
+    def source(self) -> Source:
+        """The source that carries the claim."""
+        return self.sources[0]
 
 
 @cache
-def load_rules() -> dict[str, Rule]:
-    """Every rule by id."""
-    text = (files("sota_ml_researcher.doctrine") / "rules.yaml").read_text(encoding="utf-8")
-    return {row["id"]: Rule(row["id"], row["value"]) for row in yaml.safe_load(text)}
+def load_rules() -> Mapping[str, Rule]:
+    """Every rule by id, in the order of the file. Read once per process."""
+    text = (files("sota_ml_researcher.doctrine") / "rules.yaml").read_bytes()
+    document: dict[str, Any] = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    sources: dict[str, dict[str, Any]] = document["sources"]
+    return MappingProxyType({rule_id: _rule(rule_id, row, sources) for rule_id, row in document["rules"].items()})
 
 
 def rule(rule_id: str) -> Rule:
-    """The rule called ``rule_id``."""
-    return load_rules()[rule_id]
+    """One rule.
+
+    Raises:
+        ConfigError: If there is no rule of that id.
+    """
+    found = load_rules().get(rule_id)
+    if found is None:
+        fix = did_you_mean(rule_id, load_rules(), cutoff=60.0)
+        raise ConfigError(f"there is no rule '{rule_id}'", fix=fix or "Read doctrine://rules for the list")
+    return found
+
+
+def _rule(rule_id: str, row: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]) -> Rule:
+    return Rule(
+        id=rule_id,
+        claim=row["claim"],
+        value=_frozen(row.get("value")),
+        unit=row.get("unit", ""),
+        when=row.get("when", ""),
+        sources=tuple(_source(reference, sources) for reference in row["sources"]),
+        confidence=row["confidence"],
+        status=row["status"],
+        informational=row.get("informational", False),
+        note=row.get("note", ""),
+    )
+
+
+def _source(reference: str, sources: Mapping[str, Mapping[str, Any]]) -> Source:
+    """``key`` or ``key: section``, as written in a rule's list of sources."""
+    key, _, section = reference.partition(": ")
+    return Source(key=key, section=section, **sources[key])
+
+
+def _frozen(value: Any) -> RuleValue:
+    if isinstance(value, list):
+        return tuple(value)
+    return MappingProxyType(value) if isinstance(value, dict) else value
