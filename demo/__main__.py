@@ -20,12 +20,23 @@ def main() -> int:
     try:
         result = anyio.run(demo.run)
     except ResearcherError as error:
-        print(f"ml-researcher demo: {error}", file=sys.stderr)
-        return 1
+        return _failed(error)
+    except BaseExceptionGroup as group:  # the client's task group wraps what its body raised
+        error = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if isinstance(error, ResearcherError):
+            return _failed(error)
+        raise
     except KeyboardInterrupt:
         print("\nStopped. The job was asked to save a checkpoint and end.", file=sys.stderr)
         return 130
     return show_result(result, as_json=options.json)
+
+
+def _failed(error: ResearcherError) -> int:
+    print(f"ml-researcher demo: {error}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from sota_ml_researcher.core.errors import ConfigError
 from sota_ml_researcher.core.suggestions import did_you_mean
 
 Confidence = Literal["high", "medium", "low"]
-Status = Literal["verified", "secondary", "recalled", "disputed"]
+Status = Literal["verified", "secondary", "recalled", "disputed", "chosen"]
 RuleValue = float | int | bool | str | tuple[Any, ...] | Mapping[str, Any] | None
 
 
@@ -56,7 +56,8 @@ class Rule:
         sources: Never empty; the first carries the claim, others support or dispute it.
         confidence: How far to trust it.
         status: ``verified`` against the source, ``secondary`` (a source that reports it), ``recalled`` (not confirmed),
-            ``disputed`` (sources disagree, or it was only partly replicated: ``note`` says how).
+            ``disputed`` (sources disagree, or it was only partly replicated: ``note`` says how), ``chosen`` (a threshold
+            of this project, with the source that motivates it).
         informational: Whether no program reads the value: it is there for people.
         note: What a careful reader should know besides; may be empty.
     """

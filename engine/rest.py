@@ -180,6 +180,12 @@ async def _session(request: Request) -> Response:
     return _json(found)
 
 
+async def _finish_session(request: Request) -> Response:
+    """A client says goodbye: what it held in memory is freed; its checkpoints stay."""
+    request.app.state.engine.finish_session(request.path_params["session_id"])
+    return Response(status_code=204)
+
+
 async def _sampler(request: Request) -> Response:
     sampler_id = request.path_params["sampler_id"]
     sampler = request.app.state.engine.samplers.get(sampler_id)
@@ -205,5 +211,6 @@ def routes() -> list[Route]:
         Route("/api/v1/copy_weights", _copy_weights, methods=["POST"]),
         Route("/api/v1/sessions", _sessions),
         Route("/api/v1/sessions/{session_id}", _session),
+        Route("/api/v1/sessions/{session_id}/finish", _finish_session, methods=["POST"]),
         Route("/api/v1/samplers/{sampler_id}", _sampler),
     ]

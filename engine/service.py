@@ -293,12 +293,18 @@ class Engine:
     def forget_silent(self, now: float) -> None:
         """Free what belongs to clients that are gone; their checkpoints stay."""
         for session in [s for s in self.sessions.values() if now - s.seen > SILENT_SESSION_S]:
-            for model_id in session.models:
-                self.trainings.pop(model_id, None)
-                self.scheduler.drop_lane(model_id, "the client's session has expired")
-            for sampler_id in session.samplers:
-                self.samplers.pop(sampler_id, None)
-            del self.sessions[session.session_id]
+            self.finish_session(session.session_id)
+
+    def finish_session(self, session_id: str) -> None:
+        """Free what a client held in memory."""
+        session = self.sessions.pop(session_id, None)
+        if session is None:
+            return
+        for model_id in session.models:
+            self.trainings.pop(model_id, None)
+            self.scheduler.drop_lane(model_id, "the client's session has ended")
+        for sampler_id in session.samplers:
+            self.samplers.pop(sampler_id, None)
 
     def _ordered(self, model_id: str, seq: int | None, compute: Callable[[], Result]) -> Promise:
         """Queue an adapter's request at its place; the same seq id again is the same request."""

@@ -44,6 +44,8 @@ class ResearcherServer(MCPServer[Any]):
             cause = error.__cause__
             if isinstance(cause, ValidationError):
                 raise ToolError(_argument_problems(name, arguments, cause)) from None
+            if isinstance(cause, ToolError):
+                raise ToolError(str(cause)) from None  # without the SDK's "Error executing tool" in front
             if str(error).startswith("Unknown tool"):
                 fix = did_you_mean(name, [tool.function.__name__ for tool in TOOLS]) or "tools/list shows them"
                 raise ToolError(f"there is no tool '{name}'. {fix}") from None
