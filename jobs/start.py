@@ -7,6 +7,7 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sota_ml_researcher.core.files import sha256_of, write_atomically
 from sota_ml_researcher.core.paths import home, writable_folder
@@ -15,7 +16,9 @@ from sota_ml_researcher.jobs.launch import spawn_worker
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.states import Job, JobState
 from sota_ml_researcher.training.config_resolution import render_config
-from sota_ml_researcher.training.sft_plan import SftPlan
+
+if TYPE_CHECKING:
+    from sota_ml_researcher.training.sft_plan import SftPlan  # brings numpy, which the server does without at start
 
 _RECORDED = ("sota-ml-researcher", "tinker", "tinker-cookbook", "torch", "transformers", "tokenizers", "numpy")
 

@@ -11,11 +11,11 @@ import logging
 import sqlite3
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
-from mcp_types import ToolAnnotations
+from mcp_types import Tool, ToolAnnotations
 from pydantic import ValidationError
 
 from sota_ml_researcher.core.errors import ResearcherError
@@ -36,6 +36,16 @@ logger = logging.getLogger(__name__)
 class ResearcherServer(MCPServer[Any]):
     """`MCPServer` whose argument errors name the argument, what was given, and the known names."""
 
+    async def list_tools(self) -> list[Tool]:
+        """The tools with the leanest schemas that say the same: every client pays for them in its context."""
+        tools = await super().list_tools()
+        return [
+            tool.model_copy(
+                update={"input_schema": lean(tool.input_schema), "output_schema": lean(tool.output_schema or {})}
+            )
+            for tool in tools
+        ]
+
     async def call_tool(self, name: str, arguments: dict[str, Any], *rest: Any, **named: Any) -> Any:
         """Call a tool; wrong arguments come back as sentences instead of a validator's dump."""
         try:
@@ -50,6 +60,24 @@ class ResearcherServer(MCPServer[Any]):
                 fix = did_you_mean(name, [tool.function.__name__ for tool in TOOLS]) or "tools/list shows them"
                 raise ToolError(f"there is no tool '{name}'. {fix}") from None
             raise
+
+
+def lean(schema: dict[str, Any]) -> dict[str, Any]:
+    """A JSON schema without titles, null defaults and descriptions of our own classes."""
+
+    def slim(node: Any, *, names: bool = False) -> Any:
+        if isinstance(node, list):
+            return [slim(item) for item in cast("list[Any]", node)]
+        if not isinstance(node, dict):
+            return node
+        fields = cast("dict[str, Any]", node)
+        kept = fields if names else {k: v for k, v in fields.items() if k != "title" and (k, v) != ("default", None)}
+        return {k: slim(v, names=k in {"properties", "$defs"} and not names) for k, v in kept.items()}
+
+    slimmed = slim(schema)
+    for definition in [slimmed, *slimmed.get("$defs", {}).values()]:
+        definition.pop("description", None)
+    return slimmed
 
 
 def build_server() -> ResearcherServer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from mcp_types import CallToolResult
 from pydantic import BaseModel, Field
@@ -13,7 +13,9 @@ from sota_ml_researcher.jobs.start import start_sft_job
 from sota_ml_researcher.tools.answers import answer, number
 from sota_ml_researcher.training import backends
 from sota_ml_researcher.training.sft_config import load_sft_settings
-from sota_ml_researcher.training.sft_plan import SftPlan, check_model_trainable, plan_sft
+
+if TYPE_CHECKING:
+    from sota_ml_researcher.training.sft_plan import SftPlan  # brings numpy, which the server does without at start
 
 
 class Started(BaseModel):
@@ -49,6 +51,8 @@ def start_sft(
     Needs base_model and train_file, from the config, the overrides, or both. Null settings are derived, and the answer
     shows each value with where it came from. Call with validate_only=true first. Then wait_for_job.
     """
+    from sota_ml_researcher.training.sft_plan import plan_sft
+
     settings = load_sft_settings(Path(config).expanduser() if config else None, overrides)
     plan = plan_sft(settings)
     preflight(plan)
@@ -69,6 +73,8 @@ def preflight(plan: SftPlan) -> None:
         BackendError: If it does not answer or refuses the key.
         ModelError: If it does not train the model.
     """
+    from sota_ml_researcher.training.sft_plan import check_model_trainable
+
     config = plan.settings.config
     if config.backend == "embedded":
         return
