@@ -1,9 +1,9 @@
-"""The doctrine's pages for people and assistants: markdown files with front matter, and a table of all rules."""
+"""The doctrine's pages for people and assistants: markdown files with front matter, a table of all rules, and each rule."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any, cast
@@ -12,10 +12,17 @@ import yaml
 
 from sota_ml_researcher.core.errors import ConfigError
 from sota_ml_researcher.core.suggestions import did_you_mean
-from sota_ml_researcher.doctrine.rules import Rule, Source, load_rules
+from sota_ml_researcher.doctrine.rules import Rule, Source, Status, load_rules, rule
 
 RULES_TOPIC = "rules"
 _FENCE = "---\n"
+_STATUS: Mapping[Status, str] = {
+    "verified": "read in the source or its code",
+    "secondary": "another source reports it",
+    "recalled": "not confirmed",
+    "disputed": "sources disagree, or only partly replicated",
+    "chosen": "a practice of this project, with what motivates it",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +51,20 @@ def topics() -> list[Topic]:
 
 
 def read_topic(name: str) -> str:
-    """The markdown of one page, front matter included.
+    """The markdown of one page, front matter included; or everything about one rule, by its id.
 
     Raises:
-        ConfigError: If there is no page of that name.
+        ConfigError: If there is no page and no rule of that name.
     """
     if name == RULES_TOPIC:
         return rules_table()
+    if name in load_rules():
+        return rule_page(name)
     known = _page_names()
     if name not in known:
         everything = sorted([*known, RULES_TOPIC])
-        near = did_you_mean(name, everything, cutoff=50.0)
-        choices = f"Topics: {', '.join(everything)}"
+        near = did_you_mean(name, [*everything, *load_rules()], cutoff=50.0)
+        choices = f"Topics: {', '.join(everything)}, or a rule's id"
         raise ConfigError(f"there is no topic '{name}'", where="doctrine", fix=f"{near} {choices}".strip())
     return _text(name)
 
@@ -75,6 +84,27 @@ def front_matter(text: str) -> Mapping[str, Any]:
     return cast("dict[str, Any]", loaded)
 
 
+def rule_page(rule_id: str) -> str:
+    """One rule with its value, conditions, note and full sources.
+
+    Raises:
+        ConfigError: If there is no rule of that id.
+    """
+    found = rule(rule_id)
+    value = None if found.value is None else f"{_shown(found.value)} {found.unit}".strip()
+    facts = (("value", value), ("when", found.when), ("note", found.note))
+    lines = [
+        f"# {found.id}",
+        "",
+        found.claim,
+        "",
+        *(f"- {name}: {text}" for name, text in facts if text),
+        f"- confidence: {found.confidence}; status: {found.status}, {_STATUS[found.status]}",
+        *(_citation(source) for source in found.sources),
+    ]
+    return "\n".join(lines) + "\n"
+
+
 @cache
 def rules_table() -> str:
     """All rules as one markdown table, with their sources below."""
@@ -82,28 +112,28 @@ def rules_table() -> str:
     lines = [
         "# Rules",
         "",
-        "Every number this server recommends, by the id that its answers name. Status: verified (read in the source or "
-        "its code), secondary (others report it), recalled (not confirmed), disputed (sources disagree).",
+        "Every number this server recommends, by the id that its answers name; `doctrine://ID` shows one rule alone. "
+        f"Status: {'; '.join(f'{name}: {meaning}' for name, meaning in _STATUS.items())}.",
         "",
         "| id | claim | value | when | sources | sure |",
         "|---|---|---|---|---|---|",
-        *(_row(rule) for rule in rules),
+        *(_row(each) for each in rules),
         "",
         "## Notes",
         "",
-        *(f"- `{rule.id}`: {rule.note}" for rule in rules if rule.note),
+        *(f"- `{each.id}`: {each.note}" for each in rules if each.note),
         "",
         "## Sources",
         "",
-        *(_citation(source) for source in {s.key: s for rule in rules for s in rule.sources}.values()),
+        *(_citation(source) for source in {s.key: replace(s, section="") for r in rules for s in r.sources}.values()),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _row(rule: Rule) -> str:
-    value = "" if rule.value is None else f"{_shown(rule.value)} {rule.unit}".strip()
-    cited = "; ".join(f"{s.key}, {s.section}" if s.section else s.key for s in rule.sources)
-    cells = (f"`{rule.id}`", rule.claim, value, rule.when, cited, f"{rule.confidence}, {rule.status}")
+def _row(row: Rule) -> str:
+    value = "" if row.value is None else f"{_shown(row.value)} {row.unit}".strip()
+    cited = "; ".join(f"{s.key}, {s.section}" if s.section else s.key for s in row.sources)
+    cells = (f"`{row.id}`", row.claim, value, row.when, cited, f"{row.confidence}, {row.status}")
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
@@ -117,8 +147,8 @@ def _shown(value: object) -> str:
 
 
 def _citation(source: Source) -> str:
-    link = f" {source.link}" if source.link else ""
-    return f"- {source.key}: {source.authors}, {source.title} ({source.year}).{link}"
+    place = f", {source.section}" if source.section else ""
+    return f"- {source.key}: {source.authors}, {source.title} ({source.year}){place}. {source.link}"
 
 
 @cache

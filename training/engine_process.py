@@ -28,6 +28,19 @@ def running_engine() -> str | None:
     return url if url and _healthy(url) else None
 
 
+def engine_died(url: str) -> bool:
+    """Whether the engine that served ``url`` has ended. Looks at its process, so a busy engine is not mistaken."""
+    import psutil
+
+    found = _discovered(engine_folder())
+    if found is None or found.get("url") != url:
+        return True
+    try:
+        return psutil.Process(int(found["pid"])).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def ensure_engine() -> str:
     """The URL of a healthy engine on this machine, starting one if needed.
 

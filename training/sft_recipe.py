@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,10 +21,12 @@ from tinker_cookbook.supervised import train
 from tinker_cookbook.supervised.common import datum_from_model_input_weights
 from tinker_cookbook.supervised.types import SupervisedDataset, SupervisedDatasetBuilder
 
+from sota_ml_researcher.core.errors import BackendError
 from sota_ml_researcher.core.files import append_json_line, read_json_lines
 from sota_ml_researcher.training import resume_point
 from sota_ml_researcher.training.backend_errors import backend_errors
 from sota_ml_researcher.training.backends import Backend, connect
+from sota_ml_researcher.training.engine_process import engine_died
 from sota_ml_researcher.training.models import ModelRef, resolve_model
 from sota_ml_researcher.training.rendering import ChatRenderer, load_renderer
 from sota_ml_researcher.training.run_context import Outcome, RunContext, StopReason
@@ -35,6 +37,7 @@ from sota_ml_researcher.training.validation import Validation, read_best
 
 # Batches the loop sends before it waits for the oldest: one hides the round trip, more only cost memory.
 _SUBMIT_AHEAD = 1
+_WATCH_S = 2.0
 
 
 def run_sft(context: RunContext, config: SftConfig) -> Outcome:
@@ -134,13 +137,31 @@ class _SftRun:
         """Run the loop; returns why it stopped early, or None."""
         validation = self._validation(held_out)
         try:
-            await train.main(self._loop_config(model_name, data, validation))
+            await self._watched(train.main(self._loop_config(model_name, data, validation)))
         except StopTrainingError:
             await self._save_stopped(len(data))
             return self._context.stop_requested() or StopReason.CANCEL
         if validation is not None:
             await self._final_validation(validation)
         return None
+
+    async def _watched(self, loop: Coroutine[Any, Any, None]) -> None:
+        """Run the loop, and give up when the embedded engine dies: the SDK would go on calling it for ever.
+
+        Raises:
+            BackendError: If the engine's process ended.
+        """
+        running = asyncio.create_task(loop)
+        while not running.done():
+            await asyncio.wait({running}, timeout=_WATCH_S)
+            if self._backend.name == "embedded" and not running.done() and engine_died(self._backend.base_url):
+                running.cancel()
+                raise BackendError(
+                    f"the embedded engine ended at step {self._steering.next_step}",
+                    where=self._backend.base_url,
+                    fix="resume_job starts a new one and goes on from the last checkpoint; engine/log.txt says why",
+                )
+        await running
 
     def _validation(self, held_out: SftData | None) -> Validation | None:
         if held_out is None:
