@@ -1,12 +1,12 @@
 """The rules of ``doctrine/rules.yaml``: every number we recommend, its conditions, its source and how sure we are.
 
-Light on purpose: the server reads them on the first tool call. The file's schema is held by its tests, not at run time.
+Light on purpose: the server reads them on the first tool call. The schema of both files is held by tests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
@@ -27,7 +27,7 @@ class Source:
     """Where a claim comes from.
 
     Attributes:
-        key: Its short name in rules.yaml.
+        key: Its short name in sources.yaml.
         authors: Who wrote it.
         title: Its title.
         year: The year it was published.
@@ -53,11 +53,11 @@ class Rule:
         value: The number, list, mapping or word; None where the claim has none.
         unit: What the value counts; may be empty.
         when: The conditions under which the claim holds; empty means always.
-        sources: Never empty; the first carries the claim, others support or dispute it.
+        references: ``key`` or ``key: section`` of each source, never empty; the first carries the claim.
         confidence: How far to trust it.
         status: ``verified`` against the source, ``secondary`` (a source that reports it), ``recalled`` (not confirmed),
-            ``disputed`` (sources disagree, or it was only partly replicated: ``note`` says how), ``chosen`` (a threshold
-            of this project, with the source that motivates it).
+            ``disputed`` (sources disagree, or only partly replicated: ``note`` says how), ``chosen`` (a threshold or
+            practice of this project, with the source that motivates it).
         informational: Whether no program reads the value: it is there for people.
         note: What a careful reader should know besides; may be empty.
     """
@@ -67,25 +67,33 @@ class Rule:
     value: RuleValue
     unit: str
     when: str
-    sources: tuple[Source, ...]
+    references: tuple[str, ...]
     confidence: Confidence
     status: Status
     informational: bool
     note: str
 
     @property
+    def sources(self) -> tuple[Source, ...]:
+        """The sources in full; the first carries the claim, others support or dispute it."""
+        return tuple(_cited(reference) for reference in self.references)
+
+    @property
     def source(self) -> Source:
         """The source that carries the claim."""
-        return self.sources[0]
+        return _cited(self.references[0])
 
 
 @cache
 def load_rules() -> Mapping[str, Rule]:
     """Every rule by id, in the order of the file. Read once per process."""
-    text = (files("sota_ml_researcher.doctrine") / "rules.yaml").read_bytes()
-    document: dict[str, Any] = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    sources: dict[str, dict[str, Any]] = document["sources"]
-    return MappingProxyType({rule_id: _rule(rule_id, row, sources) for rule_id, row in document["rules"].items()})
+    return MappingProxyType({rule_id: _rule(rule_id, row) for rule_id, row in _read("rules.yaml").items()})
+
+
+@cache
+def load_sources() -> Mapping[str, Source]:
+    """Every source by its short name, without a section. Read once per process."""
+    return MappingProxyType({key: Source(key=key, **row) for key, row in _read("sources.yaml").items()})
 
 
 def rule(rule_id: str) -> Rule:
@@ -101,14 +109,19 @@ def rule(rule_id: str) -> Rule:
     return found
 
 
-def _rule(rule_id: str, row: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]) -> Rule:
+def _read(name: str) -> dict[str, dict[str, Any]]:
+    text = (files("sota_ml_researcher.doctrine") / name).read_bytes()
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def _rule(rule_id: str, row: Mapping[str, Any]) -> Rule:
     return Rule(
         id=rule_id,
         claim=row["claim"],
         value=_frozen(row.get("value")),
         unit=row.get("unit", ""),
         when=row.get("when", ""),
-        sources=tuple(_source(reference, sources) for reference in row["sources"]),
+        references=tuple(row["sources"]),
         confidence=row["confidence"],
         status=row["status"],
         informational=row.get("informational", False),
@@ -116,10 +129,9 @@ def _rule(rule_id: str, row: Mapping[str, Any], sources: Mapping[str, Mapping[st
     )
 
 
-def _source(reference: str, sources: Mapping[str, Mapping[str, Any]]) -> Source:
-    """``key`` or ``key: section``, as written in a rule's list of sources."""
+def _cited(reference: str) -> Source:
     key, _, section = reference.partition(": ")
-    return Source(key=key, section=section, **sources[key])
+    return replace(load_sources()[key], section=section)
 
 
 def _frozen(value: Any) -> RuleValue:

@@ -1,4 +1,4 @@
-"""The doctrine's pages for people and assistants: markdown files with front matter, a table of all rules, and each rule."""
+"""The doctrine's pages for people and assistants: markdown with front matter, a table of all rules, and each rule."""
 
 from __future__ import annotations
 

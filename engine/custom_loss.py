@@ -59,7 +59,9 @@ def _table() -> dict[str, Callable[..., Any]]:
     for name in _FUNCTIONAL_NAMES:
         table |= {f"{prefix}.{name}": getattr(F, name) for prefix in ("torch.nn.functional", "torch._C._nn")}
     table["torch._C._nn.log_sigmoid"] = F.logsigmoid
-    table |= {f"torch.special.{name}": getattr(torch.special, name) for name in ("expit", "log1p", "logsumexp", "xlogy")}
+    table |= {
+        f"torch.special.{name}": getattr(torch.special, name) for name in ("expit", "log1p", "logsumexp", "xlogy")
+    }
     table |= {f"operator.{name}": getattr(operator, name) for name in _OPERATOR_NAMES}
     return table | {f"math.{name}": getattr(math, name) for name in _MATH_NAMES}
 
@@ -143,9 +145,7 @@ class CustomLoss:
         return loss, {key: _number(value, key) for key, value in metrics.items()}
 
 
-def compile_custom_loss(
-    name: str, inputs: Sequence[tuple[str, int]], nodes: Sequence[Mapping[str, Any]]
-) -> CustomLoss:
+def compile_custom_loss(name: str, inputs: Sequence[tuple[str, int]], nodes: Sequence[Mapping[str, Any]]) -> CustomLoss:
     """Check a graph against the allow-list.
 
     Args:
@@ -183,7 +183,9 @@ def _check_node(name: str, node: _Node, seen: set[str]) -> None:
         "call_method": node.target in METHODS,
     }.get(node.op, False)
     if not allowed:
-        raise RequestRejectedError(f"custom loss {name!r}: {node.op} {node.target!r} is not among the allowed operations")
+        raise RequestRejectedError(
+            f"custom loss {name!r}: {node.op} {node.target!r} is not among the allowed operations"
+        )
     for reference in _references([*node.args, *node.kwargs.values()]):
         if reference not in seen:
             raise RequestRejectedError(f"custom loss {name!r}: node {node.name!r} reads {reference!r} before it exists")

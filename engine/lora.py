@@ -107,7 +107,9 @@ class LoraLayout:
                 raise RequestRejectedError(f"{name} has shape {array.shape}, this adapter needs {peft_shape(part)}")
             view.copy_(torch.from_numpy(_from_peft(part, array)))
         if left:
-            raise RequestRejectedError(f"the checkpoint has tensors this adapter does not know: {', '.join(sorted(left)[:3])}")
+            raise RequestRejectedError(
+                f"the checkpoint has tensors this adapter does not know: {', '.join(sorted(left)[:3])}"
+            )
         return flat_P
 
 
@@ -205,4 +207,8 @@ def optimizer_tensors(tensors: Mapping[str, Any], size: int) -> tuple[Tensor, Te
     mean, square = (np.asarray(tensors[key], dtype=np.float32) for key in ("exp_avg", "exp_avg_sq"))
     if mean.shape != (size,) or square.shape != (size,):
         raise RequestRejectedError(f"the optimizer state is of shape {mean.shape}, this adapter needs ({size},)")
-    return torch.from_numpy(mean.copy()), torch.from_numpy(square.copy()), int(np.asarray(tensors["step"]).reshape(-1)[0])
+    return (
+        torch.from_numpy(mean.copy()),
+        torch.from_numpy(square.copy()),
+        int(np.asarray(tensors["step"]).reshape(-1)[0]),
+    )

@@ -75,7 +75,7 @@ def score(
     *,
     keep: bool,
 ) -> ScoredHead:
-    """log p of ``targets_M`` at ``rows_M`` (ascending); ``keep`` if a backward pass will follow."""
+    """Log p of ``targets_M`` at ``rows_M`` (ascending); ``keep`` if a backward pass will follow."""
     vocabulary = head.weight_VD.shape[0]
     logprobs_M = hidden_ND.new_empty(len(rows_M), dtype=torch.float32)
     keep = keep and len(hidden_ND) * vocabulary * hidden_ND.element_size() <= _KEPT_BYTES
@@ -126,9 +126,7 @@ def head_backward(
     return HeadGradient(grad_hidden_ND, grad_a, grad_b)
 
 
-def _alive_rows(
-    count: int, rows_M: Tensor, targets_M: Tensor, grad_M: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _alive_rows(count: int, rows_M: Tensor, targets_M: Tensor, grad_M: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rows that any gradient reaches, and their pairs with rows renumbered among them."""
     alive_N = torch.zeros(count, dtype=torch.bool, device=rows_M.device)
     alive_N[rows_M[grad_M != 0]] = True

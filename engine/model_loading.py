@@ -144,7 +144,9 @@ def _quantisation(quantize: str | None, device: torch.device, dtype: torch.dtype
     if quantize != "nf4":
         raise ConfigError(f"unknown quantisation {quantize!r}", where="--quantize", fix="Only nf4 is known")
     if device.type != "cuda":
-        raise ConfigError("nf4 quantisation needs a CUDA device", where="--quantize", fix="Leave it out on this machine")
+        raise ConfigError(
+            "nf4 quantisation needs a CUDA device", where="--quantize", fix="Leave it out on this machine"
+        )
     try:
         import bitsandbytes  # type: ignore[import-not-found]  # noqa: F401
     except ImportError as error:

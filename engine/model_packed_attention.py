@@ -170,7 +170,7 @@ def _is_plain(bucket: Bucket, like: Tensor) -> bool:
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, heads: Heads) -> Tensor:
-    """torch's own kernel: memory linear in length."""
+    """Torch's own kernel: memory linear in length."""
     windowed = heads.window is not None and heads.window < bucket.length
     k, v = (x.repeat_interleave(heads.group, dim=1) for x in (k, v))
     mask = _mask(bucket, heads, q)[: bucket.length] if windowed else None

@@ -59,7 +59,7 @@ def _spans(linear: Linear, blocks: Sequence[int]) -> list[slice]:
 
 
 def lora_forward(x: Tensor, linear: Linear, lora: Lora, residual: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """y = x W^T + bias (+ residual) with ``scaling (x A^T) B^T`` added to each adapted block; also x A^T [N, kR]."""
+    """Y = x W^T + bias (+ residual) with ``scaling (x A^T) B^T`` added to each adapted block; also x A^T [N, kR]."""
     if residual is None:
         y = F.linear(x, linear.weight, linear.bias)
     else:
@@ -109,7 +109,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def rms_norm_backward(grad: Tensor, x: Tensor, root: Tensor, weight: Tensor) -> Tensor:
-    """dx = root (g w) - x root^3 mean(g w x)."""
+    """Dx = root (g w) - x root^3 mean(g w x)."""
     wide = (grad * weight).float()
     values = x.float()
     drag = (wide * values).mean(dim=-1, keepdim=True).mul_(root.pow(3))
@@ -199,7 +199,14 @@ class GatedDown(torch.autograd.Function):
         want_x = ctx.needs_input_grad[0]
         if not want_x:
             inner = gated(gate_up, ctx.activation)
-            return (None, grad, None, None, None, *lora_backward(grad, inner, low, ctx.linear, ctx.lora, want_x=False)[1])
+            return (
+                None,
+                grad,
+                None,
+                None,
+                None,
+                *lora_backward(grad, inner, low, ctx.linear, ctx.lora, want_x=False)[1],
+            )
         grad_inner = grad @ ctx.linear.weight
         if low is not None:
             grad_inner.addmm_(grad @ ctx.lora.pairs[0].b, ctx.lora.pairs[0].a, alpha=ctx.lora.scaling)

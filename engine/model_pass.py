@@ -148,7 +148,9 @@ def _custom(leaf_M: Tensor, items: Sequence[TrainItem], loss: CustomLoss, metric
     """Custom losses are small graphs: they run on the CPU, datum by datum."""
     shapes = [item.loss_inputs[TARGETS].shape for item in items]
     total = torch.zeros(())
-    for item, shape, flat in zip(items, shapes, torch.split(leaf_M.cpu(), [math.prod(shape) for shape in shapes]), strict=True):
+    for item, shape, flat in zip(
+        items, shapes, torch.split(leaf_M.cpu(), [math.prod(shape) for shape in shapes]), strict=True
+    ):
         inputs = {key: torch.as_tensor(value) for key, value in item.loss_inputs.items()}
         value, measured = loss.run(flat.view(shape), inputs)
         total = total + value

@@ -94,7 +94,9 @@ class TransformersBackbone:
     def _padded(self, sequences: Sequence[Tensor]) -> list[Tensor]:
         lengths = [len(sequence) for sequence in sequences]
         tokens_BT = pad_sequence(list(sequences), batch_first=True)
-        mask_BT = torch.arange(tokens_BT.shape[1], device=self.device) < torch.tensor(lengths, device=self.device)[:, None]
+        mask_BT = (
+            torch.arange(tokens_BT.shape[1], device=self.device) < torch.tensor(lengths, device=self.device)[:, None]
+        )
         full = min(lengths) == max(lengths)
         output = self._body(input_ids=tokens_BT, attention_mask=None if full else mask_BT.long(), use_cache=False)
         hidden_BTD = output.last_hidden_state
@@ -123,7 +125,11 @@ class TransformersBackbone:
                     packed[index] = output.last_hidden_state[place]
         states = [state for state in packed if state is not None]
         last = torch.stack([state[-1] for state in states])
-        return GroupedCache(groups), torch.cat(states), last.repeat_interleave(torch.tensor(repeats, device=self.device), 0)
+        return (
+            GroupedCache(groups),
+            torch.cat(states),
+            last.repeat_interleave(torch.tensor(repeats, device=self.device), 0),
+        )
 
     @torch.no_grad()
     def step(self, state: GroupedCache, tokens_B: Tensor, lora: ActiveLora | None) -> Tensor:

@@ -16,7 +16,9 @@ _MARGIN_TOKENS = 4
 class Stops:
     """Stop conditions of the rows of one batch; rows of one request share theirs."""
 
-    def __init__(self, requests: Sequence[tuple[frozenset[int], tuple[str, ...]]], vocabulary: int, tokenizer: Any) -> None:
+    def __init__(
+        self, requests: Sequence[tuple[frozenset[int], tuple[str, ...]]], vocabulary: int, tokenizer: Any
+    ) -> None:
         self._table = np.zeros((len(requests), vocabulary), dtype=bool)
         self._strings = [strings for _, strings in requests]
         self._tokenizer = tokenizer

@@ -19,7 +19,6 @@ Confidence = Literal["high", "medium", "low"]
 Method = Literal["sft", "full"]
 
 # The formula's reference width and the widths it was fitted on; part of the formula, not of anybody's taste.
-REFERENCE_WIDTH = 2000
 FITTED_WIDTHS = (2048, 8192)
 _FITTED: tuple[Literal["llama"], Literal["qwen"]] = ("llama", "qwen")
 
@@ -90,9 +89,10 @@ def recommended_learning_rate(
             note=note + _short_run(base, steps),
         )
     decider = f"lora.lr.exponent.{family}"
-    value = base * (REFERENCE_WIDTH / width) ** number(decider)
+    reference = integer("lora.lr.reference_hidden")
+    value = base * (reference / width) ** number(decider)
     confidence, remark = _trust(config, family, width)
-    formula = f"{base:g} x ({REFERENCE_WIDTH} / {width})^{number(decider):g}"
+    formula = f"{base:g} x ({reference} / {width})^{number(decider):g}"
     note = f"fitted on {family.capitalize()} models: {formula}. {remark}"
     return Recommendation(
         value=value, rule_ids=(decider, *shared), confidence=confidence, note=note.strip() + _short_run(value, steps)

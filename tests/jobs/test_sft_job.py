@@ -15,7 +15,9 @@ from sota_ml_researcher.training.sft_plan import plan_sft
 @pytest.mark.usefixtures("stop_engine")
 def test_a_job_trains_keeps_its_best_and_can_be_cancelled_and_resumed(tmp_path: Path, tiny_weights: Path) -> None:
     whole = start(**settings(tmp_path, tiny_weights, num_steps=100, eval_every=30))
-    cut = start(**settings(tmp_path, tiny_weights, num_steps=100, eval_every=30))  # waits: the embedded engine takes one job at a time
+    cut = start(
+        **settings(tmp_path, tiny_weights, num_steps=100, eval_every=30)
+    )  # waits: the embedded engine takes one job at a time
     assert Registry().get(cut.id).state is JobState.QUEUED
 
     whole = wait_until(whole.id, ended)
