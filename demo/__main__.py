@@ -22,7 +22,7 @@ def main() -> int:
     except ResearcherError as error:
         return _failed(error)
     except BaseExceptionGroup as group:  # the client's task group wraps what its body raised
-        error = group
+        error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         if isinstance(error, ResearcherError):

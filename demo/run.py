@@ -136,8 +136,8 @@ class Demo:
         return job
 
     async def _wait(self, client: Client, moved: Callable[[float, float | None, str | None], None]) -> dict[str, Any]:
-        async def on_progress(done: float, total: float | None, message: str | None) -> None:
-            moved(done, total, message)
+        async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+            moved(progress, total, message)
 
         while True:
             result = await client.call_tool(

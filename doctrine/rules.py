@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import yaml
 
@@ -136,5 +136,5 @@ def _cited(reference: str) -> Source:
 
 def _frozen(value: Any) -> RuleValue:
     if isinstance(value, list):
-        return tuple(value)
-    return MappingProxyType(value) if isinstance(value, dict) else value
+        return tuple(cast("list[Any]", value))
+    return MappingProxyType(cast("dict[str, Any]", value)) if isinstance(value, dict) else value

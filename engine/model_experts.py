@@ -8,6 +8,7 @@ Each expert has its own pair, as PEFT's ``target_parameters`` has it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +53,9 @@ def _gated_forward(module: nn.Module, prefix: str, pair: FindPair) -> Callable[.
             slots = order[start : start + count]
             start += count
             tokens = slots // experts_NK.shape[1]
-            gate, up = _expert_linear(hidden_ND[tokens], module.gate_up_proj, expert, gate_up).chunk(2, dim=-1)
+            gate, up = _expert_linear(hidden_ND[tokens], cast("Tensor", module.gate_up_proj), expert, gate_up).chunk(
+                2, dim=-1
+            )
             out = _expert_linear(module.act_fn(gate) * up, module.down_proj, expert, down)  # type: ignore[operator]
             weighted = out * weights_NK.reshape(-1)[slots].unsqueeze(-1)
             result_ND = result_ND.index_add(0, tokens, weighted.to(result_ND.dtype))

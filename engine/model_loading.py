@@ -62,7 +62,7 @@ def load_pretrained(path_or_id: str, options: LoadOptions) -> Loaded:
             fix="Check that the folder holds a causal language model's config.json and safetensors files",
         ) from error
     if not extra:
-        module = module.to(device)
+        module = module.to(device)  # type: ignore[arg-type]  # the stub of a decorated method
     return Loaded(module.eval().requires_grad_(False), tokenizer, config, device, dtype)
 
 

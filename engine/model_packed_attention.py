@@ -243,7 +243,7 @@ def _plain_backward(
     weights = _probabilities(q, k, bucket, heads)
     grad_v = torch.bmm(weights.transpose(1, 2), grad)
     grad_weights = torch.bmm(grad, v.transpose(1, 2))
-    grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(heads.scale)
+    grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(heads.scale)
     grad_q = torch.bmm(grad_scores, k)
     grad_k = torch.bmm(grad_scores.transpose(1, 2), q)
     shape = (bucket.count, heads.key, bucket.length, heads.size)
@@ -255,6 +255,7 @@ def _fused_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_() for x in padded]
-        out = _fused(*leaves, bucket, heads)
+        q, k, v = leaves
+        out = _fused(q, k, v, bucket, heads)
     grad_q, grad_k, grad_v = torch.autograd.grad(out, leaves, grad)
     return grad_q, grad_k, grad_v

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import nn
@@ -51,7 +51,7 @@ def find_sites(model: nn.Module) -> list[Site]:
     head: list[Site] = []
     for name, module in model.named_modules():
         if module is unembedding:
-            head.append(Site(name, "unembed", module.in_features, module.out_features))
+            head.append(Site(name, "unembed", cast("int", module.in_features), cast("int", module.out_features)))
         elif isinstance(module, nn.Linear | Conv1D) or type(module).__name__ in {"Linear4bit", "Linear8bitLt"}:
             if name.rsplit(".", 1)[-1] not in _ROUTER_NAMES:
                 sites.append(_linear_site(name, module))
