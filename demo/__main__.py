@@ -11,6 +11,11 @@ from sota_ml_researcher.core.errors import ResearcherError
 from sota_ml_researcher.demo.run import Demo, show_result
 
 
+def _innermost(error: BaseException) -> BaseException:
+    inner = getattr(error, "exceptions", None)
+    return _innermost(inner[0]) if inner else error
+
+
 def main() -> int:
     """Run the demo; exit code 0 when every target was met."""
     parser = argparse.ArgumentParser(prog="ml-researcher demo")
@@ -22,9 +27,7 @@ def main() -> int:
     except ResearcherError as error:
         return _failed(error)
     except BaseExceptionGroup as group:  # the client's task group wraps what its body raised
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
+        error = _innermost(group)
         if isinstance(error, ResearcherError):
             return _failed(error)
         raise
