@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, cast
+
+from pydantic import BaseModel
 
 from sota_ml_researcher.core.files import sha256_of, write_atomically
 from sota_ml_researcher.core.paths import home, writable_folder
@@ -15,7 +18,7 @@ from sota_ml_researcher.jobs import run_files
 from sota_ml_researcher.jobs.launch import spawn_worker
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.states import Job, JobState
-from sota_ml_researcher.training.config_resolution import render_config
+from sota_ml_researcher.training.config_resolution import Origin, render_config
 
 if TYPE_CHECKING:
     from sota_ml_researcher.training.sft_plan import SftPlan  # brings numpy, which the server does without at start
@@ -23,33 +26,70 @@ if TYPE_CHECKING:
 _RECORDED = ("sota-ml-researcher", "tinker", "tinker-cookbook", "torch", "transformers", "tokenizers", "numpy")
 
 
+class JobConfig(Protocol):
+    """What every kind of job's config has."""
+
+    @property
+    def base_model(self) -> str: ...  # noqa: D102
+    @property
+    def run_name(self) -> str | None: ...  # noqa: D102
+    @property
+    def backend(self) -> str: ...  # noqa: D102
+    @property
+    def output_dir(self) -> str | None: ...  # noqa: D102
+
+
 def start_sft_job(registry: Registry, plan: SftPlan) -> Job:
+    """Start an SFT job (see `start_job`)."""
+    config = plan.settings.config
+    files = [Path(f) for f in (config.train_file, config.val_file) if f]
+    return start_job(registry, "sft", config, plan.settings.origins, files=files, total_steps=plan.total_steps)
+
+
+def start_job(
+    registry: Registry,
+    kind: str,
+    config: JobConfig,
+    origins: Mapping[str, Origin],
+    *,
+    files: Sequence[Path],
+    total_steps: int,
+    parent: str | None = None,
+) -> Job:
     """Create the job's folder and row, and start its worker.
+
+    Args:
+        registry: The registry of jobs.
+        kind: A key of `jobs.worker.RECIPES`.
+        config: The resolved config, a pydantic model.
+        origins: Where each of its values came from.
+        files: The data files, absolute; the first names a job without ``run_name``.
+        total_steps: Length of the whole run in steps.
+        parent: The job whose result this one builds on.
 
     Raises:
         StorageError: If the run folder cannot be written; no job is left behind then.
     """
-    config = plan.settings.config
     runs = writable_folder(Path(config.output_dir) if config.output_dir else home() / "runs")
     job = registry.create(
-        kind="sft",
-        name=config.run_name or Path(config.train_file).stem,
+        kind=kind,
+        name=config.run_name or files[0].stem,
         backend=config.backend,
         base_model=config.base_model,
         runs=runs,
+        parent=parent,
     )
     try:
-        write_atomically(job.folder / run_files.CONFIG, render_config(config, plan.settings.origins))
-        files = [Path(f) for f in (config.train_file, config.val_file) if f]
+        write_atomically(job.folder / run_files.CONFIG, render_config(cast("BaseModel", config), origins))
         write_atomically(job.folder / run_files.ENVIRONMENT, environment(files))
-        registry.update(job.id, total_steps=plan.total_steps)
+        registry.update(job.id, total_steps=total_steps)
         return spawn_worker(registry, job)
     except BaseException as error:
         registry.move(job.id, [JobState.QUEUED], JobState.FAILED, error=f"it could not be started: {error}")
         raise
 
 
-def environment(data_files: list[Path]) -> str:
+def environment(data_files: Sequence[Path]) -> str:
     """What a later reader needs to repeat the run: versions, machine, code revision, and the data's SHA-256."""
     facts = {
         "python": platform.python_version(),

@@ -14,6 +14,8 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 
@@ -23,7 +25,7 @@ from sota_ml_researcher.jobs import run_files
 from sota_ml_researcher.jobs.processes import is_alive, start_time_of
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.states import CancelRequest, Job, JobState
-from sota_ml_researcher.training.run_context import AlertLevel, Outcome, StopReason
+from sota_ml_researcher.training.run_context import AlertLevel, Outcome, RunContext, StopReason
 
 HEARTBEAT_S = 0.5
 QUEUE_POLL_S = 0.5
@@ -32,6 +34,11 @@ STOP_GRACE_S = 300.0
 LIMIT_VARIABLE = "ML_RESEARCHER_MAX_JOBS_{backend}"
 # One job at a time keeps the machine usable; hosted backends scale on their side.
 DEFAULT_LIMITS = {"embedded": 1, "tinker": 4, "cluster": 2}
+
+# Each kind of job: the module with its `run_KIND_job(context, config_file)`, imported when the job has its place.
+RECIPES = {
+    "sft": "sota_ml_researcher.training.sft_recipe",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -181,13 +188,10 @@ def run_recipe(worker: Worker, kind: str, folder: Path) -> Outcome:
     Raises:
         JobError: If this version knows no such kind.
     """
-    from sota_ml_researcher.training.sft_config import load_sft_settings
-
-    if kind != "sft":
+    if kind not in RECIPES:
         raise JobError(f"jobs of kind '{kind}' cannot be run by this version")
-    from sota_ml_researcher.training.sft_recipe import run_sft
-
-    return run_sft(worker, load_sft_settings(folder / run_files.CONFIG, None).config)
+    recipe: Callable[[RunContext, Path], Outcome] = getattr(import_module(RECIPES[kind]), f"run_{kind}_job")
+    return recipe(worker, folder / run_files.CONFIG)
 
 
 def _first_line(error: Exception) -> str:

@@ -30,7 +30,7 @@ from sota_ml_researcher.training.engine_process import engine_died
 from sota_ml_researcher.training.models import ModelRef, resolve_model
 from sota_ml_researcher.training.rendering import ChatRenderer, load_renderer
 from sota_ml_researcher.training.run_context import Outcome, RunContext, StopReason
-from sota_ml_researcher.training.sft_config import SftConfig
+from sota_ml_researcher.training.sft_config import SftConfig, load_sft_settings
 from sota_ml_researcher.training.sft_dataset import Example, SftData, load_sft_data
 from sota_ml_researcher.training.steering import SteeredServiceClient, Steering, StopTrainingError
 from sota_ml_researcher.training.validation import Validation, read_best
@@ -38,6 +38,11 @@ from sota_ml_researcher.training.validation import Validation, read_best
 # Batches the loop sends before it waits for the oldest: one hides the round trip, more only cost memory.
 _SUBMIT_AHEAD = 1
 _WATCH_S = 2.0
+
+
+def run_sft_job(context: RunContext, config_file: Path) -> Outcome:
+    """Run the SFT job whose resolved config lies in ``config_file`` (see `run_sft`)."""
+    return run_sft(context, load_sft_settings(config_file, None).config)
 
 
 def run_sft(context: RunContext, config: SftConfig) -> Outcome:
