@@ -130,9 +130,12 @@ def cancel_job(
     return answer(_change(job, follow), text)
 
 
-def resume_job(job_id: JobId) -> Annotated[CallToolResult, JobChange]:
+def resume_job(
+    job_id: JobId,
+    max_cost_usd: Annotated[float | None, Field(description="A new cap for the whole job")] = None,
+) -> Annotated[CallToolResult, JobChange]:
     """Let a failed, cancelled or interrupted job go on from its last complete checkpoint, under the same id."""
-    job = control.resume(Registry(), job_id)
+    job = control.resume(Registry(), job_id, max_cost_usd=max_cost_usd)
     return answer(_change(job, next_step(job)), summary(view(job)))
 
 
