@@ -38,6 +38,7 @@ class JobView(BaseModel):
     silent_s: float | None = None
     waiting: str | None = None
     cost_usd: float | None = None
+    billed_usd: float | None = None
     metrics: dict[str, float] = {}
     series: list[dict[str, Any]] = []
     alerts: list[dict[str, Any]] = []
@@ -57,6 +58,7 @@ def view(job: Job, *, since_step: int | None = None) -> JobView:
         silent_s=silence_s(job),
         waiting=_waiting(job),
         cost_usd=job.cost_usd,
+        billed_usd=(run_files.billing(job.folder) or {}).get("cost_usd"),
         metrics=run_files.latest_values(records),
         series=[{name: r[name] for name in _SERIES if name in r} for r in records],
         alerts=run_files.alerts(job.folder, limit=10),
@@ -132,7 +134,8 @@ def summary(shown: JobView) -> str:
     if shown.waiting:
         lines.append(f"The backend is {shown.waiting}; the job goes on by itself.")
     if shown.cost_usd:
-        lines.append(f"Cost so far: ${shown.cost_usd:.4g} (metered).")
+        billed = f", ${shown.billed_usd:.4g} billed so far" if shown.billed_usd is not None else ""
+        lines.append(f"Cost so far: ${shown.cost_usd:.4g} metered{billed}.")
     if shown.silent_s:
         lines.append(f"No sign of life for {duration(shown.silent_s)}: the process is alive but stuck.")
     if shown.error:

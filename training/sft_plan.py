@@ -71,7 +71,7 @@ def plan_sft(settings: Settings[SftConfig]) -> SftPlan:
     if counts.problems and not config.skip_bad_rows:
         raise counts.problems[0]
     settings, total_steps = _with_schedule(settings, counts.rows, model)
-    epochs = total_steps * (settings.config.batch_size or 1) / counts.rows
+    epochs = _passes(total_steps, settings.config.batch_size or 1, counts.rows)
     capacity = capacity_report(
         model,
         lora_rank=config.lora_rank,
@@ -84,6 +84,12 @@ def plan_sft(settings: Settings[SftConfig]) -> SftPlan:
     to_train = round((counts.tokens - counts.rows) * epochs)
     cost = _cost(settings.config, table, to_train, counts.exact, held_out, total_steps)
     return SftPlan(settings, counts, total_steps, to_train, capacity, warnings, cost)
+
+
+def _passes(steps: int, batch_size: int, rows: int) -> float:
+    """Passes over the data in so many steps; the last batch of a pass may be a small one."""
+    whole, begun = divmod(steps, -(-rows // batch_size))
+    return whole + min(1.0, begun * batch_size / rows)
 
 
 def _cost(
