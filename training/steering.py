@@ -15,16 +15,29 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import tinker
 
 from sota_ml_researcher.core.errors import ResearcherError
-from sota_ml_researcher.training.sft_config import SftConfig
+from sota_ml_researcher.training.sft_config import Component
 
 
 class StopTrainingError(Exception):
     """Raised inside the loop, after every step taken is logged, when the run has to stop early."""
+
+
+class AdapterSettings(Protocol):
+    """What every kind of training job says about its adapter and its optimizer."""
+
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+    @property
+    def apply_to(self) -> tuple[Component, ...]: ...  # noqa: D102
+    @property
+    def weight_decay(self) -> float: ...  # noqa: D102
+    @property
+    def grad_clip(self) -> float: ...  # noqa: D102
 
 
 @dataclass(slots=True)
@@ -40,7 +53,7 @@ class Steering:
         stopped: Whether steps are refused now.
     """
 
-    config: SftConfig
+    config: AdapterSettings
     should_stop: Callable[[], bool]
     on_step: Callable[[int], None]
     on_saved: Callable[[str, int], None]
