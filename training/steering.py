@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import tinker
 
 from sota_ml_researcher.core.errors import ResearcherError
-from sota_ml_researcher.training.sft_config import Component
+from sota_ml_researcher.training.sft_config import COMPONENTS, Component
 
 
 class StopTrainingError(Exception):
@@ -62,6 +62,11 @@ class Steering:
     client: SteeredTrainingClient | None = None
     tokens_submitted: int = 0
     rest: tinker.RestClient | None = None
+
+
+def adapter_choice(settings: AdapterSettings) -> dict[str, Any]:
+    """The SDK's arguments for a fresh adapter on the layers a job chose."""
+    return {"seed": settings.seed, **{f"train_{part}": part in settings.apply_to for part in COMPONENTS}}
 
 
 @dataclass(slots=True)
@@ -179,16 +184,10 @@ class SteeredServiceClient:
         self, base_model: str, rank: int = 32, user_metadata: dict[str, str] | None = None
     ) -> SteeredTrainingClient:
         """A fresh adapter on the layers the job chose."""
-        settings = self.steering.config
+        choice = adapter_choice(self.steering.config)
         return await self._steer(
             self.inner.create_lora_training_client_async(
-                base_model=base_model,
-                rank=rank,
-                seed=settings.seed,
-                train_mlp="mlp" in settings.apply_to,
-                train_attn="attn" in settings.apply_to,
-                train_unembed="unembed" in settings.apply_to,
-                user_metadata=user_metadata,
+                base_model=base_model, rank=rank, user_metadata=user_metadata, **choice
             )
         )
 
