@@ -101,6 +101,13 @@ def mean_interval(
     return MeanEstimate(mean, error, interval, n, units, deviation)
 
 
+def mean_p_value(estimate: MeanEstimate, null: float) -> float | None:
+    """Two-sided p-value of Student's test that the true mean is ``null``; None where the error is 0 or undefined."""
+    if not estimate.standard_error:
+        return None
+    return float(2 * stats.t.sf(abs(estimate.mean - null) / estimate.standard_error, estimate.units - 1))
+
+
 def paired_interval(
     first: Sequence[float],
     second: Sequence[float],
