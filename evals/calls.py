@@ -93,7 +93,9 @@ class _Maker:
     def __call__(
         self, kind: CallKind, item: EvalItem, first: str, second: str | None, answer_a: str, answer_b: str | None
     ) -> Call:
-        whole = json.dumps([self._salt, kind, item.id, item.prompt_key, item.reference, first, second, answer_a, answer_b])
+        whole = json.dumps(
+            [self._salt, kind, item.id, item.prompt_key, item.reference, first, second, answer_a, answer_b]
+        )
         key = hashlib.sha256(whole.encode("utf-8", "replace")).hexdigest()[:32]
         return Call(key, kind, item, first, second, answer_a, answer_b)
 

@@ -124,9 +124,23 @@ def item_effects(evidence: Evidence, arm: str) -> dict[str, float]:
 def _comparison(evidence: Evidence, arm: str, rng: np.random.Generator) -> dict[str, Any]:
     effects = item_effects(evidence, arm)
     scored = [item for item in evidence.items if item.id in effects]
-    found: dict[str, Any] = {"arm": arm, "against": BASELINE, "scored": len(scored), "p_value": None, "p_value_holm": None}
+    found: dict[str, Any] = {
+        "arm": arm,
+        "against": BASELINE,
+        "scored": len(scored),
+        "p_value": None,
+        "p_value_holm": None,
+    }
     if not scored:
-        return found | {"mean": None, "interval": None, "wins": 0, "ties": 0, "losses": 0, "length": None, "deviation": None}
+        return found | {
+            "mean": None,
+            "interval": None,
+            "wins": 0,
+            "ties": 0,
+            "losses": 0,
+            "length": None,
+            "deviation": None,
+        }
     values = [effects[item.id] for item in scored]
     clusters = _clusters(scored)
     estimate = mean_interval(values, clusters=clusters)
@@ -232,9 +246,7 @@ def _strengths(evidence: Evidence, rng: np.random.Generator) -> dict[str, Any] |
     return {a: {"log_odds": s, "interval": _shown(intervals.get(a))} for a, s in strengths.items()}
 
 
-def _length(
-    evidence: Evidence, arm: str, scored: Sequence[EvalItem], values: Sequence[float]
-) -> dict[str, Any] | None:
+def _length(evidence: Evidence, arm: str, scored: Sequence[EvalItem], values: Sequence[float]) -> dict[str, Any] | None:
     place = {item.id: index for index, item in enumerate(evidence.items)}
     mine, theirs = evidence.answers[arm], evidence.answers[BASELINE]
     differences = [float(len(mine[place[i.id]].text) - len(theirs[place[i.id]].text)) for i in scored]

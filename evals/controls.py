@@ -74,9 +74,7 @@ def control_count(items: int) -> int:
     return min(items, int(cast("int", rule("judge.control.size").value)))
 
 
-def check_judge(
-    judge: str, canary_scores: Sequence[float | None], same_choices: Sequence[str | None]
-) -> ControlResult:
+def check_judge(judge: str, canary_scores: Sequence[float | None], same_choices: Sequence[str | None]) -> ControlResult:
     """Judge the judge.
 
     Args:
@@ -96,10 +94,14 @@ def check_judge(
     if not read:
         problems.append("it gave no readable verdict on any pair with a known answer")
     elif right / len(read) < wanted:
-        problems.append(f"it was right on {right} of {len(read)} pairs with a known answer, and {wanted:.0%} is the least")
+        problems.append(
+            f"it was right on {right} of {len(read)} pairs with a known answer, and {wanted:.0%} is the least"
+        )
     if p_value is not None and p_value < float(cast("float", rule("judge.control.lean").value)):
         side, count = ("first", first) if first > second else ("second", second)
-        problems.append(f"between an answer and itself it chose the {side} {count} of {first + second} times (p {p_value:.2g})")
+        problems.append(
+            f"between an answer and itself it chose the {side} {count} of {first + second} times (p {p_value:.2g})"
+        )
     return ControlResult(judge, right, len(read), unreadable, first, second, tie, p_value, tuple(problems))
 
 

@@ -93,5 +93,9 @@ def _score(mode: str, main: Mapping[str, Any], total: int) -> EvalScore:
         values |= {"ci_low": main["interval"]["low"], "ci_high": main["interval"]["high"]}
     metrics = {name: EvalMetric(name=name, value=value) for name, value in values.items() if value is not None}
     return EvalScore(
-        name="judge", scorer=mode, scored_samples=main["scored"], unscored_samples=total - main["scored"], metrics=metrics
+        name="judge",
+        scorer=mode,
+        scored_samples=main["scored"],
+        unscored_samples=total - main["scored"],
+        metrics=metrics,
     )

@@ -219,5 +219,7 @@ def _batch_reply(result: Any) -> Reply | JudgeCallError:
     if result.type == "errored":
         inner = getattr(result.error, "error", None)
         kind = str(getattr(inner, "type", "error"))
-        return JudgeCallError(f"{kind}: {getattr(inner, 'message', '')}"[:200], transient=kind != "invalid_request_error")
+        return JudgeCallError(
+            f"{kind}: {getattr(inner, 'message', '')}"[:200], transient=kind != "invalid_request_error"
+        )
     return JudgeCallError(f"the batch ended with this request {result.type}", transient=True)

@@ -62,14 +62,20 @@ class JudgeEvalConfig(BaseModel):
 
     mode: Literal["pairwise", "absolute"] = Field("pairwise", description="absolute: each answer scored on its own")
     rubric: str | None = Field(None, description="YAML of criteria with anchors; null: a general one")
-    canaries: str | None = Field(None, description="Pairs with known answers (prompt, good, bad); null: the shipped ones")
-    human_labels: str | None = Field(None, description="People's verdicts (id or prompt, winner) on a part of the prompts")
+    canaries: str | None = Field(
+        None, description="Pairs with known answers (prompt, good, bad); null: the shipped ones"
+    )
+    human_labels: str | None = Field(
+        None, description="People's verdicts (id or prompt, winner) on a part of the prompts"
+    )
 
     max_response_tokens: Positive = Field(512, description="Tokens an arm may answer with")
     temperature: Annotated[float, Field(ge=0, le=5)] = Field(0.7, description="Of the arms, as they will be used")
     renderer: str | None = Field(None, description="Cookbook renderer of the arms; null: the model's own template")
 
-    expected_deviation: PositiveReal | None = Field(None, description="Of item scores, for planning; null: pilot or 0.5")
+    expected_deviation: PositiveReal | None = Field(
+        None, description="Of item scores, for planning; null: pilot or 0.5"
+    )
     pilot: str | None = Field(None, description="metrics.json of an earlier evaluation, for its deviation")
     wanted_effect: PositiveReal | None = Field(None, description="Win-rate points above 0.5 worth finding, such as 0.1")
     bootstrap_draws: Annotated[int, Field(ge=200, le=100_000)] = 10_000

@@ -17,8 +17,8 @@ from sota_ml_researcher.core.errors import BackendError, ResearcherError
 from sota_ml_researcher.core.files import write_atomically
 from sota_ml_researcher.evals.arms import Arm, load_items, resolve_arm, sampled_arms
 from sota_ml_researcher.evals.calls import Call, Material, build_calls, count_calls
-from sota_ml_researcher.evals.eval_files import CONTROLS, ITEMS, RESPONSES, RUN, VERDICT
 from sota_ml_researcher.evals.controls import ControlResult, check_judge, load_canaries
+from sota_ml_researcher.evals.eval_files import CONTROLS, ITEMS, RESPONSES, RUN, VERDICT
 from sota_ml_researcher.evals.judge_base import Judge
 from sota_ml_researcher.evals.judge_catalog import JudgeRef, Price, price_of
 from sota_ml_researcher.evals.judge_config import JudgeEvalConfig, load_judge_settings
@@ -192,9 +192,7 @@ class _Evaluation:
         write_atomically(self._context.folder / RUN, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
 
-def control_result(
-    judge: str, tests: Sequence[Call], judged: dict[str, Judgment], prompter: Prompter
-) -> ControlResult:
+def control_result(judge: str, tests: Sequence[Call], judged: dict[str, Judgment], prompter: Prompter) -> ControlResult:
     """How a judge did on the tests of itself."""
     canaries = [judged[c.key] for c in tests if c.kind == "canary"]
     if prompter.mode == "absolute":
@@ -284,7 +282,9 @@ def _warn_about_answers(context: RunContext, answers: dict[str, list[Response]],
     counts = {
         "are empty": lambda r: not r.text.strip(),
         "were cut off at max_response_tokens": lambda r: r.stop_reason == "length",
-        "are longer than max_response_chars, and the judge does not see their middle": lambda r: prompter.is_cut(r.text),
+        "are longer than max_response_chars, and the judge does not see their middle": lambda r: prompter.is_cut(
+            r.text
+        ),
     }
     for arm, responses in answers.items():
         for what, test in counts.items():

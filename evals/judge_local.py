@@ -87,7 +87,10 @@ class ReferenceCheck:
             return Reply({"reason": "", "scores": scores}, "", "check", self._ref.name)
         second = self._passes(question.answer_b, reference)
         verdict = "tie" if first == second else "A" if first else "B"
-        scores = {c.name: {s: c.high if ok else c.low for s, ok in (("A", first), ("B", second))} for c in self._rubric.criteria}
+        scores = {
+            c.name: {s: c.high if ok else c.low for s, ok in (("A", first), ("B", second))}
+            for c in self._rubric.criteria
+        }
         agreement = {(True, True): "both agree", (False, False): "neither agrees"}
         reason = f"{agreement.get((first, second), verdict + ' agrees')} with the reference ({self._ref.model})"
         return Reply({"reason": reason, "scores": scores, "verdict": verdict}, "", "check", self._ref.name)
@@ -134,7 +137,12 @@ class AssistantJudge:
         self._waiting[packet_id] = future
         if packet_id not in self._written:
             self._written.add(packet_id)
-            packet = {"id": packet_id, "order": self._random.random(), "system": question.system, "question": question.user}
+            packet = {
+                "id": packet_id,
+                "order": self._random.random(),
+                "system": question.system,
+                "question": question.user,
+            }
             append_json_line(self._folder / PACKETS, packet | ({"again": repair.request} if repair else {}))
         arguments = await future
         return Reply(arguments, "", "submitted", self._ref.name)

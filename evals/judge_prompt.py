@@ -86,7 +86,10 @@ class Prompter:
             parts.append(_fenced("answer", number, self.shown(answer_a)))
             parts.append("Score the answer by the rubric.")
         else:
-            parts += [_fenced("answer_A", number, self.shown(answer_a)), _fenced("answer_B", number, self.shown(answer_b))]
+            parts += [
+                _fenced("answer_A", number, self.shown(answer_a)),
+                _fenced("answer_B", number, self.shown(answer_b)),
+            ]
             parts.append("Which answer is better by the rubric: A, B, or tie?")
         return Question(item, answer_a, answer_b, self.system, "\n\n".join(parts))
 
@@ -112,8 +115,9 @@ def with_tool_rule(system: str) -> str:
 
 def with_json_rule(system: str, schema: dict[str, Any]) -> str:
     """The system prompt of a judge without tools: it ends its answer with one JSON object."""
-    return f"{system}\n\nEnd your answer with one JSON object of this schema, and write nothing after it:\n" + json.dumps(
-        schema
+    return (
+        f"{system}\n\nEnd your answer with one JSON object of this schema, and write nothing after it:\n"
+        + json.dumps(schema)
     )
 
 

@@ -51,7 +51,9 @@ class Spending:
         if price is None:
             return
         table = catalog()
-        cached = usage.cache_read_tokens * table["cache_read_share"] + usage.cache_write_tokens * table["cache_write_share"]
+        cached = (
+            usage.cache_read_tokens * table["cache_read_share"] + usage.cache_write_tokens * table["cache_write_share"]
+        )
         self.spent += price.cost(usage.input_tokens + cached, usage.output_tokens, batch=self.batch)
         if self.limit is not None and self.spent >= self.limit:
             raise BackendError(
@@ -239,7 +241,9 @@ class Judging:
         found: dict[str, Judgment | Repair] = {}
         async for key, outcome in judge.batch_results(batch_id):
             if isinstance(outcome, JudgeCallError):
-                found[key] = self._unscored(chunk[key], f"failed: {outcome.reason}", attempt, transient=outcome.transient)
+                found[key] = self._unscored(
+                    chunk[key], f"failed: {outcome.reason}", attempt, transient=outcome.transient
+                )
                 continue
             try:
                 found[key] = self._read(chunk[key], outcome, attempt)
@@ -249,7 +253,9 @@ class Judging:
                 else:
                     found[key] = Repair(_said(outcome), repair_request(str(error)))
         for key, call in chunk.items():
-            found.setdefault(key, self._unscored(call, "failed: the batch has no result for it", attempt, transient=True))
+            found.setdefault(
+                key, self._unscored(call, "failed: the batch has no result for it", attempt, transient=True)
+            )
         return found
 
 

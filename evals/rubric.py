@@ -110,7 +110,9 @@ def load_rubric(path: Path | None) -> Rubric:
     if not document.data.get("criteria"):
         where = document.place("criteria") if "criteria" in document.data else str(path)
         raise ConfigError(
-            "the rubric has no criteria", where=where, fix="Give at least one: {name, question, anchors: {1: .., 5: ..}}"
+            "the rubric has no criteria",
+            where=where,
+            fix="Give at least one: {name, question, anchors: {1: .., 5: ..}}",
         )
     try:
         return Rubric.model_validate(document.data)

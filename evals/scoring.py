@@ -124,7 +124,9 @@ def missing(judgments: Sequence[Judgment]) -> Missing:
             counts[1] += 1
         if j.unscored is not None:
             reasons[j.unscored.split(":")[0]] += 1
-    return Missing({k: (v[0], v[1]) for k, v in by_arm.items()}, {k: (v[0], v[1]) for k, v in by_judge.items()}, dict(reasons))
+    return Missing(
+        {k: (v[0], v[1]) for k, v in by_arm.items()}, {k: (v[0], v[1]) for k, v in by_judge.items()}, dict(reasons)
+    )
 
 
 def criterion_scores(judgments: Iterable[Judgment], arms: Sequence[str], rubric: Rubric) -> dict[str, dict[str, float]]:

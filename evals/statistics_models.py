@@ -16,6 +16,7 @@ from sota_ml_researcher.evals.statistics_intervals import Interval, cluster_code
 
 _ITERATIONS = 10_000
 _TOLERANCE = 1e-10
+_STEEPEST = 15.0  # log-odds for one standard deviation; beyond it the fit runs off to infinity
 
 
 class Comparison(NamedTuple):
@@ -47,7 +48,7 @@ class LengthAdjusted(NamedTuple):
 
 
 def bradley_terry(comparisons: Sequence[Comparison], *, prior: float = 0.0) -> dict[str, float] | None:
-    """Strengths in log-odds, centred at zero, by the minorisation of Hunter (2004, equation 3); a tie is half a win each.
+    """Strengths in log-odds, centred at zero, by the minorisation of Hunter (2004, equation 3); ties are half-wins.
 
     P(i beats j) = exp(s_i) / (exp(s_i) + exp(s_j)).
 
@@ -83,7 +84,7 @@ def bradley_terry_intervals(
     draws: int = 200,
     level: float = 0.95,
 ) -> dict[str, Interval] | None:
-    """Bootstrap intervals of the strengths: whole items (or clusters) are drawn, so that the pairs of one stay together.
+    """Bootstrap intervals of the strengths: whole items (or clusters) are drawn, so the pairs of one stay together.
 
     Args:
         items: For each item its judged pairs.
@@ -132,7 +133,7 @@ def length_adjusted(
         level: Confidence.
 
     Returns:
-        None with fewer than ten items, equal differences, or scores that are all 0 or all 1.
+        None with fewer than ten items, equal differences, or scores that are all equal or told by the length alone.
     """
     y, d = np.asarray(scores, dtype=float), np.asarray(length_differences, dtype=float)
     spread = float(d.std())
@@ -168,6 +169,9 @@ def _fit_logistic(
             fitted = model.fit(cov_type="cluster", cov_kwds={"groups": codes})
         except (PerfectSeparationError, PerfectSeparationWarning, np.linalg.LinAlgError):
             return None
+    # (Nearly) perfect separation: length tells the score, so there is no such thing as the score at equal length.
+    if float(fitted.deviance) < 1e-4 * len(y) or abs(float(fitted.params[1])) > _STEEPEST:
+        return None
     errors = np.asarray(fitted.bse)
     return (np.asarray(fitted.params), errors, units) if np.isfinite(errors).all() else None
 

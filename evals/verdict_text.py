@@ -61,7 +61,9 @@ def _detail(metrics: Mapping[str, Any], main: Mapping[str, Any]) -> list[str]:
             lines[-1] += f" Share of decided pairs, corrected: {corrected['rate']:.3f}, {interval_text(corrected)}."
     worst = sorted(main["categories"], key=lambda c: c["mean"])[:3]
     if worst:
-        lines.append("Lowest categories: " + ", ".join(f"{c['category']} {c['mean']:.2f} (n {c['n']})" for c in worst) + ".")
+        lines.append(
+            "Lowest categories: " + ", ".join(f"{c['category']} {c['mean']:.2f} (n {c['n']})" for c in worst) + "."
+        )
     return lines
 
 
