@@ -49,7 +49,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """What is judged: prompts, the answers of each arm in the order of the prompts, canaries, and the seed of orders."""
+    """What is judged: prompts, each arm's answers in the order of the prompts, canaries, and the seed of orders."""
 
     items: Sequence[EvalItem]
     answers: Mapping[str, Sequence[Response]]

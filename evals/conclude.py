@@ -93,7 +93,7 @@ def _write_report(folder: Path, evidence: Evidence, metrics: Mapping[str, Any], 
 
 
 def _samples(evidence: Evidence, effects: Mapping[str, float]) -> list[Sample]:
-    """Ten prompts where the tuned model did worst, and ten drawn by the seed: those to read before believing a number."""
+    """Ten prompts where the tuned model did worst, and ten drawn by the seed: to read before believing a number."""
     reasons: dict[str, list[str]] = defaultdict(list)
     for j in evidence.judgments:
         if j.kind in {"pair", "absolute"}:

@@ -113,7 +113,7 @@ def conclude(evidence: Evidence) -> dict[str, Any]:
 
 
 def item_effects(evidence: Evidence, arm: str) -> dict[str, float]:
-    """For each scored item the effect of ``arm`` against the baseline: its score, or the difference of rubric scores."""
+    """For each scored item the effect of ``arm`` against the baseline: its score, or the difference of scores."""
     if evidence.pairwise:
         return over_judges(pair_scores(evidence.judgments, arm, BASELINE, evidence.orders))
     mine, theirs = (absolute_scores(evidence.judgments, a, evidence.rubric) for a in (arm, BASELINE))

@@ -51,7 +51,7 @@ class ControlResult:
 
 
 def load_canaries(path: Path | None) -> list[Canary]:
-    """The canary pairs: the shipped ones, or those of a file with ``prompt``, ``good``, ``bad`` and perhaps ``reference``.
+    """The canary pairs: the shipped ones, or a file's, with ``prompt``, ``good``, ``bad`` and perhaps ``reference``.
 
     Raises:
         DataError: If a row lacks one of the three, with its line.

@@ -13,8 +13,8 @@ JudgeKind = Literal["anthropic", "openai", "tinker", "assistant", "check"]
 CHECKS = ("exact", "includes", "number")
 ASSISTANT = "assistant"
 _FORMS = (
-    "claude-... (Anthropic), openai:MODEL (any OpenAI-compatible endpoint), tinker:MODEL or tinker://... (a base model or "
-    f"checkpoint), {ASSISTANT} (you judge), or {', '.join('check:' + c for c in CHECKS)} (a program, against references)"
+    "claude-... (Anthropic), openai:MODEL (any OpenAI-compatible endpoint), tinker:MODEL or tinker://... (a base model "
+    f"or checkpoint), {ASSISTANT} (you judge), {', '.join('check:' + c for c in CHECKS)} (a program, against references)"
 )
 
 

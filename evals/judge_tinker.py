@@ -1,4 +1,4 @@
-"""Judging with a base model or checkpoint on a Tinker backend, the embedded engine among them. Heavy: imports tinker."""
+"""Judging with a base model or checkpoint on a Tinker backend, the embedded engine among them. Heavy."""
 
 from __future__ import annotations
 

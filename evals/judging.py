@@ -170,7 +170,7 @@ class Judging:
         self._failures = self._failures + 1 if judgment.transient else 0
         if self._failures >= GIVE_UP_AFTER:
             raise BackendError(
-                f"{GIVE_UP_AFTER} calls of the judge {judgment.judge} in a row have failed, the last: {judgment.unscored}",
+                f"{GIVE_UP_AFTER} calls of {judgment.judge} in a row have failed, the last: {judgment.unscored}",
                 fix="resume_job asks again for what is missing, and for nothing else",
             )
         self._spending.add(judgment.judge, judgment.usage)

@@ -1,4 +1,4 @@
-"""The journal of an evaluation: one line a judgement, written as soon as it is known, so that none is asked for twice."""
+"""The journal of an evaluation: a line a judgement, written as soon as it is known, so that none is asked twice."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Judgment:
     model: str = ""
     stop_reason: str = ""
     attempts: int = 1
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
 
 
 class Journal:

@@ -51,7 +51,9 @@ def sums(folder: Path, count: int, *, tuned_right: float = 1.0, base_right: floa
 
     def answers(share: float) -> list[dict[str, Any]]:
         right = round(share * count)
-        return [{"prompt": p["prompt"], "response": p["reference"] if n < right else "?"} for n, p in enumerate(prompts)]
+        return [
+            {"prompt": p["prompt"], "response": p["reference"] if n < right else "?"} for n, p in enumerate(prompts)
+        ]
 
     return {
         "test_set": str(write_lines(folder / "test.jsonl", prompts)),

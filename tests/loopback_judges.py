@@ -59,7 +59,11 @@ def honest(asked: Asked) -> dict[str, Any]:
     if asked.b is None:
         return {"reason": "as it is", "quality": (5 if good_a else 1, None)}
     verdict = "tie" if good_a == good_b else "A" if good_a else "B"
-    return {"reason": "compared with the reference", "verdict": verdict, "quality": (5 if good_a else 1, 5 if good_b else 1)}
+    return {
+        "reason": "compared with the reference",
+        "verdict": verdict,
+        "quality": (5 if good_a else 1, 5 if good_b else 1),
+    }
 
 
 @dataclass
@@ -147,7 +151,10 @@ class Judges:
     def _batch(self, batch: str, base: str) -> dict[str, Any]:
         state = self.batches[batch]
         ended = state["polls"] > self.batch_polls
-        counts = {"processing": 0 if ended else len(state["requests"]), "succeeded": len(state["requests"]) if ended else 0}
+        counts = {
+            "processing": 0 if ended else len(state["requests"]),
+            "succeeded": len(state["requests"]) if ended else 0,
+        }
         return {
             "id": batch,
             "type": "message_batch",
@@ -171,7 +178,12 @@ class Judges:
         else:
             arguments = self._arguments(given, body["tools"][0]["input_schema"])
             content = [{"type": "tool_use", "id": "toolu_1", "name": body["tools"][0]["name"], "input": arguments}]
-        usage = {"input_tokens": 700, "output_tokens": 90, "cache_read_input_tokens": 0, "cache_creation_input_tokens": 0}
+        usage = {
+            "input_tokens": 700,
+            "output_tokens": 90,
+            "cache_read_input_tokens": 0,
+            "cache_creation_input_tokens": 0,
+        }
         message = {"id": "msg_1", "type": "message", "role": "assistant", "model": f"{body['model']}-20261007"}
         return message | {"content": content, "stop_reason": stop, "stop_sequence": None, "usage": usage}
 
@@ -206,7 +218,9 @@ class Judges:
         return JSONResponse({"object": "list", "data": data})
 
     async def stats(self, request: Request) -> Response:
-        return JSONResponse({"answered": len(self.answered), "most": max(self.answered.values(), default=0), "peak": self.peak})
+        return JSONResponse(
+            {"answered": len(self.answered), "most": max(self.answered.values(), default=0), "peak": self.peak}
+        )
 
     # Shared
 
