@@ -35,7 +35,7 @@ def read_evidence(folder: Path) -> Evidence:
     """Everything gathered in a run's folder."""
     config = load_judge_settings(folder / "config.yaml", None).config
     rows = list(read_json_lines(folder / eval_files.ITEMS))
-    items = [EvalItem(**{**row, "messages": tuple(row["messages"])}) for row in rows]
+    items = [_item(row) for row in rows]
     answers: dict[str, list[Response]] = {arm: [] for arm in config.arms}
     for row in read_json_lines(folder / eval_files.RESPONSES):
         answers[row["arm"]].append(Response(row["text"], row["stop_reason"], row["tokens"]))
@@ -104,10 +104,22 @@ def _samples(evidence: Evidence, effects: Mapping[str, float]) -> list[Sample]:
     found: list[Sample] = []
     for index in [*order[:_SHOWN], *rest[:_SHOWN]]:
         item = evidence.items[index]
-        answers = (evidence.answers[arm][index].text for arm in (BASELINE, TUNED))
-        score = effects.get(item.id)
-        found.append(Sample(item.id, item.prompt_text, item.reference, *answers, score, reasons[item.id][:4]))
+        sample = Sample(
+            item=item.id,
+            prompt=item.prompt_text,
+            reference=item.reference,
+            baseline=evidence.answers[BASELINE][index].text,
+            tuned=evidence.answers[TUNED][index].text,
+            score=effects.get(item.id),
+            reasons=reasons[item.id][:4],
+        )
+        found.append(sample)
     return found
+
+
+def _item(row: dict[str, Any]) -> EvalItem:
+    messages = tuple(row.pop("messages"))
+    return EvalItem(messages=messages, **row)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import anthropic
 
@@ -107,7 +107,7 @@ class AnthropicJudge:
 
     async def create_batch(self, questions: Sequence[tuple[str, Question, Repair | None]]) -> str:
         """Hand in a Message Batch; returns its id, under which the results can be had for 29 days."""
-        requests = [{"custom_id": key, "params": self.request(q, repair)} for key, q, repair in questions]
+        requests: Any = [{"custom_id": key, "params": self.request(q, repair)} for key, q, repair in questions]
         try:
             batch = await self._client.messages.batches.create(requests=requests)
         except anthropic.APIStatusError as error:
@@ -167,9 +167,9 @@ class AnthropicJudge:
 
 def retirement_note(model: str) -> str | None:
     """What the SDK says about the end of a model, or None."""
-    from anthropic.resources.messages.messages import DEPRECATED_MODELS
+    from anthropic.resources.messages import messages
 
-    date = DEPRECATED_MODELS.get(model)
+    date = cast("dict[str, str]", getattr(messages, "DEPRECATED_MODELS", {})).get(model)
     return f"the judge {model} is deprecated and retires on {date}" if date else None
 
 

@@ -14,7 +14,7 @@ CHECKS = ("exact", "includes", "number")
 ASSISTANT = "assistant"
 _FORMS = (
     "claude-... (Anthropic), openai:MODEL (any OpenAI-compatible endpoint), tinker:MODEL or tinker://... (a base model "
-    f"or checkpoint), {ASSISTANT} (you judge), {', '.join('check:' + c for c in CHECKS)} (a program, against references)"
+    f"or checkpoint), {ASSISTANT} (you judge), {', '.join('check:' + c for c in CHECKS)} (a program, by references)"
 )
 
 

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def run_judge_eval_job(context: RunContext, config_file: Path) -> Outcome:
     if not asyncio.run(_Evaluation(context, config, prompter, material, progress).run()):
         return Outcome(False, context.stop_requested(), progress.done, {})
     verdict = _conclude(context.folder)
-    summary = {**verdict, "wall_s": round(time.monotonic() - began, 2)}
+    summary: dict[str, object] = {**verdict, "wall_s": round(time.monotonic() - began, 2)}
     return Outcome(True, None, progress.done, summary)
 
 
@@ -129,6 +129,7 @@ class _Evaluation:
 
     async def _one(self, judge: Judge, journal: Journal, known: dict[str, Judgment]) -> bool:
         await judge.check()
+        self._warn_of_retirement(judge)
         tests, main = build_calls(self._material, judge, self._prompter)
         judging = Judging(
             judge,
@@ -150,6 +151,14 @@ class _Evaluation:
             if stage is not main:
                 self._check(judge.name, tests, judged)
         return True
+
+    def _warn_of_retirement(self, judge: Judge) -> None:
+        if judge.settings["kind"] == "anthropic":
+            from sota_ml_researcher.evals.judge_anthropic import retirement_note
+
+            note = retirement_note(str(judge.settings["model"]))
+            if note is not None:
+                self._context.alert("warn", note)
 
     async def _ask(
         self, judging: Judging, judge: Judge, calls: Sequence[Call], known: dict[str, Judgment]
@@ -279,7 +288,7 @@ def _write_material(folder: Path, items: Sequence[EvalItem], answers: dict[str, 
 
 
 def _warn_about_answers(context: RunContext, answers: dict[str, list[Response]], prompter: Prompter) -> None:
-    counts = {
+    counts: dict[str, Callable[[Response], bool]] = {
         "are empty": lambda r: not r.text.strip(),
         "were cut off at max_response_tokens": lambda r: r.stop_reason == "length",
         "are longer than max_response_chars, and the judge does not see their middle": lambda r: prompter.is_cut(

@@ -55,9 +55,9 @@ class TinkerJudge:
         with backend_errors(self._backend):
             self._service = tinker.ServiceClient(base_url=self._backend.base_url, api_key=self._backend.api_key)
             if self._wire_name.startswith("tinker://"):
-                self._client = await self._service.create_sampling_client_async(model_path=self._wire_name)
+                self._client = await self._service.create_sampling_client(model_path=self._wire_name).result_async()
             else:
-                self._client = await self._service.create_sampling_client_async(base_model=self._wire_name)
+                self._client = await self._service.create_sampling_client(base_model=self._wire_name).result_async()
 
     async def ask(self, key: str, question: Question, repair: Repair | None) -> Reply:
         """Ask one question (see `Judge.ask`)."""
@@ -74,7 +74,7 @@ class TinkerJudge:
             max_tokens=self._max_tokens, temperature=0.0, top_p=1.0, seed=0, stop=self._renderer.stop
         )
         with backend_errors(self._backend):
-            result = await self._client.sample_async(tinker.ModelInput.from_ints(prompt), 1, params)
+            result = await self._client.sample(tinker.ModelInput.from_ints(prompt), 1, params).result_async()
         sequence = result.sequences[0]
         text = self._renderer.decode(sequence.tokens)
         try:

@@ -96,7 +96,8 @@ def read_judgments(path: Path) -> Iterator[Judgment]:
     for record in read_json_lines(path):
         latest[record["key"]] = record
     for record in latest.values():
-        yield Judgment(**{**record, "usage": Usage(**record["usage"])})
+        usage = Usage(**record.pop("usage"))
+        yield Judgment(**record, usage=usage)
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -66,6 +66,7 @@ class Rubric(BaseModel):
 
 
 DEFAULT_RUBRIC = Rubric(
+    use_reference=True,
     instructions="The answers come from two assistants. Judge which one serves the user better.",
     criteria=(
         Criterion(

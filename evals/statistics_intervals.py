@@ -148,7 +148,7 @@ def bootstrap_interval(
     units = int(codes.max()) + 1
     if units < 2:
         return None
-    sums = np.bincount(codes, weights=x, minlength=units)
+    sums = np.bincount(codes, weights=x, minlength=units).astype(float)
     counts = np.bincount(codes, minlength=units).astype(float)
     means = np.concatenate([_drawn_means(sums, counts, rng, k) for k in _chunks(draws, units)])
     widened = math.sqrt(units / (units - 1)) * float(stats.t.ppf(0.5 - level / 2, units - 1))

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scipy import stats
 
@@ -70,5 +70,7 @@ def equal_rates_test(table: Sequence[tuple[int, int]]) -> float | None:
     if len(table) < 2 or sum(a for a, _ in table) == 0 or sum(b for _, b in table) == 0:
         return None
     if len(table) == 2:
-        return float(stats.fisher_exact([list(row) for row in table])[1])
-    return float(stats.chi2_contingency([list(row) for row in table]).pvalue)
+        exact: Any = stats.fisher_exact([list(row) for row in table])
+        return float(exact[1])
+    found: Any = stats.chi2_contingency([list(row) for row in table])
+    return float(found[1])

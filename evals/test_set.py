@@ -111,7 +111,7 @@ def _item(row: Mapping[str, Any], number: int, position: int) -> EvalItem:
     messages, reference = conversation(row)
     for key in _REFERENCE_KEYS:
         given = row.get(key)
-        if given is not None and key != "input":
+        if given is not None:
             reference = str(given)
             break
     return EvalItem(
@@ -134,7 +134,7 @@ def _turns(value: object, key: str) -> list[Message]:
         raise DataError(f'"{key}" must be text or a list of turns with role and content')
     turns: list[Message] = []
     for index, turn in enumerate(cast("list[object]", value)):
-        fields = cast("Mapping[str, Any]", turn) if isinstance(turn, Mapping) else {}
+        fields: Mapping[str, Any] = cast("Mapping[str, Any]", turn) if isinstance(turn, Mapping) else {}
         role, content = fields.get("role"), fields.get("content")
         if role not in _ROLES or not isinstance(content, str) or not content.strip():
             raise DataError(f'"{key}[{index}]" needs a role ({", ".join(_ROLES)}) and a content that is not empty')

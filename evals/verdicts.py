@@ -76,7 +76,7 @@ def read_pair(given: Mapping[str, Any], rubric: Rubric) -> PairVerdict:
         both = _mapping(by_name, criterion.name)
         first, second = (_score(both, side, criterion.name, criterion.low, criterion.high) for side in ("A", "B"))
         scores[criterion.name] = (first, second)
-    return PairVerdict(cast("Choice", choice), scores, _reason(given))
+    return PairVerdict(choice, scores, _reason(given))
 
 
 def read_absolute(given: Mapping[str, Any], rubric: Rubric) -> AbsoluteVerdict:
