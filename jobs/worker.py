@@ -41,6 +41,7 @@ DEFAULT_LIMITS = {"embedded": 1, "tinker": 4, "cluster": 2}
 RECIPES = {
     "sft": "sota_ml_researcher.training.sft_recipe",
     "dpo": "sota_ml_researcher.training.dpo_recipe",
+    "judge_eval": "sota_ml_researcher.evals.judge_job",
 }
 
 logger = logging.getLogger(__name__)

@@ -15,6 +15,8 @@ from sota_ml_researcher.tools.answers import duration, number
 
 _SHOWN_CHECKPOINTS = 5
 _SHOWN_STEPS = 50
+_VERDICT_CHARS = 1000
+_EVALUATIONS = {"judge_eval", "benchmark"}
 _SERIES = ("step", "train_mean_nll", "test/nll", "learning_rate")
 
 
@@ -45,6 +47,7 @@ class JobView(BaseModel):
     checkpoints: list[dict[str, Any]] = []
     final_checkpoint: dict[str, Any] | None = None
     best_checkpoint: dict[str, Any] | None = None
+    verdict: str | None = None
     next: str = ""
 
 
@@ -65,6 +68,7 @@ def view(job: Job, *, since_step: int | None = None) -> JobView:
         checkpoints=run_files.checkpoints(job.folder)[-_SHOWN_CHECKPOINTS:],
         final_checkpoint=(result or {}).get("final_checkpoint"),
         best_checkpoint=(result or {}).get("best_checkpoint"),
+        verdict=(result or {}).get("verdict_text"),
         next=next_step(job),
     )
 
@@ -110,6 +114,8 @@ def _eta_s(job: Job) -> float | None:
 
 def next_step(job: Job) -> str:
     """The sensible next call for a job in this state."""
+    if job.state is JobState.SUCCEEDED and job.kind in _EVALUATIONS:
+        return f"read the answers that were judged worst in {job.folder / 'report.html'} before you believe the number"
     return {
         JobState.QUEUED: f"wait_for_job(job_id='{job.id}')",
         JobState.STARTING: f"wait_for_job(job_id='{job.id}')",
@@ -141,6 +147,8 @@ def summary(shown: JobView) -> str:
     if shown.error:
         lines.append(f"Error: {shown.error}")
     lines += [f"[{a['level']}] {a['message']}" for a in shown.alerts[-3:] if a["message"] != shown.error]
+    if shown.verdict:
+        lines.append(shown.verdict.strip()[:_VERDICT_CHARS])
     for label, checkpoint in (("Final", shown.final_checkpoint), ("Best", shown.best_checkpoint)):
         if checkpoint:
             lines.append(f"{label} checkpoint: {checkpoint['sampler_path']}")
