@@ -43,7 +43,10 @@ class ResearcherServer(MCPServer[Any]):
         tools = await super().list_tools()
         return [
             tool.model_copy(
-                update={"input_schema": lean(tool.input_schema), "output_schema": lean(tool.output_schema or {})}
+                update={
+                    "input_schema": lean(tool.input_schema),
+                    "output_schema": lean(tool.output_schema or {}, answers=True),
+                }
             )
             for tool in tools
         ]
@@ -81,8 +84,11 @@ class ResearcherServer(MCPServer[Any]):
             raise
 
 
-def lean(schema: dict[str, Any]) -> dict[str, Any]:
-    """A JSON schema without titles, null defaults and descriptions of our own classes."""
+def lean(schema: dict[str, Any], *, answers: bool = False) -> dict[str, Any]:
+    """A JSON schema without titles, null defaults and descriptions of our own classes.
+
+    Every property of an answer is always there, so an output schema says nothing by naming each again as required.
+    """
 
     def slim(node: Any, *, names: bool = False) -> Any:
         if isinstance(node, list):
@@ -90,13 +96,30 @@ def lean(schema: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(node, dict):
             return node
         fields = cast("dict[str, Any]", node)
-        kept = fields if names else {k: v for k, v in fields.items() if k != "title" and (k, v) != ("default", None)}
+        kept = fields if names else _nullable({k: v for k, v in fields.items() if _says_something(k, v, answers)})
         return {k: slim(v, names=k in {"properties", "$defs"} and not names) for k, v in kept.items()}
 
     slimmed = slim(schema)
     for definition in [slimmed, *slimmed.get("$defs", {}).values()]:
         definition.pop("description", None)
+        if answers:
+            definition.pop("required", None)
     return slimmed
+
+
+def _says_something(key: str, value: Any, answers: bool) -> bool:
+    if key == "title" or (key == "additionalProperties" and value is True):
+        return False
+    return key != "default" or not (answers or value is None)
+
+
+def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
+    """``anyOf`` of one plain type and null as the list of types it is."""
+    match schema.get("anyOf"):
+        case [{"type": str(kind), **rest}, {"type": "null"}]:
+            return {**{k: v for k, v in schema.items() if k != "anyOf"}, **rest, "type": [kind, "null"]}
+        case _:
+            return schema
 
 
 def build_server() -> ResearcherServer:
@@ -114,7 +137,6 @@ def build_server() -> ResearcherServer:
             title=tool.title,
             description=_description(tool.function),
             annotations=ToolAnnotations(
-                title=tool.title,
                 read_only_hint=tool.read_only,
                 destructive_hint=tool.destructive,
                 idempotent_hint=tool.idempotent,

@@ -36,6 +36,8 @@ class JobView(BaseModel):
     error: str
     eta_s: float | None = None
     silent_s: float | None = None
+    waiting: str | None = None
+    cost_usd: float | None = None
     metrics: dict[str, float] = {}
     series: list[dict[str, Any]] = []
     alerts: list[dict[str, Any]] = []
@@ -53,6 +55,8 @@ def view(job: Job, *, since_step: int | None = None) -> JobView:
         **_row(job),
         eta_s=_eta_s(job),
         silent_s=silence_s(job),
+        waiting=_waiting(job),
+        cost_usd=job.cost_usd,
         metrics=run_files.latest_values(records),
         series=[{name: r[name] for name in _SERIES if name in r} for r in records],
         alerts=run_files.alerts(job.folder, limit=10),
@@ -79,6 +83,11 @@ def _row(job: Job) -> dict[str, Any]:
         "attempt": job.attempt,
         "error": job.error,
     }
+
+
+def _waiting(job: Job) -> str | None:
+    held_up = run_files.waiting(job.folder) if job.state in ACTIVE else None
+    return f"waiting for {held_up['reason']} since {iso(held_up['since'])}" if held_up else None
 
 
 def iso(seconds: float) -> str:
@@ -120,6 +129,10 @@ def summary(shown: JobView) -> str:
     values = [f"{name} {number(shown.metrics[name])}" for name in names if name in shown.metrics]
     if values:
         lines.append("Latest: " + ", ".join(values) + ".")
+    if shown.waiting:
+        lines.append(f"The backend is {shown.waiting}; the job goes on by itself.")
+    if shown.cost_usd:
+        lines.append(f"Cost so far: ${shown.cost_usd:.4g} (metered).")
     if shown.silent_s:
         lines.append(f"No sign of life for {duration(shown.silent_s)}: the process is alive but stuck.")
     if shown.error:

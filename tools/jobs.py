@@ -39,6 +39,18 @@ class JobLine(BaseModel):
     created: str
 
 
+class JobChange(BaseModel):
+    """A job after it was told to stop or to go on; get_job shows the rest."""
+
+    job_id: str
+    state: str
+    step: int
+    total_steps: int | None
+    attempt: int
+    run_folder: str
+    next: str
+
+
 class JobList(BaseModel):
     """Jobs, newest first. ``before`` asks for the next page."""
 
@@ -105,23 +117,38 @@ async def wait_for_job(
 def cancel_job(
     job_id: JobId,
     hard: Annotated[bool, Field(description="Kill it now, without a checkpoint")] = False,
-) -> Annotated[CallToolResult, JobView]:
+) -> Annotated[CallToolResult, JobChange]:
     """Stop a queued or running job. It saves a checkpoint first, so resume_job can go on from there.
 
     Use hard=true only if a graceful cancel does not end it.
     """
     job = control.cancel(Registry(), job_id, hard=hard)
-    shown = view(job)
-    if job.state in ACTIVE:
-        shown.next = f"wait_for_job(job_id='{job.id}') until it is cancelled"
-        return answer(shown, f"{job.id} was asked to stop: it saves a checkpoint first.\nNext: {shown.next}")
-    return answer(shown, summary(shown))
+    if job.state not in ACTIVE:
+        return answer(_change(job, next_step(job)), summary(view(job)))
+    follow = f"wait_for_job(job_id='{job.id}') until it is cancelled"
+    text = f"{job.id} was asked to stop: it saves a checkpoint first.\nNext: {follow}"
+    return answer(_change(job, follow), text)
 
 
-def resume_job(job_id: JobId) -> Annotated[CallToolResult, JobView]:
+def resume_job(
+    job_id: JobId,
+    max_cost_usd: Annotated[float | None, Field(description="A new cap for the whole job")] = None,
+) -> Annotated[CallToolResult, JobChange]:
     """Let a failed, cancelled or interrupted job go on from its last complete checkpoint, under the same id."""
-    shown = view(control.resume(Registry(), job_id))
-    return answer(shown, summary(shown))
+    job = control.resume(Registry(), job_id, max_cost_usd=max_cost_usd)
+    return answer(_change(job, next_step(job)), summary(view(job)))
+
+
+def _change(job: Job, follow: str) -> JobChange:
+    return JobChange(
+        job_id=job.id,
+        state=job.state.value,
+        step=job.step,
+        total_steps=job.total_steps,
+        attempt=job.attempt,
+        run_folder=str(job.folder),
+        next=follow,
+    )
 
 
 def _state(name: str) -> JobState:

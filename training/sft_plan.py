@@ -8,11 +8,15 @@ from typing import Any
 
 from sota_ml_researcher.core.errors import ModelError
 from sota_ml_researcher.training import hyperparameters
+from sota_ml_researcher.training.budget import require_price_for_cap
 from sota_ml_researcher.training.capacity import CapacityReport, DataSize, capacity_report
 from sota_ml_researcher.training.config_resolution import Origin, Settings
+from sota_ml_researcher.training.estimate import CostEstimate, estimate_cost
 from sota_ml_researcher.training.hyperparameters import Derived
+from sota_ml_researcher.training.meter import Usage
 from sota_ml_researcher.training.model_configs import ModelConfig, load_model_config
 from sota_ml_researcher.training.models import resolve_model
+from sota_ml_researcher.training.prices import PriceTable, load_prices
 from sota_ml_researcher.training.ranks import require_accepted_rank
 from sota_ml_researcher.training.rendering import load_renderer
 from sota_ml_researcher.training.sft_config import SftConfig
@@ -21,6 +25,8 @@ from sota_ml_researcher.training.sft_dataset import TokenCounts, count_tokens
 # A few seconds of tokenizing: a larger file is counted from its first rows, and every row is checked by the worker.
 _EXACT_BYTES = 16_000_000
 _SAMPLE_ROWS = 4000
+# How far a total scaled up from the first rows may be off when the file is not shuffled.
+_SAMPLED_SPREAD = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,7 @@ class SftPlan:
         total_steps: Optimizer steps of the whole run.
         tokens_to_train: Tokens the run will process, all epochs together.
         capacity: The adapter's capacity beside the data's information.
+        cost: What it will cost, as a range.
         warnings: What the user should know before spending time or money.
     """
 
@@ -42,6 +49,7 @@ class SftPlan:
     tokens_to_train: int
     capacity: CapacityReport
     warnings: tuple[str, ...]
+    cost: CostEstimate
 
 
 def plan_sft(settings: Settings[SftConfig]) -> SftPlan:
@@ -57,7 +65,9 @@ def plan_sft(settings: Settings[SftConfig]) -> SftPlan:
     settings = _with_paths(settings)
     model = load_model_config(resolve_model(config.base_model))
     settings = settings.derived(_context_length(settings.config, model))
-    counts = _count(settings.config)
+    table = load_prices()
+    require_price_for_cap(config, table, where=settings.place("max_cost_usd"))
+    counts, held_out = _count(settings.config)
     if counts.problems and not config.skip_bad_rows:
         raise counts.problems[0]
     settings, total_steps = _with_schedule(settings, counts.rows, model)
@@ -70,7 +80,21 @@ def plan_sft(settings: Settings[SftConfig]) -> SftPlan:
         apply_to=config.apply_to,
     )
     warnings = tuple(_warnings(settings.config, counts, total_steps, capacity))
-    return SftPlan(settings, counts, total_steps, round(counts.tokens * epochs), capacity, warnings)
+    # A row of n tokens is n - 1 to train on: each is asked for its successor.
+    to_train = round((counts.tokens - counts.rows) * epochs)
+    cost = _cost(settings.config, table, to_train, counts.exact, held_out, total_steps)
+    return SftPlan(settings, counts, total_steps, to_train, capacity, warnings, cost)
+
+
+def _cost(
+    config: SftConfig, table: PriceTable, to_train: int, exact: bool, held_out: TokenCounts | None, total_steps: int
+) -> CostEstimate:
+    """Training tokens, and the held-out rows as prompts at each validation: before every n-th step, and at the end."""
+    validations = -(-total_steps // config.eval_every) + 1 if config.eval_every else 1
+    prefill = held_out.tokens * validations if held_out else 0
+    spread = 0.0 if exact and (held_out is None or held_out.exact) else _SAMPLED_SPREAD
+    usages = [Usage(train=round(to_train * f), prefill=round(prefill * f)) for f in (1 - spread, 1.0, 1 + spread)]
+    return estimate_cost(table, config.backend, config.base_model, usages)
 
 
 def _with_paths(settings: Settings[SftConfig]) -> Settings[SftConfig]:
@@ -92,14 +116,16 @@ def _context_length(config: SftConfig, model: ModelConfig) -> dict[str, tuple[An
     return {"max_seq_len": (length, Origin(kind="derived", reason="the model's context length"))}
 
 
-def _count(config: SftConfig) -> TokenCounts:
+def _count(config: SftConfig) -> tuple[TokenCounts, TokenCounts | None]:
     path = Path(config.train_file)
     renderer = load_renderer(config.base_model, config.renderer)
     sample = None if path.stat().st_size <= _EXACT_BYTES else _SAMPLE_ROWS
     counts = count_tokens(path, renderer, max_seq_len=config.max_seq_len, sample_rows=sample)
-    if config.val_file is not None:
-        count_tokens(Path(config.val_file), renderer, max_seq_len=config.max_seq_len, sample_rows=_SAMPLE_ROWS)
-    return counts
+    if config.val_file is None:
+        return counts, None
+    held_out = Path(config.val_file)
+    sample = None if held_out.stat().st_size <= _EXACT_BYTES else _SAMPLE_ROWS
+    return counts, count_tokens(held_out, renderer, max_seq_len=config.max_seq_len, sample_rows=sample)
 
 
 def _with_schedule(settings: Settings[SftConfig], rows: int, model: ModelConfig) -> tuple[Settings[SftConfig], int]:

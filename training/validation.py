@@ -46,10 +46,15 @@ class Validation(TrainingClientEvaluator):
         self._evaluator = SamplerNLLEvaluator(list(data), name="test", tokenizer=tokenizer)
         self._steering = steering
         self._folder = folder
+        self._tokens = sum(datum.model_input.length + 1 for datum in data)  # the whole sequence is scored
         self._best = read_best(folder)
 
     async def __call__(self, training_client: Any) -> dict[str, float]:
         """Measure, and keep the weights if they are the best yet."""
+        meter = self._steering.meter
+        if meter is not None and not meter.evaluate(prefill=self._tokens):
+            logger.warning("No validation at step %d: the cap has no room for it", self._steering.next_step)
+            return {}
         sampler = await training_client.save_weights_and_get_sampling_client_async()
         metrics = await self._evaluator(sampler)
         step = self._steering.next_step
