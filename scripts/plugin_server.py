@@ -124,7 +124,9 @@ def set_up(*, light: bool) -> int:
     except subprocess.CalledProcessError as error:
         print(f"plugin_server.py: the command failed ({error.returncode}); its message is above", file=sys.stderr)
         return 1
-    print("Ready. Restart the MCP client, or reconnect its ml-researcher server (/mcp in Claude Code).", file=sys.stderr)
+    print(
+        "Ready. Restart the MCP client, or reconnect its ml-researcher server (/mcp in Claude Code).", file=sys.stderr
+    )
     return 0
 
 
@@ -145,8 +147,8 @@ def answer_without_server(environment: Mapping[str, str]) -> int:
     chosen = environment.get(PYTHON_VARIABLE)
     remark = f" {PYTHON_VARIABLE} is {chosen}, which has no server either." if chosen else ""
     text = (
-        f"The ML researcher is not installed yet.{remark} Run this once in a terminal (some GB, with torch; add --light "
-        f"to leave that out): {setup_command()} - then reconnect this server."
+        f"The ML researcher is not installed yet.{remark} Run this once in a terminal (some GB, with torch; --light "
+        f"leaves that out): {setup_command()} - then reconnect this server."
     )
     print(text, file=sys.stderr)
     for line in sys.stdin:

@@ -35,7 +35,9 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="run the MCP server on stdin and stdout, or over HTTP")
     serve.add_argument("--http", action="store_true", help="streamable HTTP instead of stdin and stdout")
-    serve.add_argument("--host", help="with --http: the address (default 127.0.0.1; others need ML_RESEARCHER_HTTP_KEY)")
+    serve.add_argument(
+        "--host", help="with --http: the address (default 127.0.0.1; others need ML_RESEARCHER_HTTP_KEY)"
+    )
     serve.add_argument("--port", type=int, help="with --http: the port (default 8765; 0 takes a free one)")
     serve.add_argument("--allow-host", action="append", metavar="NAME", help="a further name clients call it by")
     serve.set_defaults(run=_serve)

@@ -54,7 +54,9 @@ def build_app(server: MCPServer[Any], host: str, allow_hosts: Sequence[str], key
         ConfigError: If the address is beyond loopback and the key is missing or short, or no name is allowed.
     """
     if key and len(key) < MIN_KEY_LENGTH:
-        raise ConfigError(f"the key has {len(key)} characters, at least {MIN_KEY_LENGTH} are needed", where=KEY_VARIABLE)
+        raise ConfigError(
+            f"the key has {len(key)} characters, at least {MIN_KEY_LENGTH} are needed", where=KEY_VARIABLE
+        )
     if not is_loopback(host):
         _check_exposed(host, allow_hosts, key)
     app = server.streamable_http_app(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sota_ml_researcher.tools.data import check_dataset, validate_capacity
+from sota_ml_researcher.tools.export import export_checkpoint
 from sota_ml_researcher.tools.jobs import cancel_job, get_job, list_jobs, resume_job, wait_for_job
 from sota_ml_researcher.tools.models import list_models, sample_model
 from sota_ml_researcher.tools.start import start_sft
@@ -44,4 +45,5 @@ TOOLS: tuple[ToolSpec, ...] = (
     ToolSpec(cancel_job, "Cancel a job", destructive=True, idempotent=True),
     ToolSpec(resume_job, "Resume a job", open_world=True),
     ToolSpec(sample_model, "Sample a model", read_only=True, open_world=True),
+    ToolSpec(export_checkpoint, "Export a checkpoint", destructive=True, open_world=True),
 )
