@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tinker import types
 
 from sota_ml_researcher.core.errors import ResearcherError
-from sota_ml_researcher.engine import rest, wire
+from sota_ml_researcher.engine import external, rest, wire
 from sota_ml_researcher.engine.futures import Promise
 from sota_ml_researcher.engine.interface import LoraSpec, RequestRejectedError
 from sota_ml_researcher.engine.service import Engine
@@ -61,7 +61,7 @@ def build_app(engine: Engine, *, api_key: str | None = None, on_idle: Callable[[
                 task.cancel()
 
     app = Starlette(
-        routes=[*_routes(), *rest.routes()],
+        routes=[*_routes(), *rest.routes(), *external.routes()],
         lifespan=lifespan,
         middleware=[Middleware(_Gate, engine=engine, api_key=api_key)],
         exception_handlers={
@@ -103,7 +103,8 @@ class _Gate:
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers = {name.decode().lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        if scope["path"] not in _OPEN_PATHS and not self._key_is_right(headers):
+        signed = scope["path"].startswith(external.FILES_PATH)
+        if scope["path"] not in _OPEN_PATHS and not signed and not self._key_is_right(headers):
             return _error(401, "the API key was refused by this engine")
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > MOST_BODY_BYTES:
@@ -302,6 +303,15 @@ async def _save_for_sampler(request: Request) -> Response:
     return _promised(promise)
 
 
+async def _save_external(request: Request) -> Response:
+    body = await typed(request, types.SaveWeightsExternalRequest)
+    finish = external.encrypter(body.age_encryption_recipients or ())
+    engine = engine_of(request)
+    return _promised(
+        engine.save(body.model_id, body.seq_id, external.KIND, body.path, ttl_s=body.ttl_seconds, finish=finish)
+    )
+
+
 async def _load_weights(request: Request) -> Response:
     body = await typed(request, types.LoadWeightsRequest)
     engine = engine_of(request)
@@ -403,6 +413,7 @@ def _routes() -> list[Route]:
         post("optim_step", _optim_step),
         post("save_weights", _save_weights),
         post("save_weights_for_sampler", _save_for_sampler),
+        post("save_weights_external", _save_external),
         post("load_weights", _load_weights),
         post("create_sampling_session", _create_sampling_session),
         post("asample", _asample),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -18,6 +19,11 @@ from sota_ml_researcher.engine.store import NoSuchCheckpointError, Run, Saved, S
 
 _OWNER = "local"
 _MOST = 1000
+_TYPES: Mapping[str, Literal["training", "sampler", "external"]] = {
+    "weights": "training",
+    "sampler_weights": "sampler",
+    "external_weights": "external",
+}
 
 
 def _store(request: Request) -> Store:
@@ -41,7 +47,7 @@ def checkpoint_of(saved: Saved) -> types.Checkpoint:
     """A stored checkpoint as the SDK describes one."""
     return types.Checkpoint(
         checkpoint_id=f"{saved.kind}/{saved.name}",
-        checkpoint_type="training" if saved.kind == "weights" else "sampler",
+        checkpoint_type=_TYPES[saved.kind],
         time=_time(saved.created),
         tinker_path=saved.path,
         size_bytes=saved.size_bytes,

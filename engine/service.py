@@ -7,6 +7,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sota_ml_researcher.engine import wire
@@ -28,6 +29,11 @@ from sota_ml_researcher.engine.store import Run, Saved, Store
 SILENT_SESSION_S = 900.0
 _CACHED_WEIGHTS = 16
 _LEAST_TTL_S = 3600
+_SAVED_AS = {
+    "weights": "save_weights",
+    "sampler_weights": "save_weights_for_sampler",
+    "external_weights": "save_weights_external",
+}
 
 
 @dataclass(slots=True)
@@ -206,9 +212,17 @@ class Engine:
         return self._ordered(model_id, seq, compute)
 
     def save(
-        self, model_id: str, seq: int | None, kind: str, name: str | None, *, ttl_s: int | None, metadata: Any
+        self,
+        model_id: str,
+        seq: int | None,
+        kind: str,
+        name: str | None,
+        *,
+        ttl_s: int | None,
+        metadata: Any = None,
+        finish: Callable[[Path], None] | None = None,
     ) -> Promise:
-        """Write a checkpoint: ``weights`` with the optimizer's state, or ``sampler_weights``.
+        """Write a checkpoint: ``weights`` with the optimizer's state, ``sampler_weights`` or ``external_weights``.
 
         Raises:
             RequestRejectedError: If its life would be shorter than the platform allows.
@@ -228,9 +242,10 @@ class Engine:
                 optimizer=adapter.export_optimizer() if kind == "weights" else None,
                 ttl_s=ttl_s,
                 user_metadata=metadata,
+                finish=finish,
             )
             self._weights.pop(saved.path, None)
-            return {"type": "save_weights" if kind == "weights" else "save_weights_for_sampler", "path": saved.path}
+            return {"type": _SAVED_AS[kind], "path": saved.path}
 
         return self._ordered(model_id, seq, compute)
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from sota_ml_researcher.core.files import storage_errors, sync_folder, write_atomically
 from sota_ml_researcher.engine.interface import LoraSpec, RequestRejectedError
 
-KINDS = ("weights", "sampler_weights")
+KINDS = ("weights", "sampler_weights", "external_weights")
 WEIGHTS, OPTIMIZER = "adapter_model.safetensors", "optimizer.safetensors"
 _DETAILS, _RUN = "checkpoint.json", "run.json"
 
@@ -124,8 +124,9 @@ class Store:
         optimizer: Arrays | None = None,
         ttl_s: int | None = None,
         user_metadata: Mapping[str, Any] | None = None,
+        finish: Callable[[Path], None] | None = None,
     ) -> Saved:
-        """Write a checkpoint; one of the same name is replaced in one step.
+        """Write a checkpoint; one of the same name is replaced in one step. ``finish`` may change the files before.
 
         Raises:
             StorageError: If the disk is full or not writable; what was there before is untouched.
@@ -143,6 +144,8 @@ class Store:
                 if optimizer is not None:
                     _write_tensors(temporary / OPTIMIZER, optimizer)
                 write_atomically(temporary / "adapter_config.json", json.dumps(adapter_config, indent=2))
+                if finish is not None:
+                    finish(temporary)
                 size = sum(file.stat().st_size for file in temporary.iterdir())
                 saved = Saved(
                     run.run_id,
@@ -183,13 +186,14 @@ class Store:
         """The tensors of a checkpoint: its weights, or its optimizer state.
 
         Raises:
-            NoSuchCheckpointError: If it has no optimizer state.
+            NoSuchCheckpointError: If it has no optimizer state, or is encrypted.
         """
         import safetensors.numpy as safetensors
 
         file = self.file(saved, OPTIMIZER if optimizer else WEIGHTS)
         if not file.is_file():
-            raise NoSuchCheckpointError(f"{saved.path} has no optimizer state: it was saved for sampling")
+            missing = "optimizer state: it was saved for sampling" if optimizer else "readable weights: it is encrypted"
+            raise NoSuchCheckpointError(f"{saved.path} has no {missing}")
         arrays: dict[str, NDArray[Any]] = cast("Any", safetensors).load_file(file)
         return arrays
 

@@ -13,14 +13,16 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, cast
 
+import anyio.to_thread
 from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
-from mcp_types import Tool, ToolAnnotations
+from mcp.shared.exceptions import MCPError
+from mcp_types import INVALID_PARAMS, Resource, Tool, ToolAnnotations
 from pydantic import ValidationError
 
 from sota_ml_researcher.core.errors import ResearcherError
 from sota_ml_researcher.core.suggestions import did_you_mean
-from sota_ml_researcher.server import resources
+from sota_ml_researcher.server import prompts, resources
 from sota_ml_researcher.tools import TOOLS
 
 INSTRUCTIONS = (
@@ -48,6 +50,23 @@ class ResearcherServer(MCPServer[Any]):
             )
             for tool in tools
         ]
+
+    async def list_resources(self) -> list[Resource]:
+        """Every doctrine page and template by name; read when asked for, not at start-up."""
+        return [*await super().list_resources(), *await anyio.to_thread.run_sync(resources.listed)]
+
+    async def get_prompt(self, name: str, arguments: dict[str, Any] | None = None, *rest: Any, **named: Any) -> Any:
+        """One prompt, filled; an unknown name or argument is a sentence, not an internal error."""
+        known = {prompt.name: prompt for prompt in await self.list_prompts()}
+        if name not in known:
+            fix = did_you_mean(name, known) or f"There are: {', '.join(known)}"
+            raise MCPError(code=INVALID_PARAMS, message=f"there is no prompt '{name}'. {fix}")
+        taken = [argument.name for argument in known[name].arguments or []]
+        if strays := [key for key in arguments or {} if key not in taken]:
+            raise MCPError(
+                code=INVALID_PARAMS, message=f"{name}: there is no argument '{strays[0]}'. It takes: {', '.join(taken)}"
+            )
+        return await super().get_prompt(name, arguments, *rest, **named)
 
     async def call_tool(self, name: str, arguments: dict[str, Any], *rest: Any, **named: Any) -> Any:
         """Call a tool; wrong arguments come back as sentences instead of a validator's dump."""
@@ -125,6 +144,7 @@ def build_server() -> ResearcherServer:
             ),
         )
     resources.register(server)
+    prompts.register(server, [tool.function.__name__ for tool in TOOLS])
     return server
 
 

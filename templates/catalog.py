@@ -26,6 +26,12 @@ def read_template(kind: str) -> str:
     return (_folder() / f"{kind}.yaml").read_text(encoding="utf-8")
 
 
+def describe_template(kind: str) -> str:
+    """The first sentence of a template's opening comment."""
+    opening = " ".join(line.lstrip("# ") for line in read_template(kind).splitlines() if line.startswith("#"))
+    return opening.partition(". ")[0].rstrip(".") + "."
+
+
 def template_path(kind: str) -> Path:
     """Where a template lies on disk."""
     read_template(kind)

@@ -9,6 +9,7 @@ from typing import Any
 from sota_ml_researcher.tools.checkpoints import manage_checkpoints
 from sota_ml_researcher.tools.data import check_dataset, validate_capacity
 from sota_ml_researcher.tools.evaluate import run_judge_eval, submit_verdicts
+from sota_ml_researcher.tools.export import export_checkpoint
 from sota_ml_researcher.tools.jobs import cancel_job, get_job, list_jobs, resume_job, wait_for_job
 from sota_ml_researcher.tools.models import list_models, sample_model
 from sota_ml_researcher.tools.start import start_sft
@@ -49,4 +50,5 @@ TOOLS: tuple[ToolSpec, ...] = (
     ToolSpec(resume_job, "Resume a job", open_world=True),
     ToolSpec(manage_checkpoints, "List or delete checkpoints", destructive=True, open_world=True),
     ToolSpec(sample_model, "Sample a model", read_only=True, open_world=True),
+    ToolSpec(export_checkpoint, "Export a checkpoint", destructive=True, open_world=True),
 )

@@ -45,6 +45,7 @@ def list_models(
     """List a backend's base models with context length, renderers, ranks, learning rate, prices and retirement.
 
     For hosted Tinker it asks the live service when a key is set, and says so when it falls back to the dated table.
+    Use it for "what can I train?" or to find an id; for "which rank?" use validate_capacity, for answers sample_model.
     """
     source, models = models_of(backend, base_url)
     shown = with_advice([m for m in models if search is None or search.lower() in m.name.lower()], backend)
@@ -72,7 +73,7 @@ def sample_model(
 ) -> Annotated[CallToolResult, SampleAnswer]:
     """Try a base model or a checkpoint on a few prompts, with the chat format it was trained with.
 
-    Use it to look at answers before and after training. It is no evaluation: a few samples prove nothing.
+    Use it to look at answers before and after training. Not for "is it better?": a few samples prove nothing.
     """
     from sota_ml_researcher.training.rendering import load_renderer
     from sota_ml_researcher.training.sampling_client import SampleOptions, base_model_of, sample

@@ -53,6 +53,7 @@ def start_sft(
 ) -> Annotated[CallToolResult, Started]:
     """Start supervised fine-tuning (LoRA) as a background job that outlives this session.
 
+    Use it for rows with one good answer each, after check_dataset. To go on with a stopped job use resume_job instead.
     Needs base_model and train_file, from the config, the overrides, or both. Null settings are derived, and the answer
     shows each value with where it came from. Call with validate_only=true first. Then wait_for_job.
     On a backend that charges, the first call only returns the plan: show it, and call again with its plan_id.
