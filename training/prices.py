@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from datetime import date
+from datetime import UTC, date, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -102,7 +102,7 @@ def load_prices() -> PriceTable:
     document = load_yaml(own)
     try:
         given = _Override.model_validate(document.data)
-        merged = _overlay(shipped, given.model_dump(exclude_unset=True))
+        merged = _overlay(shipped, _dated(given.model_dump(exclude_unset=True), given.as_of or _written(own)))
         return PriceTable.model_validate(merged)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
@@ -113,6 +113,19 @@ def load_prices() -> PriceTable:
             where=document.place(top),
             fix="template: the shipped prices.yaml, which list_models and doctor name",
         ) from error
+
+
+def _dated(given: dict[str, Any], day: date) -> dict[str, Any]:
+    """The user's prices with a day of their own: the table's would be wrong for them."""
+    groups = [backend.get("models", {}) for backend in given.get("backends", {}).values()] + [given.get("judges", {})]
+    for group in groups:
+        for name, price in group.items():
+            group[name] = {"as_of": day, **price}
+    return given
+
+
+def _written(path: Path) -> date:
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC).date()
 
 
 class _Override(_Frozen):
