@@ -18,6 +18,7 @@ CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 LOG = "log.txt"
 WAITING = "waiting.json"
+BILLING = "billing.json"
 
 _BLOCK = 64 * 1024
 
@@ -77,6 +78,14 @@ def _is_finite_number(value: object) -> bool:
 def checkpoints(folder: Path) -> list[dict[str, Any]]:
     """Checkpoint records, oldest first."""
     return list(read_json_lines(folder / CHECKPOINTS))
+
+
+def billing(folder: Path) -> dict[str, Any] | None:
+    """What the platform had billed for a run when it was last asked (``cost_usd``, ``through``), or None."""
+    try:
+        return json.loads((folder / BILLING).read_bytes())
+    except FileNotFoundError:
+        return None
 
 
 def waiting(folder: Path) -> dict[str, Any] | None:

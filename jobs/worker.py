@@ -40,6 +40,8 @@ DEFAULT_LIMITS = {"embedded": 1, "tinker": 4, "cluster": 2}
 # Each kind of job: the module with its `run_KIND_job(context, config_file)`, imported when the job has its place.
 RECIPES = {
     "sft": "sota_ml_researcher.training.sft_recipe",
+    "dpo": "sota_ml_researcher.training.dpo_recipe",
+    "judge_eval": "sota_ml_researcher.evals.judge_job",
 }
 
 logger = logging.getLogger(__name__)

@@ -62,6 +62,20 @@ def _parser() -> argparse.ArgumentParser:
     jobs.add_argument("--limit", type=int, default=20, help="how many to list (default 20)")
     jobs.set_defaults(run=_jobs)
 
+    costs = commands.add_parser("costs", help="what jobs cost by our meter, beside what Tinker billed")
+    costs.add_argument("--days", type=int, default=30, help="how far back (default 30)")
+    costs.add_argument("--offline", action="store_true", help="our meter only; do not ask Tinker")
+    costs.set_defaults(run=_costs)
+
+    checkpoints = commands.add_parser("checkpoints", help="list what is stored, or delete by name (for good)")
+    checkpoints.add_argument("--backend", choices=["embedded", "tinker", "cluster"], default="embedded")
+    checkpoints.add_argument("--base-url", help="for backend cluster")
+    throw = checkpoints.add_mutually_exclusive_group()
+    throw.add_argument("--delete", nargs="+", metavar="PATH", help="delete these tinker:// paths; no way back")
+    throw.add_argument("--keep-best", metavar="JOB", help="of this job keep only the final and the best")
+    checkpoints.add_argument("--yes", action="store_true", help="really delete; without it they are only named")
+    checkpoints.set_defaults(run=_checkpoints)
+
     doctor = commands.add_parser("doctor", help="check this installation and say what to fix")
     doctor.set_defaults(run=_doctor)
     return parser
@@ -129,6 +143,22 @@ def _jobs(options: argparse.Namespace) -> int:
     if options.resume:
         return terminal.resume_job(options.job_id)
     return terminal.follow_job(options.job_id) if options.follow else terminal.show_job(options.job_id)
+
+
+def _costs(options: argparse.Namespace) -> int:
+    from sota_ml_researcher.server.spending import show_costs
+
+    return show_costs(days=options.days, offline=options.offline)
+
+
+def _checkpoints(options: argparse.Namespace) -> int:
+    from sota_ml_researcher.server import spending
+
+    if options.delete or options.keep_best:
+        return spending.delete_checkpoints(
+            options.backend, options.base_url, paths=options.delete, keep_best=options.keep_best, really=options.yes
+        )
+    return spending.list_checkpoints(options.backend, options.base_url)
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -15,6 +15,8 @@ from sota_ml_researcher.tools.answers import duration, number
 
 _SHOWN_CHECKPOINTS = 5
 _SHOWN_STEPS = 50
+_VERDICT_CHARS = 1000
+_EVALUATIONS = {"judge_eval", "benchmark"}
 _SERIES = ("step", "train_mean_nll", "test/nll", "learning_rate")
 
 
@@ -38,12 +40,14 @@ class JobView(BaseModel):
     silent_s: float | None = None
     waiting: str | None = None
     cost_usd: float | None = None
+    billed_usd: float | None = None
     metrics: dict[str, float] = {}
     series: list[dict[str, Any]] = []
     alerts: list[dict[str, Any]] = []
     checkpoints: list[dict[str, Any]] = []
     final_checkpoint: dict[str, Any] | None = None
     best_checkpoint: dict[str, Any] | None = None
+    verdict: str | None = None
     next: str = ""
 
 
@@ -57,12 +61,14 @@ def view(job: Job, *, since_step: int | None = None) -> JobView:
         silent_s=silence_s(job),
         waiting=_waiting(job),
         cost_usd=job.cost_usd,
+        billed_usd=(run_files.billing(job.folder) or {}).get("cost_usd"),
         metrics=run_files.latest_values(records),
         series=[{name: r[name] for name in _SERIES if name in r} for r in records],
         alerts=run_files.alerts(job.folder, limit=10),
         checkpoints=run_files.checkpoints(job.folder)[-_SHOWN_CHECKPOINTS:],
         final_checkpoint=(result or {}).get("final_checkpoint"),
         best_checkpoint=(result or {}).get("best_checkpoint"),
+        verdict=(result or {}).get("verdict_text"),
         next=next_step(job),
     )
 
@@ -108,6 +114,8 @@ def _eta_s(job: Job) -> float | None:
 
 def next_step(job: Job) -> str:
     """The sensible next call for a job in this state."""
+    if job.state is JobState.SUCCEEDED and job.kind in _EVALUATIONS:
+        return f"read the answers that were judged worst in {job.folder / 'report.html'} before you believe the number"
     return {
         JobState.QUEUED: f"wait_for_job(job_id='{job.id}')",
         JobState.STARTING: f"wait_for_job(job_id='{job.id}')",
@@ -132,12 +140,15 @@ def summary(shown: JobView) -> str:
     if shown.waiting:
         lines.append(f"The backend is {shown.waiting}; the job goes on by itself.")
     if shown.cost_usd:
-        lines.append(f"Cost so far: ${shown.cost_usd:.4g} (metered).")
+        billed = f", ${shown.billed_usd:.4g} billed so far" if shown.billed_usd is not None else ""
+        lines.append(f"Cost so far: ${shown.cost_usd:.4g} metered{billed}.")
     if shown.silent_s:
         lines.append(f"No sign of life for {duration(shown.silent_s)}: the process is alive but stuck.")
     if shown.error:
         lines.append(f"Error: {shown.error}")
     lines += [f"[{a['level']}] {a['message']}" for a in shown.alerts[-3:] if a["message"] != shown.error]
+    if shown.verdict:
+        lines.append(shown.verdict.strip()[:_VERDICT_CHARS])
     for label, checkpoint in (("Final", shown.final_checkpoint), ("Best", shown.best_checkpoint)):
         if checkpoint:
             lines.append(f"{label} checkpoint: {checkpoint['sampler_path']}")

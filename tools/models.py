@@ -10,8 +10,8 @@ from pydantic import BaseModel, Field
 from sota_ml_researcher.core.errors import ConfigError, JobError
 from sota_ml_researcher.jobs import run_files
 from sota_ml_researcher.jobs.registry import Registry
-from sota_ml_researcher.tools.answers import answer
-from sota_ml_researcher.tools.model_lists import ModelLine, models_of
+from sota_ml_researcher.tools.answers import answer, number
+from sota_ml_researcher.tools.model_lists import ModelLine, models_of, with_advice
 from sota_ml_researcher.training import backends
 from sota_ml_researcher.training.sft_config import BackendName, load_sft_settings
 
@@ -42,13 +42,14 @@ def list_models(
     base_url: Annotated[str | None, Field(description="For backend cluster")] = None,
     search: Annotated[str | None, Field(description="Only names that contain this")] = None,
 ) -> Annotated[CallToolResult, ModelList]:
-    """List the base models a backend can train and sample, with context length, renderers and retirement.
+    """List a backend's base models with context length, renderers, ranks, learning rate, prices and retirement.
 
     For hosted Tinker it asks the live service when a key is set, and says so when it falls back to the dated table.
     Use it for "what can I train?" or to find an id; for "which rank?" use validate_capacity, for answers sample_model.
     """
     source, models = models_of(backend, base_url)
-    shown = [m for m in models if search is None or search.lower() in m.name.lower()]
+    shown = with_advice([m for m in models if search is None or search.lower() in m.name.lower()], backend)
+    shown.sort(key=lambda m: m.retired is not None)
     following = f"validate_capacity(base_model='{shown[0].name}', ...)" if shown else "list_models without search"
     content = ModelList(backend=backend, source=source, models=shown, next=following)
     lines = [f"{len(shown)} models on {backend} ({source})."]
@@ -181,6 +182,11 @@ def _completion(completion: Any) -> dict[str, Any]:
 
 def _model_line(model: ModelLine) -> str:
     facts = [f"context {model.context_length:,}" if model.context_length else "", ", ".join(model.renderers[:2])]
+    if model.learning_rate is not None:
+        facts.append(f"learning rate {number(model.learning_rate)}")
+    if model.usd_per_million is not None:
+        prices = [f"{kind} ${usd:g}" for kind, usd in model.usd_per_million.items() if usd is not None]
+        facts.append(f"{', '.join(prices)} a million tokens ({model.prices_of})")
     facts.append(f"retired {model.retired}" if model.retired else "")
     return f"{model.name}: " + ("; ".join(f for f in facts if f) or "no further facts")
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from mcp_types import CallToolResult
 from pydantic import BaseModel, Field
 
+from sota_ml_researcher.jobs.pace import measured_pace
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.start import start_sft_job
-from sota_ml_researcher.tools.answers import answer, number
+from sota_ml_researcher.tools.answers import answer, duration, number
 from sota_ml_researcher.tools.spending import Gate, cost_text
 from sota_ml_researcher.training import backends
 from sota_ml_researcher.training.sft_config import load_sft_settings
@@ -38,6 +39,7 @@ class Started(BaseModel):
     capacity_verdict: str
     capacity_ratio: float
     cost: dict[str, Any]
+    expected_s: float | None
     plan_id: str | None
     warnings: list[str]
     next: str
@@ -93,6 +95,7 @@ def preflight(plan: SftPlan) -> None:
 
 def _started(plan: SftPlan, job_id: str | None, state: str, folder: str | None) -> Started:
     config = plan.settings.config
+    pace = measured_pace(Registry(), "sft", config.backend, config.base_model)
     return Started(
         job_id=job_id,
         state=state,
@@ -109,6 +112,7 @@ def _started(plan: SftPlan, job_id: str | None, state: str, folder: str | None) 
         capacity_verdict=plan.capacity.verdict,
         capacity_ratio=round(plan.capacity.ratio, 3),
         cost=asdict(plan.cost),
+        expected_s=round(plan.tokens_to_train / pace, 1) if pace else None,
         plan_id=None,
         warnings=list(plan.warnings),
         next="",
@@ -122,6 +126,7 @@ def _text(shown: Started, plan: SftPlan) -> str:
         f"{head}. SFT of {config.base_model} on {config.backend}.",
         f"{shown.total_steps:,} steps of {config.batch_size} rows.",
         f"{shown.rows:,} rows, {shown.tokens_to_train:,} tokens to train in all. Cost: {cost_text(plan.cost)}.",
+        f"About {duration(shown.expected_s)} at the pace of earlier runs." if shown.expected_s else "",
         f"LoRA rank {config.lora_rank}: {shown.lora_parameters:,} parameters, capacity {shown.capacity_verdict} "
         f"(ratio {number(shown.capacity_ratio, 3)}).",
         f"Learning rate {number(config.learning_rate)} ({shown.origins['learning_rate'][:160]}).",
@@ -129,4 +134,4 @@ def _text(shown: Started, plan: SftPlan) -> str:
     ]
     if shown.run_folder:
         lines.append(f"Files: {shown.run_folder}")
-    return "\n".join([*lines, f"Next: {shown.next}"])
+    return "\n".join([*(line for line in lines if line), f"Next: {shown.next}"])

@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sota_ml_researcher.core.errors import ConfigError
 from sota_ml_researcher.core.paths import home
 from sota_ml_researcher.core.yaml_loading import load_yaml, parse_yaml
-from sota_ml_researcher.training.models import resolve_model
 
 PRICES_VARIABLE = "ML_RESEARCHER_PRICES"
 # One token costs this share of a price "per million tokens".
@@ -76,8 +75,7 @@ class PriceTable(_Frozen):
             base_model: As the user names it: an id, ``demo``, or a folder.
         """
         prices = self.backends.get(backend)
-        listed: Mapping[str, ModelPrice] = prices.models if prices else {}
-        found = listed.get(base_model) or listed.get(resolve_model(base_model).wire_name)
+        found = prices.models.get(base_model) if prices else None
         if prices is None or found is None:
             return None
         cached = found.cached_prefill

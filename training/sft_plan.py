@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sota_ml_researcher.core.errors import ModelError
 from sota_ml_researcher.training import hyperparameters
@@ -23,6 +23,7 @@ from sota_ml_researcher.training.sft_config import SftConfig
 from sota_ml_researcher.training.sft_dataset import TokenCounts, count_tokens
 
 # A few seconds of tokenizing: a larger file is counted from its first rows, and every row is checked by the worker.
+ConfigT = TypeVar("ConfigT", bound=SftConfig)
 _EXACT_BYTES = 16_000_000
 _SAMPLE_ROWS = 4000
 # How far a total scaled up from the first rows may be off when the file is not shuffled.
@@ -62,16 +63,16 @@ def plan_sft(settings: Settings[SftConfig]) -> SftPlan:
     """
     config = settings.config
     require_accepted_rank(config.lora_rank, config.backend, where=settings.place("lora_rank"))
-    settings = _with_paths(settings)
+    settings = with_paths(settings)
     model = load_model_config(resolve_model(config.base_model))
-    settings = settings.derived(_context_length(settings.config, model))
+    settings = settings.derived(context_length(settings.config, model))
     table = load_prices()
     require_price_for_cap(config, table, where=settings.place("max_cost_usd"))
     counts, held_out = _count(settings.config)
     if counts.problems and not config.skip_bad_rows:
         raise counts.problems[0]
     settings, total_steps = _with_schedule(settings, counts.rows, model)
-    epochs = total_steps * (settings.config.batch_size or 1) / counts.rows
+    epochs = _passes(total_steps, settings.config.batch_size or 1, counts.rows)
     capacity = capacity_report(
         model,
         lora_rank=config.lora_rank,
@@ -86,6 +87,12 @@ def plan_sft(settings: Settings[SftConfig]) -> SftPlan:
     return SftPlan(settings, counts, total_steps, to_train, capacity, warnings, cost)
 
 
+def _passes(steps: int, batch_size: int, rows: int) -> float:
+    """Passes over the data in so many steps; the last batch of a pass may be a small one."""
+    whole, begun = divmod(steps, -(-rows // batch_size))
+    return whole + min(1.0, begun * batch_size / rows)
+
+
 def _cost(
     config: SftConfig, table: PriceTable, to_train: int, exact: bool, held_out: TokenCounts | None, total_steps: int
 ) -> CostEstimate:
@@ -97,7 +104,7 @@ def _cost(
     return estimate_cost(table, config.backend, config.base_model, usages)
 
 
-def _with_paths(settings: Settings[SftConfig]) -> Settings[SftConfig]:
+def with_paths(settings: Settings[ConfigT]) -> Settings[ConfigT]:
     """Data paths made absolute: the worker runs in another folder."""
     config = settings.config
     found: dict[str, tuple[Any, Origin]] = {}
@@ -109,7 +116,8 @@ def _with_paths(settings: Settings[SftConfig]) -> Settings[SftConfig]:
     return settings.derived(found)
 
 
-def _context_length(config: SftConfig, model: ModelConfig) -> dict[str, tuple[Any, Origin]]:
+def context_length(config: SftConfig, model: ModelConfig) -> dict[str, tuple[Any, Origin]]:
+    """``max_seq_len`` where it was left out: the model's context, if its config has it."""
     if config.max_seq_len is not None or not model.has("max_position_embeddings"):
         return {}
     length = model.integer("max_position_embeddings")

@@ -15,17 +15,30 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import tinker
 
 from sota_ml_researcher.core.errors import ResearcherError
 from sota_ml_researcher.training.meter import Meter
-from sota_ml_researcher.training.sft_config import SftConfig
+from sota_ml_researcher.training.sft_config import COMPONENTS, Component
 
 
 class StopTrainingError(Exception):
     """Raised inside the loop, after every step taken is logged, when the run has to stop early."""
+
+
+class AdapterSettings(Protocol):
+    """What every kind of training job says about its adapter and its optimizer."""
+
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+    @property
+    def apply_to(self) -> tuple[Component, ...]: ...  # noqa: D102
+    @property
+    def weight_decay(self) -> float: ...  # noqa: D102
+    @property
+    def grad_clip(self) -> float: ...  # noqa: D102
 
 
 @dataclass(slots=True)
@@ -41,7 +54,7 @@ class Steering:
         stopped: Whether steps are refused now.
     """
 
-    config: SftConfig
+    config: AdapterSettings
     should_stop: Callable[[], bool]
     on_step: Callable[[int], None]
     on_saved: Callable[[str, int], None]
@@ -51,6 +64,11 @@ class Steering:
     tokens_submitted: int = 0
     meter: Meter | None = None
     rest: tinker.RestClient | None = None
+
+
+def adapter_choice(settings: AdapterSettings) -> dict[str, Any]:
+    """The SDK's arguments for a fresh adapter on the layers a job chose."""
+    return {"seed": settings.seed, **{f"train_{part}": part in settings.apply_to for part in COMPONENTS}}
 
 
 @dataclass(slots=True)
@@ -173,16 +191,10 @@ class SteeredServiceClient:
         self, base_model: str, rank: int = 32, user_metadata: dict[str, str] | None = None
     ) -> SteeredTrainingClient:
         """A fresh adapter on the layers the job chose."""
-        settings = self.steering.config
+        choice = adapter_choice(self.steering.config)
         return await self._steer(
             self.inner.create_lora_training_client_async(
-                base_model=base_model,
-                rank=rank,
-                seed=settings.seed,
-                train_mlp="mlp" in settings.apply_to,
-                train_attn="attn" in settings.apply_to,
-                train_unembed="unembed" in settings.apply_to,
-                user_metadata=user_metadata,
+                base_model=base_model, rank=rank, user_metadata=user_metadata, **choice
             )
         )
 

@@ -1,0 +1,137 @@
+"""Which questions an evaluation asks each judge, each with a key that depends on all of its content."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sota_ml_researcher.evals.controls import Canary, control_count
+from sota_ml_researcher.evals.judge_base import Judge
+from sota_ml_researcher.evals.judge_prompt import Prompter, Question
+from sota_ml_researcher.evals.responses import Response
+from sota_ml_researcher.evals.test_set import EvalItem
+
+CallKind = Literal["pair", "absolute", "control", "canary"]
+GOOD, BAD = "good", "bad"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One question to one judge. The prompt is written when it is asked: a thousand long ones need not lie in memory.
+
+    Attributes:
+        key: Hash of the judge, the prompt's wording and the content.
+        kind: What it is for.
+        item: The prompt.
+        first: The arm whose answer is shown as A (``good`` or ``bad`` in a canary).
+        second: The arm shown as B; None in absolute mode.
+        answer_a: The first answer.
+        answer_b: The second answer, or None.
+    """
+
+    key: str
+    kind: CallKind
+    item: EvalItem
+    first: str
+    second: str | None
+    answer_a: str
+    answer_b: str | None
+
+    def question(self, prompter: Prompter) -> Question:
+        """The call as a judge sees it."""
+        return prompter.question(self.item, self.answer_a, self.answer_b)
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What is judged: prompts, each arm's answers in the order of the prompts, canaries, and the seed of orders."""
+
+    items: Sequence[EvalItem]
+    answers: Mapping[str, Sequence[Response]]
+    canaries: Sequence[Canary]
+    both_orders: bool
+    seed: int
+
+
+def pairs_of(arms: Sequence[str]) -> list[tuple[str, str]]:
+    """The pairs of arms to judge, as (in question, compared with): every two arms, the baseline always second."""
+    return [(second, first) for first, second in itertools.combinations(arms, 2)]
+
+
+def count_calls(arms: int, items: int, canaries: int, *, pairwise: bool, both_orders: bool) -> int:
+    """How many questions one judge is asked (`build_calls` makes as many)."""
+    if not pairwise:
+        return arms * items + 2 * canaries
+    pairs = arms * (arms - 1) // 2
+    return pairs * items * (2 if both_orders else 1) + 2 * canaries + control_count(items)
+
+
+def build_calls(material: Material, judge: Judge, prompter: Prompter) -> tuple[list[Call], list[Call]]:
+    """The tests of the judge itself, and the questions that count."""
+    make = _Maker(judge, prompter)
+    if prompter.mode == "absolute":
+        tests = [make("canary", c.item, side, None, a, None) for c in material.canaries for side, a in _sides(c)]
+        main = [
+            make("absolute", item, arm, None, response.text, None)
+            for arm, responses in material.answers.items()
+            for item, response in zip(material.items, responses, strict=True)
+        ]
+        return tests, main
+    tests = [call for canary in material.canaries for call in _canary_pair(make, canary)]
+    return tests + _controls(make, material), _pair_calls(make, material)
+
+
+class _Maker:
+    def __init__(self, judge: Judge, prompter: Prompter) -> None:
+        self._salt = json.dumps([judge.name, dict(judge.settings), prompter.prompt_hash], sort_keys=True)
+
+    def __call__(
+        self, kind: CallKind, item: EvalItem, first: str, second: str | None, answer_a: str, answer_b: str | None
+    ) -> Call:
+        whole = json.dumps(
+            [self._salt, kind, item.id, item.prompt_key, item.reference, first, second, answer_a, answer_b]
+        )
+        key = hashlib.sha256(whole.encode("utf-8", "replace")).hexdigest()[:32]
+        return Call(key, kind, item, first, second, answer_a, answer_b)
+
+
+def _sides(canary: Canary) -> list[tuple[str, str]]:
+    return [(GOOD, canary.good), (BAD, canary.bad)]
+
+
+def _canary_pair(make: _Maker, canary: Canary) -> list[Call]:
+    return [
+        make("canary", canary.item, GOOD, BAD, canary.good, canary.bad),
+        make("canary", canary.item, BAD, GOOD, canary.bad, canary.good),
+    ]
+
+
+def _controls(make: _Maker, material: Material) -> list[Call]:
+    """Answers beside themselves, taken from the arms in turn; one order, as the other is the same question."""
+    chooser = random.Random(material.seed)
+    chosen = sorted(chooser.sample(range(len(material.items)), control_count(len(material.items))))
+    arms = list(material.answers)
+    calls: list[Call] = []
+    for turn, index in enumerate(chosen):
+        arm = arms[turn % len(arms)]
+        text = material.answers[arm][index].text
+        calls.append(make("control", material.items[index], arm, arm, text, text))
+    return calls
+
+
+def _pair_calls(make: _Maker, material: Material) -> list[Call]:
+    chooser = random.Random(material.seed)
+    calls: list[Call] = []
+    for (one, other), index in itertools.product(pairs_of(list(material.answers)), range(len(material.items))):
+        orders = [(one, other), (other, one)]
+        if not material.both_orders:
+            orders = [chooser.choice(orders)]
+        for first, second in orders:
+            texts = material.answers[first][index].text, material.answers[second][index].text
+            calls.append(make("pair", material.items[index], first, second, *texts))
+    return calls

@@ -1,0 +1,140 @@
+"""The last part of an evaluation, in a process of its own: ``python -m sota_ml_researcher.evals.conclude RUN_FOLDER``.
+
+Reads what the worker gathered and writes metrics.json, verdict.txt, report.html, plots and the Inspect log. It can be
+run again at any time: it changes nothing that was gathered.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sota_ml_researcher.core.errors import ResearcherError
+from sota_ml_researcher.core.files import read_json_lines, write_atomically
+from sota_ml_researcher.evals import eval_files
+from sota_ml_researcher.evals.conclusion import BASELINE, TUNED, Evidence, conclude, item_effects
+from sota_ml_researcher.evals.human_labels import read_labels
+from sota_ml_researcher.evals.judge_config import load_judge_settings
+from sota_ml_researcher.evals.judgments import JUDGMENTS, read_judgments
+from sota_ml_researcher.evals.report_html import Sample, report_html
+from sota_ml_researcher.evals.report_pictures import pictures
+from sota_ml_researcher.evals.responses import Response
+from sota_ml_researcher.evals.rubric import load_rubric
+from sota_ml_researcher.evals.test_set import EvalItem
+from sota_ml_researcher.evals.verdict_text import verdict_text
+
+_SHOWN = 10
+
+
+def read_evidence(folder: Path) -> Evidence:
+    """Everything gathered in a run's folder."""
+    config = load_judge_settings(folder / "config.yaml", None).config
+    rows = list(read_json_lines(folder / eval_files.ITEMS))
+    items = [_item(row) for row in rows]
+    answers: dict[str, list[Response]] = {arm: [] for arm in config.arms}
+    for row in read_json_lines(folder / eval_files.RESPONSES):
+        answers[row["arm"]].append(Response(row["text"], row["stop_reason"], row["tokens"]))
+    return Evidence(
+        config=config,
+        rubric=load_rubric(Path(config.rubric) if config.rubric else None),
+        items=items,
+        answers=answers,
+        judgments=list(read_judgments(folder / JUDGMENTS)),
+        human=read_labels(Path(config.human_labels), items) if config.human_labels else {},
+    )
+
+
+def conclude_run(folder: Path) -> dict[str, Any]:
+    """Compute and write everything; returns what ``verdict.json`` holds."""
+    evidence = read_evidence(folder)
+    metrics = conclude(evidence)
+    run = json.loads((folder / eval_files.RUN).read_bytes())
+    controls = json.loads((folder / eval_files.CONTROLS).read_bytes())
+    metrics |= {"controls": controls, "run": {k: v for k, v in run.items() if k != "judge_system_prompt"}}
+    text = verdict_text(metrics, run, controls)
+    _write_json(folder / eval_files.METRICS, metrics)
+    write_atomically(folder / eval_files.VERDICT_TEXT, text)
+    _write_report(folder, evidence, metrics, text)
+    from sota_ml_researcher.evals.inspect_log import write_inspect_log
+
+    write_inspect_log(folder / eval_files.INSPECT_LOG, evidence, metrics, run)
+    main = next(c for c in metrics["comparisons"] if c["arm"] == TUNED)
+    verdict = {
+        "verdict": metrics["verdict"],
+        "verdict_text": text,
+        "mean": main["mean"],
+        "interval": main["interval"],
+        "report": str(folder / eval_files.REPORT),
+        "inspect_log": str(folder / eval_files.INSPECT_LOG),
+    }
+    _write_json(folder / eval_files.VERDICT, verdict)
+    return verdict
+
+
+def _write_report(folder: Path, evidence: Evidence, metrics: Mapping[str, Any], text: str) -> None:
+    effects = item_effects(evidence, TUNED)
+    tuned, baseline = evidence.answers[TUNED], evidence.answers[BASELINE]
+    lengths = [
+        (float(len(tuned[i].text) - len(baseline[i].text)), effects[item.id])
+        for i, item in enumerate(evidence.items)
+        if item.id in effects
+    ]
+    images = pictures(metrics, lengths)
+    (folder / eval_files.PLOTS).mkdir(exist_ok=True)
+    for name, png in images.items():
+        write_atomically(folder / eval_files.PLOTS / f"{name}.png", png)
+    title = f"Judge evaluation: {evidence.config.run_name or Path(evidence.config.test_set).stem}"
+    write_atomically(folder / eval_files.REPORT, report_html(title, text, metrics, images, _samples(evidence, effects)))
+
+
+def _samples(evidence: Evidence, effects: Mapping[str, float]) -> list[Sample]:
+    """Ten prompts where the tuned model did worst, and ten drawn by the seed: to read before believing a number."""
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for j in evidence.judgments:
+        if j.kind in {"pair", "absolute"}:
+            reasons[j.item].append(f"{j.judge} ({j.first} shown first): {j.verdict or j.unscored or ''} {j.reason}")
+    order = sorted(range(len(evidence.items)), key=lambda i: effects.get(evidence.items[i].id, 0.5))
+    rest = order[_SHOWN:]
+    random.Random(evidence.config.seed).shuffle(rest)
+    found: list[Sample] = []
+    for index in [*order[:_SHOWN], *rest[:_SHOWN]]:
+        item = evidence.items[index]
+        sample = Sample(
+            item=item.id,
+            prompt=item.prompt_text,
+            reference=item.reference,
+            baseline=evidence.answers[BASELINE][index].text,
+            tuned=evidence.answers[TUNED][index].text,
+            score=effects.get(item.id),
+            reasons=reasons[item.id][:4],
+        )
+        found.append(sample)
+    return found
+
+
+def _item(row: dict[str, Any]) -> EvalItem:
+    messages = tuple(row.pop("messages"))
+    return EvalItem(messages=messages, **row)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def main(arguments: list[str]) -> int:
+    """Entry point: ``RUN_FOLDER`` is the only argument."""
+    try:
+        conclude_run(Path(arguments[0]))
+    except ResearcherError as error:
+        print(str(error), file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

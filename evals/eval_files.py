@@ -1,0 +1,12 @@
+"""The files of an evaluation in its run folder, besides those of every job."""
+
+ITEMS = "items.jsonl"
+RESPONSES = "responses.jsonl"
+CONTROLS = "controls.json"
+RUN = "judges.json"
+METRICS = "metrics.json"
+VERDICT = "verdict.json"
+VERDICT_TEXT = "verdict.txt"
+REPORT = "report.html"
+PLOTS = "plots"
+INSPECT_LOG = "inspect_log.json"

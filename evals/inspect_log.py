@@ -1,0 +1,101 @@
+"""The evaluation as a log of Inspect, so that ``inspect view`` opens it. Heavy: imports inspect_ai."""
+# pyright: basic
+# reason: inspect_ai's models are validated from plain data here
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from inspect_ai.log import (
+    EvalConfig,
+    EvalDataset,
+    EvalLog,
+    EvalMetric,
+    EvalResults,
+    EvalSample,
+    EvalScore,
+    EvalSpec,
+    write_eval_log,
+)
+from inspect_ai.model import ChatMessageAssistant, ModelOutput
+from inspect_ai.scorer import Score
+
+from sota_ml_researcher.evals.conclusion import TUNED, Evidence, item_effects
+
+
+def write_inspect_log(path: Path, evidence: Evidence, metrics: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    """Write the log: one sample a prompt, scored with the tuned arm's score against the baseline."""
+    config = evidence.config
+    effects = item_effects(evidence, TUNED)
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for j in evidence.judgments:
+        if j.kind in {"pair", "absolute"}:
+            shown = f"{j.first} = A, {j.second} = B" if j.second else j.first
+            reasons[j.item].append(f"[{j.judge}; {shown}] {j.verdict or j.unscored or j.scores}: {j.reason}")
+    samples = [_sample(evidence, index, effects, reasons[item.id]) for index, item in enumerate(evidence.items)]
+    main = next(c for c in metrics["comparisons"] if c["arm"] == TUNED)
+    log = EvalLog(
+        status="success",
+        eval=EvalSpec(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            task="judge_eval",
+            task_id="judge_eval",
+            dataset=EvalDataset(
+                name=Path(config.test_set).stem,
+                location=config.test_set,
+                samples=len(samples),
+                sample_ids=[item.id for item in evidence.items],
+            ),
+            model=f"tuned/{config.finetuned_model}",
+            config=EvalConfig(),
+            metadata={"arms": config.arms, "judges": run.get("judges"), "prompt_hash": run.get("prompt_hash")},
+        ),
+        results=EvalResults(
+            total_samples=len(samples),
+            completed_samples=len(samples),
+            scores=[_score(config.mode, main, len(samples))],
+            metadata={"verdict": metrics["verdict"], "warnings": metrics["warnings"]},
+        ),
+        samples=samples,
+    )
+    write_eval_log(log, str(path), format="json")
+
+
+def _sample(evidence: Evidence, index: int, effects: Mapping[str, float], reasons: Sequence[str]) -> EvalSample:
+    item = evidence.items[index]
+    answers = {arm: responses[index].text for arm, responses in evidence.answers.items()}
+    explanation = "\n".join(reasons)
+    value = effects.get(item.id)
+    score = (
+        Score(value=value, answer=answers[TUNED], explanation=explanation)
+        if value is not None
+        else Score(value=float("nan"), answer=answers[TUNED], explanation=f"unscored\n{explanation}")
+    )
+    return EvalSample(
+        id=item.id,
+        epoch=1,
+        input=item.prompt_text,
+        target=item.reference or "",
+        messages=[ChatMessageAssistant(content=answers[TUNED])],
+        output=ModelOutput.from_content(evidence.config.finetuned_model, answers[TUNED]),
+        scores={"judge": score},
+        metadata={"answers": answers, "cluster": item.cluster, "category": item.category},
+    )
+
+
+def _score(mode: str, main: Mapping[str, Any], total: int) -> EvalScore:
+    values = {"mean": main["mean"], "stderr": main.get("standard_error")}
+    if main["interval"]:
+        values |= {"ci_low": main["interval"]["low"], "ci_high": main["interval"]["high"]}
+    metrics = {name: EvalMetric(name=name, value=value) for name, value in values.items() if value is not None}
+    return EvalScore(
+        name="judge",
+        scorer=mode,
+        scored_samples=main["scored"],
+        unscored_samples=total - main["scored"],
+        metrics=metrics,
+    )

@@ -1,0 +1,52 @@
+"""Planning: what difference a number of items can show, and how many items a difference needs.
+
+The standard library alone: the server plans without numpy.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+# The largest standard deviation a score of 0, 1/2 or 1 can have: no ties, both sides win equally often.
+WORST_DEVIATION = 0.5
+
+
+def minimal_detectable_effect(
+    n: float, deviation: float, *, power: float = 0.8, level: float = 0.95, design_effect: float = 1.0
+) -> float | None:
+    """The smallest true difference in the mean score that n items show with the given power.
+
+    (z(1 - alpha/2) + z(power)) x sd / sqrt(n), n divided by the design effect (Miller 2024, arXiv 2411.00640,
+    section 5).
+
+    Args:
+        n: Items.
+        deviation: Standard deviation of the item scores, from a pilot or a stated prior.
+        power: Chance to see a difference that is there.
+        level: Confidence of the interval used.
+        design_effect: 1 + (cluster size - 1) x correlation in a cluster; 1 without clusters.
+
+    Returns:
+        None for fewer than two items.
+    """
+    if n < 2:
+        return None
+    return _quantiles(power, level) * deviation / math.sqrt(n / design_effect)
+
+
+def items_needed(
+    effect: float, deviation: float, *, power: float = 0.8, level: float = 0.95, design_effect: float = 1.0
+) -> int:
+    """How many items show a difference of ``effect`` in the mean score with the given power (see the function above).
+
+    Raises:
+        ValueError: If the effect is not above zero.
+    """
+    if effect <= 0:
+        raise ValueError(f"items_needed: the effect must be above 0, got {effect}")
+    return math.ceil((_quantiles(power, level) * deviation / effect) ** 2 * design_effect - 1e-9)
+
+
+def _quantiles(power: float, level: float) -> float:
+    return NormalDist().inv_cdf(0.5 + level / 2) + NormalDist().inv_cdf(power)

@@ -1,0 +1,151 @@
+"""The prompts of an evaluation: read once, checked, the same for every arm."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from sota_ml_researcher.core.errors import DataError
+from sota_ml_researcher.training.data_files import at_line, read_rows
+from sota_ml_researcher.training.formats import Message
+
+_PROMPT_KEYS = ("messages", "prompt", "question", "input")
+_REFERENCE_KEYS = ("reference", "answer", "completion", "output")
+_ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class EvalItem:
+    """One prompt.
+
+    Attributes:
+        id: Its name: the row's ``id``, else its number.
+        messages: The conversation to answer; ends with a user's turn.
+        reference: A known good answer, or None.
+        cluster: What it shares with others (a document, a template); None: it stands alone.
+        category: A heading for the breakdown, or None.
+        line: Where it stands in the file.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    reference: str | None
+    cluster: str | None
+    category: str | None
+    line: int
+
+    @property
+    def prompt_key(self) -> str:
+        """The conversation as one string: equal for equal prompts."""
+        return prompt_key(self.messages)
+
+    @property
+    def prompt_text(self) -> str:
+        """The conversation for reading."""
+        if len(self.messages) == 1:
+            return self.messages[0]["content"]
+        return "\n\n".join(f"[{m['role']}]\n{m['content']}" for m in self.messages)
+
+
+def prompt_key(messages: Sequence[Message]) -> str:
+    """A conversation as one string, without a difference in white space at its ends."""
+    return json.dumps([[m["role"], m["content"].strip()] for m in messages], ensure_ascii=False)
+
+
+def read_test_set(path: Path) -> list[EvalItem]:
+    """Read and check a test set.
+
+    A row has ``messages`` (a last assistant turn is the reference) or ``prompt``, and may have ``reference`` (or
+    ``answer``), ``system``, ``cluster_id``, ``category`` and ``id``.
+
+    Raises:
+        DataError: For a row that cannot be used, a prompt or id given twice, or an empty file, with the line.
+    """
+    items: list[EvalItem] = []
+    prompts: dict[str, int] = {}
+    ids: dict[str, int] = {}
+    for row in read_rows(path):
+        if row.value is None:
+            raise row.problem or DataError("not a readable row", where=f"{path.name}:{row.number}")
+        try:
+            item = _item(row.value, row.number, len(items) + 1)
+            _only_once(prompts, item.prompt_key, row.number, "this prompt")
+            _only_once(ids, item.id, row.number, f"the id '{item.id}'")
+        except DataError as error:
+            raise at_line(path, row.number, error) from error
+        items.append(item)
+    return items
+
+
+def conversation(row: Mapping[str, Any]) -> tuple[list[Message], str | None]:
+    """The prompt in a row as messages, and the reference if the row ends with an answer.
+
+    Raises:
+        DataError: If there is no prompt, or it cannot be read.
+    """
+    key = next((k for k in _PROMPT_KEYS if row.get(k) not in (None, "")), None)
+    if key is None:
+        raise DataError("no prompt in this row", fix='Give "prompt": "..." or "messages": [{"role", "content"}, ...]')
+    value = row[key]
+    if isinstance(value, str):
+        if not value.strip():
+            raise DataError(f'"{key}" is empty')
+        messages = [Message(role="user", content=value)]
+    else:
+        messages = _turns(value, key)
+    reference = messages.pop()["content"] if messages and messages[-1]["role"] == "assistant" else None
+    if not messages or messages[-1]["role"] != "user":
+        raise DataError(f'"{key}" must end with a user\'s turn (or with the reference answer after it)')
+    system = row.get("system")
+    if isinstance(system, str) and system.strip():
+        if messages[0]["role"] == "system":
+            raise DataError('"system" is given, and the messages have a system turn too', fix="Keep one of them")
+        messages.insert(0, Message(role="system", content=system))
+    return messages, reference
+
+
+def _item(row: Mapping[str, Any], number: int, position: int) -> EvalItem:
+    messages, reference = conversation(row)
+    for key in _REFERENCE_KEYS:
+        given = row.get(key)
+        if given is not None:
+            reference = str(given)
+            break
+    return EvalItem(
+        id=str(row["id"]) if row.get("id") not in (None, "") else str(position),
+        messages=tuple(messages),
+        reference=reference,
+        cluster=_label(row, "cluster_id"),
+        category=_label(row, "category"),
+        line=number,
+    )
+
+
+def _label(row: Mapping[str, Any], key: str) -> str | None:
+    value = row.get(key)
+    return None if value in (None, "") else str(value)
+
+
+def _turns(value: object, key: str) -> list[Message]:
+    if not isinstance(value, list) or not value:
+        raise DataError(f'"{key}" must be text or a list of turns with role and content')
+    turns: list[Message] = []
+    for index, turn in enumerate(cast("list[object]", value)):
+        fields: Mapping[str, Any] = cast("Mapping[str, Any]", turn) if isinstance(turn, Mapping) else {}
+        role, content = fields.get("role"), fields.get("content")
+        if role not in _ROLES or not isinstance(content, str) or not content.strip():
+            raise DataError(f'"{key}[{index}]" needs a role ({", ".join(_ROLES)}) and a content that is not empty')
+        turns.append(Message(role=str(role), content=content))
+    return turns
+
+
+def _only_once(seen: dict[str, int], value: str, number: int, what: str) -> None:
+    first = seen.setdefault(value, number)
+    if first != number:
+        raise DataError(
+            f"{what} stands on line {first} already",
+            fix="Remove one: a prompt that counts twice makes the interval too narrow",
+        )

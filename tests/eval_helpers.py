@@ -1,0 +1,85 @@
+"""Small test sets, and running an evaluation in this process as a worker would."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sota_ml_researcher.evals import eval_files
+from sota_ml_researcher.evals.judge_config import load_judge_settings
+from sota_ml_researcher.evals.judge_job import run_judge_eval_job
+from sota_ml_researcher.evals.judge_plan import plan_judge_eval
+from sota_ml_researcher.training.config_resolution import render_config
+from sota_ml_researcher.training.run_context import Outcome
+
+
+@dataclass
+class Context:
+    """Stands where the worker stands."""
+
+    folder: Path
+    attempt: int = 1
+    job_id: str = "judge_eval-000000"
+    total: int = 0
+    step: int = 0
+    stop_at: int | None = None
+    alerts: list[tuple[str, str]] = field(default_factory=list)
+
+    def started(self, total_steps: int) -> None:
+        self.total = total_steps
+
+    def progress(self, step: int) -> None:
+        self.step = step
+
+    def alert(self, level: str, message: str, *, step: int | None = None) -> None:
+        self.alerts.append((level, message))
+
+    def stop_requested(self) -> str | None:
+        return "cancel" if self.stop_at is not None and self.step >= self.stop_at else None
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def sums(folder: Path, count: int, *, tuned_right: float = 1.0, base_right: float = 0.0) -> dict[str, Any]:
+    """A test set of sums and two files of answers, the first of which are right."""
+    prompts = [{"prompt": f"{n}+{n}=", "reference": str(2 * n)} for n in range(count)]
+
+    def answers(share: float) -> list[dict[str, Any]]:
+        right = round(share * count)
+        return [
+            {"prompt": p["prompt"], "response": p["reference"] if n < right else "?"} for n, p in enumerate(prompts)
+        ]
+
+    return {
+        "test_set": str(write_lines(folder / "test.jsonl", prompts)),
+        "baseline_model": str(write_lines(folder / "base.jsonl", answers(base_right))),
+        "finetuned_model": str(write_lines(folder / "tuned.jsonl", answers(tuned_right))),
+        "judge_model": "check:exact",
+        "bootstrap_draws": 500,
+    }
+
+
+def evaluate(folder: Path, config: dict[str, Any], context: Context | None = None) -> tuple[Outcome, Context]:
+    """Plan, write the resolved config, and run."""
+    context = context or Context(folder / "run")
+    context.folder.mkdir(exist_ok=True)
+    plan = plan_judge_eval(load_judge_settings(None, config))
+    file = context.folder / "config.yaml"
+    file.write_text(render_config(plan.settings.config, plan.settings.origins))
+    outcome = run_judge_eval_job(context, file)
+    if outcome.finished:
+        assert context.step == context.total == plan.total_steps
+    return outcome, context
+
+
+def metrics(context: Context) -> dict[str, Any]:
+    return json.loads((context.folder / eval_files.METRICS).read_text())
+
+
+def comparison(context: Context, arm: str = "tuned") -> dict[str, Any]:
+    return next(c for c in metrics(context)["comparisons"] if c["arm"] == arm)
