@@ -6,12 +6,13 @@ The SDK's ``save_weights_external`` and ``get_external_weights_urls``, which the
 from __future__ import annotations
 
 import hmac
+import importlib
 import secrets
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote, urlencode
 
 from starlette.requests import Request
@@ -40,22 +41,24 @@ def encrypter(recipients: Sequence[str]) -> Callable[[Path], None] | None:
         return None
     if len(recipients) > _MOST_RECIPIENTS:
         raise RequestRejectedError(f"{len(recipients)} recipients were given; {_MOST_RECIPIENTS} is the most")
-    import pyrage
-
+    age = _age()
     keys = [_recipient(recipient) for recipient in recipients]
 
     def encrypt(folder: Path) -> None:
         for file in sorted(folder.iterdir()):
-            cast("Any", pyrage).encrypt_file(str(file), f"{file}.age", keys)
+            age.encrypt_file(str(file), f"{file}.age", keys)
             file.unlink()
 
     return encrypt
 
 
-def _recipient(text: str) -> Any:
-    import pyrage
+def _age() -> Any:
+    """The module, which comes without types and is only needed for encrypted exports."""
+    return importlib.import_module("pyrage")
 
-    age = cast("Any", pyrage)
+
+def _recipient(text: str) -> Any:
+    age = _age()
     kind = age.x25519 if text.startswith("age1") else age.ssh
     try:
         return kind.Recipient.from_str(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def read_template(kind: str) -> str:
 def describe_template(kind: str) -> str:
     """The first sentence of a template's opening comment."""
     opening = " ".join(line.lstrip("# ") for line in read_template(kind).splitlines() if line.startswith("#"))
-    return opening.partition(". ")[0].rstrip(".") + "."
+    return re.split(r"(?<=[.?]) ", opening, maxsplit=1)[0]
 
 
 def template_path(kind: str) -> Path:

@@ -37,7 +37,8 @@ def manage_checkpoints(
 ) -> Annotated[CallToolResult, CheckpointList]:
     """List stored checkpoints with size, age, expiry and monthly price; or delete those named, for good.
 
-    Ask the user before deleting. superseded_of lists all of a job but its final and its best.
+    Use it for storage and its cost; to take one home use export_checkpoint. Ask the user before deleting. superseded_of
+    lists all of a job but its final and its best.
     """
     from sota_ml_researcher.training.housekeeping import delete_checkpoints, stored_checkpoints
 

@@ -37,8 +37,8 @@ class ExportAnswer(BaseModel):
     done: bool
     folder: str
     files: dict[str, int]
-    url: str | None = None
-    next: str = ""
+    url: str | None
+    next: str
 
 
 class Source(BaseModel):
@@ -53,20 +53,19 @@ class Source(BaseModel):
 
 
 async def export_checkpoint(
-    model: Annotated[str, Field(description="A job id, job_id:best, or tinker://RUN/weights/NAME")],
+    model: Annotated[str, Field(description="Job id, job_id:best, or tinker://RUN/weights/NAME")],
     ctx: Context,
-    format: Annotated[ExportFormat, Field(description="PEFT adapter, or a whole merged model")] = "adapter",
-    output_dir: Annotated[str | None, Field(description="Folder to make; default: in the run's folder")] = None,
+    format: ExportFormat = "adapter",
+    output_dir: Annotated[str | None, Field(description="Default: in the run's folder")] = None,
     overwrite: Annotated[bool, Field(description="Replace an earlier export, here and on the hub")] = False,
     publish_to: Annotated[str | None, Field(description="Hub repository owner/name")] = None,
-    private: Annotated[bool, Field(description="Of a new hub repository")] = True,
-    backend: Annotated[BackendName | None, Field(description="For tinker:// paths; default embedded")] = None,
-    base_url: Annotated[str | None, Field(description="For backend cluster")] = None,
+    private: bool = True,
+    backend: Annotated[BackendName | None, Field(description="Of a tinker:// path")] = None,
+    base_url: str | None = None,
 ) -> Annotated[CallToolResult, ExportAnswer]:
     """Write a checkpoint to disk as a PEFT adapter or a merged model, and publish it if asked.
 
-    Use it to serve the result elsewhere (vLLM, transformers) or to keep it. Set publish_to only when the user asked
-    for an upload. Not for trying it out: sample_model.
+    Use it to serve or keep a result. publish_to only if the user asked for an upload. Not for trying it: sample_model.
     """
     source = await anyio.to_thread.run_sync(find_source, model, backend, base_url)
     output = Path(output_dir).expanduser().absolute() if output_dir else source.folder / f"{_name(source)}-{format}"
@@ -90,7 +89,7 @@ async def export_checkpoint(
     key = ("export", source.backend, source.base_url, request)
     made, progress = await run_in_background(key, work, ctx)
     if made is None:
-        waiting = ExportAnswer(done=False, folder=str(output), files={}, next=_AGAIN)
+        waiting = ExportAnswer(done=False, folder=str(output), files={}, url=None, next=_AGAIN)
         return answer(waiting, f"Still {progress.message or 'starting'}. {_AGAIN}")
     forget(key)
     return _answer(made, format)

@@ -69,7 +69,7 @@ def run(request: ExportRequest, progress: Any) -> ExportResult:
     url = None
     if request.publish_to:
         progress(f"uploading to {request.publish_to}")
-        url = publish(request, output)
+        url = publish(request, request.publish_to, output)
     files = {str(f.relative_to(output)): f.stat().st_size for f in sorted(output.rglob("*")) if f.is_file()}
     return ExportResult(str(output), files, url, reused)
 
@@ -269,7 +269,7 @@ def check_publishing(request: ExportRequest) -> None:
         )
 
 
-def publish(request: ExportRequest, folder: Path) -> str:
+def publish(request: ExportRequest, repository: str, folder: Path) -> str:
     """Upload the folder; returns the page's address.
 
     Raises:
@@ -282,10 +282,8 @@ def publish(request: ExportRequest, folder: Path) -> str:
     api = HfApi()
     kept = f"The export is in {folder}; the same call only publishes it"
     try:
-        made = api.create_repo(
-            request.publish_to, repo_type="model", private=request.private, exist_ok=request.overwrite
-        )
-        api.upload_folder(folder_path=folder, repo_id=request.publish_to, repo_type="model", ignore_patterns=[MARKER])
+        made = api.create_repo(repository, repo_type="model", private=request.private, exist_ok=request.overwrite)
+        api.upload_folder(folder_path=folder, repo_id=repository, repo_type="model", ignore_patterns=[MARKER])
     except HFValidationError as error:
         raise BackendError(str(error), where="publish_to", fix=f"Write it as owner/name. {kept}") from error
     except HfHubHTTPError as error:
@@ -295,13 +293,9 @@ def publish(request: ExportRequest, folder: Path) -> str:
             403: "the token may not write there (403); check its rights",
             409: "the repository exists already (409); give overwrite=true or another name",
         }
-        raise BackendError(
-            known.get(status, f"the hub answered {status}"), where=request.publish_to, fix=kept
-        ) from error
+        raise BackendError(known.get(status, f"the hub answered {status}"), where=repository, fix=kept) from error
     except httpx.HTTPError as error:
-        raise BackendError(
-            f"the hub did not answer ({type(error).__name__})", where=request.publish_to, fix=kept
-        ) from error
+        raise BackendError(f"the hub did not answer ({type(error).__name__})", where=repository, fix=kept) from error
     return str(made)
 
 

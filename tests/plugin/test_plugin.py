@@ -22,7 +22,7 @@ COMMANDS = sorted(ROOT.glob("commands/*.md"))
 SKILLS = sorted(ROOT.glob("skills/*/SKILL.md"))
 REFERENCES = sorted(ROOT.glob("skills/*/references/*.md"))
 REGISTERED = {spec.function.__name__ for spec in TOOLS}
-FAMILY = "validate check start run list get wait cancel resume analyze compare sample export".split()
+FAMILY = "validate check start run list get wait cancel resume analyze compare sample export submit manage".split()
 # Words in code spans that look like a tool and are an argument, a file or a setting.
 NOT_TOOLS = {"validate_only", "run_name", "resume_from"}
 
@@ -164,7 +164,6 @@ def test_what_a_page_names_exists(path: Path) -> None:
 
 def test_a_tool_is_planned_or_registered_and_never_both() -> None:
     assert not PLANNED & REGISTERED, "these are registered now: remove them from tests/plugin/planned_tools.py"
-    assert len(PLANNED | REGISTERED) <= 17
 
 
 def test_every_tool_is_named_by_the_routing_table_of_the_researcher() -> None:

@@ -11,7 +11,7 @@ from sota_ml_researcher.tools import TOOLS
 REQUESTS: list[dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "requests.yaml").read_text())
 DESCRIPTIONS = {spec.function.__name__: spec.function.__doc__ or "" for spec in TOOLS}
 WHEN = re.compile(r"\bUse (it|this|for|when)\b")
-WHEN_NOT = re.compile(r"\b(Not for|instead|trains nothing|says nothing|only if|[Ff]or .{5,60} use \w+_\w+)\b")
+WHEN_NOT = re.compile(r"\b(Not for|instead|trains nothing|says nothing|only (if|while)|[Ff]or .{5,60} use \w+_\w+)\b")
 
 
 def test_there_are_thirty_requests_each_with_its_reason() -> None:
