@@ -36,17 +36,6 @@ class ModelPrice(_Frozen):
     as_of: date | None = None
 
 
-class JudgePrice(_Frozen):
-    """A judge's prices in USD per million tokens; ``batch_factor`` multiplies all of them in batch mode."""
-
-    input: Usd
-    output: Usd
-    cache_write: Usd | None = None
-    cache_read: Usd | None = None
-    batch_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
-    as_of: date | None = None
-
-
 class BackendPrices(_Frozen):
     """Prices of one backend. ``cached_prefill_factor`` holds for models without a price of their own for it."""
 
@@ -61,7 +50,6 @@ class PriceTable(_Frozen):
     as_of: date
     source: str
     backends: Mapping[str, BackendPrices] = {}
-    judges: Mapping[str, JudgePrice] = {}
 
     def charges(self, backend: str) -> bool:
         """Whether the backend costs money: hosted Tinker always does, others when the table says so."""
@@ -117,8 +105,8 @@ def load_prices() -> PriceTable:
 
 def _dated(given: dict[str, Any], day: date) -> dict[str, Any]:
     """The user's prices with a day of their own: the table's would be wrong for them."""
-    groups = [backend.get("models", {}) for backend in given.get("backends", {}).values()] + [given.get("judges", {})]
-    for group in groups:
+    for backend in given.get("backends", {}).values():
+        group = backend.get("models", {})
         for name, price in group.items():
             group[name] = {"as_of": day, **price}
     return given
@@ -132,7 +120,6 @@ class _Override(_Frozen):
     as_of: date | None = None
     source: str | None = None
     backends: Mapping[str, BackendPrices] = {}
-    judges: Mapping[str, JudgePrice] = {}
 
 
 def _own_file() -> Path | None:
