@@ -39,6 +39,7 @@ DEFAULT_LIMITS = {"embedded": 1, "tinker": 4, "cluster": 2}
 RECIPES = {
     "sft": "sota_ml_researcher.training.sft_recipe",
     "dpo": "sota_ml_researcher.training.dpo_recipe",
+    "grpo": "sota_ml_researcher.training.rl_recipe",
 }
 
 logger = logging.getLogger(__name__)

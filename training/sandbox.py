@@ -68,8 +68,10 @@ def isolation() -> Isolation:
 
 
 def _order() -> tuple[Mode, ...]:
-    """Bubblewrap first, because distributions that restrict user namespaces let it through; but for root it keeps the
-    real user id, which our launcher gives up."""
+    """Bubblewrap first: distributions that restrict user namespaces let it through.
+
+    For root it comes second, because it keeps the real user id, which our launcher gives up.
+    """
     return ("namespaces", "bubblewrap") if os.geteuid() == 0 else ("bubblewrap", "namespaces")
 
 

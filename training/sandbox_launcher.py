@@ -2,10 +2,10 @@
 # Reason: system calls through ctypes; and it runs alone, as a script, where nothing of this package can be imported.
 """Shuts a program in, then becomes it: ``python -I -S sandbox_launcher.py SPEC``. Standard library only.
 
-SPEC is JSON: ``mode``, ``binds`` (source, target), ``limits``, ``argv``. Mode ``namespaces`` makes a user, mount, network,
-process, IPC and host-name namespace of its own, with a root that holds nothing but read-only copies of the binds and
-an empty /tmp. Mode ``inner`` sets the limits only: bubblewrap has done the rest. Mode ``plain`` does so too, without
-anything around it.
+SPEC is JSON: ``mode``, ``binds`` (source, target), ``limits``, ``argv``. Mode ``namespaces`` makes a user, mount,
+network, process, IPC and host-name namespace of its own, with a root that holds nothing but read-only copies of the
+binds and an empty /tmp. Mode ``inner`` sets the limits only: bubblewrap has done the rest. Mode ``plain`` does so too,
+without anything around it.
 """
 
 import ctypes
@@ -37,7 +37,7 @@ def check(result, what):
 
 
 def mount(source, target, kind, flags, data=None):
-    """mount(2)."""
+    """Mount, or raise."""
     encode = lambda text: None if text is None else text.encode()  # noqa: E731
     check(libc.mount(encode(source), encode(target), encode(kind), flags, encode(data)), f"mount {target}")
 
