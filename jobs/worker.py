@@ -42,6 +42,7 @@ RECIPES = {
     "sft": "sota_ml_researcher.training.sft_recipe",
     "dpo": "sota_ml_researcher.training.dpo_recipe",
     "judge_eval": "sota_ml_researcher.evals.judge_job",
+    "grpo": "sota_ml_researcher.training.rl_recipe",
 }
 
 logger = logging.getLogger(__name__)

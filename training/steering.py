@@ -110,13 +110,18 @@ class LossNotFiniteError(ResearcherError, ArithmeticError):
 
 
 @dataclass(slots=True)
-class _LossFuture:
+class LossFuture:
     """A forward-backward under way; refuses a loss that is not a number."""
 
     inner: Any
     step: int
 
     async def result_async(self, timeout: float | None = None) -> Any:
+        """The result.
+
+        Raises:
+            LossNotFiniteError: If its loss is not a number.
+        """
         result = await self.inner.result_async(timeout)
         bad = {k: v for k, v in result.metrics.items() if k.startswith("loss") and not math.isfinite(v)}
         if bad:
@@ -153,7 +158,7 @@ class SteeredTrainingClient:
         if steering.meter is not None:
             steering.meter.count(train=tokens)
         future = await self.inner.forward_backward_async(data, loss_fn, **kwargs)
-        return _LossFuture(future, steering.next_step)
+        return LossFuture(future, steering.next_step)
 
     async def optim_step_async(self, adam_params: tinker.AdamParams) -> Any:
         """Send an optimizer step with the job's weight decay and clipping."""
