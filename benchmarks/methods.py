@@ -4,8 +4,8 @@ usage: python -m benchmarks.methods [--check] [--page docs/engine-methods.md]
 
 Each method is called in its synchronous form (``.result()`` where it returns a future) and awaited. ``works`` means
 both gave an answer; ``refused`` that both failed with one of the platform's own errors, for a method that cannot exist
-without an organisation or a bill. Anything else is a gap: it is printed and the exit code is 1. With ``--check`` the page
-is compared, not written, and a difference is a failure too.
+without an organisation or a bill. Anything else is a gap: it is printed and the exit code is 1. With ``--check`` the
+page is compared, not written, and a difference is a failure too.
 """
 
 from __future__ import annotations
@@ -292,10 +292,10 @@ def page(outcomes: list[Outcome]) -> str:
     lines = [
         "# The engine and the Tinker SDK, method by method",
         "",
-        f"Written by `python -m benchmarks.methods` with tinker {version('tinker')}; do not edit. Each method was called",
-        "against a live engine in its synchronous form and awaited.",
+        f"Written by `python -m benchmarks.methods` with tinker {version('tinker')}; do not edit. Each method was",
+        "called against a live engine in its synchronous form and awaited.",
         "",
-        f"{len(outcomes)} public methods: {works} work, {refused} are refused because they need an organisation or a bill.",
+        f"{len(outcomes)} public methods: {works} work; {refused} are refused, for they need an organisation or a bill.",
     ]
     for client in dict.fromkeys(outcome.method.split(".")[0] for outcome in outcomes):
         lines += ["", f"## {client}", "", "| method | state | note |", "|---|---|---|"]

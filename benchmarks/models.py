@@ -1,4 +1,4 @@
-"""Random-weight Qwen3 models and their tokenizer, for benchmarks and probes: their speed is real, their words are not."""
+"""Random-weight Qwen3 models and their tokenizer, for benchmarks and probes: real speed, no sense."""
 
 from __future__ import annotations
 

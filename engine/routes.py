@@ -18,6 +18,8 @@ from sota_ml_researcher.engine.interface import LoraSpec, RequestRejectedError
 
 # The SDK gives a poll 45 s; answering "try again" well before keeps proxies and clients content.
 _POLL_S = 20.0
+# One that waits for room is told so soon, and may then say it to its user.
+_PAUSED_POLL_S = 2.0
 
 
 async def _health(request: Request) -> Response:
@@ -224,7 +226,7 @@ async def _retrieve_future(request: Request) -> Response:
     if promise is None:
         return refusal(410, "this request is not known here: the engine was restarted, or its result has expired")
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(promise.done.wait(), _POLL_S)
+        await asyncio.wait_for(promise.done.wait(), _PAUSED_POLL_S if promise.paused else _POLL_S)
     if not promise.done.is_set():
         again: dict[str, object] = {"type": "try_again", "request_id": promise.request_id, "queue_state": "active"}
         if promise.paused:
