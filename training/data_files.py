@@ -143,7 +143,7 @@ def _parquet(path: Path) -> Iterator[Row]:
         parquet: Any = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
         raise MissingDependencyError(
-            "reading .parquet needs pyarrow", fix="Run: pip install 'sota-ml-researcher[train]'"
+            "reading .parquet needs pyarrow", fix="Run: ml-researcher setup"
         ) from error
     try:
         table: Any = parquet.ParquetFile(path)

@@ -66,7 +66,7 @@ def _check_installed() -> None:
     if not all(importlib.util.find_spec(name) for name in ("torch", "transformers", "tinker", "fastapi")):
         raise MissingDependencyError(
             "the embedded engine needs packages that are not installed",
-            fix="Run: pip install 'sota-ml-researcher[train]'",
+            fix="Run: ml-researcher setup",
         )
 
 
