@@ -46,7 +46,7 @@ def redeem(plan_id: str, kind: str, mark: str, *, clock: Callable[[], float] = t
         JobError: If there is no such plan (never made, used before, or of another home), it is older than an hour,
             or the job is not exactly the one it was made for.
     """
-    again = f"Call start_{kind} without plan_id for a new plan"
+    again = "Call it without plan_id for a new plan"
     path = _folder() / f"{plan_id}.json"
     if not plan_id.startswith("plan-") or path.parent != _folder() or not path.exists():
         raise JobError(f"there is no open plan '{plan_id}': it was used, has expired, or was never made", fix=again)
@@ -56,7 +56,7 @@ def redeem(plan_id: str, kind: str, mark: str, *, clock: Callable[[], float] = t
         path.unlink(missing_ok=True)
         raise JobError(f"plan '{plan_id}' has expired: plans hold for an hour", fix=again)
     if record["kind"] != kind:
-        raise JobError(f"plan '{plan_id}' is for start_{record['kind']}", fix=again)
+        raise JobError(f"plan '{plan_id}' is for a job of kind {record['kind']}", fix=again)
     if record["fingerprint"] != mark:
         raise JobError(
             f"the settings, the data or the prices are not those of plan '{plan_id}'", fix=f"{again} and confirm that"

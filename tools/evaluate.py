@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field
 from sota_ml_researcher.core.errors import ConfigError, JobError
 from sota_ml_researcher.core.files import append_json_line, read_json_lines
 from sota_ml_researcher.evals.judge_config import JudgeEvalConfig, load_judge_settings
+from sota_ml_researcher.jobs import plans
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.start import start_job
 from sota_ml_researcher.jobs.states import ACTIVE
@@ -38,7 +39,7 @@ class Evaluation(BaseModel):
     """A planned or started evaluation. plan: prompts, calls, detectable effect (win-rate points), cost, warnings."""
 
     job_id: str | None
-    plan_id: str
+    plan_id: str | None
     plan: dict[str, Any]
     next: str
 
@@ -68,15 +69,12 @@ async def run_judge_eval(
     await _check_keys(plan)
     if validate_only or (plan.needs_confirmation and plan_id is None):
         shown = _shown(plan, None, "planned", None)
-        start = f"plan_id='{plan.plan_id}'" if plan.needs_confirmation else "no validate_only"
+        shown.plan_id = None if validate_only or not plan.needs_confirmation else plans.offer("judge_eval", _mark(plan))
+        start = f"plan_id='{shown.plan_id}'" if shown.plan_id else "no validate_only"
         shown.next = f"run_judge_eval with the same arguments and {start} starts it"
         return answer(shown, _text(shown, plan))
-    if plan_id is not None and plan_id != plan.plan_id:
-        raise ConfigError(
-            "the plan has changed since: a setting, a file or a price",
-            where="plan_id",
-            fix=f"Look at the new plan (validate_only=true), then hand back {plan.plan_id}",
-        )
+    if plan_id is not None:
+        plans.redeem(plan_id, "judge_eval", _mark(plan))
     chosen = plan.settings
     job = start_job(
         Registry(), "judge_eval", chosen.config, chosen.origins, files=plan.files, total_steps=plan.total_steps
@@ -87,6 +85,11 @@ async def run_judge_eval(
     else:
         shown.next = f"wait_for_job(job_id='{job.id}')"
     return answer(shown, _text(shown, plan))
+
+
+def _mark(plan: JudgePlan) -> str:
+    """What the yes is bound to: every setting, every byte of the files, and the price that was shown."""
+    return f"{plan.plan_id} {plan.cost_usd}"
 
 
 async def submit_verdicts(
@@ -222,7 +225,7 @@ def _shown(plan: JudgePlan, job_id: str | None, state: str, folder: str | None) 
         "warnings": list(plan.warnings),
         "config": plan.settings.config.model_dump(mode="json"),
     }
-    return Evaluation(job_id=job_id, plan_id=plan.plan_id, plan=facts, next="")
+    return Evaluation(job_id=job_id, plan_id=None, plan=facts, next="")
 
 
 def _text(shown: Evaluation, plan: JudgePlan) -> str:

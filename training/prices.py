@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from datetime import date
+from datetime import UTC, date, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -36,17 +36,6 @@ class ModelPrice(_Frozen):
     as_of: date | None = None
 
 
-class JudgePrice(_Frozen):
-    """A judge's prices in USD per million tokens; ``batch_factor`` multiplies all of them in batch mode."""
-
-    input: Usd
-    output: Usd
-    cache_write: Usd | None = None
-    cache_read: Usd | None = None
-    batch_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
-    as_of: date | None = None
-
-
 class BackendPrices(_Frozen):
     """Prices of one backend. ``cached_prefill_factor`` holds for models without a price of their own for it."""
 
@@ -61,7 +50,6 @@ class PriceTable(_Frozen):
     as_of: date
     source: str
     backends: Mapping[str, BackendPrices] = {}
-    judges: Mapping[str, JudgePrice] = {}
 
     def charges(self, backend: str) -> bool:
         """Whether the backend costs money: hosted Tinker always does, others when the table says so."""
@@ -102,7 +90,7 @@ def load_prices() -> PriceTable:
     document = load_yaml(own)
     try:
         given = _Override.model_validate(document.data)
-        merged = _overlay(shipped, given.model_dump(exclude_unset=True))
+        merged = _overlay(shipped, _dated(given.model_dump(exclude_unset=True), given.as_of or _written(own)))
         return PriceTable.model_validate(merged)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
@@ -115,11 +103,23 @@ def load_prices() -> PriceTable:
         ) from error
 
 
+def _dated(given: dict[str, Any], day: date) -> dict[str, Any]:
+    """The user's prices with a day of their own: the table's would be wrong for them."""
+    for backend in given.get("backends", {}).values():
+        group = backend.get("models", {})
+        for name, price in group.items():
+            group[name] = {"as_of": day, **price}
+    return given
+
+
+def _written(path: Path) -> date:
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC).date()
+
+
 class _Override(_Frozen):
     as_of: date | None = None
     source: str | None = None
     backends: Mapping[str, BackendPrices] = {}
-    judges: Mapping[str, JudgePrice] = {}
 
 
 def _own_file() -> Path | None:

@@ -37,7 +37,7 @@ def test_a_plan_is_refused_after_an_hour_and_when_the_clock_was_set_back(later: 
 
 def test_a_plan_of_another_kind_is_refused(tmp_path: Path) -> None:
     plan_id = plans.offer("dpo", mark(tmp_path))
-    with pytest.raises(JobError, match="is for start_dpo"):
+    with pytest.raises(JobError, match="of kind dpo"):
         plans.redeem(plan_id, "sft", mark(tmp_path))
 
 
