@@ -26,6 +26,7 @@ from sota_ml_researcher.jobs import run_files
 from sota_ml_researcher.jobs.processes import is_alive, start_time_of
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.states import CancelRequest, Job, JobState
+from sota_ml_researcher.training.budget import with_purse
 from sota_ml_researcher.training.run_context import AlertLevel, Outcome, RunContext, StopReason
 
 HEARTBEAT_S = 0.5
@@ -42,6 +43,7 @@ RECIPES = {
     "sft": "sota_ml_researcher.training.sft_recipe",
     "dpo": "sota_ml_researcher.training.dpo_recipe",
     "judge_eval": "sota_ml_researcher.evals.judge_job",
+    "grpo": "sota_ml_researcher.training.rl_recipe",
 }
 
 logger = logging.getLogger(__name__)
@@ -226,8 +228,10 @@ def run_recipe(worker: Worker, kind: str, folder: Path) -> Outcome:
     """
     if kind not in RECIPES:
         raise JobError(f"jobs of kind '{kind}' cannot be run by this version")
+    config = folder / run_files.CONFIG
     recipe: Callable[[RunContext, Path], Outcome] = getattr(import_module(RECIPES[kind]), f"run_{kind}_job")
-    return recipe(worker, folder / run_files.CONFIG)
+    with with_purse(worker, config) as context:
+        return recipe(context, config)
 
 
 def _first_line(error: Exception) -> str:

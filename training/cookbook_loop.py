@@ -134,8 +134,6 @@ async def save_stopped(folder: Path, steering: Steering, *, batches_per_epoch: i
     name = f"stopped-{step:06d}"
     state = await (await client.save_state_async(name)).result_async()
     sampler = await (await client.save_weights_for_sampler_async(name)).result_async()
-    place: dict[str, int] = {"batch": step}
-    if batches_per_epoch is not None:
-        place = {"epoch": step // batches_per_epoch, "batch": step % batches_per_epoch}
+    place = resume_point.loop_place(step, batches_per_epoch)
     paths = {"state_path": state.path, "sampler_path": sampler.path, "next_step": step}
     append_json_line(folder / resume_point.CHECKPOINTS, {"name": name, **place, **paths})

@@ -33,6 +33,10 @@ class Usage:
         """Both together."""
         return Usage(**{name: count + getattr(other, name) for name, count in asdict(self).items()})
 
+    def times(self, factor: float) -> Usage:
+        """So many times as much, rounded."""
+        return Usage(**{name: round(count * factor) for name, count in asdict(self).items()})
+
     def cost(self, price: ModelPrice | None) -> float | None:
         """USD for these tokens; None when a price that is needed is unknown."""
         if price is None:
@@ -64,7 +68,7 @@ class Meter:
         self._usage = read_usage(folder)
         self._written = self._usage
         self._step_began = self.cost_usd or 0.0
-        self._last_step = 0.0
+        self._dearest_step = 0.0
         self._alerted = self._share() >= ALERT_SHARE
 
     @property
@@ -82,27 +86,17 @@ class Meter:
         with self._lock:
             self._usage = self._usage.plus(Usage(train, prefill, cached_prefill, sample))
 
-    def evaluate(self, *, prefill: int) -> bool:
-        """Count an evaluation's prompt tokens, which are no part of a step; False if the cap has no room for them."""
-        with self._lock:
-            after = self._usage.plus(Usage(prefill=prefill))
-            cost, now = after.cost(self._price), self.cost_usd
-            if self.cap_usd is not None and cost is not None and cost > self.cap_usd:
-                return False
-            self._usage = after
-            self._step_began += (cost or 0.0) - (now or 0.0)
-            return True
-
     def step_done(self) -> None:
-        """Note what the step cost: the next is expected to cost as much."""
+        """Note what the step cost, validations and checkpoints included: a later one may cost as much."""
         cost = self.cost_usd or 0.0
-        self._last_step, self._step_began = max(0.0, cost - self._step_began), cost
+        self._dearest_step = max(self._dearest_step, cost - self._step_began)
+        self._step_began = cost
         self.save()
 
     def exhausted(self) -> bool:
-        """Whether another step like the last would pass the cap."""
+        """Whether another step like the dearest so far would pass the cap."""
         cost = self.cost_usd
-        return self.cap_usd is not None and cost is not None and cost + self._last_step > self.cap_usd
+        return self.cap_usd is not None and cost is not None and cost + self._dearest_step > self.cap_usd
 
     def crossed_alert(self) -> bool:
         """True once, when the cost passes 80% of the cap."""

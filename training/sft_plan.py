@@ -99,8 +99,10 @@ def _cost(
     """Training tokens, and the held-out rows as prompts at each validation: before every n-th step, and at the end."""
     validations = -(-total_steps // config.eval_every) + 1 if config.eval_every else 1
     prefill = held_out.tokens * validations if held_out else 0
+    scored = held_out.rows * validations if held_out else 0  # scoring a row samples one token that nobody reads
     spread = 0.0 if exact and (held_out is None or held_out.exact) else _SAMPLED_SPREAD
-    usages = [Usage(train=round(to_train * f), prefill=round(prefill * f)) for f in (1 - spread, 1.0, 1 + spread)]
+    expected = Usage(train=to_train, prefill=prefill, sample=scored)
+    usages = [expected.times(factor) for factor in (1 - spread, 1.0, 1 + spread)]
     return estimate_cost(table, config.backend, config.base_model, usages)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from sota_ml_researcher.training import resume_point
 from sota_ml_researcher.training.backend_errors import backend_errors
 from sota_ml_researcher.training.backends import Backend, connect
 from sota_ml_researcher.training.best_checkpoint import read_best
-from sota_ml_researcher.training.budget import Budget, meter_for, settled
 from sota_ml_researcher.training.cookbook_loop import (
     injected,
     save_stopped,
@@ -33,9 +31,7 @@ from sota_ml_researcher.training.cookbook_loop import (
     tokenizer_of,
     watched,
 )
-from sota_ml_researcher.training.meter import Meter
 from sota_ml_researcher.training.models import resolve_model
-from sota_ml_researcher.training.queue_watch import watching_queue
 from sota_ml_researcher.training.rendering import ChatRenderer, load_renderer
 from sota_ml_researcher.training.run_context import Outcome, RunContext, StopReason
 from sota_ml_researcher.training.sft_config import SftConfig, load_sft_settings
@@ -68,14 +64,12 @@ def run_sft(context: RunContext, config: SftConfig) -> Outcome:
     resume_point.prepare_folder(context.folder, point, batches_per_epoch=len(data))
     if point:
         context.alert("info", f"going on from the checkpoint with {point.next_step} steps", step=point.next_step)
-    meter = meter_for(config, context.folder)
-    steering, budget = _steering(context, config, meter, point.next_step if point else 0)
+    steering = _steering(context, config, point.next_step if point else 0)
     context.started(total_steps)
     context.progress(steering.next_step)
-    run = _SftRun(context, config, backend, renderer, steering, budget, total_steps, tokenizer_of(model))
+    run = _SftRun(context, config, backend, renderer, steering, total_steps, tokenizer_of(model))
     client = service_client_factory(context.job_id, backend, steering)
-    looking = injected(train, ServiceClient=client)
-    with settled(budget), backend_errors(backend), watching_queue(context), looking:
+    with backend_errors(backend), injected(train, ServiceClient=client):
         tokenizer_utils.register_tokenizer(model.wire_name, lambda: run.tokenizer)
         stopped = asyncio.run(run.train(model.wire_name, data, held_out))
     summary = _summary(context.folder, steering, time.monotonic() - began)
@@ -96,17 +90,14 @@ def _load(config: SftConfig, renderer: ChatRenderer) -> tuple[SftData, SftData |
     return load(config.train_file), load(config.val_file) if config.val_file else None
 
 
-def _steering(context: RunContext, config: SftConfig, meter: Meter, next_step: int) -> tuple[Steering, Budget]:
-    budget = Budget(context, meter, step=lambda: steering.next_step)
-    steering = Steering(
+def _steering(context: RunContext, config: SftConfig, next_step: int) -> Steering:
+    return Steering(
         config=config,
-        should_stop=lambda: budget.stop_reason() is not None,
-        meter=meter,
+        should_stop=lambda: context.stop_requested() is not None,
         on_step=context.progress,
         on_saved=lambda path, step: resume_point.note_state(context.folder, path, step),
         next_step=next_step,
     )
-    return steering, budget
 
 
 class _SftRun:
@@ -119,7 +110,6 @@ class _SftRun:
         backend: Backend,
         renderer: ChatRenderer,
         steering: Steering,
-        budget: Budget,
         total_steps: int,
         tokenizer: Any,
     ) -> None:
@@ -129,7 +119,6 @@ class _SftRun:
         self._backend = backend
         self._renderer = renderer
         self._steering = steering
-        self._budget = budget
         self._total_steps = total_steps
 
     async def train(self, model_name: str, data: SftData, held_out: SftData | None) -> str | None:
@@ -139,7 +128,7 @@ class _SftRun:
             await watched(train.main(self._loop_config(model_name, data, validation)), self._backend, self._steering)
         except StopTrainingError:
             await save_stopped(self._context.folder, self._steering, batches_per_epoch=len(data))
-            return self._budget.stop_reason() or StopReason.CANCEL
+            return self._context.stop_requested() or StopReason.CANCEL
         if validation is not None:
             await self._final_validation(validation)
         return None
@@ -234,7 +223,5 @@ def _summary(folder: Path, steering: Steering, wall_s: float) -> dict[str, objec
         "first_train_nll": losses[0] if losses else None,
         "last_train_nll": losses[-1] if losses else None,
         "tokens_trained": steering.tokens_submitted,
-        "usage": asdict(steering.meter.usage) if steering.meter else None,
-        "cost_usd": steering.meter.cost_usd if steering.meter else None,
         "wall_s": round(wall_s, 2),
     }

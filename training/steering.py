@@ -20,7 +20,6 @@ from typing import Any, Protocol
 import tinker
 
 from sota_ml_researcher.core.errors import ResearcherError
-from sota_ml_researcher.training.meter import Meter
 from sota_ml_researcher.training.sft_config import COMPONENTS, Component
 
 
@@ -62,7 +61,6 @@ class Steering:
     stopped: bool = False
     client: SteeredTrainingClient | None = None
     tokens_submitted: int = 0
-    meter: Meter | None = None
     rest: tinker.RestClient | None = None
 
 
@@ -110,13 +108,18 @@ class LossNotFiniteError(ResearcherError, ArithmeticError):
 
 
 @dataclass(slots=True)
-class _LossFuture:
+class LossFuture:
     """A forward-backward under way; refuses a loss that is not a number."""
 
     inner: Any
     step: int
 
     async def result_async(self, timeout: float | None = None) -> Any:
+        """The result.
+
+        Raises:
+            LossNotFiniteError: If its loss is not a number.
+        """
         result = await self.inner.result_async(timeout)
         bad = {k: v for k, v in result.metrics.items() if k.startswith("loss") and not math.isfinite(v)}
         if bad:
@@ -148,12 +151,9 @@ class SteeredTrainingClient:
         steering.stopped = steering.stopped or steering.should_stop()
         if steering.stopped:
             return _SkippedFuture()
-        tokens = sum(datum.model_input.length for datum in data)
-        steering.tokens_submitted += tokens
-        if steering.meter is not None:
-            steering.meter.count(train=tokens)
+        steering.tokens_submitted += sum(datum.model_input.length for datum in data)
         future = await self.inner.forward_backward_async(data, loss_fn, **kwargs)
-        return _LossFuture(future, steering.next_step)
+        return LossFuture(future, steering.next_step)
 
     async def optim_step_async(self, adam_params: tinker.AdamParams) -> Any:
         """Send an optimizer step with the job's weight decay and clipping."""
@@ -166,8 +166,6 @@ class SteeredTrainingClient:
         )
         steering.next_step += 1
         step = steering.next_step
-        if steering.meter is not None:
-            steering.meter.step_done()
         return _StepFuture(await self.inner.optim_step_async(adam_params), lambda: steering.on_step(step))
 
     async def save_state_async(self, name: str, ttl_seconds: int | None = None) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from sota_ml_researcher.training.best_checkpoint import BestKeeper
 from sota_ml_researcher.training.steering import Steering
 
 NLL = "test/nll"
-logger = logging.getLogger(__name__)
 
 
 class Validation(TrainingClientEvaluator):
@@ -23,16 +21,10 @@ class Validation(TrainingClientEvaluator):
 
     def __init__(self, data: Sequence[tinker.Datum], tokenizer: Any, steering: Steering, folder: Path) -> None:
         self._evaluator = SamplerNLLEvaluator(list(data), name="test", tokenizer=tokenizer)
-        self._steering = steering
-        self._tokens = sum(datum.model_input.length + 1 for datum in data)  # the whole sequence is scored
         self._keeper = BestKeeper(folder, steering, NLL)
 
     async def __call__(self, training_client: Any) -> dict[str, float]:
         """Measure, and keep the weights if they are the best yet."""
-        meter = self._steering.meter
-        if meter is not None and not meter.evaluate(prefill=self._tokens):
-            logger.warning("No validation at step %d: the cap has no room for it", self._steering.next_step)
-            return {}
         sampler = await training_client.save_weights_and_get_sampling_client_async()
         metrics = await self._evaluator(sampler)
         await self._keeper.consider(training_client, metrics[NLL])

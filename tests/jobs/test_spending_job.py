@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("stop_engine")
 @pytest.fixture
 def priced(tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The engine charges for the tiny model."""
-    table = {"backends": {"embedded": {"models": {str(tiny_weights): {"train": 10.0, "prefill": 5.0}}}}}
+    table = {"backends": {"embedded": {"models": {str(tiny_weights): {"train": 10.0, "prefill": 5.0, "sample": 20.0}}}}}
     path = tmp_path / "prices.yaml"
     path.write_text(json.dumps(table))
     monkeypatch.setenv(PRICES_VARIABLE, str(path))

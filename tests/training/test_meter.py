@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from sota_ml_researcher.core.errors import ConfigError
-from sota_ml_researcher.training.budget import Budget, require_price_for_cap
+from sota_ml_researcher.training.budget import MeteredContext, require_price_for_cap
 from sota_ml_researcher.training.estimate import estimate_cost
 from sota_ml_researcher.training.meter import Meter, Usage, read_usage
 from sota_ml_researcher.training.prices import BackendPrices, ModelPrice, PriceTable
@@ -74,22 +74,15 @@ def test_a_resumed_job_goes_on_counting_and_a_higher_cap_lets_it(tmp_path: Path)
     assert not second.exhausted()
 
 
-def test_an_evaluation_the_cap_has_no_room_for_is_not_run(tmp_path: Path) -> None:
-    meter = Meter(tmp_path, PRICE, free=False, cap_usd=0.001)
-    assert meter.evaluate(prefill=900)
-    assert not meter.evaluate(prefill=200)
-    assert meter.usage == Usage(prefill=900)
-
-
 def test_the_alert_comes_once_at_four_fifths_and_the_stop_says_the_way_out(tmp_path: Path) -> None:
     context = Context(tmp_path)
     meter = Meter(tmp_path, PRICE, free=False, cap_usd=0.01)
-    budget = Budget(context, meter, step=lambda: 7)
+    purse = MeteredContext(context, meter)
     reasons: list[str | None] = []
-    for _ in range(7):
-        reasons.append(budget.stop_reason())
+    for step in range(1, 8):
+        reasons.append(purse.stop_requested())
         meter.count(train=900)
-        meter.step_done()
+        purse.progress(step)
     assert reasons == [None] * 5 + [StopReason.BUDGET] * 2
     assert len(context.alerts) == 2
     assert "of the $0.01 cap is spent" in context.alerts[0]
@@ -98,8 +91,8 @@ def test_the_alert_comes_once_at_four_fifths_and_the_stop_says_the_way_out(tmp_p
 
 def test_a_cap_across_jobs_stops_one_that_has_none(tmp_path: Path) -> None:
     context = Context(tmp_path, over_all="all jobs of this month have cost $5")
-    budget = Budget(context, Meter(tmp_path, PRICE, free=False, cap_usd=None), step=lambda: 0)
-    assert budget.stop_reason() == StopReason.BUDGET
+    purse = MeteredContext(context, Meter(tmp_path, PRICE, free=False, cap_usd=None))
+    assert purse.stop_requested() == StopReason.BUDGET
     assert "this month" in context.alerts[0]
 
 
