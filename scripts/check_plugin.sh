@@ -31,7 +31,7 @@ mkdir -p "$work/clone"
 git ls-files -z --cached --others --exclude-standard | tar --null -T - -cf - | tar -xf - -C "$work/clone"
 [ ! -x "$root/.venv/bin/python" ] || export ML_RESEARCHER_PYTHON=$root/.venv/bin/python
 "$claude" plugin marketplace add "$work/clone"
-"$claude" plugin install ml-researcher@sota-ml-researcher
+"$claude" plugin install ml-researcher@ml-researcher
 parts=$("$claude" plugin details ml-researcher)
 for name in run_sft run_dpo run_grpo run_eval analyze_run validate_capacity researcher training-data debug-run; do
   grep -q "\b$name\b" <<< "$parts" || { echo "check_plugin: $name is not among the installed parts"; exit 1; }

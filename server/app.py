@@ -20,9 +20,10 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import INVALID_PARAMS, Resource, Tool, ToolAnnotations
 from pydantic import ValidationError
 
-from sota_ml_researcher.core.errors import ResearcherError
+from sota_ml_researcher.core.errors import MissingDependencyError, ResearcherError
 from sota_ml_researcher.core.suggestions import did_you_mean
 from sota_ml_researcher.server import prompts, resources
+from sota_ml_researcher.server.setup import setup_command
 from sota_ml_researcher.tools import TOOLS
 
 INSTRUCTIONS = (
@@ -159,19 +160,28 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
     async def guarded_async(*args: Any, **named: Any) -> Any:
         try:
             return await function(*args, **named)
-        except ResearcherError as error:
-            raise ToolError(str(error)) from error
+        except (ResearcherError, OSError, sqlite3.Error, ModuleNotFoundError) as error:
+            raise _for_the_reader(error) from error
 
     @functools.wraps(function)
     def guarded(*args: Any, **named: Any) -> Any:
         try:
             return function(*args, **named)
-        except ResearcherError as error:
-            raise ToolError(str(error)) from error
-        except (OSError, sqlite3.Error) as error:
-            raise ToolError(f"the system refused: {error.__class__.__name__}: {error}") from error
+        except (ResearcherError, OSError, sqlite3.Error, ModuleNotFoundError) as error:
+            raise _for_the_reader(error) from error
 
     return guarded_async if inspect.iscoroutinefunction(function) else guarded
+
+
+def _for_the_reader(error: Exception) -> ToolError:
+    if isinstance(error, MissingDependencyError):
+        return ToolError(str(error).replace("ml-researcher setup", setup_command()))
+    if isinstance(error, ResearcherError):
+        return ToolError(str(error))
+    if isinstance(error, ModuleNotFoundError):
+        missing = (error.name or "a package").partition(".")[0]
+        return ToolError(f"this needs {missing}, which is not installed. Run once: {setup_command()}")
+    return ToolError(f"the system refused: {error.__class__.__name__}: {error}")
 
 
 def _argument_problems(name: str, arguments: dict[str, Any], error: ValidationError) -> str:

@@ -9,10 +9,19 @@ import shutil
 import subprocess
 import sys
 from importlib.metadata import requires
+from pathlib import Path
 
 from sota_ml_researcher.core.errors import MissingDependencyError
 
 _DISTRIBUTION, _EXTRA = "sota-ml-researcher", "train"
+
+
+def setup_command() -> str:
+    """What a user types to run this: the command's name, or the interpreter where it is not on the PATH."""
+    found = shutil.which("ml-researcher")
+    if found and Path(found).resolve().parent == Path(sys.executable).parent:
+        return "ml-researcher setup"
+    return f'"{sys.executable}" -m sota_ml_researcher.server setup'
 
 
 def install_training(*, dry_run: bool) -> int:

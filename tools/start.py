@@ -15,6 +15,7 @@ from sota_ml_researcher.jobs.start import start_sft_job
 from sota_ml_researcher.tools.answers import answer, duration, number
 from sota_ml_researcher.tools.spending import Gate, cost_text
 from sota_ml_researcher.training import backends
+from sota_ml_researcher.training.engine_process import check_installed
 from sota_ml_researcher.training.sft_config import load_sft_settings
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def start_sft(
         shown.plan_id = None if validate_only else gate.offer()
         shown.next = gate.next_call(shown.plan_id)
         return answer(shown, _text(shown, plan))
+    if config_now.backend == "embedded":
+        check_installed()
     gate.redeem(plan_id)
     job = start_sft_job(Registry(), plan)
     shown = _started(plan, job.id, job.state.value, str(job.folder))

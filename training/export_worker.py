@@ -25,10 +25,10 @@ from sota_ml_researcher.core.errors import (
     StorageError,
 )
 from sota_ml_researcher.core.files import storage_errors, sync_folder, write_atomically
+from sota_ml_researcher.training import export_base
 from sota_ml_researcher.training.export import MARKER, ExportRequest, ExportResult
 
-_ADAPTER, _CONFIG, _INDEX = "adapter_model.safetensors", "config.json", "model.safetensors.index.json"
-_HEAD, _EMBEDDING = "lm_head.weight", "embed_tokens.weight"
+_ADAPTER = "adapter_model.safetensors"
 
 
 def main() -> int:
@@ -109,7 +109,8 @@ def _build(request: ExportRequest, output: Path, progress: Any) -> None:
         progress("merging it into the base model" if request.format == "merged" else "writing the adapter")
         made = work / "made"
         with _export_errors(request):
-            _merge(request, adapter, made, work) if request.format == "merged" else _convert(request, adapter, made)
+            build = _merge if request.format == "merged" else _convert
+            build(request, adapter, made, work)
         with storage_errors(made):
             _describe(request, made)
             _swap(made, output, work)
@@ -134,20 +135,28 @@ def _download(request: ExportRequest, folder: Path) -> Path:
     return folder
 
 
-def _convert(request: ExportRequest, adapter: Path, made: Path) -> None:
+def _convert(request: ExportRequest, adapter: Path, made: Path, work: Path) -> None:
+    """PEFT's names instead of Tinker's; for that the names of the base model's tensors are needed, not the tensors."""
     from tinker_cookbook import weights
 
-    weights.build_lora_adapter(base_model=request.base_model, adapter_path=str(adapter), output_path=str(made))
+    base = export_base.skeleton(request.base_model, work / "base")
+    weights.build_lora_adapter(base_model=str(base), adapter_path=str(adapter), output_path=str(made))
+    config = json.loads((made / "adapter_config.json").read_bytes())
+    named = {**config, "base_model_name_or_path": request.base_model}
+    (made / "adapter_config.json").write_text(json.dumps(named, indent=2), encoding="utf-8")
 
 
 def _merge(request: ExportRequest, adapter: Path, made: Path, work: Path) -> None:
     """Add B A to the weights. A tied head that was trained is untied first: it is no longer the embedding."""
+    from huggingface_hub import snapshot_download
     from tinker_cookbook import weights
 
-    base = request.base_model
-    if Path(base).is_dir() and _trains_tied_head(Path(base), adapter):
-        base = str(untied_copy(Path(base), work / "untied"))
-    weights.build_hf_model(base_model=base, adapter_path=str(adapter), output_path=str(made))
+    base = Path(request.base_model)
+    if not base.is_dir():
+        base = Path(snapshot_download(request.base_model))
+    if _trains_tied_head(base, adapter):
+        base = export_base.untied_copy(base, work / "untied")
+    weights.build_hf_model(base_model=str(base), adapter_path=str(adapter), output_path=str(made))
 
 
 def _trains_tied_head(base: Path, adapter: Path) -> bool:
@@ -155,57 +164,18 @@ def _trains_tied_head(base: Path, adapter: Path) -> bool:
 
     with safe_open(adapter / _ADAPTER, "pt") as file:
         trained = any("lm_head." in name for name in file.keys())  # noqa: SIM118
-    return trained and not any(name.endswith(_HEAD) for name in _weight_map(base))
-
-
-def _weight_map(base: Path) -> dict[str, str]:
-    """Which file holds which tensor."""
-    from safetensors import safe_open
-
-    index = base / _INDEX
-    if index.is_file():
-        return json.loads(index.read_bytes())["weight_map"]
-    found: dict[str, str] = {}
-    for shard in sorted(base.glob("*.safetensors")):
-        with safe_open(shard, "pt") as file:
-            found |= dict.fromkeys(file.keys(), shard.name)
-    return found
-
-
-def untied_copy(base: Path, folder: Path) -> Path:
-    """A model folder whose output layer is a tensor of its own, equal to the embedding. Other files are links.
-
-    Raises:
-        ModelError: If it has no embedding under the usual name.
-    """
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    weight_map = _weight_map(base)
-    embedding = next((name for name in weight_map if name.endswith(_EMBEDDING)), None)
-    if embedding is None:
-        raise ModelError(f"there is no tensor {_EMBEDDING}, so its output layer cannot be untied", where=str(base))
-    folder.mkdir()
-    for file in base.iterdir():
-        if file.is_file() and file.name not in {_CONFIG, _INDEX}:
-            (folder / file.name).symlink_to(file.resolve())
-    with safe_open(base / weight_map[embedding], "pt") as shard:
-        save_file({_HEAD: shard.get_tensor(embedding).clone()}, folder / "untied-head.safetensors", {"format": "pt"})
-    index = {"metadata": {}, "weight_map": {**weight_map, _HEAD: "untied-head.safetensors"}}
-    (folder / _INDEX).write_text(json.dumps(index))
-    config = json.loads((base / _CONFIG).read_bytes())
-    (folder / _CONFIG).write_text(json.dumps({**config, "tie_word_embeddings": False}))
-    return folder
+    return trained and not any(name.endswith(export_base.HEAD) for name in export_base.weight_map(base))
 
 
 @contextlib.contextmanager
 def _export_errors(request: ExportRequest) -> Generator[None]:
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, NotASafetensorsRepoError
     from tinker_cookbook.exceptions import TinkerCookbookError
 
     try:
         yield
-    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, NotASafetensorsRepoError, httpx.HTTPError) as error:
         fix = "Go online, set HF_ENDPOINT to a mirror, or HF_TOKEN for a gated model"
         raise ModelError("the base model's files cannot be had", where=request.base_model, fix=fix) from error
     except (TinkerCookbookError, KeyError, ValueError, FileNotFoundError) as error:

@@ -1,21 +1,28 @@
 import json
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import anyio
 import jsonschema
 import pytest
 import yaml
+from mcp import Client, StdioServerParameters
 from plugin.planned_tools import PLANNED
 
 from sota_ml_researcher.doctrine.rules import load_rules
 from sota_ml_researcher.doctrine.topics import topics
 from sota_ml_researcher.jobs import run_files
 from sota_ml_researcher.server.prompts import TOOL_OF_COMMAND, read_command
+from sota_ml_researcher.templates.catalog import template_kinds
 from sota_ml_researcher.tools import TOOLS
+from sota_ml_researcher.training.sft_config import SftConfig
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = sorted(ROOT.glob("commands/*.md"))
@@ -33,7 +40,7 @@ def manifest(path: str) -> dict[str, Any]:
 
 def named_tools(text: str) -> set[str]:
     spans = re.findall(r"`([^`\n]+)`", text)
-    words = {word for span in spans for word in re.findall(rf"\b(?:{'|'.join(FAMILY)})_[a-z_]+", span)}
+    words = {word for span in spans for word in re.findall(rf"(?<![/\w])(?:{'|'.join(FAMILY)})_[a-z_]+", span)}
     return words - NOT_TOOLS - set(TOOL_OF_COMMAND.keys() - REGISTERED - PLANNED)
 
 
@@ -173,3 +180,55 @@ def test_every_tool_is_named_by_the_routing_table_of_the_researcher() -> None:
 
 def blocks(page: str, language: str) -> Iterator[str]:
     yield from re.findall(rf"(?ms)^```{language}\n(.*?)^```", (ROOT / "docs" / page).read_text())
+
+
+CLIENTS = ("json", "toml")
+
+
+@pytest.mark.parametrize("language", CLIENTS)
+def test_the_snippets_for_other_clients_start_our_command(language: str) -> None:
+    found = [tomllib.loads(b) if language == "toml" else json.loads(b) for b in blocks("install.md", language)]
+    assert len(found) == {"json": 3, "toml": 1}[language]
+    for snippet in found:
+        (servers,) = (snippet[key] for key in ("mcpServers", "servers", "mcp_servers") if key in snippet)
+        assert list(servers) == ["ml-researcher"]
+        assert (servers["ml-researcher"]["command"], servers["ml-researcher"]["args"]) == ("ml-researcher", ["serve"])
+
+
+def test_the_command_of_the_snippets_answers() -> None:
+    script = Path(sys.executable).parent / "ml-researcher"
+    server = StdioServerParameters(command=str(script), args=["serve"], env=dict(os.environ))
+
+    async def run() -> list[str]:
+        async with Client(server) as client:
+            return [tool.name for tool in (await client.list_tools()).tools]
+
+    assert set(anyio.run(run)) == REGISTERED
+
+
+def test_the_docs_name_only_what_exists() -> None:
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        text = page.read_text()
+        assert named_tools(text) <= REGISTERED, page.name
+        known = {topic.name for topic in topics()} | set(load_rules())
+        assert set(re.findall(r"doctrine://([\w.]+\w)", text)) <= known, page.name
+        assert set(re.findall(r"template://(\w+)", text)) <= set(template_kinds()), page.name
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_transcripts_in_the_docs_are_what_the_program_answers() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "refresh_transcripts.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"run scripts/refresh_transcripts.py\n{done.stdout}{done.stderr}"
+
+
+def test_the_settings_in_the_docs_of_sft_are_those_of_the_config() -> None:
+    table = (ROOT / "docs" / "sft.md").read_text().split("## Config")[1].split("## While")[0]
+    keys = {key for cell in re.findall(r"(?m)^\| (.*?) \|", table) for key in re.findall(r"`(\w+)`", cell)}
+    assert keys
+    assert keys <= set(SftConfig.model_fields)

@@ -171,13 +171,15 @@ def test_another_base_model_is_refused(request_: ExportRequest, tmp_path: Path) 
 
 
 class Hub(ThreadingHTTPServer):
-    """The four calls of the Hugging Face hub that an upload makes; files arrive inside the commit."""
+    """The calls of the Hugging Face hub that an upload makes, files arriving inside the commit; and files to read."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _HubHandler)
         self.repositories: dict[str, bool] = {}
         self.files: dict[str, bytes] = {}
         self.tokens: set[str] = set()
+        self.models: dict[str, Path] = {}
+        self.ranges: dict[str, str | None] = {}
         self.refuses = 0
 
     @property
@@ -220,16 +222,42 @@ class _HubHandler(BaseHTTPRequestHandler):
             )
         return self.reply({}, 200)
 
-    def do_GET(self) -> None:
-        self.reply({"sha": NO_COMMIT, "siblings": []})
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
-    def reply(self, content: dict[str, Any], status: int = 200) -> None:
+    def do_GET(self) -> None:
+        repository, _, name = self.path.strip("/").partition("/resolve/main/")
+        served = self.server.models.get(repository)
+        if served is None or not name:
+            if any(f"/api/models/{known}" in self.path for known in self.server.repositories):
+                return self.reply({"id": "me/mine", "sha": NO_COMMIT, "siblings": []})
+            return self.reply({"error": "Repository not found"}, 404, **{"x-error-code": "RepoNotFound"})
+        if not (served / name).is_file():
+            return self.reply({"error": "Entry not found"}, 404, **{"x-error-code": "EntryNotFound"})
+        wanted = self.headers.get("range")
+        self.server.ranges[name] = wanted
+        content = (served / name).read_bytes()
+        if wanted:
+            first, last = map(int, wanted.removeprefix("bytes=").split("-"))
+            content = content[first : last + 1]
+        self.send_response(206 if wanted else 200)
+        self.send_header("content-length", str(len(content)))
+        self.send_header("etag", '"1"')
+        self.send_header("x-repo-commit", NO_COMMIT)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def reply(self, content: dict[str, Any], status: int = 200, **headers: str) -> None:
         payload = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(payload)))
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(payload)
+        if self.command != "HEAD":
+            self.wfile.write(payload)
 
 
 @pytest.fixture
@@ -239,6 +267,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Generator[Hub]:
     thread.start()
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.delenv("HF_HUB_OFFLINE")
@@ -294,3 +324,33 @@ def test_the_card_names_a_hub_model_and_hides_a_folder(request_: ExportRequest) 
     card = model_card(request_)
     assert os.sep not in card.replace("sota-ml-researcher", "")
     assert Path(request_.base_model).name in card
+
+
+def test_an_adapter_of_a_hub_model_costs_its_headers_and_no_download(
+    request_: ExportRequest,
+    hub: Hub,
+    tiny_weights: Path,
+    trained: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    import peft
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    hub.models["me/base"] = tiny_weights
+    made = run(replace(request_, base_model="me/base"), silent)
+    assert hub.ranges == {"model.safetensors": "bytes=0-100000", "config.json": None}
+    config = json.loads((Path(made.folder) / "adapter_config.json").read_bytes())
+    assert config["base_model_name_or_path"] == "me/base"
+    model = peft.PeftModel.from_pretrained(load(tiny_weights), made.folder)
+    assert largest_difference(model, trained["logprobs"]) < 1e-4
+
+
+def test_a_hub_model_that_cannot_be_had_is_a_sentence(
+    request_: ExportRequest, hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    for kind in ("adapter", "merged"):
+        with pytest.raises(ModelError, match="the base model's files cannot be had"):
+            run(replace(request_, base_model="me/missing", format=kind), silent)
+    assert not Path(request_.output).exists()
