@@ -39,6 +39,7 @@ DEFAULT_LIMITS = {"embedded": 1, "tinker": 4, "cluster": 2}
 RECIPES = {
     "sft": "sota_ml_researcher.training.sft_recipe",
     "judge_eval": "sota_ml_researcher.evals.judge_job",
+    "benchmark": "sota_ml_researcher.evals.benchmark_job",
 }
 
 logger = logging.getLogger(__name__)

@@ -281,7 +281,7 @@ def test_a_verdict_on_the_schema_is_read() -> None:
     assert read_pair(GOOD | {"scores": json.dumps(GOOD["scores"])}, DEFAULT_RUBRIC) == found
     absolute = {"reason": "", "scores": {c.name: 3 for c in DEFAULT_RUBRIC.criteria}}
     assert read_absolute(absolute, DEFAULT_RUBRIC).scores["helpfulness"] == 3.0
-    assert list(pair_schema(DEFAULT_RUBRIC)["properties"])[0] == "reason"
+    assert next(iter(pair_schema(DEFAULT_RUBRIC)["properties"])) == "reason"
     assert absolute_schema(DEFAULT_RUBRIC)["required"] == ["reason", "scores"]
 
 
