@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sota_ml_researcher.tools.checkpoints import manage_checkpoints
+from sota_ml_researcher.tools.benchmark import run_benchmark
 from sota_ml_researcher.tools.data import check_dataset, validate_capacity
 from sota_ml_researcher.tools.evaluate import run_judge_eval, submit_verdicts
 from sota_ml_researcher.tools.export import export_checkpoint
@@ -43,6 +44,7 @@ TOOLS: tuple[ToolSpec, ...] = (
     ToolSpec(start_sft, "Start supervised fine-tuning", open_world=True),
     ToolSpec(run_judge_eval, "Judge a tuned model", open_world=True),
     ToolSpec(submit_verdicts, "Submit verdicts"),
+    ToolSpec(run_benchmark, "Run a benchmark", open_world=True),
     ToolSpec(list_jobs, "List jobs", read_only=True, idempotent=True),
     ToolSpec(get_job, "Show a job", read_only=True, idempotent=True),
     ToolSpec(wait_for_job, "Wait for a job", read_only=True, idempotent=True),
