@@ -40,6 +40,7 @@ RECIPES = {
     "sft": "sota_ml_researcher.training.sft_recipe",
     "dpo": "sota_ml_researcher.training.dpo_recipe",
     "grpo": "sota_ml_researcher.training.rl_recipe",
+    "reward_model": "sota_ml_researcher.training.reward_model_recipe",
 }
 
 logger = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ from sota_ml_researcher.tools.data import check_dataset, validate_capacity
 from sota_ml_researcher.tools.jobs import cancel_job, get_job, list_jobs, resume_job, wait_for_job
 from sota_ml_researcher.tools.models import list_models, sample_model
 from sota_ml_researcher.tools.start import start_sft
+from sota_ml_researcher.tools.start_preferences import start_dpo, start_grpo
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ TOOLS: tuple[ToolSpec, ...] = (
     ToolSpec(validate_capacity, "Check LoRA capacity", read_only=True, idempotent=True, open_world=True),
     ToolSpec(list_models, "List models", read_only=True, idempotent=True, open_world=True),
     ToolSpec(start_sft, "Start supervised fine-tuning", open_world=True),
+    ToolSpec(start_dpo, "Start preference training", open_world=True),
+    ToolSpec(start_grpo, "Start reinforcement learning", open_world=True),
     ToolSpec(list_jobs, "List jobs", read_only=True, idempotent=True),
     ToolSpec(get_job, "Show a job", read_only=True, idempotent=True),
     ToolSpec(wait_for_job, "Wait for a job", read_only=True, idempotent=True),
