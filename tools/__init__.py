@@ -14,6 +14,7 @@ from sota_ml_researcher.tools.export import export_checkpoint
 from sota_ml_researcher.tools.jobs import cancel_job, get_job, list_jobs, resume_job, wait_for_job
 from sota_ml_researcher.tools.models import list_models, sample_model
 from sota_ml_researcher.tools.start import start_sft
+from sota_ml_researcher.tools.start_preferences import start_dpo, start_grpo
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,8 @@ TOOLS: tuple[ToolSpec, ...] = (
     ToolSpec(run_judge_eval, "Judge a tuned model", open_world=True),
     ToolSpec(submit_verdicts, "Submit verdicts"),
     ToolSpec(run_benchmark, "Run a benchmark", open_world=True),
+    ToolSpec(start_dpo, "Start preference training", open_world=True),
+    ToolSpec(start_grpo, "Start reinforcement learning", open_world=True),
     ToolSpec(list_jobs, "List jobs", read_only=True, idempotent=True),
     ToolSpec(get_job, "Show a job", read_only=True, idempotent=True),
     ToolSpec(wait_for_job, "Wait for a job", read_only=True, idempotent=True),
