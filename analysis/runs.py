@@ -144,7 +144,9 @@ def metrics_file(folder: Path) -> Path:
     if len(known or tables) == 1:
         return (known or tables)[0]
     names = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
-    problem = f"several tables ({', '.join(p.name for p in tables[:4])})" if tables else f"no metrics here (it has {names})"
+    problem = (
+        f"several tables ({', '.join(p.name for p in tables[:4])})" if tables else f"no metrics here (it has {names})"
+    )
     raise DataError(
         problem, where=str(folder), fix="Give the file: metrics.jsonl, trainer_state.json or a CSV with a step column"
     )
