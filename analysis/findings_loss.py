@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from sota_ml_researcher.analysis.findings import Evidence, Finding, moved, nearest, number, numbers, point
@@ -71,10 +73,9 @@ def _diverged(run: Run, train: Series) -> Finding | None:
     # Ends above its start; or falls and then gives back most of it without a way back.
     above_start = beyond and change > 0.02 * abs(first)
     gave_back = end - floor > 0.6 * max(first - floor, 0.0) and end - floor > 0.1 * abs(floor) and end > floor
-    gave_back = (
-        gave_back and (end - floor) > number("diagnosis.noise") * train.noise / 2 and lowest < 0.8 * len(train.smooth)
-    )
-    if not (above_start or (gave_back and first - floor > number("diagnosis.noise") * train.noise / 2)):
+    visible = number("diagnosis.noise") * train.noise / 2
+    gave_back = gave_back and min(end - floor, first - floor) > visible and lowest < 0.8 * len(train.smooth)
+    if not (above_start or gave_back):
         return None
     return Finding(
         "divergence",
@@ -155,7 +156,7 @@ def _straight(run: Run, train: Series) -> Finding | None:
     if len(train) < 2 * SHAPE:
         return None
     levels = [train.level(a, b) for a, b in ((0.0, 0.1), (0.3, 0.4), (0.6, 0.7), (0.9, 1.0))]
-    falls = [a[0] - b[0] for a, b in zip(levels, levels[1:], strict=False)]
+    falls = [a[0] - b[0] for a, b in itertools.pairwise(levels)]
     error = number("diagnosis.noise") * (levels[2][1] ** 2 + levels[3][1] ** 2) ** 0.5
     if falls[2] < error or falls[0] <= 0 or falls[2] < number("diagnosis.lr_too_low.straight") * falls[0]:
         return None
@@ -193,8 +194,8 @@ def _plateau(run: Run, train: Series) -> Finding | None:
         (point(train, since), point(train, -1)),
         "diagnosis.plateau",
         "low",
-        f"Stop at step {train.at(since)[0]} next time, or give it something new to learn: more data first, then rank x 2 "
-        "(validate_capacity says whether that can matter).",
+        f"Stop at step {train.at(since)[0]} next time, or give it something new to learn: more data first, then "
+        "rank x 2 (validate_capacity says whether that can matter).",
     )
 
 
@@ -219,8 +220,8 @@ def _short_of_capacity(run: Run, train: Series, since: int) -> Finding:
     return Finding(
         "under_capacity",
         "warn",
-        f"The loss is level at {train.level(0.9, 1.0)[0]:.4g} since step {train.at(since)[0]}, and the adapter (rank {rank}) "
-        f"has {ratio:.2g} times the capacity that the data's information asks for.",
+        f"The loss is level at {train.level(0.9, 1.0)[0]:.4g} since step {train.at(since)[0]}, and the adapter "
+        f"(rank {rank}) has {ratio:.2g} times the capacity that the data's information asks for.",
         (point(train, since, capacity_ratio=ratio), point(train, -1)),
         "diagnosis.under_capacity",
         "medium",

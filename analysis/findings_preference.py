@@ -102,7 +102,7 @@ def _margin_without_accuracy(run: Run, margin: Series) -> Finding | None:
         (point(margin, -1), point(accuracy, -1)),
         "dpo.margin_without_accuracy",
         "medium" if held_out else "low",
-        "Read the 20 pairs with the largest margins; swap-labelled or repeated ones confirm it. Then rerun without them.",
+        "Read the 20 pairs with the largest margins; wrong or repeated ones confirm it. Then rerun without them.",
     )
 
 
@@ -123,7 +123,7 @@ def _surface_mark(run: Run) -> Finding | None:
         (point(accuracy, int(reached[0])),),
         "dpo.surface_mark",
         "medium",
-        "Score the pairs by length alone; an accuracy far above one half confirms it. Then balance the pairs and rerun.",
+        "Score the pairs by length alone: far above one half confirms it. Then balance the pairs and rerun.",
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from sota_ml_researcher.analysis.findings import Evidence, Finding, number, numbers, point
@@ -52,7 +54,7 @@ def _slower(run: Run) -> Finding | None:
     logs = np.log(np.maximum(values, 1e-6))
     noise = max(0.02, float(np.median(np.abs(np.diff(logs)))) * 1.05)
     edges = [0, *change_points(logs, noise=noise), len(logs)]
-    levels = [float(np.median(values[a:b])) for a, b in zip(edges, edges[1:], strict=False)]
+    levels = [float(np.median(values[a:b])) for a, b in itertools.pairwise(edges)]
     last = edges[-2]
     earlier = float(np.median(values[:last])) if last else levels[-1]
     long_enough = len(values) - last >= max(5, 0.08 * len(values)) and last >= max(5, 0.08 * len(values))

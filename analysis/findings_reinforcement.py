@@ -37,7 +37,7 @@ def _entropy_collapse(run: Run) -> Finding | None:
     return Finding(
         "entropy_collapse",
         "error",
-        f"Entropy collapses from {first:.3g} to {end:.3g} nats, below a tenth of its start from step {entropy.at(at)[0]}.",
+        f"Entropy falls from {first:.3g} to {end:.3g} nats, under a tenth of its start from step {entropy.at(at)[0]}.",
         (point(entropy, 0), point(entropy, at)),
         "rl.entropy_collapse.fraction",
         "high",
@@ -178,7 +178,7 @@ def _hacked(sign: str, reward: Series, other: Series, at: int) -> Finding:
         (point(reward, -1), point(other, at), point(other, -1)),
         "diagnosis.reward_hacking",
         "medium",
-        "Read 20 of the highest-rewarded samples of the end; sound ones refute it. If not, mend the reward, then rerun.",
+        "Read 20 of the highest-rewarded samples of the end; sound ones refute it. Else mend the reward and rerun.",
     )
 
 
@@ -200,7 +200,7 @@ def _length_drift(run: Run, reward: Series) -> Finding | None:
         (point(length, 0), point(length, -1), point(reward, -1)),
         "rl.length_drift",
         "medium",
-        "Rerun with a loss that is not normalised by each answer's length (or an overlong penalty), nothing else changed.",
+        "Rerun with a loss that is not normalised by each answer's length, or an overlong penalty, all else equal.",
     )
 
 
@@ -217,8 +217,8 @@ def _reward_flat(reward: Series) -> Finding | None:
     return Finding(
         "reward_flat",
         "warn",
-        f"The reward does not move: {reward.level(*_HEAD)[0]:.3g} at the start, {reward.level(*_TAIL)[0]:.3g} at the end "
-        f"(change {change:+.2g}, noise {reward.noise:.2g}).",
+        f"The reward does not move: {reward.level(*_HEAD)[0]:.3g} at the start, {reward.level(*_TAIL)[0]:.3g} at the "
+        f"end (change {change:+.2g}, noise {reward.noise:.2g}).",
         (point(reward, 0), point(reward, -1)),
         "diagnosis.reward_flat",
         "medium",

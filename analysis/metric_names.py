@@ -1,4 +1,4 @@
-"""What the common training programs call the same quantity: our own runs, tinker-cookbook, TRL and transformers, CSV."""
+"""What common training programs call the same quantity: our runs, tinker-cookbook, TRL, transformers, CSV."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ RUN_NAMES = ("run_id", "run_name", "job_id", "run")
 
 KNOWN = frozenset(name for names in ALIASES.values() for name in names) | frozenset(STEP_NAMES)
 LABELS: Mapping[str, str] = {
-    "train_loss": "training loss (nats)",
+    "train_loss": "loss (nats)",
     "val_loss": "held-out loss (nats)",
     "lr": "learning rate",
     "grad_norm": "gradient norm",

@@ -145,10 +145,9 @@ def _read_jsonl(path: Path, raw: RawMetrics, columns: _Columns) -> None:
     broken: list[int] = []
     line = 1
     for block, complete in _blocks(path):
-        if not complete:
-            if block.strip() and not _parsed_line(block.strip()):
-                raw.notes.append(f"line {line} is still being written: left out")
-                break
+        if not complete and block.strip() and not _parsed_line(block.strip()):
+            raw.notes.append(f"line {line} is still being written: left out")
+            break
         line = _add_block(block, line, columns, broken)
     if not broken:
         return
