@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sota_ml_researcher.tools.analysis import analyze_run
-from sota_ml_researcher.tools.checkpoints import manage_checkpoints
 from sota_ml_researcher.tools.benchmark import run_benchmark
+from sota_ml_researcher.tools.checkpoints import manage_checkpoints
 from sota_ml_researcher.tools.data import check_dataset, validate_capacity
 from sota_ml_researcher.tools.evaluate import run_judge_eval, submit_verdicts
 from sota_ml_researcher.tools.export import export_checkpoint
