@@ -116,6 +116,7 @@ class RlConfig(BaseModel):
         0, description="Order of prompts, adapter, and sampling (every sample has a seed of its own)"
     )
 
+    max_cost_usd: PositiveReal | None = Field(None, description="Save a checkpoint and stop at this cost")
     renderer: str | None = Field(None, description="Cookbook renderer name; null: the model's own chat template")
     skip_bad_rows: bool = Field(False, description="Leave out rows that cannot be used instead of refusing the file")
     backend: BackendName = Field("embedded", description="embedded: this machine; tinker: hosted; cluster: base_url")
