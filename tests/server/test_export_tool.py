@@ -46,12 +46,12 @@ def test_a_jobs_checkpoint_comes_home_as_a_peft_adapter(stop_engine: None, tmp_p
             assert started.structured_content, text_of(started)
             job_id = started.structured_content["job_id"]
             await finished(client, job_id)
-            made = await client.call_tool(
-                "export_checkpoint", {"model": f"{job_id}:best", "output_dir": str(tmp_path / "home")}
-            )
-            assert not made.is_error, text_of(made)
-            content: dict[str, Any] = made.structured_content or {}
-            assert content["done"]
+            wanted = {"model": f"{job_id}:best", "output_dir": str(tmp_path / "home")}
+            content: dict[str, Any] = {"done": False}
+            while not content["done"]:
+                made = await client.call_tool("export_checkpoint", wanted)
+                assert not made.is_error, text_of(made)
+                content = made.structured_content or {}
             assert content["folder"] == str(tmp_path / "home")
             config = json.loads((Path(content["folder"]) / "adapter_config.json").read_bytes())
             assert (config["r"], config["lora_alpha"], config["peft_type"]) == (4, 32, "LORA")
