@@ -53,7 +53,7 @@ class Arm:
             backend=config.backend,
             base_url=config.base_url or "",
             renderer=renderer.name,
-            fingerprint=_fingerprint(base),
+            fingerprint=fingerprint(base),
             max_tokens=config.max_response_tokens,
             temperature=config.temperature,
             seed=seed,
@@ -96,7 +96,7 @@ def load_items(test_set: Path, number: int | None, seed: int) -> list[EvalItem]:
     return [items[index] for index in chosen]
 
 
-def _fingerprint(base_model: str) -> str:
+def fingerprint(base_model: str) -> str:
     """Tells two states of a model folder apart; an id on the hub or a checkpoint's path never changes its content."""
     folder = resolve_model(base_model).path
     if folder is None:

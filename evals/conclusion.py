@@ -27,7 +27,7 @@ from sota_ml_researcher.evals.scoring import (
 from sota_ml_researcher.evals.statistics_agreement import krippendorff_alpha
 from sota_ml_researcher.evals.statistics_intervals import (
     Interval,
-    MeanEstimate,
+    alike_interval,
     bootstrap_interval,
     mean_interval,
     mean_p_value,
@@ -145,7 +145,8 @@ def _comparison(evidence: Evidence, arm: str, rng: np.random.Generator) -> dict[
     clusters = _clusters(scored)
     estimate = mean_interval(values, clusters=clusters)
     signs = sign_test([v - evidence.null for v in values])
-    interval = estimate.interval or _alike(values, estimate, evidence)
+    lowest = 0.0 if evidence.pairwise else -1.0
+    interval = estimate.interval or alike_interval(values, low=lowest, high=1.0, units=estimate.units)
     draws = evidence.config.bootstrap_draws
     wins = wilson_interval(signs.wins, len(values))
     return found | {
@@ -166,14 +167,6 @@ def _comparison(evidence: Evidence, arm: str, rng: np.random.Generator) -> dict[
         "by_judge": _by_judge(evidence, arm),
         "human": against_people(effects, evidence.human, arm) if arm == TUNED and evidence.human else None,
     }
-
-
-def _alike(values: Sequence[float], estimate: MeanEstimate, evidence: Evidence) -> Interval | None:
-    """The interval when all pairs ended alike: Wilson's for all won or lost; None for all ties or in absolute mode."""
-    if not evidence.pairwise or estimate.units < 2 or values[0] not in (0.0, 1.0):
-        return None
-    found = wilson_interval(values[0] * estimate.units, estimate.units)
-    return found._replace(method="Wilson, all pairs ended alike") if found else None
 
 
 def _verdict(comparison: Mapping[str, Any], null: float, *, several: bool) -> str:

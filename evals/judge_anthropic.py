@@ -78,7 +78,10 @@ class AnthropicJudge:
     async def ask(self, key: str, question: Question, repair: Repair | None) -> Reply:
         """Ask one question (see `Judge.ask`)."""
         try:
-            message = await self._client.messages.create(**self.request(question, repair))
+            request = self.request(question, repair)
+            # The SDK's signature has lost the parameter that older models still take.
+            extra = {k: request.pop(k) for k in ("temperature",) if k in request}
+            message = await self._client.messages.create(**request, extra_body=extra or None)
         except anthropic.APIStatusError as error:
             raise self._call_error(error) from error
         except anthropic.APIConnectionError as error:

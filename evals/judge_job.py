@@ -93,6 +93,7 @@ class _Evaluation:
         self._material = material
         self._progress = progress
         self._controls: list[ControlResult] = []
+        self._judging_s: float | None = None
         prices = {ref.name: _price(ref, config) for ref in config.judges}
         self._spending = Spending(prices, config.max_cost_usd, config.judge_batch)
 
@@ -109,6 +110,7 @@ class _Evaluation:
         for judgment in known.values():
             self._spending_of_earlier(judgment)
         journal = Journal(path)
+        began = time.monotonic()
         tasks = [asyncio.create_task(self._one(judge, journal, known)) for judge in judges]
         try:
             finished = await asyncio.gather(*tasks)
@@ -119,6 +121,7 @@ class _Evaluation:
             for judge in judges:
                 await judge.close()
             journal.close()
+        self._judging_s = time.monotonic() - began
         self._write_run(judges)
         return all(finished)
 
@@ -196,7 +199,7 @@ class _Evaluation:
             "prompt_hash": self._prompter.prompt_hash,
             "judge_system_prompt": self._prompter.system,
             "spent_usd": round(self._spending.spent, 6) if any(self._spending.price.values()) else None,
-            "free": not any(ref.is_paid for ref in self._config.judges),
+            "judging_s": None if self._judging_s is None else round(self._judging_s, 3),
         }
         write_atomically(self._context.folder / RUN, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 

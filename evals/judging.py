@@ -29,6 +29,8 @@ BATCHES = "batches.jsonl"
 GIVE_UP_AFTER = 20
 _STOP_GRACE_S = 30.0
 _WATCH_S = 0.25
+# Calls start one after the other: fifty that leave together come back together, and wait for each other ever after.
+_RAMP_S = 0.004
 _BATCH_SIZE = 10_000
 
 
@@ -94,12 +96,13 @@ class Judging:
         found: dict[str, Judgment] = {}
         waiting = deque(calls)
 
-        async def work() -> None:
+        async def work(place: int) -> None:
+            await asyncio.sleep(place * _RAMP_S)
             while waiting and not self._should_stop():
                 call = waiting.popleft()
                 found[call.key] = await self._ask(call)
 
-        tasks = [asyncio.create_task(work()) for _ in range(min(self._concurrency, len(calls)))]
+        tasks = [asyncio.create_task(work(place)) for place in range(min(self._concurrency, len(calls)))]
         try:
             await self._until_done(tasks)
         finally:

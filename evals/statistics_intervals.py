@@ -179,6 +179,23 @@ def wilson_interval(successes: float, n: float, *, level: float = 0.95) -> Inter
     return Interval(max(0.0, centre - half), min(1.0, centre + half), level, "Wilson")
 
 
+def alike_interval(
+    values: Sequence[float], *, low: float, high: float, units: int, level: float = 0.95
+) -> Interval | None:
+    """An interval for the mean when all values are alike, where Student's has no width and would read as certainty.
+
+    All values at one end of their range are that many successes: Wilson's bound for their share, the rest taken to lie
+    at the other end. Values inside the range, or fewer than two units, have none.
+    """
+    if units < 2 or len(set(values)) != 1 or values[0] not in (low, high):
+        return None
+    share = wilson_interval(units, units, level=level)
+    assert share is not None
+    reach = (high - low) * share.low
+    ends = (low + reach, high) if values[0] == high else (low, high - reach)
+    return Interval(*ends, level, "Wilson, all alike")
+
+
 def _finite(values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
     x = np.asarray(values, dtype=float)
     if x.ndim != 1 or len(x) == 0:

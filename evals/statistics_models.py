@@ -155,7 +155,8 @@ def _fit_logistic(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], int] | None:
     import warnings
 
-    import statsmodels.api as sm
+    from statsmodels.genmod.families import Binomial
+    from statsmodels.genmod.generalized_linear_model import GLM
     from statsmodels.tools.sm_exceptions import PerfectSeparationError, PerfectSeparationWarning
 
     units = int(codes.max()) + 1
@@ -165,7 +166,7 @@ def _fit_logistic(
         warnings.simplefilter("error", PerfectSeparationWarning)
         warnings.simplefilter("ignore", UserWarning)
         try:
-            model = sm.GLM(y, np.column_stack([np.ones(len(y)), x]), family=sm.families.Binomial())
+            model = GLM(y, np.column_stack([np.ones(len(y)), x]), family=Binomial())
             fitted = model.fit(cov_type="cluster", cov_kwds={"groups": codes})
         except (PerfectSeparationError, PerfectSeparationWarning, np.linalg.LinAlgError):
             return None

@@ -44,6 +44,8 @@ RECIPES = {
     "dpo": "sota_ml_researcher.training.dpo_recipe",
     "judge_eval": "sota_ml_researcher.evals.judge_job",
     "grpo": "sota_ml_researcher.training.rl_recipe",
+    "benchmark": "sota_ml_researcher.evals.benchmark_job",
+    "reward_model": "sota_ml_researcher.training.reward_model_recipe",
 }
 
 logger = logging.getLogger(__name__)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-from sota_ml_researcher.evals import eval_files
+from sota_ml_researcher.evals import eval_files, judge_job
+from sota_ml_researcher.evals.conclude import conclude_run
 from sota_ml_researcher.evals.judge_config import load_judge_settings
-from sota_ml_researcher.evals.judge_job import run_judge_eval_job
 from sota_ml_researcher.evals.judge_plan import plan_judge_eval
 from sota_ml_researcher.training.config_resolution import render_config
 from sota_ml_researcher.training.run_context import Outcome
@@ -64,14 +66,17 @@ def sums(folder: Path, count: int, *, tuned_right: float = 1.0, base_right: floa
     }
 
 
-def evaluate(folder: Path, config: dict[str, Any], context: Context | None = None) -> tuple[Outcome, Context]:
-    """Plan, write the resolved config, and run."""
+def evaluate(
+    folder: Path, config: dict[str, Any], context: Context | None = None, *, own_process: bool = False
+) -> tuple[Outcome, Context]:
+    """Plan, write the resolved config, and run; analyse in this process unless ``own_process`` (4 s of imports)."""
     context = context or Context(folder / "run")
     context.folder.mkdir(exist_ok=True)
     plan = plan_judge_eval(load_judge_settings(None, config))
     file = context.folder / "config.yaml"
     file.write_text(render_config(plan.settings.config, plan.settings.origins))
-    outcome = run_judge_eval_job(context, file)
+    with nullcontext() if own_process else patch.object(judge_job, "_conclude", conclude_run):
+        outcome = judge_job.run_judge_eval_job(context, file)
     if outcome.finished:
         assert context.step == context.total == plan.total_steps
     return outcome, context

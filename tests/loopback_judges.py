@@ -22,7 +22,7 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
@@ -104,7 +104,10 @@ class Judges:
     # Anthropic
 
     async def messages(self, request: Request) -> Response:
-        body = await request.json()
+        try:
+            body = await request.json()
+        except ClientDisconnect:
+            return Response(status_code=499)
         if refused := self._refusal(request, body["model"]):
             return refused
         identity = hashlib.sha256(json.dumps(body["messages"]).encode()).hexdigest()
@@ -280,7 +283,7 @@ def _error(status: int, kind: str, message: str) -> JSONResponse:
 @contextmanager
 def serving(judges: Judges) -> Generator[str]:
     """The judges behind a port on loopback; yields the address."""
-    listener = socket.socket()
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # else asyncio leaves Nagle on
     listener.bind(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(judges.app(), log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -300,7 +303,7 @@ def main() -> None:
     parser.add_argument("--faults", type=float, default=0.0)
     options = parser.parse_args()
     judges = Judges(delay_s=options.delay, faults=options.faults, keep_bodies=False)
-    listener = socket.socket()
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # else asyncio leaves Nagle on
     listener.bind(("127.0.0.1", 0))
     print(json.dumps({"url": f"http://127.0.0.1:{listener.getsockname()[1]}"}), flush=True)
     server = uvicorn.Server(uvicorn.Config(judges.app(), log_level="error", lifespan="off", backlog=2048))

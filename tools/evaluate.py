@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,13 +21,13 @@ from sota_ml_researcher.jobs.start import start_job
 from sota_ml_researcher.jobs.states import ACTIVE
 from sota_ml_researcher.jobs.watch import look
 from sota_ml_researcher.tools.answers import answer
-from sota_ml_researcher.tools.models import resolve_target
-from sota_ml_researcher.training.config_resolution import Origin, Settings
+from sota_ml_researcher.tools.arms import with_checkpoints
+from sota_ml_researcher.training.config_resolution import Settings
 
 if TYPE_CHECKING:
     from sota_ml_researcher.evals.judge_plan import JudgePlan
 
-_JOB_ID = re.compile(r"^[a-z]+-[0-9a-f]{6}(:(best|final))?$")
+_ARMS = ("baseline_model", "finetuned_model", "other_models")
 _PACKETS_AT_ONCE = 3
 _PACKET_CHARS = 12_000
 _WAIT_S = 20.0
@@ -164,41 +163,7 @@ def _waiting(folder: Path) -> list[dict[str, Any]]:
 def _plan(settings: Settings[JudgeEvalConfig]) -> JudgePlan:
     from sota_ml_researcher.evals.judge_plan import plan_judge_eval
 
-    return plan_judge_eval(_with_checkpoints(settings), default_base_url=os.environ.get("OPENAI_BASE_URL"))
-
-
-def _with_checkpoints(settings: Settings[JudgeEvalConfig]) -> Settings[JudgeEvalConfig]:
-    """Job ids replaced by their checkpoints, and the backend and renderer taken from the jobs.
-
-    Raises:
-        ConfigError: If two jobs ran on different backends.
-    """
-    config = settings.config
-    changes: dict[str, tuple[Any, Origin]] = {}
-    found: dict[str, Any] = {}
-
-    def checkpoint(key: str, model: str) -> str:
-        if not _JOB_ID.match(model):
-            return model
-        target = resolve_target(model, None, None)
-        here = {"backend": target.backend, "base_url": target.base_url, "renderer": target.renderer}
-        if found and found != here:
-            raise ConfigError("the arms come from different backends", where=settings.place(key), fix="Use one backend")
-        found.update(here)
-        return target.wire_name
-
-    for key in ("baseline_model", "finetuned_model"):
-        model = getattr(config, key)
-        path = checkpoint(key, model)
-        if path != model:
-            changes[key] = (path, Origin(kind="derived", reason=f"the checkpoint of {model}"))
-    others = tuple(checkpoint("other_models", model) for model in config.other_models)
-    if others != config.other_models:
-        changes["other_models"] = (others, Origin(kind="derived", reason="the checkpoints of jobs"))
-    for key, value in found.items():
-        if settings.origins[key].kind == "default" and value != getattr(config, key):
-            changes[key] = (value, Origin(kind="derived", reason="as the job of the arm"))
-    return settings.derived(changes)
+    return plan_judge_eval(with_checkpoints(settings, _ARMS), default_base_url=os.environ.get("OPENAI_BASE_URL"))
 
 
 async def _check_keys(plan: JudgePlan) -> None:

@@ -17,7 +17,8 @@ _SHOWN_CHECKPOINTS = 5
 _SHOWN_STEPS = 50
 _VERDICT_CHARS = 1000
 _EVALUATIONS = {"judge_eval", "benchmark"}
-_SERIES = ("step", "train_mean_nll", "test/nll", "learning_rate")
+_SERIES = ("step", "train_mean_nll", "test/nll", "dpo_loss", "accuracy", "margin", "test/accuracy", "reward/mean")
+_SERIES += ("test/reward", "reward/constant_groups", "response/tokens", "learning_rate")
 
 
 class JobView(BaseModel):
@@ -106,10 +107,17 @@ def _eta_s(job: Job) -> float | None:
     if job.state is not JobState.RUNNING or not job.total_steps:
         return None
     records = run_files.recent_metrics(job.folder, limit=20)
-    paces = [r["time/submit_batch"] + r["time/finish_batch"] for r in records if "time/finish_batch" in r]
+    paces = [pace for record in records if (pace := _pace_s(record)) is not None]
     if len(paces) < 2:
         return None
     return round((job.total_steps - job.step) * sum(paces) / len(paces), 1)
+
+
+def _pace_s(record: dict[str, Any]) -> float | None:
+    """Seconds of a step. The supervised loop works ahead, so that its total counts steps twice."""
+    if "time/finish_batch" in record:
+        return float(record["time/submit_batch"] + record["time/finish_batch"])
+    return record.get("time/total")
 
 
 def next_step(job: Job) -> str:
@@ -133,7 +141,8 @@ def summary(shown: JobView) -> str:
     lines = [f"{shown.job_id} ({shown.name}): {shown.state}, {steps}, {shown.base_model} on {shown.backend}."]
     if shown.eta_s is not None:
         lines.append(f"About {duration(shown.eta_s)} left at the measured pace.")
-    names = ("train_mean_nll", "test/nll", "learning_rate")
+    names = ("train_mean_nll", "test/nll", "dpo_loss", "test/accuracy", "chosen_logratio", "reward/mean", "test/reward")
+    names += ("reward/constant_groups", "learning_rate")
     values = [f"{name} {number(shown.metrics[name])}" for name in names if name in shown.metrics]
     if values:
         lines.append("Latest: " + ", ".join(values) + ".")

@@ -7,13 +7,14 @@ from typing import Annotated, Any
 from mcp_types import CallToolResult
 from pydantic import BaseModel, Field
 
-from sota_ml_researcher.core.errors import ConfigError, JobError
-from sota_ml_researcher.jobs import run_files
+from sota_ml_researcher.core.errors import ConfigError
+from sota_ml_researcher.jobs.checkpoints import checkpoint_path, trained_model
 from sota_ml_researcher.jobs.registry import Registry
+from sota_ml_researcher.jobs.worker import RECIPES
 from sota_ml_researcher.tools.answers import answer, number
 from sota_ml_researcher.tools.model_lists import ModelLine, models_of, with_advice
 from sota_ml_researcher.training import backends
-from sota_ml_researcher.training.sft_config import BackendName, load_sft_settings
+from sota_ml_researcher.training.sft_config import BackendName
 
 _SHOWN_PROMPTS = 3
 _MAX_PROMPTS = 256
@@ -122,7 +123,7 @@ def resolve_target(model: str, backend: BackendName | None, base_url: str | None
             wire_name=model, backend=where, base_url=base_url, base_model=None, renderer=None, is_checkpoint=True
         )
     job_id, _, which = model.partition(":")
-    if job_id.startswith("sft-") and which in {"", "best", "final"}:
+    if job_id.rpartition("-")[0] in RECIPES and which in {"", "best", "final"}:
         return _job_target(job_id, which or "final")
     name = resolve_model(model).wire_name
     return Target(
@@ -137,21 +138,13 @@ def resolve_target(model: str, backend: BackendName | None, base_url: str | None
 
 def _job_target(job_id: str, which: str) -> Target:
     job = Registry().get(job_id)
-    config = load_sft_settings(job.folder / run_files.CONFIG, None).config
-    saved = [c for c in run_files.checkpoints(job.folder) if c.get("sampler_path")]
-    if which == "best":
-        saved = [c for c in saved if str(c["name"]).startswith("best-")]
-    else:
-        saved = [c for c in saved if not str(c["name"]).startswith("best-")]
-    if not saved:
-        kind = "best checkpoint" if which == "best" else "checkpoint"
-        raise JobError(f"job {job_id} ({job.state}) has no {kind} yet", fix="wait_for_job shows when it has one")
+    trained = trained_model(job)
     return Target(
-        wire_name=saved[-1]["sampler_path"],
-        backend=config.backend,
-        base_url=config.base_url,
-        base_model=config.base_model,
-        renderer=config.renderer,
+        wire_name=checkpoint_path(job, "sampler_path", which),
+        backend=trained.backend,
+        base_url=trained.base_url,
+        base_model=trained.base_model,
+        renderer=trained.renderer,
         is_checkpoint=True,
     )
 

@@ -19,6 +19,7 @@ from sota_ml_researcher.training.sft_config import (
 )
 
 DpoLoss = Literal["dpo", "ipo", "dpo_norm"]
+PreferenceLoss = Literal[DpoLoss, "reward_model"]
 
 DEFAULT_RULES: Mapping[str, str] = {
     **SFT_RULES,
@@ -34,9 +35,10 @@ class DpoConfig(SftConfig):
     """Settings of one DPO job: those of SFT, and the preference loss's own. ``train_file`` holds pairs."""
 
     beta: PositiveReal = Field(0.1, description="Strength of the pull to the reference; smaller moves further from it")
-    loss: DpoLoss = Field(
+    loss: PreferenceLoss = Field(
         "dpo",
-        description="dpo: sigmoid; ipo: squared, on log-ratios a token; dpo_norm: sigmoid, on log-ratios a token",
+        description="dpo: sigmoid; ipo: squared, on log-ratios a token; dpo_norm: sigmoid, on log-ratios a token; "
+        "reward_model: no policy at all, but a model that says which answer is better (reward preference_model)",
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
         0.0, description="Share of labels expected to be wrong (cDPO); loss dpo or dpo_norm"
@@ -47,8 +49,10 @@ class DpoConfig(SftConfig):
 
     @model_validator(mode="after")
     def _losses_agree(self) -> DpoConfig:
-        if self.loss == "ipo" and self.label_smoothing:
-            raise ValueError("label_smoothing belongs to loss: dpo or dpo_norm; ipo has no such term")
+        if self.loss in {"ipo", "reward_model"} and self.label_smoothing:
+            raise ValueError(f"label_smoothing belongs to loss: dpo or dpo_norm; {self.loss} has no such term")
+        if self.loss == "reward_model" and self.ref_model is not None:
+            raise ValueError("a reward_model has no reference: remove ref_model")
         if self.ref_model not in (None, "base") and not str(self.ref_model).startswith("tinker://"):
             raise ValueError("ref_model must be null, 'base' or a tinker:// sampler path")
         return self

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sota_ml_researcher.training.dpo_config import DpoLoss
+from sota_ml_researcher.training.dpo_config import PreferenceLoss
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class PairScores:
         return self.rejected_P - self.rejected_reference_P
 
 
-def preference_loss(scores: PairScores, *, loss: DpoLoss, beta: float, label_smoothing: float = 0.0) -> Tensor:
+def preference_loss(scores: PairScores, *, loss: PreferenceLoss, beta: float, label_smoothing: float = 0.0) -> Tensor:
     """Mean loss over pairs, a scalar.
 
     With h the chosen log-ratio minus the rejected one:

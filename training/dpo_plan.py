@@ -11,7 +11,7 @@ from sota_ml_researcher.training.capacity import CapacityReport, DataSize, capac
 from sota_ml_researcher.training.config_resolution import Origin, Settings
 from sota_ml_researcher.training.dpo_config import DpoConfig
 from sota_ml_researcher.training.hyperparameters import Derived
-from sota_ml_researcher.training.model_configs import load_model_config
+from sota_ml_researcher.training.model_configs import ModelConfig, load_model_config
 from sota_ml_researcher.training.models import resolve_model
 from sota_ml_researcher.training.preference_check import check_preferences
 from sota_ml_researcher.training.preference_data import PreferenceCounts, count_pairs
@@ -52,7 +52,7 @@ def plan_dpo(settings: Settings[DpoConfig]) -> DpoPlan:
         raise counts.problems[0]
     if config.val_file is not None:
         count_pairs(Path(config.val_file), renderer, max_seq_len=config.max_seq_len)
-    settings, total_steps = _with_schedule(settings, counts.rows)
+    settings, total_steps = _with_schedule(settings, counts.rows, model)
     epochs = total_steps * (settings.config.batch_size or 1) / counts.rows
     # A pair teaches one comparison, not the words of its answers: one bit a pair is the most it can hold.
     capacity = capacity_report(
@@ -66,7 +66,7 @@ def plan_dpo(settings: Settings[DpoConfig]) -> DpoPlan:
     return DpoPlan(settings, counts, total_steps, round(counts.tokens * epochs), capacity, warnings)
 
 
-def _with_schedule(settings: Settings[DpoConfig], rows: int) -> tuple[Settings[DpoConfig], int]:
+def _with_schedule(settings: Settings[DpoConfig], rows: int, model: ModelConfig) -> tuple[Settings[DpoConfig], int]:
     config = settings.config
     changes: dict[str, tuple[Any, Origin]] = {}
 
@@ -80,13 +80,18 @@ def _with_schedule(settings: Settings[DpoConfig], rows: int) -> tuple[Settings[D
     batch = config.batch_size or int(fill("batch_size", _batch(rows, epochs or 1)))
     total_steps = config.num_steps or -(-rows // batch) * (epochs or 1)
     if config.learning_rate is None:
-        rate = hyperparameters.number("dpo.lr")
-        fill("learning_rate", Derived(rate, "dpo.lr", "the start for LoRA; far below the rate of SFT"))
+        fill("learning_rate", _learning_rate(config, model, total_steps))
     if config.eval_every is None:
         fill("eval_every", hyperparameters.derive_eval_every(total_steps))
     if config.checkpoint_every is None:
         fill("checkpoint_every", hyperparameters.derive_checkpoint_every(total_steps))
     return settings.derived(changes), total_steps
+
+
+def _learning_rate(config: DpoConfig, model: ModelConfig, steps: int) -> Derived:
+    if config.loss == "reward_model":  # supervised learning of a label
+        return hyperparameters.derive_learning_rate(model, steps=steps)
+    return Derived(hyperparameters.number("dpo.lr"), "dpo.lr", "the start for LoRA; far below the rate of SFT")
 
 
 def _rule(rule_id: str, reason: str) -> Derived:
@@ -110,7 +115,7 @@ def _warnings(config: DpoConfig, counts: PreferenceCounts, total_steps: int) -> 
     least = hyperparameters.integer("sft.steps.min")
     if total_steps < least:
         found.append(f"only {total_steps} steps: below {least} a run is hard to judge (sft.steps.min)")
-    if config.load_checkpoint is None and config.base_model != "demo":
+    if config.load_checkpoint is None and config.base_model != "demo" and config.loss != "reward_model":
         found.append(
             "it starts from the base model: an SFT checkpoint of the same kind of data is the better start "
             "(dpo.reference); give its state path as load_checkpoint"

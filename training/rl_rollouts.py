@@ -35,11 +35,20 @@ from sota_ml_researcher.training.steering import StopTrainingError
 ROLLOUTS = "rollouts.jsonl"
 _KEPT_TEXT = 20_000
 
-sampling_seed: ContextVar[int | None] = ContextVar("sampling_seed", default=None)
+
+@dataclass(frozen=True, slots=True)
+class GroupKey:
+    """Which group a sample belongs to: its seed, and how many samples it has."""
+
+    seed: int
+    members: int
+
+
+group_key: ContextVar[GroupKey | None] = ContextVar("group_key", default=None)
 
 
 def seed_of(*parts: int) -> int:
-    """A seed for one sample: the same in every run of a job, another for every sample."""
+    """A seed for one request: the same in every run of a job, another for every group."""
     digest = hashlib.blake2b(",".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % (2**31 - 1)
 
@@ -130,22 +139,22 @@ class PromptEnv(Env):
     """One sample of a response to one prompt. Its score comes from the group, once all have answered."""
 
     def __init__(
-        self, tokens: Sequence[int], stop: list[int] | list[str], seed: int, stopped: Callable[[], bool]
+        self, tokens: Sequence[int], stop: list[int] | list[str], group: GroupKey, stopped: Callable[[], bool]
     ) -> None:
         self._tokens = list(tokens)
         self._stop = stop
-        self._seed = seed
+        self._group = group
         self._stopped = stopped
 
     async def initial_observation(self) -> tuple[tinker.ModelInput, Any]:
-        """The prompt; the sampler takes this sample's seed from here.
+        """The prompt; the sampler takes the group and its seed from here.
 
         Raises:
             StopTrainingError: If the run has to stop: no further sample is worth waiting for.
         """
         if self._stopped():
             raise StopTrainingError
-        sampling_seed.set(self._seed)
+        group_key.set(self._group)
         return tinker.ModelInput.from_ints(self._tokens), self._stop
 
     async def step(self, action: list[int], *, extra: ActionExtra | None = None) -> StepResult:
@@ -179,8 +188,8 @@ class PromptGroup(EnvGroupBuilder):
         """One environment a sample."""
         shared, config = self.sampling, self.sampling.config
         tokens = shared.renderer.generation_prompt(self.problem.messages)
-        seeds = [seed_of(config.seed, self.step, self.place, member) for member in range(config.group_size)]
-        return [PromptEnv(tokens, shared.renderer.stop, seed, shared.stopped) for seed in seeds]
+        group = GroupKey(seed_of(config.seed, self.step, self.place), config.group_size)
+        return [PromptEnv(tokens, shared.renderer.stop, group, shared.stopped) for _ in range(config.group_size)]
 
     async def compute_group_rewards(
         self, trajectory_group: list[Trajectory], env_group: Sequence[Env]

@@ -32,8 +32,7 @@ async def sample_and_score(
         max_tokens=config.max_response_tokens, temperature=config.temperature, stop=renderer.stop, seed=seed
     )
     prompt = tinker.ModelInput.from_ints(renderer.generation_prompt(problem.messages))
-    inner = getattr(client, "inner", client)
-    result = await inner.sample_async(prompt=prompt, num_samples=samples, sampling_params=params)
+    result = await client.sample_async(prompt=prompt, num_samples=samples, sampling_params=params)
     responses = [
         Response(renderer.decode(s.tokens), len(s.tokens), str(s.stop_reason) == "length") for s in result.sequences
     ]

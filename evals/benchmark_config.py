@@ -1,0 +1,80 @@
+"""Benchmarks through Inspect: the settings a user may give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from sota_ml_researcher.evals.judge_catalog import parse_judge
+from sota_ml_researcher.training.config_resolution import Settings, load_settings
+from sota_ml_researcher.training.sft_config import BackendName
+
+Scorer = Literal["exact", "includes", "math", "model_graded"]
+DATA_ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
+DEFAULT_RULES: Mapping[str, str] = {"seed": "job.seed"}
+
+
+class BenchmarkConfig(BaseModel):
+    """Settings of one benchmark. A model is a base model, a job id, or a tinker:// path."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: str = Field(
+        min_length=1, description="task.py or task.py@name, a packaged task such as inspect_evals/gsm8k, or data rows"
+    )
+    model: str = Field(min_length=1, description="The model to measure")
+    baseline_model: str | None = Field(None, description="Measured on the same items, for the paired difference")
+    run_name: str | None = Field(None, max_length=80, description="A name for people")
+    scorer: Scorer | None = Field(None, description="For data rows: how an answer is compared with its reference")
+    judge_model: str | None = Field(None, description="For model_graded: claude-..., openai:MODEL or tinker:MODEL")
+    judge_base_url: str | None = Field(None, description="Endpoint of an openai: judge")
+    task_args: Mapping[str, Any] = Field(default_factory=dict, description="Arguments of the task")
+
+    num_samples: Annotated[int, Field(gt=0)] | None = Field(None, description="Items to use; null: all")
+    epochs: Annotated[int, Field(ge=1, le=64)] = Field(1, description="Answers an item; their mean is its score")
+    temperature: Annotated[float, Field(ge=0, le=5)] = Field(0.7, description="As the model will be used")
+    max_response_tokens: Annotated[int, Field(gt=0)] = Field(2048, description="Tokens an answer may have")
+    parallel_samples: Annotated[int, Field(ge=1, le=512)] = Field(16, description="Items under way at once")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    renderer: str | None = Field(None, description="Cookbook renderer; null: the model's own chat template")
+    backend: BackendName = Field("embedded", description="Where the models are sampled")
+    base_url: str | None = Field(None, description="URL of a Tinker-compatible cluster")
+    output_dir: str | None = Field(None, description="Folder for the run folder; null: below ML_RESEARCHER_HOME")
+
+    @property
+    def base_model(self) -> str:
+        """What the job's row shows as its model."""
+        return self.model
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether the task is made from data rows."""
+        return self.task.startswith("demo:") or self.task.lower().endswith(DATA_ENDINGS)
+
+    @property
+    def arms(self) -> dict[str, str]:
+        """The models by name."""
+        return {"model": self.model} | ({"baseline": self.baseline_model} if self.baseline_model else {})
+
+    @model_validator(mode="after")
+    def _consistent(self) -> BenchmarkConfig:
+        if self.backend == "cluster" and not self.base_url:
+            raise ValueError("backend: cluster needs base_url, the address of a Tinker-compatible server")
+        if self.has_rows and self.scorer is None:
+            raise ValueError("data rows need a scorer: exact, includes, math or model_graded")
+        if not self.has_rows and self.scorer is not None:
+            raise ValueError("scorer belongs to data rows: a task has its own")
+        if (self.scorer == "model_graded") != (self.judge_model is not None):
+            raise ValueError("scorer: model_graded and judge_model belong together")
+        if self.judge_model and parse_judge(self.judge_model).kind not in {"anthropic", "openai", "tinker"}:
+            raise ValueError("model_graded needs a model: claude-..., openai:MODEL or tinker:MODEL")
+        return self
+
+
+def load_benchmark_settings(config_file: Path | None, overrides: Mapping[str, Any] | None) -> Settings[BenchmarkConfig]:
+    """Read and check a benchmark's config (see `load_settings` for the errors)."""
+    return load_settings(BenchmarkConfig, config_file, overrides, retired={}, default_rules=DEFAULT_RULES)
