@@ -57,7 +57,8 @@ def start_dpo(
 ) -> Annotated[CallToolResult, StartedRun]:
     """Start preference training (DPO, cDPO, IPO, length-normalised; or loss: reward_model) as a background job.
 
-    Needs base_model and train_file (prompt, chosen, rejected); load_checkpoint takes an SFT job's id.
+    Use it for pairs of a better and a worse answer. Not for single answers (start_sft) or a score (start_grpo). Needs
+    base_model and train_file (prompt, chosen, rejected); load_checkpoint takes an SFT job's id.
     """
     from sota_ml_researcher.training.dpo_plan import plan_dpo
 
@@ -78,6 +79,7 @@ def start_grpo(
 ) -> Annotated[CallToolResult, StartedRun]:
     """Start reinforcement learning from rewards (GRPO, Dr. GRPO, DAPO, PPO, CISPO, GSPO) as a background job.
 
+    Use it if a program can score answers. Not for pairs: start_dpo.
     Needs base_model, train_file (prompts, and answer or tests), and reward_type or rewards. Try the reward first:
     check_dataset with reward_config. Then wait_for_job; rollouts.jsonl shows what the model said.
     """
