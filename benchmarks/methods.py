@@ -248,9 +248,9 @@ def _service(url: str) -> Any:
     return tinker.ServiceClient(base_url=url, api_key=KEY, project_id="local")
 
 
-def start_engine(model: Path, store: Path, *extra: str) -> tuple[subprocess.Popen[str], str]:
-    """An engine process that serves ``model`` as ``tiny``, and its address."""
-    command = [sys.executable, "-m", "sota_ml_researcher.engine", "--port", "0", "--model", f"tiny={model}"]
+def start_engine(model: Path, store: Path, *extra: str, name: str = "tiny") -> tuple[subprocess.Popen[str], str]:
+    """An engine process that serves ``model`` as ``name``, and its address."""
+    command = [sys.executable, "-m", "sota_ml_researcher.engine", "--port", "0", "--model", f"{name}={model}"]
     process = subprocess.Popen([*command, "--store", str(store), *extra], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     return process, process.stdout.readline().removeprefix("listening on ").strip()
