@@ -107,7 +107,8 @@ def _machine() -> str:
         )
     load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "trl", "tinker"))
-    return f"{model}, {os.cpu_count()} cores, load average {load} at the end; Python {platform.python_version()}, {packages}"
+    cores = f"{os.cpu_count()} cores, load average {load} at the end"
+    return f"{model}, {cores}; Python {platform.python_version()}, {packages}"
 
 
 def _page(
@@ -118,10 +119,10 @@ def _page(
         f"Command: `python -m benchmarks --rounds {options.rounds} --steps {options.steps}` on {_machine()}.",
         "",
         "Seconds are the median step of each process (the first left out), then the median over rounds; the engine's",
-        "process is driven by the unmodified SDK over HTTP. CPU seconds include the client's. Both sides compute in bf16.",
+        "process is driven by the unmodified SDK over HTTP. CPU seconds include the client's. Both compute in bf16.",
         "",
-        "| work | engine s | peer s | engine tok/s | peer tok/s | ratio, wall | ratio, CPU s | target | engine MB | peer MB "
-        "| overhead |",
+        "| work | engine s | peer s | engine tok/s | peer tok/s | ratio, wall | ratio, CPU s | target | engine MB "
+        "| peer MB | overhead |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
         *[_row(name, pairs) for name, pairs in results.items()],
         "",
@@ -133,8 +134,8 @@ def _page(
         done = step_gflop("29m", sft[0][0]["tokens_per_step"]) / seconds
         lines += [
             "",
-            f"Utilisation in the SFT step: {done:.0f} GFLOP/s of the {rate:.0f} GFLOP/s that a bf16 matrix product of the "
-            f"model's shape reached in the same run ({100 * done / rate:.0f}%).",
+            f"Utilisation in the SFT step: {done:.0f} GFLOP/s of the {rate:.0f} GFLOP/s that a bf16 matrix product of "
+            f"the model's shape reached in the same run ({100 * done / rate:.0f}%).",
         ]
     return "\n".join([marked, *lines, marked]) + "\n"
 

@@ -295,7 +295,7 @@ def page(outcomes: list[Outcome]) -> str:
         f"Written by `python -m benchmarks.methods` with tinker {version('tinker')}; do not edit. Each method was",
         "called against a live engine in its synchronous form and awaited.",
         "",
-        f"{len(outcomes)} public methods: {works} work; {refused} are refused, for they need an organisation or a bill.",
+        f"{len(outcomes)} public methods: {works} work; {refused} need an organisation or a bill.",
     ]
     for client in dict.fromkeys(outcome.method.split(".")[0] for outcome in outcomes):
         lines += ["", f"## {client}", "", "| method | state | note |", "|---|---|---|"]
