@@ -32,11 +32,8 @@ def run_benchmark(
     settings = load_benchmark_settings(Path(config).expanduser() if config else None, overrides)
     plan = plan_benchmark(with_checkpoints(settings, ("model", "baseline_model")))
     chosen = plan.settings.derived(named(plan))
-    facts: dict[str, Any] = {
-        "items": plan.items,
-        "answers": plan.answers,
-        "config": chosen.config.model_dump(mode="json"),
-    }
+    facts: dict[str, Any] = {"items": plan.items, "answers": plan.answers}
+    facts["config"] = chosen.config.model_dump(mode="json")
     counted = "as many items as the task has" if plan.items is None else f"{plan.items} items, {plan.answers} answers"
     what = (
         f"Benchmark {chosen.config.run_name} of {', '.join(m[-60:] for m in chosen.config.arms.values())}: {counted}."
