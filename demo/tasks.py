@@ -106,6 +106,18 @@ def reward_sets(train: int, val: int, seed: int = 3) -> dict[str, list[dict[str,
     return {name: [problem() for _ in range(count)] for name, count in (("rl_train", train), ("rl_val", val))}
 
 
+def spelling_sets(train: int, val: int, seed: int = 4) -> dict[str, list[dict[str, Any]]]:
+    """Words of three letters and more to be said in small letters: right less than one time in three at first."""
+    examples = (prompt for prompt, _ in distinct(say, seed) if len(prompt) >= len("say abc"))
+
+    def problem() -> dict[str, Any]:
+        prompt = next(examples)
+        return {"prompt": prompt, "answer": prompt.removeprefix("say ")}
+
+    return {name: [problem() for _ in range(count)] for name, count in (("say_train", train), ("say_val", val))}
+
+
 def all_sets() -> dict[str, list[dict[str, Any]]]:
     """Every packaged data set by name."""
-    return {**sft_sets(1600, 100, 100), **preference_sets(400, 100), **reward_sets(80, 20)}
+    fixed = {**sft_sets(1600, 100, 100), **preference_sets(400, 100), **reward_sets(80, 20)}
+    return {**fixed, **spelling_sets(600, 40)}

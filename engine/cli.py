@@ -56,6 +56,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16")
     parser.add_argument("--quantize", choices=["nf4"], help="4-bit base weights (CUDA only)")
     parser.add_argument("--threads", type=int, help="CPU threads to compute with")
+    parser.add_argument(
+        "--adapter-memory",
+        type=float,
+        metavar="GIB",
+        help="most memory for adapters in training (default: half of the machine's); more of them wait for room",
+    )
     parser.add_argument("--api-key", help=f"key every client must send (or {KEY_VARIABLE}); needed off loopback")
     return parser
 
@@ -84,9 +90,11 @@ def _serve(options: argparse.Namespace) -> int:
 def _run(
     options: argparse.Namespace, named: dict[str, str], folder: Path, listener: socket.socket, key: str | None
 ) -> int:
+    import psutil
     import uvicorn
 
     from sota_ml_researcher.engine.app import build_app
+    from sota_ml_researcher.engine.custom_loss import compile_custom_loss
     from sota_ml_researcher.engine.interface import LoadOptions
     from sota_ml_researcher.engine.model import load_model
     from sota_ml_researcher.engine.models import BaseModels
@@ -97,7 +105,8 @@ def _run(
     models = BaseModels(named, any_local=options.any_local_model, options=load, load=load_model)
     for name in named:
         models.get(name)
-    engine = Engine(Store(folder), models)
+    room = options.adapter_memory * 2**30 if options.adapter_memory else psutil.virtual_memory().total / 2
+    engine = Engine(Store(folder), models, adapter_bytes=room, compile_loss=compile_custom_loss)
     address = f"http://{options.host}:{listener.getsockname()[1]}"
 
     def stop_if_idle() -> None:

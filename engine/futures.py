@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -32,6 +33,7 @@ class Promise:
     failure: Failure | None = None
     finished: float = 0.0
     cancelled: bool = False
+    paused: str | None = None
 
     def resolve(self, result: bytes | dict[str, object]) -> None:
         """Give the result and wake everybody who waits."""
@@ -56,12 +58,21 @@ class Promise:
         return len(self.payload or b"")
 
 
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A sampling request that ended: what is kept of it for those who poll their session."""
+
+    request_id: str
+    failed: bool
+    nbytes: int
+
+
 class Promises:
     """All promises by request id, and for each sampling session the order in which its requests finished."""
 
     def __init__(self) -> None:
         self._all: dict[str, Promise] = {}
-        self._finished: dict[str, list[Promise]] = {}
+        self._finished: dict[str, list[Completion]] = {}
         self._news: dict[str, asyncio.Event] = {}
         self._kept_bytes = 0
 
@@ -80,10 +91,24 @@ class Promises:
         """Note a finished promise for those who poll its sampling session."""
         self._kept_bytes += promise.nbytes
         if promise.sampler is not None:
-            self._finished.setdefault(promise.sampler, []).append(promise)
+            done = Completion(promise.request_id, promise.failure is not None, promise.nbytes)
+            self._finished.setdefault(promise.sampler, []).append(done)
             self._news.setdefault(promise.sampler, asyncio.Event()).set()
 
-    def since(self, sampler: str, cursor: int) -> list[Promise]:
+    def forget(self, request_ids: Iterable[str]) -> None:
+        """Free results that their client has."""
+        for request_id in request_ids:
+            promise = self._all.get(request_id)
+            if promise is not None and promise.done.is_set():
+                self._kept_bytes -= promise.nbytes
+                del self._all[request_id]
+
+    def drop_sampler(self, sampler: str) -> None:
+        """Forget a sampling session's list of finished requests."""
+        self._finished.pop(sampler, None)
+        self._news.pop(sampler, None)
+
+    def since(self, sampler: str, cursor: int) -> list[Completion]:
         """What a sampling session finished after the first ``cursor``."""
         return self._finished.get(sampler, [])[cursor:]
 

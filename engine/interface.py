@@ -135,9 +135,11 @@ class Adapter(Protocol):
         ...
 
     def forward_backward(
-        self, data: Sequence[TrainItem], loss: str, config: Mapping[str, float] | None, *, backward: bool
+        self, data: Sequence[TrainItem], loss: Any, config: Mapping[str, float] | None, *, backward: bool
     ) -> LossResult:
         """Compute the loss; with ``backward`` add its gradient to what is already accumulated.
+
+        ``loss`` is a built-in loss's name, or what `engine.custom_loss.compile_custom_loss` made.
 
         Raises:
             RequestRejectedError: If the data, the loss or its config is wrong (nothing is accumulated then).
@@ -176,6 +178,11 @@ class BaseModel(Protocol):
     @property
     def name(self) -> str:
         """The name clients use."""
+        ...
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, as transformers has it."""
         ...
 
     @property

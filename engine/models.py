@@ -46,6 +46,10 @@ class BaseModels:
         entry = self._loaded.get(self._key(name))
         return entry[0].max_context_length if entry else None
 
+    def source(self, name: str) -> str:
+        """The folder or id behind a name: what a client loads the tokenizer from."""
+        return self._named.get(name, name)
+
     def check(self, name: str) -> str:
         """The name under which a model is kept.
 

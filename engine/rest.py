@@ -1,30 +1,42 @@
-"""Looking after what is stored: training runs, checkpoints, sessions and samplers."""
+"""Looking after what is stored: training runs, checkpoints and their files."""
 
 from __future__ import annotations
 
-import json
+import hmac
 import time
 import uuid
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import parse_qs
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Scope
 from tinker import types
 
+from sota_ml_researcher.engine import identity
+from sota_ml_researcher.engine.http import answer, json_of
 from sota_ml_researcher.engine.interface import RequestRejectedError
-from sota_ml_researcher.engine.store import NoSuchCheckpointError, Run, Saved, Store
+from sota_ml_researcher.engine.store import NoSuchCheckpointError, Run, Saved, Store, check_ttl
 
 _OWNER = "local"
 _MOST = 1000
+_URL_LIFE_S = 3600
+_TYPES: dict[str, Any] = {"weights": "training", "sampler_weights": "sampler", "external_weights": "external"}
+FILES, TRACES = "/api/v1/files/", "/api/v1/traces/"
 
 
 def _store(request: Request) -> Store:
     return request.app.state.engine.store
 
 
-def _page(request: Request, total: int) -> tuple[int, int, types.Cursor]:
+def page(request: Request, total: int) -> tuple[int, int, types.Cursor]:
+    """The part of a list of ``total`` entries that a request asks for: how many, from where, and both as the SDK's.
+
+    Raises:
+        RequestRejectedError: If limit or offset is no number.
+    """
     try:
         limit = max(0, min(_MOST, int(request.query_params.get("limit", 100))))
         offset = max(0, int(request.query_params.get("offset", 0)))
@@ -41,7 +53,7 @@ def checkpoint_of(saved: Saved) -> types.Checkpoint:
     """A stored checkpoint as the SDK describes one."""
     return types.Checkpoint(
         checkpoint_id=f"{saved.kind}/{saved.name}",
-        checkpoint_type="training" if saved.kind == "weights" else "sampler",
+        checkpoint_type=_TYPES[saved.kind],
         time=_time(saved.created),
         tinker_path=saved.path,
         size_bytes=saved.size_bytes,
@@ -68,20 +80,17 @@ def _run_of(store: Store, run: Run) -> types.TrainingRun:
     )
 
 
-def _json(model: Any) -> Response:
-    return JSONResponse(model.model_dump(mode="json"))
-
-
 def _no_run(run_id: str) -> NoSuchCheckpointError:
     return NoSuchCheckpointError(f"there is no training run {run_id} here")
 
 
 async def _training_runs(request: Request) -> Response:
     store = _store(request)
+    identity.check_project(request.query_params.get("project_id"))
     runs = store.runs()
-    limit, offset, cursor = _page(request, len(runs))
+    limit, offset, cursor = page(request, len(runs))
     shown = [_run_of(store, run) for run in runs[offset : offset + limit]]
-    return _json(types.TrainingRunsResponse(training_runs=shown, cursor=cursor))
+    return answer(types.TrainingRunsResponse(training_runs=shown, cursor=cursor))
 
 
 async def _training_run(request: Request) -> Response:
@@ -89,21 +98,21 @@ async def _training_run(request: Request) -> Response:
     run = store.run(run_id)
     if run is None:
         raise _no_run(run_id)
-    return _json(_run_of(store, run))
+    return answer(_run_of(store, run))
 
 
 async def _run_checkpoints(request: Request) -> Response:
     store, run_id = _store(request), request.path_params["run_id"]
     if store.run(run_id) is None:
         raise _no_run(run_id)
-    return _json(types.CheckpointsListResponse(checkpoints=[checkpoint_of(s) for s in store.checkpoints(run_id)]))
+    return answer(types.CheckpointsListResponse(checkpoints=[checkpoint_of(s) for s in store.checkpoints(run_id)]))
 
 
 async def _checkpoints(request: Request) -> Response:
     saved = _store(request).checkpoints()
-    limit, offset, cursor = _page(request, len(saved))
+    limit, offset, cursor = page(request, len(saved))
     shown = [checkpoint_of(s) for s in saved[offset : offset + limit]]
-    return _json(types.CheckpointsListResponse(checkpoints=shown, cursor=cursor))
+    return answer(types.CheckpointsListResponse(checkpoints=shown, cursor=cursor))
 
 
 def _named(request: Request) -> Saved:
@@ -122,17 +131,16 @@ async def _publish(request: Request) -> Response:
 
 
 async def _set_ttl(request: Request) -> Response:
-    body = json.loads(await request.body() or b"{}")
-    ttl = body.get("ttl_seconds")
-    if ttl is not None and (not isinstance(ttl, int) or ttl < 1):
-        raise RequestRejectedError(f"ttl_seconds is {ttl!r}: give a positive number of seconds, or null to keep it")
+    ttl = (await json_of(request)).get("ttl_seconds")
+    if ttl is not None and (isinstance(ttl, bool) or not isinstance(ttl, int)):
+        raise RequestRejectedError(f"ttl_seconds is {ttl!r}: give a whole number of seconds, or null to keep it")
+    check_ttl(ttl)
     _store(request).update(_named(request), expires=time.time() + ttl if ttl else None)
     return Response(status_code=204)
 
 
 async def _weights_info(request: Request) -> Response:
-    body = json.loads(await request.body() or b"{}")
-    saved = _store(request).find(str(body.get("tinker_path")))
+    saved = _store(request).find(str((await json_of(request)).get("tinker_path")))
     info = types.WeightsInfoResponse(
         base_model=saved.base_model,
         is_lora=True,
@@ -141,11 +149,13 @@ async def _weights_info(request: Request) -> Response:
         train_mlp=saved.spec.train_mlp,
         train_attn=saved.spec.train_attn,
     )
-    return _json(info)
+    return answer(info)
 
 
 async def _copy_weights(request: Request) -> Response:
-    body = json.loads(await request.body() or b"{}")
+    body = await json_of(request)
+    identity.check_project(body.get("destination_project_id"))
+    check_ttl(body.get("ttl_seconds"))
     store = _store(request)
     saved = store.find(str(body.get("source_path")))
     session = body.get("session_id") or "copies"
@@ -156,47 +166,43 @@ async def _copy_weights(request: Request) -> Response:
     return JSONResponse({"tinker_path": store.copy(saved, run, ttl_s=body.get("ttl_seconds")).path})
 
 
-async def _sessions(request: Request) -> Response:
-    engine = request.app.state.engine
-    known = {run.session_id: run.created for run in engine.store.runs()}
-    known |= {s.session_id: s.created for s in engine.sessions.values()}
-    newest = sorted(known, key=lambda session_id: known[session_id], reverse=True)
-    limit, offset, _ = _page(request, len(newest))
-    return _json(types.ListSessionsResponse(sessions=newest[offset : offset + limit]))
+async def _file_urls(request: Request) -> Response:
+    """A checkpoint's files, each under an address that carries its own permission for an hour."""
+    saved = _named(request)
+    store = _store(request)
+    until = int(time.time()) + _URL_LIFE_S
+    place = f"{saved.run_id}/{saved.kind}/{saved.name}"
+    urls = {name: signed_url(request, f"{FILES}{place}/{name}", until) for name in store.files(saved)}
+    return answer(types.ExternalWeightsUrlsResponse(urls=urls, expires=_time(until)))
 
 
-async def _session(request: Request) -> Response:
-    engine, session_id = request.app.state.engine, request.path_params["session_id"]
-    session = engine.sessions.get(session_id)
-    runs = [run.run_id for run in engine.store.runs() if run.session_id == session_id]
-    if session is None and not runs:
-        raise NoSuchCheckpointError(f"there is no session {session_id} here")
-    found = types.GetSessionResponse(
-        training_run_ids=list(dict.fromkeys([*(session.models if session else []), *runs])),
-        sampler_ids=session.samplers if session else [],
-        user_metadata={k: str(v) for k, v in session.user_metadata.items()} if session else None,
-        display_name=session.display_name if session else None,
-    )
-    return _json(found)
+async def _file(request: Request) -> Response:
+    saved, name = _named(request), request.path_params["file"]
+    store = _store(request)
+    if name not in store.files(saved):
+        raise NoSuchCheckpointError(f"{saved.path} has no file '{name}'")
+    return FileResponse(store.file(saved, name), filename=name)
 
 
-async def _finish_session(request: Request) -> Response:
-    """A client says goodbye: what it held in memory is freed; its checkpoints stay."""
-    request.app.state.engine.finish_session(request.path_params["session_id"])
-    return Response(status_code=204)
+def signed_url(request: Request, path: str, until: int) -> str:
+    """An address on this engine that works without the key until ``until`` (seconds since the epoch)."""
+    signature = identity.sign(f"{path} {until}", request.app.state.api_key)
+    return str(request.base_url.replace(path=path, query=f"until={until}&signature={signature}"))
 
 
-async def _sampler(request: Request) -> Response:
-    sampler_id = request.path_params["sampler_id"]
-    sampler = request.app.state.engine.samplers.get(sampler_id)
-    if sampler is None:
-        raise NoSuchCheckpointError(f"there is no sampling session {sampler_id} here")
-    found = types.GetSamplerResponse(sampler_id=sampler_id, base_model=sampler.base_model, model_path=sampler.path)
-    return _json(found)
+def is_signed(scope: Scope, api_key: str) -> bool:
+    """Whether a request's address carries its own permission."""
+    path: str = scope["path"]
+    if not path.startswith((FILES, TRACES)):
+        return False
+    query = parse_qs(scope["query_string"].decode("latin-1"))
+    until, signature = query.get("until", [""])[0], query.get("signature", [""])[0]
+    expected = identity.sign(f"{path} {until}", api_key)
+    return hmac.compare_digest(signature.encode(), expected.encode()) and int(until) > time.time()
 
 
 def routes() -> list[Route]:
-    """The REST client's paths."""
+    """The REST client's paths to runs and checkpoints."""
     run = "/api/v1/training_runs/{run_id}"
     checkpoint = run + "/checkpoints/{kind}/{name}"
     return [
@@ -209,8 +215,6 @@ def routes() -> list[Route]:
         Route("/api/v1/checkpoints", _checkpoints),
         Route("/api/v1/weights_info", _weights_info, methods=["POST"]),
         Route("/api/v1/copy_weights", _copy_weights, methods=["POST"]),
-        Route("/api/v1/sessions", _sessions),
-        Route("/api/v1/sessions/{session_id}", _session),
-        Route("/api/v1/sessions/{session_id}/finish", _finish_session, methods=["POST"]),
-        Route("/api/v1/samplers/{sampler_id}", _sampler),
+        Route(f"{checkpoint}/external_weights_urls", _file_urls),
+        Route(FILES + "{run_id}/{kind}/{name}/{file}", _file),
     ]

@@ -9,7 +9,7 @@ that finish leave the batch at once; requests that do not fit the cache wait for
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,18 @@ from sota_ml_researcher.engine.packing import Limits, check_tokens
 from sota_ml_researcher.engine.sampling_choice import Cuts, RandomRow, choose
 from sota_ml_researcher.engine.sampling_prompt import check_prompt_questions, prompt_answers, wants_prompt
 from sota_ml_researcher.engine.sampling_stops import Stops
+
+_MOST_SAMPLES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Some of the samples of one request: as many as fit the cache at once."""
+
+    index: int
+    request: SampleSettings
+    first: int
+    count: int
 
 
 @dataclass(slots=True)
@@ -78,25 +90,33 @@ class Sampler:
             snapshot = weights[members[0]]
             lora = snapshot.lora if isinstance(snapshot, LoraWeights) else None
             for wave in self._waves(requests, members):
-                run = _Wave(self._backbone, [requests[index] for index in wave], lora, self._limits, self._tokenizer)
-                for index, output in zip(wave, run.run(), strict=True):
-                    outputs[index] = output
+                run = _Wave(self._backbone, wave, lora, self._limits, self._tokenizer)
+                for piece, output in zip(wave, run.run(), strict=True):
+                    outputs[piece.index] = _joined(outputs[piece.index], output)
         return [output for output in outputs if output is not None]
 
-    def _waves(self, requests: Sequence[SampleSettings], members: Sequence[int]) -> Iterator[list[int]]:
+    def _waves(self, requests: Sequence[SampleSettings], members: Sequence[int]) -> Iterator[list[_Piece]]:
         """Requests that fit the cache together, those that may run longest first."""
-        wave: list[int] = []
+        wave: list[_Piece] = []
         used = 0
         for index in sorted(members, key=lambda member: -_limit(requests[member], self._limits)):
             request = requests[index]
-            needed = request.num_samples * (len(request.prompt_T) + _limit(request, self._limits))
-            if wave and used + needed > self._cache_tokens:
-                yield wave
-                wave, used = [], 0
-            wave.append(index)
-            used += needed
+            row = len(request.prompt_T) + _limit(request, self._limits)
+            most = max(1, self._cache_tokens // row)
+            for first in range(0, request.num_samples, most):
+                count = min(most, request.num_samples - first)
+                if wave and used + count * row > self._cache_tokens:
+                    yield wave
+                    wave, used = [], 0
+                wave.append(_Piece(index, request, first, count))
+                used += count * row
         if wave:
             yield wave
+
+
+def _joined(before: SampleOutput | None, piece: SampleOutput) -> SampleOutput:
+    """The samples of a request's pieces in order; what was asked about the prompt is in the first."""
+    return piece if before is None else replace(before, continuations=[*before.continuations, *piece.continuations])
 
 
 class _Wave:
@@ -105,12 +125,14 @@ class _Wave:
     def __init__(
         self,
         backbone: Backbone,
-        requests: Sequence[SampleSettings],
+        pieces: Sequence[_Piece],
         lora: ActiveLora | None,
         limits: Limits,
         tokenizer: Any,
     ) -> None:
+        requests = [piece.request for piece in pieces]
         self._backbone = backbone
+        self._pieces = pieces
         self._requests = requests
         self._lora = lora
         self._pair: Pair | None = lora.pairs.get(backbone.head.name) if lora else None
@@ -118,9 +140,9 @@ class _Wave:
         self._stops = Stops([(r.stop_tokens, r.stop_strings) for r in requests], limits.vocabulary, tokenizer)
         self._limits = limits
         self._rows = [
-            _Row(index, _limit(request, limits), RandomRow(request.seed, sample))
-            for index, request in enumerate(requests)
-            for sample in range(request.num_samples)
+            _Row(place, _limit(piece.request, limits), RandomRow(piece.request.seed, sample))
+            for place, piece in enumerate(pieces)
+            for sample in range(piece.first, piece.first + piece.count)
         ]
 
     @torch.no_grad()
@@ -167,7 +189,7 @@ class _Wave:
         answers: list[dict[str, Any]] = [{} for _ in self._requests]
         for hidden_TD, members in zip(torch.split(packed_ND, list(lengths)), owners, strict=True):
             for index in members:
-                if wants_prompt(self._requests[index]):
+                if wants_prompt(self._requests[index]) and self._pieces[index].first == 0:
                     answers[index] = prompt_answers(
                         self._requests[index], hidden_TD, self._backbone.head, self._pair, self._scaling
                     )
@@ -242,8 +264,8 @@ def check_request(request: SampleSettings, limits: Limits, where: str) -> None:
         RequestRejectedError: Naming the request and the setting.
     """
     check_tokens(request.prompt_T, limits, f"{where}: prompt")
-    if request.num_samples < 1:
-        raise RequestRejectedError(f"{where}: num_samples must be at least 1, got {request.num_samples}")
+    if not 1 <= request.num_samples <= _MOST_SAMPLES:
+        raise RequestRejectedError(f"{where}: num_samples must be from 1 to {_MOST_SAMPLES}, got {request.num_samples}")
     if request.max_tokens is not None and request.max_tokens < 1:
         raise RequestRejectedError(f"{where}: max_tokens must be at least 1, got {request.max_tokens}")
     if len(request.prompt_T) + (request.max_tokens or 1) - 1 > limits.context:

@@ -15,6 +15,7 @@ from typing import Any
 from sota_ml_researcher.core.errors import ResearcherError
 from sota_ml_researcher.engine.futures import Failure, Promise, Promises
 from sota_ml_researcher.engine.interface import OutOfMemoryError, RequestRejectedError
+from sota_ml_researcher.engine.trace import Span, Trace
 
 logger = logging.getLogger(__name__)
 
@@ -22,15 +23,25 @@ Result = bytes | dict[str, object]
 SAMPLES = "samples"
 # More prompts than this in one batch would make the others of the queue wait too long.
 _MOST_SAMPLES = 64
+_MOST_WAITING = 10_000
+
+
+class BusyError(RuntimeError):
+    """More requests wait than the engine keeps in memory; the SDK tries again by itself."""
 
 
 @dataclass(slots=True)
 class Work:
-    """One request: what to compute, and the promise that waits for it. ``payload`` is for grouped work."""
+    """One request: what to compute, and the promise that waits for it.
+
+    ``payload`` is for grouped work. ``blocked`` says why it cannot run yet, or None.
+    """
 
     promise: Promise
     compute: Callable[[], Result] | None = None
     payload: Any = None
+    blocked: Callable[[], str | None] | None = None
+    submitted: float = field(default_factory=time.monotonic)
 
 
 @dataclass(slots=True)
@@ -48,12 +59,14 @@ class Scheduler:
     Args:
         promises: Where results go.
         sample_together: Computes many sampling payloads at once; one result or exception for each.
+        trace: Where it is noted when each request waited and ran.
     """
 
     def __init__(
-        self, promises: Promises, sample_together: Callable[[Sequence[Any]], Sequence[Result | Exception]]
+        self, promises: Promises, sample_together: Callable[[Sequence[Any]], Sequence[Result | Exception]], trace: Trace
     ) -> None:
         self._promises = promises
+        self._trace = trace
         self._sample_together = sample_together
         self._lanes: OrderedDict[str, _Lane] = OrderedDict()
         self._wake = asyncio.Event()
@@ -67,6 +80,19 @@ class Scheduler:
     def waiting(self) -> int:
         """Requests that wait for their turn."""
         return sum(len(lane.ready) for lane in self._lanes.values())
+
+    def check_room(self) -> None:
+        """Refuse one more request if too many wait.
+
+        Raises:
+            BusyError: If so.
+        """
+        if sum(len(lane.ready) + len(lane.early) for lane in self._lanes.values()) >= _MOST_WAITING:
+            raise BusyError(f"{_MOST_WAITING:,} requests wait already; try again when some are done")
+
+    def is_past(self, lane_name: str, seq: int) -> bool:
+        """Whether a lane is beyond ``seq``."""
+        return lane_name in self._lanes and seq < self._lanes[lane_name].next_seq
 
     def submit(self, lane_name: str, work: Work, *, seq: int | None = None, first_seq: int = 1) -> None:
         """Queue work in a lane; with ``seq`` it runs after every smaller one of that lane."""
@@ -88,6 +114,7 @@ class Scheduler:
         lane = self._lanes.pop(lane_name, None)
         for work in [*lane.ready, *(w for _, _, w in lane.early)] if lane else []:
             self._fail(work.promise, Failure(message, "user"))
+        self._wake.set()  # memory that somebody waits for may be free now
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -112,7 +139,7 @@ class Scheduler:
         """The next lane's first request; from the lane of samples, all that wait."""
         for name in list(self._lanes):
             lane = self._lanes[name]
-            if not lane.ready:
+            if not lane.ready or self._is_blocked(lane.ready[0]):
                 continue
             self._lanes.move_to_end(name)  # the others come first next time
             count = _MOST_SAMPLES if name == SAMPLES else 1
@@ -120,20 +147,27 @@ class Scheduler:
             return batch
         return []
 
+    def _is_blocked(self, work: Work) -> bool:
+        work.promise.paused = work.blocked() if work.blocked else None
+        return work.promise.paused is not None
+
     async def _compute(self, batch: list[Work]) -> None:
         batch = [work for work in batch if not work.promise.cancelled]
         if not batch:
             return
         loop = asyncio.get_running_loop()
-        began = time.perf_counter()
+        began = time.monotonic()
         compute = batch[0].compute
         if compute is not None:
             outcomes: Sequence[Result | Exception] = [await loop.run_in_executor(self._thread, _guarded, compute)]
         else:
             payloads = [work.payload for work in batch]
             outcomes = await loop.run_in_executor(self._thread, self._sample_together, payloads)
-        self.compute_s += time.perf_counter() - began
+        ended = time.monotonic()
+        self.compute_s += ended - began
         for work, outcome in zip(batch, outcomes, strict=True):
+            lane = SAMPLES if work.payload is not None else work.promise.request_id.rpartition(":")[0]
+            self._trace.add(Span(lane, work.promise.request_id, work.submitted, began, ended))
             if isinstance(outcome, Exception):
                 self._fail(work.promise, failure_of(outcome))
             else:

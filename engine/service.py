@@ -1,89 +1,63 @@
-"""What the engine can do, apart from how it is asked: sessions, adapters, checkpoints, sampling."""
+"""What an engine process keeps and what it does: sessions, adapters, samplers, and their requests."""
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 from sota_ml_researcher.engine import wire
 from sota_ml_researcher.engine.futures import Promise, Promises
-from sota_ml_researcher.engine.interface import (
-    AdamSettings,
-    Adapter,
-    BaseModel,
-    LoraSpec,
-    RequestRejectedError,
-    SampleSettings,
-    Weights,
-)
+from sota_ml_researcher.engine.interface import AdamSettings, LoraSpec, RequestRejectedError
 from sota_ml_researcher.engine.models import BaseModels
-from sota_ml_researcher.engine.scheduler import SAMPLES, Result, Scheduler, Work
-from sota_ml_researcher.engine.store import Run, Saved, Store
+from sota_ml_researcher.engine.sample_runner import SampleRunner
+from sota_ml_researcher.engine.sampling_sessions import Sampling
+from sota_ml_researcher.engine.scheduler import Result, Scheduler, Work
+from sota_ml_researcher.engine.state import Sampler, Session, Training
+from sota_ml_researcher.engine.store import Run, Store, check_ttl
+from sota_ml_researcher.engine.trace import Trace
 
 # A client beats every few seconds; one silent for this long is gone, and its adapters' memory is freed.
 SILENT_SESSION_S = 900.0
-_CACHED_WEIGHTS = 16
-_LEAST_TTL_S = 3600
-
-
-@dataclass(slots=True)
-class Session:
-    """One client. Times are seconds since the epoch."""
-
-    session_id: str
-    created: float
-    seen: float
-    user_metadata: dict[str, Any]
-    display_name: str | None
-    models: list[str] = field(default_factory=list[str])
-    samplers: list[str] = field(default_factory=list[str])
-
-
-@dataclass(slots=True)
-class Training:
-    """One adapter in training. ``adapter`` is None until its creation was computed."""
-
-    run: Run
-    spec: LoraSpec
-    base: BaseModel | None = None
-    adapter: Adapter | None = None
-    step: int = 0
-    last_request: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Sampler:
-    """What a sampling session samples from: a base model, with saved or snapshot weights on it."""
-
-    sampler_id: str
-    session_id: str
-    base_model: str
-    path: str | None = None
-    snapshot: Weights | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _SampleJob:
-    sampler: Sampler
-    settings: SampleSettings
+_SILENT = {"type": "cancelled", "detail": "the client fell silent"}
+_ANSWER_TYPES = {
+    "weights": "save_weights",
+    "sampler_weights": "save_weights_for_sampler",
+    "external_weights": "save_weights_external",
+}
 
 
 class Engine:
-    """The state of one engine process; its methods are called from the event loop and never block it."""
+    """The state of one engine process; its methods are called from the event loop and never block it.
 
-    def __init__(self, store: Store, models: BaseModels) -> None:
+    Args:
+        store: Checkpoints on disk.
+        models: Base models by name.
+        adapter_bytes: Most memory that adapters in training may hold together; more of them wait for room.
+        compile_loss: `engine.custom_loss.compile_custom_loss`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        models: BaseModels,
+        *,
+        adapter_bytes: float = float("inf"),
+        compile_loss: Callable[[str, Sequence[tuple[str, int]], Sequence[Mapping[str, Any]]], Any] | None = None,
+    ) -> None:
         self.store = store
         self.models = models
         self.promises = Promises()
-        self.scheduler = Scheduler(self.promises, self._sample_together)
+        self.trace = Trace()
+        self._runner = SampleRunner(store, models, self.in_use)
+        self.scheduler = Scheduler(self.promises, self._runner.run, self.trace)
         self.sessions: dict[str, Session] = {}
         self.trainings: dict[str, Training] = {}
-        self.samplers: dict[str, Sampler] = {}
-        self._weights: OrderedDict[str, Weights] = OrderedDict()
+        self.sampling = Sampling(store, models, self.promises, self.scheduler, self._session)
+        self._adapter_bytes = adapter_bytes
+        self._compile_loss = compile_loss
         self.started = time.time()
 
     def create_session(self, user_metadata: Mapping[str, Any] | None, display_name: str | None) -> Session:
@@ -94,14 +68,38 @@ class Engine:
         return session
 
     def beat(self, session_id: str) -> None:
-        """A sign of life of a client; one from before a restart is taken back."""
-        self._session(session_id).seen = time.time()
+        """A sign of life of a client; one from before a restart, or silent for long, is taken back."""
+        session = self.sessions.get(session_id)
+        if session is not None and session.finish == _SILENT:
+            session.finish = None
+        if session is None or session.finish is None:
+            self._session(session_id).seen = time.time()
 
     def _session(self, session_id: str) -> Session:
-        if session_id not in self.sessions:
-            now = time.time()
-            self.sessions[session_id] = Session(session_id, now, now, {}, None)
-        return self.sessions[session_id]
+        now = time.time()
+        session = self.sessions.setdefault(session_id, Session(session_id, now, now, {}, None))
+        if session.finish is not None:
+            raise RequestRejectedError(f"the session {session_id} has ended: create a new ServiceClient")
+        return session
+
+    def create_custom_loss(
+        self,
+        session_id: str,
+        seq: int,
+        name: str,
+        inputs: Sequence[tuple[str, int]],
+        nodes: Sequence[Mapping[str, Any]],
+    ) -> Promise:
+        """Check and keep a traced loss for the clients of one session."""
+        session, loss_id = self._session(session_id), f"{session_id}:loss:{seq}"
+
+        def compute() -> Result:
+            if self._compile_loss is None:
+                raise RequestRejectedError("this engine runs no custom losses")
+            session.losses[loss_id] = self._compile_loss(name, inputs, nodes)
+            return {"type": "create_custom_loss", "loss_id": loss_id}
+
+        return self._ordered(loss_id, None, compute, request_id=loss_id)
 
     def create_model(
         self, session_id: str, seq: int, base_model: str, spec: LoraSpec, user_metadata: Mapping[str, Any] | None
@@ -119,12 +117,12 @@ class Engine:
         training = self._new_training(model_id, session_id, base_model, spec, user_metadata)
 
         def compute() -> Result:
-            training.base = self.models.get(base_name, in_use=self._in_use())
+            training.base = self.models.get(base_name, in_use=self.in_use())
             training.adapter = training.base.new_adapter(spec)
             self.store.add_run(training.run)
             return {"type": "create_model", "model_id": model_id}
 
-        return self._ordered(model_id, 0, compute)
+        return self._ordered(model_id, 0, compute, blocked=self._room(session_id))
 
     def create_from_checkpoint(
         self, session_id: str, seq: int, path: str, *, optimizer: bool, user_metadata: Mapping[str, Any] | None
@@ -143,14 +141,14 @@ class Engine:
         training = self._new_training(model_id, session_id, saved.base_model, saved.spec, user_metadata)
 
         def compute() -> Result:
-            training.base = self.models.get(saved.base_model, in_use=self._in_use())
+            training.base = self.models.get(saved.base_model, in_use=self.in_use())
             adapter = training.base.new_adapter(saved.spec)
             adapter.load(self.store.tensors(saved), self.store.tensors(saved, optimizer=True) if optimizer else None)
             training.adapter = adapter
             self.store.add_run(training.run)
             return {"type": "load_weights", "path": path, "model_id": model_id}
 
-        return self._ordered(model_id, 0, compute)
+        return self._ordered(model_id, 0, compute, blocked=self._room(session_id))
 
     def _new_training(
         self, model_id: str, session_id: str, base_model: str, spec: LoraSpec, metadata: Mapping[str, Any] | None
@@ -163,21 +161,33 @@ class Engine:
         session.models.append(model_id)
         return training
 
-    def load_weights(self, model_id: str, seq: int | None, path: str, *, optimizer: bool) -> Promise:
-        """Replace an adapter's weights by a checkpoint's.
+    def _room(self, session_id: str) -> Callable[[], str | None]:
+        """Why a new adapter of a session must wait, asked again whenever something ends; None: it need not.
 
-        Raises:
-            RequestRejectedError: If there is no such checkpoint, or it is of another base model.
+        It waits only while another client holds memory that may come free.
         """
-        training, saved = self.training(model_id), self.store.find(path)
-        if self.models.check(saved.base_model) != self.models.check(training.run.base_model):
-            raise RequestRejectedError(
-                f"{path} is a checkpoint of {saved.base_model}, and this adapter is on {training.run.base_model}"
-            )
+
+        def blocked() -> str | None:
+            held = [(t.run.session_id, t.adapter.nbytes) for t in self.trainings.values() if t.adapter is not None]
+            others = any(owner != session_id for owner, _ in held)
+            if sum(size for _, size in held) < self._adapter_bytes or not others:
+                return None
+            return f"{len(held)} adapters of other clients fill the memory this engine gives to them"
+
+        return blocked
+
+    def load_weights(self, model_id: str, seq: int | None, path: str, *, optimizer: bool) -> Promise:
+        """Replace an adapter's weights by a checkpoint's."""
+        training = self.training(model_id)
 
         def compute() -> Result:
+            saved = self.store.find(path)
+            if self.models.check(saved.base_model) != self.models.check(training.run.base_model):
+                raise RequestRejectedError(
+                    f"{path} is a checkpoint of {saved.base_model}, and this adapter is on {training.run.base_model}"
+                )
             state = self.store.tensors(saved, optimizer=True) if optimizer else None
-            _adapter(training).load(self.store.tensors(saved), state)
+            training.ready.load(self.store.tensors(saved), state)
             return {"type": "load_weights", "path": path}
 
         return self._ordered(model_id, seq, compute)
@@ -185,40 +195,57 @@ class Engine:
     def loss(self, request: wire.LossRequest) -> Promise:
         """Forward, and unless ``forward_only`` backward too."""
         training = self.training(request.model_id)
+        session = self._session(training.run.session_id)
 
         def compute() -> Result:
-            result = _adapter(training).forward_backward(
-                request.items, request.loss, request.config or None, backward=not request.forward_only
-            )
+            loss, config = request.loss, request.config()
+            if loss == "custom":
+                loss_id = str(config.pop("loss_id", None))
+                loss = session.losses.get(loss_id)
+                if loss is None:
+                    raise RequestRejectedError(f"this session has no custom loss '{loss_id}': create it first")
+            items = request.items()
+            result = training.ready.forward_backward(items, loss, config or None, backward=not request.forward_only)
             return wire.encode_loss_result(result)
 
         return self._ordered(request.model_id, request.seq_id, compute)
 
-    def optim_step(self, model_id: str, seq: int | None, settings: AdamSettings) -> Promise:
-        """One optimizer step."""
+    def optim_step(self, model_id: str, seq: int | None, settings: AdamSettings | None) -> Promise:
+        """One optimizer step; ``settings`` None is another optimizer's."""
         training = self.training(model_id)
 
         def compute() -> Result:
-            metrics = _adapter(training).optim_step(settings)
+            if settings is None:
+                raise RequestRejectedError("this engine has AdamW only: send adam_params")
+            metrics = training.ready.optim_step(settings)
             training.step += 1
             return {"type": "optim_step", "metrics": metrics}
 
         return self._ordered(model_id, seq, compute)
 
     def save(
-        self, model_id: str, seq: int | None, kind: str, name: str | None, *, ttl_s: int | None, metadata: Any
+        self,
+        model_id: str,
+        seq: int | None,
+        kind: str,
+        name: str | None,
+        *,
+        ttl_s: int | None = None,
+        metadata: Any = None,
+        overwrite: bool = True,
+        encrypted: bool = False,
     ) -> Promise:
-        """Write a checkpoint: ``weights`` with the optimizer's state, or ``sampler_weights``.
-
-        Raises:
-            RequestRejectedError: If its life would be shorter than the platform allows.
-        """
+        """Write a checkpoint: ``weights`` with the optimizer's state, ``sampler_weights`` or ``external_weights``."""
         training = self.training(model_id)
-        if ttl_s is not None and ttl_s < _LEAST_TTL_S:
-            raise RequestRejectedError(f"ttl_seconds is {ttl_s}; the least is {_LEAST_TTL_S}")
 
         def compute() -> Result:
-            adapter, base = _adapter(training), training.base
+            check_ttl(ttl_s)
+            if encrypted:
+                raise RequestRejectedError(
+                    "this engine does not encrypt exports: the files stay on this machine. Leave "
+                    "age_encryption_recipients out and encrypt the files you send elsewhere"
+                )
+            adapter, base = training.ready, training.base
             saved = self.store.save(
                 training.run,
                 kind,
@@ -228,52 +255,51 @@ class Engine:
                 optimizer=adapter.export_optimizer() if kind == "weights" else None,
                 ttl_s=ttl_s,
                 user_metadata=metadata,
+                overwrite=overwrite,
             )
-            self._weights.pop(saved.path, None)
-            return {"type": "save_weights" if kind == "weights" else "save_weights_for_sampler", "path": saved.path}
+            self._runner.forget(saved.path)
+            return {"type": _ANSWER_TYPES[kind], "path": saved.path, "size_bytes": saved.size_bytes}
 
         return self._ordered(model_id, seq, compute)
 
-    def snapshot(self, model_id: str, seq: int | None, sampler_seq: int) -> Promise:
-        """A sampling session on the adapter's weights of this moment, held in memory only."""
+    def snapshot(self, model_id: str, seq: int | None, sampler_seq: int, *, inflight: bool = False) -> Promise:
+        """A sampling session on the adapter's weights of this moment, held in memory only.
+
+        With ``inflight`` the session follows every later inflight save of the same adapter.
+        """
         training = self.training(model_id)
         session_id = training.run.session_id
         sampler_id = f"{session_id}:sample:{sampler_seq}"
 
         def compute() -> Result:
-            weights = _adapter(training).weights()
-            self._add_sampler(Sampler(sampler_id, session_id, training.run.base_model, snapshot=weights))
+            weights = training.ready.weights()
+            sampler = Sampler(sampler_id, session_id, training.run.base_model)
+            if inflight:
+                training.inflight.weights = weights
+                sampler.inflight = training.inflight
+            else:
+                sampler.snapshot = weights
+            self.sampling.add(sampler)
             return {"type": "save_weights_for_sampler", "path": None, "sampling_session_id": sampler_id}
 
         return self._ordered(model_id, seq, compute)
 
-    def create_sampler(self, session_id: str, seq: int, base_model: str | None, path: str | None) -> Sampler:
-        """A sampling session on a base model or a checkpoint.
+    async def tokenizer(self, base_model: str) -> Any:
+        """A base model's tokenizer; the model is loaded for it if need be.
 
         Raises:
-            RequestRejectedError: If neither is known here.
+            RequestRejectedError: If it cannot be loaded.
         """
-        saved = self.store.find(path) if path else None
-        name = saved.base_model if saved else base_model
-        if name is None:
-            raise RequestRejectedError("give base_model or model_path")
-        self.models.check(name)
-        return self._add_sampler(Sampler(f"{session_id}:sample:{seq}", session_id, name, path))
-
-    def _add_sampler(self, sampler: Sampler) -> Sampler:
-        self.samplers[sampler.sampler_id] = sampler
-        self._session(sampler.session_id).samplers.append(sampler.sampler_id)
-        return sampler
-
-    def sample(self, sampler: Sampler, seq: int | None, settings: SampleSettings) -> Promise:
-        """Continue a prompt."""
-        request_id = f"{sampler.sampler_id}:{uuid.uuid4().hex if seq is None else seq}"
-        known = self.promises.get(request_id)
-        if known is not None:
-            return known
-        promise = self.promises.open(request_id, sampler=sampler.sampler_id)
-        self.scheduler.submit(SAMPLES, Work(promise, payload=_SampleJob(sampler, settings)))
-        return promise
+        lane = f"tokenizer:{uuid.uuid4().hex}"
+        promise = self._ordered(
+            lane, None, lambda: {"tokenizer": self.models.get(base_model, in_use=self.in_use()).tokenizer}
+        )
+        await promise.done.wait()
+        self.promises.forget([promise.request_id])
+        self.scheduler.drop_lane(lane, "done")
+        if promise.failure is not None:
+            raise RequestRejectedError(promise.failure.message)
+        return (promise.answer or {})["tokenizer"]
 
     def training(self, model_id: str) -> Training:
         """An adapter in memory.
@@ -290,69 +316,57 @@ class Engine:
         training.last_request = time.time()
         return training
 
+    def unload(self, model_id: str) -> None:
+        """Free an adapter; its checkpoints stay."""
+        self.trainings.pop(model_id, None)
+        self.scheduler.drop_lane(model_id, "the training client was unloaded")
+
     def forget_silent(self, now: float) -> None:
         """Free what belongs to clients that are gone; their checkpoints stay."""
-        for session in [s for s in self.sessions.values() if now - s.seen > SILENT_SESSION_S]:
+        for session in [s for s in self.sessions.values() if s.finish is None and now - s.seen > SILENT_SESSION_S]:
             self.finish_session(session.session_id)
 
-    def finish_session(self, session_id: str) -> None:
-        """Free what a client held in memory."""
-        session = self.sessions.pop(session_id, None)
-        if session is None:
+    def finish_session(self, session_id: str, finish: Mapping[str, Any] | None = None) -> None:
+        """Free what a client held in memory. How it ended is kept; a client's first word on that counts."""
+        session = self.sessions.get(session_id)
+        if session is None or session.finish is not None:
             return
+        session.finish = dict(finish or _SILENT)
+        for loss_id in session.losses:
+            self.scheduler.drop_lane(loss_id, "the client's session has ended")
+        session.losses.clear()
         for model_id in session.models:
             self.trainings.pop(model_id, None)
             self.scheduler.drop_lane(model_id, "the client's session has ended")
         for sampler_id in session.samplers:
-            self.samplers.pop(sampler_id, None)
+            self.sampling.drop(sampler_id)
 
-    def _ordered(self, model_id: str, seq: int | None, compute: Callable[[], Result]) -> Promise:
-        """Queue an adapter's request at its place; the same seq id again is the same request."""
-        request_id = f"{model_id}:{uuid.uuid4().hex if seq is None else seq}"
+    def _ordered(
+        self,
+        lane: str,
+        seq: int | None,
+        compute: Callable[[], Result],
+        *,
+        request_id: str | None = None,
+        blocked: Callable[[], str | None] | None = None,
+    ) -> Promise:
+        """Queue an adapter's request at its place; the same seq id again is the same request.
+
+        Raises:
+            RequestRejectedError: If it was computed long ago and its result is gone.
+            BusyError: If too much waits already.
+        """
+        request_id = request_id or f"{lane}:{uuid.uuid4().hex if seq is None else seq}"
         known = self.promises.get(request_id)
         if known is not None:
             return known
+        if seq is not None and self.scheduler.is_past(lane, seq):
+            raise RequestRejectedError(f"request {request_id} was computed before, and its result has expired")
+        self.scheduler.check_room()
         promise = self.promises.open(request_id)
-        self.scheduler.submit(model_id, Work(promise, compute), seq=seq, first_seq=0)
+        self.scheduler.submit(lane, Work(promise, compute, blocked=blocked), seq=seq, first_seq=0)
         return promise
 
-    def _in_use(self) -> frozenset[str]:
+    def in_use(self) -> frozenset[str]:
+        """Names of the base models that adapters in training need."""
         return frozenset(t.base.name for t in self.trainings.values() if t.base is not None)
-
-    def _sample_together(self, jobs: Sequence[_SampleJob]) -> list[Result | Exception]:
-        """Sample many prompts: those on one base model in one pass, a wrong one without spoiling the others."""
-        results: dict[int, Result | Exception] = {}
-        groups: dict[str, list[int]] = {}
-        for index, job in enumerate(jobs):
-            groups.setdefault(job.sampler.base_model, []).append(index)
-        for base_name, indexes in groups.items():
-            results |= self._sample_group(base_name, {i: jobs[i] for i in indexes})
-        return [results[index] for index in range(len(jobs))]
-
-    def _sample_group(self, base_name: str, jobs: Mapping[int, _SampleJob]) -> dict[int, Result | Exception]:
-        try:
-            base = self.models.get(base_name, in_use=self._in_use())
-            weights = [self._weights_of(base, job.sampler) for job in jobs.values()]
-            outputs = base.sample([job.settings for job in jobs.values()], weights)
-            return {i: wire.encode_sample_output(o) for i, o in zip(jobs, outputs, strict=True)}
-        except Exception as error:  # which one it was shows when each runs alone
-            if len(jobs) == 1:
-                return dict.fromkeys(jobs, error)
-            return {i: r for index, job in jobs.items() for i, r in self._sample_group(base_name, {index: job}).items()}
-
-    def _weights_of(self, base: BaseModel, sampler: Sampler) -> Weights | None:
-        if sampler.snapshot is not None or sampler.path is None:
-            return sampler.snapshot
-        if sampler.path not in self._weights:
-            saved: Saved = self.store.find(sampler.path)
-            self._weights[sampler.path] = base.frozen(saved.spec, self.store.tensors(saved))
-            while len(self._weights) > _CACHED_WEIGHTS:
-                self._weights.popitem(last=False)
-        self._weights.move_to_end(sampler.path)
-        return self._weights[sampler.path]
-
-
-def _adapter(training: Training) -> Adapter:
-    if training.adapter is None:
-        raise RequestRejectedError("the adapter could not be created; its create request says why")
-    return training.adapter

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from sota_ml_researcher.core.files import storage_errors, sync_folder, write_atomically
 from sota_ml_researcher.engine.interface import LoraSpec, RequestRejectedError
 
-KINDS = ("weights", "sampler_weights")
+KINDS = ("weights", "sampler_weights", "external_weights")
 WEIGHTS, OPTIMIZER = "adapter_model.safetensors", "optimizer.safetensors"
+_LEAST_TTL_S, _MOST_TTL_S = 3600, 10 * 366 * 86_400
 _DETAILS, _RUN = "checkpoint.json", "run.json"
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -73,6 +74,18 @@ class Saved:
         return LoraSpec(**self.lora)
 
 
+def check_ttl(ttl_s: int | None) -> None:
+    """Refuse a checkpoint's life outside what the platform allows.
+
+    Raises:
+        RequestRejectedError: If it is shorter than an hour or longer than ten years.
+    """
+    if ttl_s is not None and not _LEAST_TTL_S <= ttl_s <= _MOST_TTL_S:
+        raise RequestRejectedError(
+            f"ttl_seconds is {ttl_s}; the least is {_LEAST_TTL_S} (an hour), the most ten years; null keeps it for ever"
+        )
+
+
 def parse_path(path: str) -> tuple[str, str, str]:
     """Run, kind and name of a ``tinker://`` path.
 
@@ -81,7 +94,9 @@ def parse_path(path: str) -> tuple[str, str, str]:
     """
     parts = path.removeprefix("tinker://").split("/")
     if not path.startswith("tinker://") or len(parts) != 3 or parts[1] not in KINDS or not all(parts):
-        raise RequestRejectedError(f"'{path}' is not a path of the form tinker://RUN/weights/NAME")
+        raise RequestRejectedError(
+            f"'{path}' is not a path of the form tinker://RUN/weights/NAME (or sampler_weights, external_weights)"
+        )
     return parts[0], parts[1], parts[2]
 
 
@@ -124,16 +139,19 @@ class Store:
         optimizer: Arrays | None = None,
         ttl_s: int | None = None,
         user_metadata: Mapping[str, Any] | None = None,
+        overwrite: bool = True,
     ) -> Saved:
-        """Write a checkpoint; one of the same name is replaced in one step.
+        """Write a checkpoint; with ``overwrite`` one of the same name is replaced in one step.
 
         Raises:
             StorageError: If the disk is full or not writable; what was there before is untouched.
-            RequestRejectedError: If the name cannot be one.
+            RequestRejectedError: If the name cannot be one, or is taken.
         """
-        if not name or "/" in name or name.startswith("."):
-            raise RequestRejectedError(f"'{name}' cannot name a checkpoint: no slash, no leading dot")
+        if not name or "/" in name or name.startswith(".") or len(name.encode()) > 200:
+            raise RequestRejectedError(f"'{name[:80]}' cannot name a checkpoint: no slash, no leading dot")
         place = self._place(run.run_id, kind, name)
+        if not overwrite and (place / _DETAILS).is_file():
+            raise RequestRejectedError(f"there is a checkpoint '{name}' of this run already: say overwrite=True")
         temporary = place.parent / f".tmp-{uuid.uuid4().hex}"
         now = time.time()
         with storage_errors(place):
@@ -196,6 +214,10 @@ class Store:
     def file(self, saved: Saved, name: str) -> Path:
         """A file of a checkpoint."""
         return self._place(saved.run_id, saved.kind, saved.name) / name
+
+    def files(self, saved: Saved) -> list[str]:
+        """Names of the files a reader of the checkpoint needs."""
+        return sorted(file.name for file in self.folder_of(saved).iterdir() if file.name != _DETAILS)
 
     def folder_of(self, saved: Saved) -> Path:
         """A checkpoint's folder."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -26,36 +27,55 @@ _DTYPES: dict[int, type[Any]] = {pb.DTYPE_FLOAT32: np.float32, pb.DTYPE_INT64: n
 _MASK_LOGPROB = -99999.0
 
 
-class LossRequest(NamedTuple):
-    """A decoded forward-backward request."""
+@dataclass(frozen=True, slots=True)
+class LossRequest:
+    """A forward-backward request: its address read, its data still as they came.
 
+    The data are decoded when their turn comes: a request that cannot be decoded then fails in its place in the order
+    of its adapter, and the ones after it still run.
+    """
+
+    message: Any
     model_id: str
     seq_id: int
     loss: str
-    config: dict[str, float]
-    items: list[TrainItem]
     forward_only: bool
 
+    @classmethod
+    def parse(cls, body: bytes) -> LossRequest:
+        """Read a ``ForwardBackwardRequest``.
 
-def decode_loss_request(body: bytes) -> LossRequest:
-    """Read a ``ForwardBackwardRequest``.
+        Raises:
+            RequestRejectedError: If the bytes are no such message.
+        """
+        message = pb.ForwardBackwardRequest()
+        try:
+            message.ParseFromString(body)
+        except DecodeError as error:
+            raise RequestRejectedError("the body is not a ForwardBackwardRequest message") from error
+        return cls(message, message.model_id, message.seq_id, message.loss_fn, message.forward_only)
 
-    Raises:
-        RequestRejectedError: If the bytes are no such message, or carry what a text model cannot take.
-    """
-    message = pb.ForwardBackwardRequest()
-    try:
-        message.ParseFromString(body)
-    except DecodeError as error:
-        raise RequestRejectedError("the body is not a ForwardBackwardRequest message") from error
-    config = {name: float(value) for name, value in message.loss_fn_config.items()}
-    for name, value in message.loss_fn_config_v2.items():
-        if value.WhichOneof("value") == "number":
-            config[name] = value.number
-        else:
-            raise RequestRejectedError(f"the loss setting '{name}' is text; this engine knows numbers only")
-    items = [_item(datum, index) for index, datum in enumerate(message.data)]
-    return LossRequest(message.model_id, message.seq_id, message.loss_fn, config, items, message.forward_only)
+    def config(self) -> dict[str, Any]:
+        """The loss's settings.
+
+        Raises:
+            RequestRejectedError: If one is text that no loss takes.
+        """
+        config: dict[str, Any] = {name: float(value) for name, value in self.message.loss_fn_config.items()}
+        for name, value in self.message.loss_fn_config_v2.items():
+            kind = value.WhichOneof("value")
+            if kind != "number" and not (self.loss == "custom" and name == "loss_id"):
+                raise RequestRejectedError(f"the loss setting '{name}' is text; this engine knows numbers only")
+            config[name] = getattr(value, kind)
+        return config
+
+    def items(self) -> list[TrainItem]:
+        """The data.
+
+        Raises:
+            RequestRejectedError: If they carry what a text model cannot take.
+        """
+        return [_item(datum, index) for index, datum in enumerate(self.message.data)]
 
 
 def _item(datum: Any, index: int) -> TrainItem:

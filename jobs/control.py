@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from sota_ml_researcher.core.errors import JobError
+from sota_ml_researcher.core.files import write_atomically
+from sota_ml_researcher.jobs import run_files
 from sota_ml_researcher.jobs.launch import spawn_worker
 from sota_ml_researcher.jobs.processes import kill_session
 from sota_ml_researcher.jobs.registry import Registry
@@ -37,13 +41,33 @@ def _end_now(registry: Registry, job: Job) -> Job:
         return registry.get(job.id)  # it ended by itself in the same moment
 
 
-def resume(registry: Registry, job_id: str) -> Job:
+def resume(registry: Registry, job_id: str, *, max_cost_usd: float | None = None) -> Job:
     """Queue a stopped job again; it goes on from its last complete checkpoint.
+
+    Args:
+        registry: The registry of jobs.
+        job_id: The job.
+        max_cost_usd: A new cap for the whole job, what it has cost already included.
 
     Raises:
         JobError: If there is no such job, it still runs, or it has succeeded.
+        ConfigError: If the cap is not a positive number, or cannot be held.
     """
     job = look(registry, job_id)
     if job.state not in RESUMABLE and job.state not in ACTIVE:
         raise JobError(f"job {job.id} has {job.state}: there is nothing left to do", fix="Start a new job instead")
+    if max_cost_usd is not None:
+        _set_cap(job, max_cost_usd)
     return spawn_worker(registry, registry.requeue(job.id))
+
+
+def _set_cap(job: Job, max_cost_usd: float) -> None:
+    if job.state in ACTIVE:
+        raise JobError(f"job {job.id} is {job.state}: its cap cannot be changed now", fix="cancel_job it first")
+    if not (math.isfinite(max_cost_usd) and max_cost_usd > (job.cost_usd or 0.0)):
+        spent = f"${job.cost_usd or 0.0:.4g}"
+        raise JobError(f"the cap must be above the {spent} spent so far, got {max_cost_usd}", fix="Give a higher one")
+    path = job.folder / run_files.CONFIG
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if not line.startswith("max_cost_usd:")]
+    write_atomically(path, "\n".join([*kept, f"max_cost_usd: {max_cost_usd!r}  # override: resume_job"]) + "\n")

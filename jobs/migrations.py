@@ -39,7 +39,14 @@ def m001_jobs(db: sqlite3.Connection) -> None:
     db.execute("CREATE INDEX jobs_by_state ON jobs (state, backend)")
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (m001_jobs,)
+def m002_spend(db: sqlite3.Connection) -> None:
+    """What each job cost in each calendar month (UTC), for the monthly cap."""
+    db.execute(
+        "CREATE TABLE spend (job_id TEXT NOT NULL, month TEXT NOT NULL, usd REAL NOT NULL, PRIMARY KEY (job_id, month))"
+    )
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (m001_jobs, m002_spend)
 
 
 def migrate(db: sqlite3.Connection) -> None:

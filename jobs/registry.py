@@ -11,6 +11,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,24 @@ class Registry:
             ).rowcount
             row = db.execute("SELECT cancel FROM jobs WHERE id = ?", (job_id,)).fetchone()
         return CancelRequest(row[0]) if changed and row else None
+
+    def note_cost(self, job_id: str, cost_usd: float) -> None:
+        """Set what a job has cost so far; what is new belongs to this month (UTC)."""
+        month = datetime.fromtimestamp(self._clock(), UTC).strftime("%Y-%m")
+        with self._transaction(durable=False) as db:
+            new = cost_usd - (self._row(db, job_id).cost_usd or 0.0)
+            _update(db, job_id, {"cost_usd": cost_usd})
+            db.execute(
+                "INSERT INTO spend (job_id, month, usd) VALUES (?, ?, ?)"
+                " ON CONFLICT (job_id, month) DO UPDATE SET usd = usd + excluded.usd",
+                (job_id, month, new),
+            )
+
+    def spent_this_month(self) -> float:
+        """USD all jobs together have cost since the month began (UTC)."""
+        month = datetime.fromtimestamp(self._clock(), UTC).strftime("%Y-%m")
+        with self._open() as db:
+            return float(db.execute("SELECT COALESCE(SUM(usd), 0) FROM spend WHERE month = ?", (month,)).fetchone()[0])
 
     def claim(self, job_id: str, pid: int, *, limit: int, alive: Callable[[int | None, float | None], bool]) -> bool:
         """Take a place on the backend if fewer than ``limit`` live jobs hold one and no older live job waits.

@@ -17,6 +17,8 @@ RESULT = "result.json"
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 LOG = "log.txt"
+WAITING = "waiting.json"
+BILLING = "billing.json"
 
 _BLOCK = 64 * 1024
 
@@ -76,6 +78,22 @@ def _is_finite_number(value: object) -> bool:
 def checkpoints(folder: Path) -> list[dict[str, Any]]:
     """Checkpoint records, oldest first."""
     return list(read_json_lines(folder / CHECKPOINTS))
+
+
+def billing(folder: Path) -> dict[str, Any] | None:
+    """What the platform had billed for a run when it was last asked (``cost_usd``, ``through``), or None."""
+    try:
+        return json.loads((folder / BILLING).read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def waiting(folder: Path) -> dict[str, Any] | None:
+    """What the backend makes a run wait for now (``reason``, ``since``), or None."""
+    try:
+        return json.loads((folder / WAITING).read_bytes())
+    except FileNotFoundError:
+        return None
 
 
 def alerts(folder: Path, *, limit: int = 20) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -25,12 +26,14 @@ from sota_ml_researcher.jobs import run_files
 from sota_ml_researcher.jobs.processes import is_alive, start_time_of
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.states import CancelRequest, Job, JobState
+from sota_ml_researcher.training.budget import with_purse
 from sota_ml_researcher.training.run_context import AlertLevel, Outcome, RunContext, StopReason
 
 HEARTBEAT_S = 0.5
 QUEUE_POLL_S = 0.5
 # How long a checkpoint may take once a stop was asked for before the process ends without it.
 STOP_GRACE_S = 300.0
+MONTHLY_CAP_VARIABLE = "ML_RESEARCHER_MONTHLY_CAP_USD"
 LIMIT_VARIABLE = "ML_RESEARCHER_MAX_JOBS_{backend}"
 # One job at a time keeps the machine usable; hosted backends scale on their side.
 DEFAULT_LIMITS = {"embedded": 1, "tinker": 4, "cluster": 2}
@@ -38,8 +41,11 @@ DEFAULT_LIMITS = {"embedded": 1, "tinker": 4, "cluster": 2}
 # Each kind of job: the module with its `run_KIND_job(context, config_file)`, imported when the job has its place.
 RECIPES = {
     "sft": "sota_ml_researcher.training.sft_recipe",
+    "dpo": "sota_ml_researcher.training.dpo_recipe",
     "judge_eval": "sota_ml_researcher.evals.judge_job",
+    "grpo": "sota_ml_researcher.training.rl_recipe",
     "benchmark": "sota_ml_researcher.evals.benchmark_job",
+    "reward_model": "sota_ml_researcher.training.reward_model_recipe",
 }
 
 logger = logging.getLogger(__name__)
@@ -58,6 +64,24 @@ def job_limit(backend: str) -> int:
     return int(text)
 
 
+def monthly_cap() -> float | None:
+    """USD all jobs together may cost in a calendar month, or None.
+
+    Raises:
+        JobError: If the variable holds something that is not a positive number.
+    """
+    text = os.environ.get(MONTHLY_CAP_VARIABLE)
+    if text is None or not text.strip():
+        return None
+    try:
+        cap = float(text)
+    except ValueError:
+        cap = math.nan
+    if not (math.isfinite(cap) and cap > 0):
+        raise JobError(f"{MONTHLY_CAP_VARIABLE} is {text!r}", fix="Set it to a positive number of US dollars")
+    return cap
+
+
 class Worker:
     """One attempt at one job; also what the recipe talks to (`RunContext`)."""
 
@@ -66,6 +90,7 @@ class Worker:
         self._job = job
         self._pid = os.getpid()
         self._step = job.step
+        self._cost = job.cost_usd
         self._total: int | None = None
         self._stop: str | None = None
         self._stop_asked: float | None = None
@@ -99,6 +124,16 @@ class Worker:
         """Write an alert to ``alerts.jsonl``."""
         record = {"time": time.time(), "level": level, "step": step, "message": message}
         append_json_line(self.folder / run_files.ALERTS, record)
+
+    def spent(self, cost_usd: float) -> str | None:
+        """Put the running cost into the registry; says so when all jobs of this month together reach their cap."""
+        if cost_usd != self._cost:
+            self._cost = cost_usd
+            self._registry.note_cost(self.job_id, cost_usd)
+        cap = monthly_cap()
+        if cap is None or (spent := self._registry.spent_this_month()) < cap:
+            return None
+        return f"all jobs of this month have cost ${spent:.4g}, and {MONTHLY_CAP_VARIABLE} is {cap:g}"
 
     def stop_requested(self) -> str | None:
         """Why the recipe should stop, or None."""
@@ -147,6 +182,9 @@ class Worker:
             self._finish(JobState.SUCCEEDED, "")
         elif outcome.stopped_for == StopReason.CANCEL:
             self._finish(JobState.CANCELLED, "")
+        elif outcome.stopped_for == StopReason.BUDGET:
+            way_out = "resume_job with a higher max_cost_usd goes on from the checkpoint"
+            self._finish(JobState.INTERRUPTED, f"its money was spent at step {outcome.step}: {way_out}")
         else:
             self._finish(JobState.INTERRUPTED, f"the process was asked to end at step {outcome.step}")
 
@@ -192,8 +230,10 @@ def run_recipe(worker: Worker, kind: str, folder: Path) -> Outcome:
     """
     if kind not in RECIPES:
         raise JobError(f"jobs of kind '{kind}' cannot be run by this version")
+    config = folder / run_files.CONFIG
     recipe: Callable[[RunContext, Path], Outcome] = getattr(import_module(RECIPES[kind]), f"run_{kind}_job")
-    return recipe(worker, folder / run_files.CONFIG)
+    with with_purse(worker, config) as context:
+        return recipe(context, config)
 
 
 def _first_line(error: Exception) -> str:

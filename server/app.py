@@ -13,14 +13,17 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, cast
 
+import anyio.to_thread
 from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
-from mcp_types import Tool, ToolAnnotations
+from mcp.shared.exceptions import MCPError
+from mcp_types import INVALID_PARAMS, Resource, Tool, ToolAnnotations
 from pydantic import ValidationError
 
-from sota_ml_researcher.core.errors import ResearcherError
+from sota_ml_researcher.core.errors import MissingDependencyError, ResearcherError
 from sota_ml_researcher.core.suggestions import did_you_mean
-from sota_ml_researcher.server import resources
+from sota_ml_researcher.server import prompts, resources
+from sota_ml_researcher.server.setup import setup_command
 from sota_ml_researcher.tools import TOOLS
 
 INSTRUCTIONS = (
@@ -41,10 +44,30 @@ class ResearcherServer(MCPServer[Any]):
         tools = await super().list_tools()
         return [
             tool.model_copy(
-                update={"input_schema": lean(tool.input_schema), "output_schema": lean(tool.output_schema or {})}
+                update={
+                    "input_schema": lean(tool.input_schema),
+                    "output_schema": lean(tool.output_schema or {}, answers=True),
+                }
             )
             for tool in tools
         ]
+
+    async def list_resources(self) -> list[Resource]:
+        """Every doctrine page and template by name; read when asked for, not at start-up."""
+        return [*await super().list_resources(), *await anyio.to_thread.run_sync(resources.listed)]
+
+    async def get_prompt(self, name: str, arguments: dict[str, Any] | None = None, *rest: Any, **named: Any) -> Any:
+        """One prompt, filled; an unknown name or argument is a sentence, not an internal error."""
+        known = {prompt.name: prompt for prompt in await self.list_prompts()}
+        if name not in known:
+            fix = did_you_mean(name, known) or f"There are: {', '.join(known)}"
+            raise MCPError(code=INVALID_PARAMS, message=f"there is no prompt '{name}'. {fix}")
+        taken = [argument.name for argument in known[name].arguments or []]
+        if strays := [key for key in arguments or {} if key not in taken]:
+            raise MCPError(
+                code=INVALID_PARAMS, message=f"{name}: there is no argument '{strays[0]}'. It takes: {', '.join(taken)}"
+            )
+        return await super().get_prompt(name, arguments, *rest, **named)
 
     async def call_tool(self, name: str, arguments: dict[str, Any], *rest: Any, **named: Any) -> Any:
         """Call a tool; wrong arguments come back as sentences instead of a validator's dump."""
@@ -62,8 +85,11 @@ class ResearcherServer(MCPServer[Any]):
             raise
 
 
-def lean(schema: dict[str, Any]) -> dict[str, Any]:
-    """A JSON schema without titles, null defaults and descriptions of our own classes."""
+def lean(schema: dict[str, Any], *, answers: bool = False) -> dict[str, Any]:
+    """A JSON schema without titles, null defaults and descriptions of our own classes.
+
+    Every property of an answer is always there, so an output schema says nothing by naming each again as required.
+    """
 
     def slim(node: Any, *, names: bool = False) -> Any:
         if isinstance(node, list):
@@ -71,13 +97,30 @@ def lean(schema: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(node, dict):
             return node
         fields = cast("dict[str, Any]", node)
-        kept = fields if names else {k: v for k, v in fields.items() if k != "title" and (k, v) != ("default", None)}
+        kept = fields if names else _nullable({k: v for k, v in fields.items() if _says_something(k, v, answers)})
         return {k: slim(v, names=k in {"properties", "$defs"} and not names) for k, v in kept.items()}
 
     slimmed = slim(schema)
     for definition in [slimmed, *slimmed.get("$defs", {}).values()]:
         definition.pop("description", None)
+        if answers:
+            definition.pop("required", None)
     return slimmed
+
+
+def _says_something(key: str, value: Any, answers: bool) -> bool:
+    if key == "title" or (key == "additionalProperties" and value is True):
+        return False
+    return key != "default" or not (answers or value is None)
+
+
+def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
+    """``anyOf`` of one plain type and null as the list of types it is."""
+    match schema.get("anyOf"):
+        case [{"type": str(kind), **rest}, {"type": "null"}]:
+            return {**{k: v for k, v in schema.items() if k != "anyOf"}, **rest, "type": [kind, "null"]}
+        case _:
+            return schema
 
 
 def build_server() -> ResearcherServer:
@@ -95,7 +138,6 @@ def build_server() -> ResearcherServer:
             title=tool.title,
             description=_description(tool.function),
             annotations=ToolAnnotations(
-                title=tool.title,
                 read_only_hint=tool.read_only,
                 destructive_hint=tool.destructive,
                 idempotent_hint=tool.idempotent,
@@ -103,6 +145,7 @@ def build_server() -> ResearcherServer:
             ),
         )
     resources.register(server)
+    prompts.register(server, [tool.function.__name__ for tool in TOOLS])
     return server
 
 
@@ -117,19 +160,28 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
     async def guarded_async(*args: Any, **named: Any) -> Any:
         try:
             return await function(*args, **named)
-        except ResearcherError as error:
-            raise ToolError(str(error)) from error
+        except (ResearcherError, OSError, sqlite3.Error, ModuleNotFoundError) as error:
+            raise _for_the_reader(error) from error
 
     @functools.wraps(function)
     def guarded(*args: Any, **named: Any) -> Any:
         try:
             return function(*args, **named)
-        except ResearcherError as error:
-            raise ToolError(str(error)) from error
-        except (OSError, sqlite3.Error) as error:
-            raise ToolError(f"the system refused: {error.__class__.__name__}: {error}") from error
+        except (ResearcherError, OSError, sqlite3.Error, ModuleNotFoundError) as error:
+            raise _for_the_reader(error) from error
 
     return guarded_async if inspect.iscoroutinefunction(function) else guarded
+
+
+def _for_the_reader(error: Exception) -> ToolError:
+    if isinstance(error, MissingDependencyError):
+        return ToolError(str(error).replace("ml-researcher setup", setup_command()))
+    if isinstance(error, ResearcherError):
+        return ToolError(str(error))
+    if isinstance(error, ModuleNotFoundError):
+        missing = (error.name or "a package").partition(".")[0]
+        return ToolError(f"this needs {missing}, which is not installed. Run once: {setup_command()}")
+    return ToolError(f"the system refused: {error.__class__.__name__}: {error}")
 
 
 def _argument_problems(name: str, arguments: dict[str, Any], error: ValidationError) -> str:

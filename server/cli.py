@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from sota_ml_researcher.core.errors import ResearcherError
+from sota_ml_researcher.core.errors import ConfigError, ResearcherError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,8 +33,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version("sota-ml-researcher"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    serve = commands.add_parser("serve", help="run the MCP server on stdin and stdout")
+    serve = commands.add_parser("serve", help="run the MCP server on stdin and stdout, or over HTTP")
+    serve.add_argument("--http", action="store_true", help="streamable HTTP instead of stdin and stdout")
+    serve.add_argument(
+        "--host", help="with --http: the address (default 127.0.0.1; others need ML_RESEARCHER_HTTP_KEY)"
+    )
+    serve.add_argument("--port", type=int, help="with --http: the port (default 8765; 0 takes a free one)")
+    serve.add_argument("--allow-host", action="append", metavar="NAME", help="a further name clients call it by")
     serve.set_defaults(run=_serve)
+
+    setup = commands.add_parser("setup", help="install what training on this machine needs, into this environment")
+    setup.add_argument("--dry-run", action="store_true", help="only print the command")
+    setup.set_defaults(run=_setup)
 
     commands.add_parser("engine", help="run the embedded Tinker-compatible engine (engine --help)", add_help=False)
 
@@ -51,17 +62,50 @@ def _parser() -> argparse.ArgumentParser:
     jobs.add_argument("--limit", type=int, default=20, help="how many to list (default 20)")
     jobs.set_defaults(run=_jobs)
 
+    costs = commands.add_parser("costs", help="what jobs cost by our meter, beside what Tinker billed")
+    costs.add_argument("--days", type=int, default=30, help="how far back (default 30)")
+    costs.add_argument("--offline", action="store_true", help="our meter only; do not ask Tinker")
+    costs.set_defaults(run=_costs)
+
+    checkpoints = commands.add_parser("checkpoints", help="list what is stored, or delete by name (for good)")
+    checkpoints.add_argument("--backend", choices=["embedded", "tinker", "cluster"], default="embedded")
+    checkpoints.add_argument("--base-url", help="for backend cluster")
+    throw = checkpoints.add_mutually_exclusive_group()
+    throw.add_argument("--delete", nargs="+", metavar="PATH", help="delete these tinker:// paths; no way back")
+    throw.add_argument("--keep-best", metavar="JOB", help="of this job keep only the final and the best")
+    checkpoints.add_argument("--yes", action="store_true", help="really delete; without it they are only named")
+    checkpoints.set_defaults(run=_checkpoints)
+
     doctor = commands.add_parser("doctor", help="check this installation and say what to fix")
     doctor.set_defaults(run=_doctor)
     return parser
 
 
 def _serve(options: argparse.Namespace) -> int:
+    given = [f"--{name}" for name in ("host", "port", "allow_host") if getattr(options, name) is not None]
+    if given and not options.http:
+        raise ConfigError(f"{given[0].replace('_', '-')} goes with --http", where="serve")
+    gc.disable()  # the classes made at start-up stay: looking through them again and again costs a tenth of a second
     from sota_ml_researcher.server.app import build_server
 
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-    build_server().run("stdio")
+    server = build_server()
+    gc.freeze()
+    gc.enable()
+    if not options.http:
+        server.run("stdio")
+        return 0
+    from sota_ml_researcher.server import http_transport as http
+
+    host, port = options.host or http.DEFAULT_HOST, http.DEFAULT_PORT if options.port is None else options.port
+    http.serve(server, host, port, options.allow_host or ())
     return 0
+
+
+def _setup(options: argparse.Namespace) -> int:
+    from sota_ml_researcher.server.setup import install_training
+
+    return install_training(dry_run=options.dry_run)
 
 
 def _engine(arguments: list[str]) -> int:
@@ -99,6 +143,22 @@ def _jobs(options: argparse.Namespace) -> int:
     if options.resume:
         return terminal.resume_job(options.job_id)
     return terminal.follow_job(options.job_id) if options.follow else terminal.show_job(options.job_id)
+
+
+def _costs(options: argparse.Namespace) -> int:
+    from sota_ml_researcher.server.spending import show_costs
+
+    return show_costs(days=options.days, offline=options.offline)
+
+
+def _checkpoints(options: argparse.Namespace) -> int:
+    from sota_ml_researcher.server import spending
+
+    if options.delete or options.keep_best:
+        return spending.delete_checkpoints(
+            options.backend, options.base_url, paths=options.delete, keep_best=options.keep_best, really=options.yes
+        )
+    return spending.list_checkpoints(options.backend, options.base_url)
 
 
 def _doctor(options: argparse.Namespace) -> int:

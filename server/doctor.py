@@ -74,7 +74,7 @@ def check_training_packages() -> Finding:
     return Finding("training packages", True, shown)
 
 
-_INSTALL = "pip install 'sota-ml-researcher[train]'"
+_INSTALL = "ml-researcher setup"
 
 
 def _version(distribution: str) -> str:

@@ -6,7 +6,14 @@ from typing import Any
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError
-from mcp_types import Completion, CompletionArgument, CompletionContext, PromptReference, ResourceTemplateReference
+from mcp_types import (
+    Completion,
+    CompletionArgument,
+    CompletionContext,
+    PromptReference,
+    Resource,
+    ResourceTemplateReference,
+)
 
 from sota_ml_researcher.core.errors import ResearcherError
 from sota_ml_researcher.jobs import run_files
@@ -44,7 +51,7 @@ def register(server: MCPServer[Any]) -> None:
     @server.resource(
         "template://{kind}",
         title="Config template",
-        description="A YAML config that runs as shipped: sft",
+        description="A YAML config that runs as shipped",
         mime_type="application/yaml",
     )
     def template(kind: str) -> str:
@@ -69,6 +76,39 @@ def register(server: MCPServer[Any]) -> None:
     ) -> Completion | None:
         values = [v for v in _candidates(argument.name) if v.startswith(argument.value)]
         return Completion(values=values[:_MAX_COMPLETIONS], total=len(values), has_more=len(values) > _MAX_COMPLETIONS)
+
+
+def listed() -> list[Resource]:
+    """Each doctrine page and each template, with what it holds, when to read it, and its size."""
+    from sota_ml_researcher.doctrine.topics import topics
+    from sota_ml_researcher.templates.catalog import describe_template, read_template, template_kinds
+
+    pages = [
+        Resource(
+            uri=f"doctrine://{topic.name}",
+            name=topic.name,
+            title=topic.title,
+            description=f"{topic.description}. {topic.when_to_read}. {_kilobytes(topic.size_bytes)}",
+            mime_type="text/markdown",
+            size=topic.size_bytes,
+        )
+        for topic in topics()
+    ]
+    return pages + [
+        Resource(
+            uri=f"template://{kind}",
+            name=f"{kind}-template",
+            title=f"{kind} config",
+            description=f"{describe_template(kind)} {_kilobytes(len(read_template(kind).encode()))}",
+            mime_type="application/yaml",
+            size=len(read_template(kind).encode()),
+        )
+        for kind in template_kinds()
+    ]
+
+
+def _kilobytes(size_bytes: int) -> str:
+    return f"({size_bytes / 1000:.1f} kB)"
 
 
 def read_run_part(job_id: str, part: str) -> str:

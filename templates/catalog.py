@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -24,6 +25,12 @@ def read_template(kind: str) -> str:
         fix = did_you_mean(kind, template_kinds()) or f"There are: {', '.join(template_kinds())}"
         raise ConfigError(f"there is no template '{kind}'", fix=fix)
     return (_folder() / f"{kind}.yaml").read_text(encoding="utf-8")
+
+
+def describe_template(kind: str) -> str:
+    """The first sentence of a template's opening comment."""
+    opening = " ".join(line.lstrip("# ") for line in read_template(kind).splitlines() if line.startswith("#"))
+    return re.split(r"(?<=[.?]) ", opening, maxsplit=1)[0]
 
 
 def template_path(kind: str) -> Path:

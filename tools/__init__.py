@@ -6,12 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sota_ml_researcher.tools.analysis import analyze_run
+from sota_ml_researcher.tools.checkpoints import manage_checkpoints
 from sota_ml_researcher.tools.benchmark import run_benchmark
 from sota_ml_researcher.tools.data import check_dataset, validate_capacity
 from sota_ml_researcher.tools.evaluate import run_judge_eval, submit_verdicts
+from sota_ml_researcher.tools.export import export_checkpoint
 from sota_ml_researcher.tools.jobs import cancel_job, get_job, list_jobs, resume_job, wait_for_job
 from sota_ml_researcher.tools.models import list_models, sample_model
 from sota_ml_researcher.tools.start import start_sft
+from sota_ml_researcher.tools.start_preferences import start_dpo, start_grpo
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +47,15 @@ TOOLS: tuple[ToolSpec, ...] = (
     ToolSpec(run_judge_eval, "Judge a tuned model", open_world=True),
     ToolSpec(submit_verdicts, "Submit verdicts"),
     ToolSpec(run_benchmark, "Run a benchmark", open_world=True),
+    ToolSpec(start_dpo, "Start preference training", open_world=True),
+    ToolSpec(start_grpo, "Start reinforcement learning", open_world=True),
     ToolSpec(list_jobs, "List jobs", read_only=True, idempotent=True),
     ToolSpec(get_job, "Show a job", read_only=True, idempotent=True),
     ToolSpec(wait_for_job, "Wait for a job", read_only=True, idempotent=True),
     ToolSpec(cancel_job, "Cancel a job", destructive=True, idempotent=True),
     ToolSpec(resume_job, "Resume a job", open_world=True),
+    ToolSpec(analyze_run, "Analyze a run", idempotent=True),
+    ToolSpec(manage_checkpoints, "List or delete checkpoints", destructive=True, open_world=True),
     ToolSpec(sample_model, "Sample a model", read_only=True, open_world=True),
+    ToolSpec(export_checkpoint, "Export a checkpoint", destructive=True, open_world=True),
 )

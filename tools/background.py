@@ -71,6 +71,13 @@ async def run_in_background(
     return current.future.result(), current.report
 
 
+def forget(key: Hashable) -> None:
+    """Drop a finished result that must not answer a later equal call: its effect may be gone by then."""
+    with _lock:
+        if key in _works and _works[key].future.done():
+            del _works[key]
+
+
 def _join_or_start(key: Hashable, work: Callable[[Report, threading.Event], T]) -> Work[T]:
     with _lock:
         if key in _works:

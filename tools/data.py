@@ -64,7 +64,8 @@ async def check_dataset(
     """Check a supervised training file before paying for a run.
 
     Finds bad rows by line, counts tokens and truncation, duplicates, overlap with the validation file and damaged
-    text, and shows one example with its loss mask. Use it first on any new file. Next: validate_capacity.
+    text, and shows one example with its loss mask. Use it first on any new file; it says nothing about models or ranks.
+    Next: validate_capacity.
     """
     train, val = data_path(train_file), data_path(val_file) if val_file else None
 
@@ -112,7 +113,8 @@ async def validate_capacity(
     """Say whether a LoRA adapter of this rank has room for a data set, and which rank suffices.
 
     Exact parameter counts from the model's config; recommends learning rate and batch too. Give train_file or
-    dataset_tokens. Use it before start_sft, or for "which rank do I need?". It trains nothing.
+    dataset_tokens. Use it before start_sft, or for "which rank do I need?". It trains nothing, and finds no faults in a
+    file: that is check_dataset.
     """
     if (train_file is None) == (dataset_tokens is None):
         raise ConfigError("give either train_file or dataset_tokens", where="validate_capacity")

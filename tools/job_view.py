@@ -17,7 +17,8 @@ _SHOWN_CHECKPOINTS = 5
 _SHOWN_STEPS = 50
 _VERDICT_CHARS = 1000
 _EVALUATIONS = {"judge_eval": "report.html", "benchmark": "inspect"}
-_SERIES = ("step", "train_mean_nll", "test/nll", "learning_rate")
+_SERIES = ("step", "train_mean_nll", "test/nll", "dpo_loss", "accuracy", "margin", "test/accuracy", "reward/mean")
+_SERIES += ("test/reward", "reward/constant_groups", "response/tokens", "learning_rate")
 
 
 class JobView(BaseModel):
@@ -38,6 +39,9 @@ class JobView(BaseModel):
     error: str
     eta_s: float | None = None
     silent_s: float | None = None
+    waiting: str | None = None
+    cost_usd: float | None = None
+    billed_usd: float | None = None
     metrics: dict[str, float] = {}
     series: list[dict[str, Any]] = []
     alerts: list[dict[str, Any]] = []
@@ -56,6 +60,9 @@ def view(job: Job, *, since_step: int | None = None) -> JobView:
         **_row(job),
         eta_s=_eta_s(job),
         silent_s=silence_s(job),
+        waiting=_waiting(job),
+        cost_usd=job.cost_usd,
+        billed_usd=(run_files.billing(job.folder) or {}).get("cost_usd"),
         metrics=run_files.latest_values(records),
         series=[{name: r[name] for name in _SERIES if name in r} for r in records],
         alerts=run_files.alerts(job.folder, limit=10),
@@ -85,6 +92,11 @@ def _row(job: Job) -> dict[str, Any]:
     }
 
 
+def _waiting(job: Job) -> str | None:
+    held_up = run_files.waiting(job.folder) if job.state in ACTIVE else None
+    return f"waiting for {held_up['reason']} since {iso(held_up['since'])}" if held_up else None
+
+
 def iso(seconds: float) -> str:
     """A time as ISO 8601 in UTC, to the second."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -95,10 +107,17 @@ def _eta_s(job: Job) -> float | None:
     if job.state is not JobState.RUNNING or not job.total_steps:
         return None
     records = run_files.recent_metrics(job.folder, limit=20)
-    paces = [r["time/submit_batch"] + r["time/finish_batch"] for r in records if "time/finish_batch" in r]
+    paces = [pace for record in records if (pace := _pace_s(record)) is not None]
     if len(paces) < 2:
         return None
     return round((job.total_steps - job.step) * sum(paces) / len(paces), 1)
+
+
+def _pace_s(record: dict[str, Any]) -> float | None:
+    """Seconds of a step. The supervised loop works ahead, so that its total counts steps twice."""
+    if "time/finish_batch" in record:
+        return float(record["time/submit_batch"] + record["time/finish_batch"])
+    return record.get("time/total")
 
 
 def next_step(job: Job) -> str:
@@ -122,10 +141,16 @@ def summary(shown: JobView) -> str:
     lines = [f"{shown.job_id} ({shown.name}): {shown.state}, {steps}, {shown.base_model} on {shown.backend}."]
     if shown.eta_s is not None:
         lines.append(f"About {duration(shown.eta_s)} left at the measured pace.")
-    names = ("train_mean_nll", "test/nll", "learning_rate")
+    names = ("train_mean_nll", "test/nll", "dpo_loss", "test/accuracy", "chosen_logratio", "reward/mean", "test/reward")
+    names += ("reward/constant_groups", "learning_rate")
     values = [f"{name} {number(shown.metrics[name])}" for name in names if name in shown.metrics]
     if values:
         lines.append("Latest: " + ", ".join(values) + ".")
+    if shown.waiting:
+        lines.append(f"The backend is {shown.waiting}; the job goes on by itself.")
+    if shown.cost_usd:
+        billed = f", ${shown.billed_usd:.4g} billed so far" if shown.billed_usd is not None else ""
+        lines.append(f"Cost so far: ${shown.cost_usd:.4g} metered{billed}.")
     if shown.silent_s:
         lines.append(f"No sign of life for {duration(shown.silent_s)}: the process is alive but stuck.")
     if shown.error:

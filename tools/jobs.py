@@ -39,6 +39,18 @@ class JobLine(BaseModel):
     created: str
 
 
+class JobChange(BaseModel):
+    """A job after it was told to stop or to go on; get_job shows the rest."""
+
+    job_id: str
+    state: str
+    step: int
+    total_steps: int | None
+    attempt: int
+    run_folder: str
+    next: str
+
+
 class JobList(BaseModel):
     """Jobs, newest first. ``before`` asks for the next page."""
 
@@ -56,7 +68,7 @@ def list_jobs(
 ) -> Annotated[CallToolResult, JobList]:
     """List training jobs, newest first, with their state and progress.
 
-    Use it to find a job id, or to see what runs. For one job's numbers use get_job.
+    Use it to find a job id, or to see what runs. Not for one job's numbers: get_job.
     """
     registry = Registry()
     watch.sweep(registry)
@@ -71,7 +83,7 @@ def list_jobs(
 def get_job(job_id: JobId, since_step: SinceStep = None) -> Annotated[CallToolResult, JobView]:
     """Show one job now: state, progress, latest losses, alerts, checkpoints, and what to do next.
 
-    Answers at once. To wait for progress use wait_for_job instead of calling this in a loop.
+    Use it for a look now. To wait for progress use wait_for_job instead of calling this in a loop.
     """
     shown = view(watch.look(Registry(), job_id), since_step=since_step)
     return answer(shown, summary(shown))
@@ -85,7 +97,8 @@ async def wait_for_job(
 ) -> Annotated[CallToolResult, JobView]:
     """Wait until a job ends, raises a warning, or the time is up; reports progress meanwhile.
 
-    Call it again with since_step as long as the state is queued, starting or running.
+    Use it after a start, again and again with since_step while the state is queued, starting or running. For a look
+    without waiting use get_job.
     """
     registry = Registry()
     deadline = time.monotonic() + timeout_s
@@ -105,23 +118,42 @@ async def wait_for_job(
 def cancel_job(
     job_id: JobId,
     hard: Annotated[bool, Field(description="Kill it now, without a checkpoint")] = False,
-) -> Annotated[CallToolResult, JobView]:
+) -> Annotated[CallToolResult, JobChange]:
     """Stop a queued or running job. It saves a checkpoint first, so resume_job can go on from there.
 
-    Use hard=true only if a graceful cancel does not end it.
+    Use it with an id, which list_jobs finds; hard=true only if a graceful cancel does not end it.
     """
     job = control.cancel(Registry(), job_id, hard=hard)
-    shown = view(job)
-    if job.state in ACTIVE:
-        shown.next = f"wait_for_job(job_id='{job.id}') until it is cancelled"
-        return answer(shown, f"{job.id} was asked to stop: it saves a checkpoint first.\nNext: {shown.next}")
-    return answer(shown, summary(shown))
+    if job.state not in ACTIVE:
+        return answer(_change(job, next_step(job)), summary(view(job)))
+    follow = f"wait_for_job(job_id='{job.id}') until it is cancelled"
+    text = f"{job.id} was asked to stop: it saves a checkpoint first.\nNext: {follow}"
+    return answer(_change(job, follow), text)
 
 
-def resume_job(job_id: JobId) -> Annotated[CallToolResult, JobView]:
-    """Let a failed, cancelled or interrupted job go on from its last complete checkpoint, under the same id."""
-    shown = view(control.resume(Registry(), job_id))
-    return answer(shown, summary(shown))
+def resume_job(
+    job_id: JobId,
+    max_cost_usd: Annotated[float | None, Field(description="A new cap for the whole job")] = None,
+) -> Annotated[CallToolResult, JobChange]:
+    """Let a failed, cancelled or interrupted job go on from its last complete checkpoint, under the same id.
+
+    Use it after a crash, a cancel_job, or when the cause that get_job named is mended. Not for other settings: start
+    a new job.
+    """
+    job = control.resume(Registry(), job_id, max_cost_usd=max_cost_usd)
+    return answer(_change(job, next_step(job)), summary(view(job)))
+
+
+def _change(job: Job, follow: str) -> JobChange:
+    return JobChange(
+        job_id=job.id,
+        state=job.state.value,
+        step=job.step,
+        total_steps=job.total_steps,
+        attempt=job.attempt,
+        run_folder=str(job.folder),
+        next=follow,
+    )
 
 
 def _state(name: str) -> JobState:

@@ -6,13 +6,20 @@ from pydantic import BaseModel
 
 from sota_ml_researcher.core.errors import BackendError
 from sota_ml_researcher.training import backends
+from sota_ml_researcher.training.hyperparameters import recommended_learning_rate
 from sota_ml_researcher.training.model_catalog import catalog_entry, load_catalog
+from sota_ml_researcher.training.model_configs import ModelConfig
 from sota_ml_researcher.training.models import DEMO_NAME
+from sota_ml_researcher.training.prices import PriceTable, load_prices
 from sota_ml_researcher.training.sft_config import BackendName
 
 
 class ModelLine(BaseModel):
-    """One model. None means that nobody said; ``retired`` is from the dated table."""
+    """One model. None means that nobody said; ``retired`` is from the dated table.
+
+    ``usd_per_million`` holds train, prefill, cached_prefill and sample prices as of ``prices_of``;
+    ``learning_rate`` is the SFT start of the rules ``lora.lr.*``.
+    """
 
     name: str
     context_length: int | None = None
@@ -20,6 +27,10 @@ class ModelLine(BaseModel):
     sampleable: bool | None = None
     hidden_size: int | None = None
     renderers: list[str] = []
+    ranks: str = "any from 1"
+    learning_rate: float | None = None
+    usd_per_million: dict[str, float | None] | None = None
+    prices_of: str | None = None
     retired: str | None = None
 
 
@@ -38,6 +49,32 @@ def models_of(backend: BackendName, base_url: str | None) -> tuple[str, list[Mod
             return _table(f"{backends.TINKER_KEY} is not set, so this is the table of {load_catalog().as_of}")
         return "the live service", _live(connection)
     return "the live service", _live(backends.remote(backend, base_url))
+
+
+def with_advice(lines: list[ModelLine], backend: BackendName) -> list[ModelLine]:
+    """The same models with accepted ranks, the recommended learning rate and the prices of the dated table.
+
+    Raises:
+        ConfigError: If the price file is broken.
+    """
+    table = load_prices()
+    ranks = "powers of two" if backend == "tinker" else "any from 1"
+    return [line.model_copy(update={"ranks": ranks, **_rate(line), **_prices(line, table, backend)}) for line in lines]
+
+
+def _rate(line: ModelLine) -> dict[str, float]:
+    if line.hidden_size is None:
+        return {}
+    config = ModelConfig(line.name, {"hidden_size": line.hidden_size}, "table")
+    return {"learning_rate": float(f"{recommended_learning_rate(config).value:.3g}")}
+
+
+def _prices(line: ModelLine, table: PriceTable, backend: BackendName) -> dict[str, object]:
+    price = table.model(backend, line.name)
+    if price is None:
+        return {}
+    rates = price.model_dump(include={"train", "prefill", "cached_prefill", "sample"})
+    return {"usd_per_million": rates, "prices_of": str(price.as_of)}
 
 
 def _embedded() -> tuple[str, list[ModelLine]]:

@@ -7,13 +7,14 @@ from typing import Annotated, Any
 from mcp_types import CallToolResult
 from pydantic import BaseModel, Field
 
-from sota_ml_researcher.core.errors import ConfigError, JobError
-from sota_ml_researcher.jobs import run_files
+from sota_ml_researcher.core.errors import ConfigError
+from sota_ml_researcher.jobs.checkpoints import checkpoint_path, trained_model
 from sota_ml_researcher.jobs.registry import Registry
-from sota_ml_researcher.tools.answers import answer
-from sota_ml_researcher.tools.model_lists import ModelLine, models_of
+from sota_ml_researcher.jobs.worker import RECIPES
+from sota_ml_researcher.tools.answers import answer, number
+from sota_ml_researcher.tools.model_lists import ModelLine, models_of, with_advice
 from sota_ml_researcher.training import backends
-from sota_ml_researcher.training.sft_config import BackendName, load_sft_settings
+from sota_ml_researcher.training.sft_config import BackendName
 
 _SHOWN_PROMPTS = 3
 _MAX_PROMPTS = 256
@@ -42,12 +43,14 @@ def list_models(
     base_url: Annotated[str | None, Field(description="For backend cluster")] = None,
     search: Annotated[str | None, Field(description="Only names that contain this")] = None,
 ) -> Annotated[CallToolResult, ModelList]:
-    """List the base models a backend can train and sample, with context length, renderers and retirement.
+    """List a backend's base models with context length, renderers, ranks, learning rate, prices and retirement.
 
     For hosted Tinker it asks the live service when a key is set, and says so when it falls back to the dated table.
+    Use it for "what can I train?" or to find an id; for "which rank?" use validate_capacity, for answers sample_model.
     """
     source, models = models_of(backend, base_url)
-    shown = [m for m in models if search is None or search.lower() in m.name.lower()]
+    shown = with_advice([m for m in models if search is None or search.lower() in m.name.lower()], backend)
+    shown.sort(key=lambda m: m.retired is not None)
     following = f"validate_capacity(base_model='{shown[0].name}', ...)" if shown else "list_models without search"
     content = ModelList(backend=backend, source=source, models=shown, next=following)
     lines = [f"{len(shown)} models on {backend} ({source})."]
@@ -71,7 +74,7 @@ def sample_model(
 ) -> Annotated[CallToolResult, SampleAnswer]:
     """Try a base model or a checkpoint on a few prompts, with the chat format it was trained with.
 
-    Use it to look at answers before and after training. It is no evaluation: a few samples prove nothing.
+    Use it to look at answers before and after training. Not for "is it better?": a few samples prove nothing.
     """
     from sota_ml_researcher.training.rendering import load_renderer
     from sota_ml_researcher.training.sampling_client import SampleOptions, base_model_of, sample
@@ -120,7 +123,7 @@ def resolve_target(model: str, backend: BackendName | None, base_url: str | None
             wire_name=model, backend=where, base_url=base_url, base_model=None, renderer=None, is_checkpoint=True
         )
     job_id, _, which = model.partition(":")
-    if job_id.startswith("sft-") and which in {"", "best", "final"}:
+    if job_id.rpartition("-")[0] in RECIPES and which in {"", "best", "final"}:
         return _job_target(job_id, which or "final")
     name = resolve_model(model).wire_name
     return Target(
@@ -135,21 +138,13 @@ def resolve_target(model: str, backend: BackendName | None, base_url: str | None
 
 def _job_target(job_id: str, which: str) -> Target:
     job = Registry().get(job_id)
-    config = load_sft_settings(job.folder / run_files.CONFIG, None).config
-    saved = [c for c in run_files.checkpoints(job.folder) if c.get("sampler_path")]
-    if which == "best":
-        saved = [c for c in saved if str(c["name"]).startswith("best-")]
-    else:
-        saved = [c for c in saved if not str(c["name"]).startswith("best-")]
-    if not saved:
-        kind = "best checkpoint" if which == "best" else "checkpoint"
-        raise JobError(f"job {job_id} ({job.state}) has no {kind} yet", fix="wait_for_job shows when it has one")
+    trained = trained_model(job)
     return Target(
-        wire_name=saved[-1]["sampler_path"],
-        backend=config.backend,
-        base_url=config.base_url,
-        base_model=config.base_model,
-        renderer=config.renderer,
+        wire_name=checkpoint_path(job, "sampler_path", which),
+        backend=trained.backend,
+        base_url=trained.base_url,
+        base_model=trained.base_model,
+        renderer=trained.renderer,
         is_checkpoint=True,
     )
 
@@ -180,6 +175,11 @@ def _completion(completion: Any) -> dict[str, Any]:
 
 def _model_line(model: ModelLine) -> str:
     facts = [f"context {model.context_length:,}" if model.context_length else "", ", ".join(model.renderers[:2])]
+    if model.learning_rate is not None:
+        facts.append(f"learning rate {number(model.learning_rate)}")
+    if model.usd_per_million is not None:
+        prices = [f"{kind} ${usd:g}" for kind, usd in model.usd_per_million.items() if usd is not None]
+        facts.append(f"{', '.join(prices)} a million tokens ({model.prices_of})")
     facts.append(f"retired {model.retired}" if model.retired else "")
     return f"{model.name}: " + ("; ".join(f for f in facts if f) or "no further facts")
 

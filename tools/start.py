@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from mcp_types import CallToolResult
 from pydantic import BaseModel, Field
 
+from sota_ml_researcher.jobs.pace import measured_pace
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.start import start_sft_job
-from sota_ml_researcher.tools.answers import answer, number
+from sota_ml_researcher.tools.answers import answer, duration, number
+from sota_ml_researcher.tools.spending import Gate, cost_text
 from sota_ml_researcher.training import backends
+from sota_ml_researcher.training.engine_process import check_installed
 from sota_ml_researcher.training.sft_config import load_sft_settings
 
 if TYPE_CHECKING:
@@ -35,8 +39,9 @@ class Started(BaseModel):
     lora_parameters: int
     capacity_verdict: str
     capacity_ratio: float
-    cost_usd: float | None
-    cost_note: str
+    cost: dict[str, Any]
+    expected_s: float | None
+    plan_id: str | None
     warnings: list[str]
     next: str
 
@@ -45,21 +50,30 @@ def start_sft(
     config: Annotated[str | None, Field(description="Path of a YAML config; template://sft is one")] = None,
     overrides: Annotated[dict[str, Any] | None, Field(description="Settings that win over the file's")] = None,
     validate_only: Annotated[bool, Field(description="Only show the plan")] = False,
+    plan_id: Annotated[str | None, Field(description="From the plan the user agreed to")] = None,
 ) -> Annotated[CallToolResult, Started]:
     """Start supervised fine-tuning (LoRA) as a background job that outlives this session.
 
+    Use it for rows with one good answer each, after check_dataset. To go on with a stopped job use resume_job instead.
     Needs base_model and train_file, from the config, the overrides, or both. Null settings are derived, and the answer
     shows each value with where it came from. Call with validate_only=true first. Then wait_for_job.
+    On a backend that charges, the first call only returns the plan: show it, and call again with its plan_id.
     """
     from sota_ml_researcher.training.sft_plan import plan_sft
 
     settings = load_sft_settings(Path(config).expanduser() if config else None, overrides)
     plan = plan_sft(settings)
     preflight(plan)
-    if validate_only:
+    config_now = plan.settings.config
+    gate = Gate("sft", config_now, [Path(f) for f in (config_now.train_file, config_now.val_file) if f])
+    if validate_only or gate.needs_plan(plan_id):
         shown = _started(plan, None, "planned", None)
-        shown.next = "call start_sft again without validate_only to start it"
+        shown.plan_id = None if validate_only else gate.offer()
+        shown.next = gate.next_call(shown.plan_id)
         return answer(shown, _text(shown, plan))
+    if config_now.backend == "embedded":
+        check_installed()
+    gate.redeem(plan_id)
     job = start_sft_job(Registry(), plan)
     shown = _started(plan, job.id, job.state.value, str(job.folder))
     shown.next = f"wait_for_job(job_id='{job.id}')"
@@ -84,7 +98,7 @@ def preflight(plan: SftPlan) -> None:
 
 def _started(plan: SftPlan, job_id: str | None, state: str, folder: str | None) -> Started:
     config = plan.settings.config
-    free = config.backend == "embedded"
+    pace = measured_pace(Registry(), "sft", config.backend, config.base_model)
     return Started(
         job_id=job_id,
         state=state,
@@ -100,10 +114,9 @@ def _started(plan: SftPlan, job_id: str | None, state: str, folder: str | None) 
         lora_parameters=plan.capacity.parameters_total,
         capacity_verdict=plan.capacity.verdict,
         capacity_ratio=round(plan.capacity.ratio, 3),
-        cost_usd=0.0 if free else None,
-        cost_note="free: it runs on this machine"
-        if free
-        else "unknown: no price table is shipped yet; multiply tokens_to_train by the backend's training price",
+        cost=asdict(plan.cost),
+        expected_s=round(plan.tokens_to_train / pace, 1) if pace else None,
+        plan_id=None,
         warnings=list(plan.warnings),
         next="",
     )
@@ -115,7 +128,8 @@ def _text(shown: Started, plan: SftPlan) -> str:
     lines = [
         f"{head}. SFT of {config.base_model} on {config.backend}.",
         f"{shown.total_steps:,} steps of {config.batch_size} rows.",
-        f"{shown.rows:,} rows, {shown.tokens_to_train:,} tokens to train in all; cost {shown.cost_note}.",
+        f"{shown.rows:,} rows, {shown.tokens_to_train:,} tokens to train in all. Cost: {cost_text(plan.cost)}.",
+        f"About {duration(shown.expected_s)} at the pace of earlier runs." if shown.expected_s else "",
         f"LoRA rank {config.lora_rank}: {shown.lora_parameters:,} parameters, capacity {shown.capacity_verdict} "
         f"(ratio {number(shown.capacity_ratio, 3)}).",
         f"Learning rate {number(config.learning_rate)} ({shown.origins['learning_rate'][:160]}).",
@@ -123,4 +137,4 @@ def _text(shown: Started, plan: SftPlan) -> str:
     ]
     if shown.run_folder:
         lines.append(f"Files: {shown.run_folder}")
-    return "\n".join([*lines, f"Next: {shown.next}"])
+    return "\n".join([*(line for line in lines if line), f"Next: {shown.next}"])

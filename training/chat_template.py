@@ -71,7 +71,7 @@ def load_chat_template(folder: Path) -> ChatTemplate:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise MissingDependencyError(
-            "counting tokens needs tokenizers and jinja2", fix="Run: pip install 'sota-ml-researcher[train]'"
+            "counting tokens needs tokenizers and jinja2", fix="Run: ml-researcher setup"
         ) from error
     path = folder / "tokenizer.json"
     if not path.is_file():

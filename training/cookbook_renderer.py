@@ -36,7 +36,7 @@ def load_cookbook_renderer(model: ModelRef, name: str) -> CookbookRenderer:
         from tinker_cookbook.exceptions import RendererError
     except ImportError as error:
         raise MissingDependencyError(
-            f"the renderer '{name}' needs tinker-cookbook", fix="Run: pip install 'sota-ml-researcher[train]'"
+            f"the renderer '{name}' needs tinker-cookbook", fix="Run: ml-researcher setup"
         ) from error
     try:
         tokenizer: Any = tokenizer_utils.get_tokenizer(model.wire_name)

@@ -142,9 +142,7 @@ def _parquet(path: Path) -> Iterator[Row]:
         pyarrow: Any = importlib.import_module("pyarrow")
         parquet: Any = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
-        raise MissingDependencyError(
-            "reading .parquet needs pyarrow", fix="Run: pip install 'sota-ml-researcher[train]'"
-        ) from error
+        raise MissingDependencyError("reading .parquet needs pyarrow", fix="Run: ml-researcher setup") from error
     try:
         table: Any = parquet.ParquetFile(path)
         number = 0

@@ -54,19 +54,24 @@ def ensure_engine() -> str:
 
     if url := running_engine():
         return url
-    _check_installed()
+    check_installed()
     folder = engine_folder()
     with FileLock(folder / "start.lock", timeout=_START_TIMEOUT_S):
         return running_engine() or _start(folder)
 
 
-def _check_installed() -> None:
+def check_installed() -> None:
+    """Whether the engine could start here.
+
+    Raises:
+        MissingDependencyError: If a package of the training extra is missing.
+    """
     import importlib.util
 
     if not all(importlib.util.find_spec(name) for name in ("torch", "transformers", "tinker", "fastapi")):
         raise MissingDependencyError(
             "the embedded engine needs packages that are not installed",
-            fix="Run: pip install 'sota-ml-researcher[train]'",
+            fix="Run: ml-researcher setup",
         )
 
 

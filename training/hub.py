@@ -26,7 +26,7 @@ def hub_file(repository: str, name: str) -> Path:
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError as error:
         raise MissingDependencyError(
-            "models on the hub need huggingface_hub", fix="Run: pip install 'sota-ml-researcher[train]'"
+            "models on the hub need huggingface_hub", fix="Run: ml-researcher setup"
         ) from error
     try:
         return Path(cast("Any", huggingface_hub).hf_hub_download(repository, name))

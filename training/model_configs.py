@@ -153,7 +153,7 @@ def _ask_hub(name: str, period: int) -> Values | str:
         from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
         from huggingface_hub.utils import build_hf_headers  # pyright: ignore[reportUnknownVariableType]
     except ImportError:
-        return "huggingface_hub is not installed (pip install 'sota-ml-researcher[train]')"
+        return "huggingface_hub is not installed (run ml-researcher setup)"
     try:
         # One plain request: hf_hub_download retries an unreachable hub for 23 seconds.
         response = get_session().get(

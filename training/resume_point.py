@@ -45,25 +45,26 @@ def find_resume_point(folder: Path) -> ResumePoint | None:
     return max(complete, key=lambda s: s.next_step, default=None)
 
 
-def prepare_folder(folder: Path, point: ResumePoint | None, *, batches_per_epoch: int) -> None:
+def prepare_folder(folder: Path, point: ResumePoint | None, *, batches_per_epoch: int | None) -> None:
     """Make the folder look as it did at the resume point, so that the loop goes on from there exactly.
 
     Metrics of steps that will be taken again move to ``metrics.discarded.jsonl``; the loop's own checkpoint file
-    gets a record that names the next batch.
+    gets a record that names the next batch, counted from the run's start where ``batches_per_epoch`` is None.
     """
     next_step = point.next_step if point else 0
     _set_aside_metrics(folder, next_step)
     if point is None:
         (folder / CHECKPOINTS).unlink(missing_ok=True)
         return
-    record = {
-        "name": f"resume-{next_step:06d}",
-        "epoch": next_step // batches_per_epoch,
-        "batch": next_step % batches_per_epoch,
-        "state_path": point.state_path,
-        "next_step": next_step,
-    }
-    append_json_line(folder / CHECKPOINTS, record)
+    record = {"name": f"resume-{next_step:06d}", "state_path": point.state_path, "next_step": next_step}
+    append_json_line(folder / CHECKPOINTS, {**record, **loop_place(next_step, batches_per_epoch)})
+
+
+def loop_place(step: int, batches_per_epoch: int | None) -> dict[str, int]:
+    """Where a loop stands after ``step`` steps, in the words of its checkpoint records."""
+    if batches_per_epoch is None:
+        return {"batch": step}
+    return {"epoch": step // batches_per_epoch, "batch": step % batches_per_epoch}
 
 
 def _set_aside_metrics(folder: Path, next_step: int) -> None:

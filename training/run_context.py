@@ -14,6 +14,7 @@ class StopReason:
 
     CANCEL = "cancel"
     SIGNAL = "signal"
+    BUDGET = "budget"
 
 
 class RunContext(Protocol):
@@ -44,6 +45,10 @@ class RunContext(Protocol):
 
     def alert(self, level: AlertLevel, message: str, *, step: int | None = None) -> None:
         """Tell whoever watches the job."""
+        ...
+
+    def spent(self, cost_usd: float) -> str | None:
+        """Note the job's running cost; returns why it must stop (a cap across jobs is reached), or None."""
         ...
 
     def stop_requested(self) -> str | None:

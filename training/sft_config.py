@@ -72,6 +72,8 @@ class SftConfig(BaseModel):
     adam_eps: PositiveReal = 1e-8
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Data order and adapter initialisation")
 
+    max_cost_usd: PositiveReal | None = Field(None, description="Save a checkpoint and stop at this cost")
+
     renderer: str | None = Field(None, description="Cookbook renderer name; null: the model's own chat template")
     skip_bad_rows: bool = Field(False, description="Leave out rows that cannot be used instead of refusing the file")
     load_checkpoint: str | None = Field(None, description="tinker:// state path to start from (weights only)")

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sota_ml_researcher.core.errors import ModelError
 from sota_ml_researcher.training import hyperparameters
+from sota_ml_researcher.training.budget import require_price_for_cap
 from sota_ml_researcher.training.capacity import CapacityReport, DataSize, capacity_report
 from sota_ml_researcher.training.config_resolution import Origin, Settings
+from sota_ml_researcher.training.estimate import CostEstimate, estimate_cost
 from sota_ml_researcher.training.hyperparameters import Derived
+from sota_ml_researcher.training.meter import Usage
 from sota_ml_researcher.training.model_configs import ModelConfig, load_model_config
 from sota_ml_researcher.training.models import resolve_model
+from sota_ml_researcher.training.prices import PriceTable, load_prices
 from sota_ml_researcher.training.ranks import require_accepted_rank
 from sota_ml_researcher.training.rendering import load_renderer
 from sota_ml_researcher.training.sft_config import SftConfig
 from sota_ml_researcher.training.sft_dataset import TokenCounts, count_tokens
 
 # A few seconds of tokenizing: a larger file is counted from its first rows, and every row is checked by the worker.
+ConfigT = TypeVar("ConfigT", bound=SftConfig)
 _EXACT_BYTES = 16_000_000
 _SAMPLE_ROWS = 4000
+# How far a total scaled up from the first rows may be off when the file is not shuffled.
+_SAMPLED_SPREAD = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +40,7 @@ class SftPlan:
         total_steps: Optimizer steps of the whole run.
         tokens_to_train: Tokens the run will process, all epochs together.
         capacity: The adapter's capacity beside the data's information.
+        cost: What it will cost, as a range.
         warnings: What the user should know before spending time or money.
     """
 
@@ -42,6 +50,7 @@ class SftPlan:
     tokens_to_train: int
     capacity: CapacityReport
     warnings: tuple[str, ...]
+    cost: CostEstimate
 
 
 def plan_sft(settings: Settings[SftConfig]) -> SftPlan:
@@ -54,14 +63,16 @@ def plan_sft(settings: Settings[SftConfig]) -> SftPlan:
     """
     config = settings.config
     require_accepted_rank(config.lora_rank, config.backend, where=settings.place("lora_rank"))
-    settings = _with_paths(settings)
+    settings = with_paths(settings)
     model = load_model_config(resolve_model(config.base_model))
-    settings = settings.derived(_context_length(settings.config, model))
-    counts = _count(settings.config)
+    settings = settings.derived(context_length(settings.config, model))
+    table = load_prices()
+    require_price_for_cap(config, table, where=settings.place("max_cost_usd"))
+    counts, held_out = _count(settings.config)
     if counts.problems and not config.skip_bad_rows:
         raise counts.problems[0]
     settings, total_steps = _with_schedule(settings, counts.rows, model)
-    epochs = total_steps * (settings.config.batch_size or 1) / counts.rows
+    epochs = _passes(total_steps, settings.config.batch_size or 1, counts.rows)
     capacity = capacity_report(
         model,
         lora_rank=config.lora_rank,
@@ -70,10 +81,32 @@ def plan_sft(settings: Settings[SftConfig]) -> SftPlan:
         apply_to=config.apply_to,
     )
     warnings = tuple(_warnings(settings.config, counts, total_steps, capacity))
-    return SftPlan(settings, counts, total_steps, round(counts.tokens * epochs), capacity, warnings)
+    # A row of n tokens is n - 1 to train on: each is asked for its successor.
+    to_train = round((counts.tokens - counts.rows) * epochs)
+    cost = _cost(settings.config, table, to_train, counts.exact, held_out, total_steps)
+    return SftPlan(settings, counts, total_steps, to_train, capacity, warnings, cost)
 
 
-def _with_paths(settings: Settings[SftConfig]) -> Settings[SftConfig]:
+def _passes(steps: int, batch_size: int, rows: int) -> float:
+    """Passes over the data in so many steps; the last batch of a pass may be a small one."""
+    whole, begun = divmod(steps, -(-rows // batch_size))
+    return whole + min(1.0, begun * batch_size / rows)
+
+
+def _cost(
+    config: SftConfig, table: PriceTable, to_train: int, exact: bool, held_out: TokenCounts | None, total_steps: int
+) -> CostEstimate:
+    """Training tokens, and the held-out rows as prompts at each validation: before every n-th step, and at the end."""
+    validations = -(-total_steps // config.eval_every) + 1 if config.eval_every else 1
+    prefill = held_out.tokens * validations if held_out else 0
+    scored = held_out.rows * validations if held_out else 0  # scoring a row samples one token that nobody reads
+    spread = 0.0 if exact and (held_out is None or held_out.exact) else _SAMPLED_SPREAD
+    expected = Usage(train=to_train, prefill=prefill, sample=scored)
+    usages = [expected.times(factor) for factor in (1 - spread, 1.0, 1 + spread)]
+    return estimate_cost(table, config.backend, config.base_model, usages)
+
+
+def with_paths(settings: Settings[ConfigT]) -> Settings[ConfigT]:
     """Data paths made absolute: the worker runs in another folder."""
     config = settings.config
     found: dict[str, tuple[Any, Origin]] = {}
@@ -85,21 +118,24 @@ def _with_paths(settings: Settings[SftConfig]) -> Settings[SftConfig]:
     return settings.derived(found)
 
 
-def _context_length(config: SftConfig, model: ModelConfig) -> dict[str, tuple[Any, Origin]]:
+def context_length(config: SftConfig, model: ModelConfig) -> dict[str, tuple[Any, Origin]]:
+    """``max_seq_len`` where it was left out: the model's context, if its config has it."""
     if config.max_seq_len is not None or not model.has("max_position_embeddings"):
         return {}
     length = model.integer("max_position_embeddings")
     return {"max_seq_len": (length, Origin(kind="derived", reason="the model's context length"))}
 
 
-def _count(config: SftConfig) -> TokenCounts:
+def _count(config: SftConfig) -> tuple[TokenCounts, TokenCounts | None]:
     path = Path(config.train_file)
     renderer = load_renderer(config.base_model, config.renderer)
     sample = None if path.stat().st_size <= _EXACT_BYTES else _SAMPLE_ROWS
     counts = count_tokens(path, renderer, max_seq_len=config.max_seq_len, sample_rows=sample)
-    if config.val_file is not None:
-        count_tokens(Path(config.val_file), renderer, max_seq_len=config.max_seq_len, sample_rows=_SAMPLE_ROWS)
-    return counts
+    if config.val_file is None:
+        return counts, None
+    held_out = Path(config.val_file)
+    sample = None if held_out.stat().st_size <= _EXACT_BYTES else _SAMPLE_ROWS
+    return counts, count_tokens(held_out, renderer, max_seq_len=config.max_seq_len, sample_rows=sample)
 
 
 def _with_schedule(settings: Settings[SftConfig], rows: int, model: ModelConfig) -> tuple[Settings[SftConfig], int]:

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import chz
 import tinker
@@ -21,23 +19,28 @@ from tinker_cookbook.supervised import train
 from tinker_cookbook.supervised.common import datum_from_model_input_weights
 from tinker_cookbook.supervised.types import SupervisedDataset, SupervisedDatasetBuilder
 
-from sota_ml_researcher.core.errors import BackendError
 from sota_ml_researcher.core.files import append_json_line, read_json_lines
 from sota_ml_researcher.training import resume_point
 from sota_ml_researcher.training.backend_errors import backend_errors
 from sota_ml_researcher.training.backends import Backend, connect
-from sota_ml_researcher.training.engine_process import engine_died
-from sota_ml_researcher.training.models import ModelRef, resolve_model
+from sota_ml_researcher.training.best_checkpoint import read_best
+from sota_ml_researcher.training.cookbook_loop import (
+    injected,
+    save_stopped,
+    service_client_factory,
+    tokenizer_of,
+    watched,
+)
+from sota_ml_researcher.training.models import resolve_model
 from sota_ml_researcher.training.rendering import ChatRenderer, load_renderer
 from sota_ml_researcher.training.run_context import Outcome, RunContext, StopReason
 from sota_ml_researcher.training.sft_config import SftConfig, load_sft_settings
 from sota_ml_researcher.training.sft_dataset import Example, SftData, load_sft_data
-from sota_ml_researcher.training.steering import SteeredServiceClient, Steering, StopTrainingError
-from sota_ml_researcher.training.validation import Validation, read_best
+from sota_ml_researcher.training.steering import Steering, StopTrainingError
+from sota_ml_researcher.training.validation import NLL, Validation
 
 # Batches the loop sends before it waits for the oldest: one hides the round trip, more only cost memory.
 _SUBMIT_AHEAD = 1
-_WATCH_S = 2.0
 
 
 def run_sft_job(context: RunContext, config_file: Path) -> Outcome:
@@ -64,21 +67,13 @@ def run_sft(context: RunContext, config: SftConfig) -> Outcome:
     steering = _steering(context, config, point.next_step if point else 0)
     context.started(total_steps)
     context.progress(steering.next_step)
-    run = _SftRun(context, config, backend, renderer, steering, total_steps, _tokenizer(model))
-    with backend_errors(backend), _injected(run.service_client):
+    run = _SftRun(context, config, backend, renderer, steering, total_steps, tokenizer_of(model))
+    client = service_client_factory(context.job_id, backend, steering)
+    with backend_errors(backend), injected(train, ServiceClient=client):
         tokenizer_utils.register_tokenizer(model.wire_name, lambda: run.tokenizer)
         stopped = asyncio.run(run.train(model.wire_name, data, held_out))
     summary = _summary(context.folder, steering, time.monotonic() - began)
     return Outcome(stopped is None, stopped, steering.next_step, summary)
-
-
-def _tokenizer(model: ModelRef) -> Any:
-    """The tokenizer for the loop's own displays; code that lies beside a local model is never run."""
-    if model.path is None:
-        return tokenizer_utils.get_tokenizer(model.name)
-    from transformers import AutoTokenizer
-
-    return cast("Any", AutoTokenizer).from_pretrained(model.path, trust_remote_code=False)
 
 
 def _load(config: SftConfig, renderer: ChatRenderer) -> tuple[SftData, SftData | None]:
@@ -126,47 +121,17 @@ class _SftRun:
         self._steering = steering
         self._total_steps = total_steps
 
-    def service_client(self, **given: Any) -> SteeredServiceClient:
-        """Takes the place of ``tinker.ServiceClient`` inside the loop."""
-        metadata: dict[str, str] = {**(given.get("user_metadata") or {}), "ml_researcher_job": self._context.job_id}
-        client = tinker.ServiceClient(
-            user_metadata=metadata,
-            display_name=given.get("display_name"),
-            base_url=self._backend.base_url,
-            api_key=self._backend.api_key,
-        )
-        self._steering.rest = tinker.RestClient(base_url=self._backend.base_url, api_key=self._backend.api_key)
-        return SteeredServiceClient(client, self._steering)
-
     async def train(self, model_name: str, data: SftData, held_out: SftData | None) -> str | None:
         """Run the loop; returns why it stopped early, or None."""
         validation = self._validation(held_out)
         try:
-            await self._watched(train.main(self._loop_config(model_name, data, validation)))
+            await watched(train.main(self._loop_config(model_name, data, validation)), self._backend, self._steering)
         except StopTrainingError:
-            await self._save_stopped(len(data))
+            await save_stopped(self._context.folder, self._steering, batches_per_epoch=len(data))
             return self._context.stop_requested() or StopReason.CANCEL
         if validation is not None:
             await self._final_validation(validation)
         return None
-
-    async def _watched(self, loop: Coroutine[Any, Any, None]) -> None:
-        """Run the loop, and give up when the embedded engine dies: the SDK would go on calling it for ever.
-
-        Raises:
-            BackendError: If the engine's process ended.
-        """
-        running = asyncio.create_task(loop)
-        while not running.done():
-            await asyncio.wait({running}, timeout=_WATCH_S)
-            if self._backend.name == "embedded" and not running.done() and engine_died(self._backend.base_url):
-                running.cancel()
-                raise BackendError(
-                    f"the embedded engine ended at step {self._steering.next_step}",
-                    where=self._backend.base_url,
-                    fix="resume_job starts a new one and goes on from the last checkpoint; engine/log.txt says why",
-                )
-        await running
 
     def _validation(self, held_out: SftData | None) -> Validation | None:
         if held_out is None:
@@ -199,17 +164,6 @@ class _SftRun:
             session_name=config.run_name or self._context.job_id,
             submit_ahead=_SUBMIT_AHEAD,
         )
-
-    async def _save_stopped(self, batches_per_epoch: int) -> None:
-        client, step = self._steering.client, self._steering.next_step
-        if client is None or step == 0:
-            return
-        name = f"stopped-{step:06d}"
-        state = await (await client.save_state_async(name)).result_async()
-        sampler = await (await client.save_weights_for_sampler_async(name)).result_async()
-        record = {"name": name, "epoch": step // batches_per_epoch, "batch": step % batches_per_epoch}
-        paths = {"state_path": state.path, "sampler_path": sampler.path, "next_step": step}
-        append_json_line(self._context.folder / resume_point.CHECKPOINTS, {**record, **paths})
 
     async def _final_validation(self, validation: Validation) -> None:
         """The loop validates before a step only; this measures the weights it ends with."""
@@ -254,31 +208,16 @@ def _datum(example: Example) -> tinker.Datum:
     )
 
 
-@contextmanager
-def _injected(service_client: Callable[..., SteeredServiceClient]) -> Generator[None]:
-    """Let the loop build our service client where it asks the SDK for one: it has no parameter for that."""
-    loop: Any = train
-    original = loop.tinker
-    names: dict[str, Any] = {name: getattr(original, name) for name in dir(original)}
-    loop.tinker = SimpleNamespace(**{**names, "ServiceClient": service_client})
-    try:
-        yield
-    finally:
-        loop.tinker = original
-
-
 def _summary(folder: Path, steering: Steering, wall_s: float) -> dict[str, object]:
     records = list(read_json_lines(folder / resume_point.METRICS))
     saved: Sequence[dict[str, Any]] = list(read_json_lines(folder / resume_point.CHECKPOINTS))
     last = next((r for r in reversed(saved) if r.get("state_path") and r.get("sampler_path")), None)
-    best = read_best(folder)
+    best = read_best(folder, NLL)
     validations = [r["test/nll"] for r in records if "test/nll" in r]
     losses = [r["train_mean_nll"] for r in records if "train_mean_nll" in r]
     return {
         "final_checkpoint": {k: last[k] for k in ("name", "state_path", "sampler_path")} if last else None,
-        "best_checkpoint": {"state_path": best.state_path, "sampler_path": best.sampler_path, "step": best.step}
-        if best
-        else None,
+        "best_checkpoint": best.as_result() if best else None,
         "first_test_nll": validations[0] if validations else None,
         "last_test_nll": validations[-1] if validations else None,
         "first_train_nll": losses[0] if losses else None,

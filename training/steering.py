@@ -15,16 +15,29 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import tinker
 
 from sota_ml_researcher.core.errors import ResearcherError
-from sota_ml_researcher.training.sft_config import SftConfig
+from sota_ml_researcher.training.sft_config import COMPONENTS, Component
 
 
 class StopTrainingError(Exception):
     """Raised inside the loop, after every step taken is logged, when the run has to stop early."""
+
+
+class AdapterSettings(Protocol):
+    """What every kind of training job says about its adapter and its optimizer."""
+
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+    @property
+    def apply_to(self) -> tuple[Component, ...]: ...  # noqa: D102
+    @property
+    def weight_decay(self) -> float: ...  # noqa: D102
+    @property
+    def grad_clip(self) -> float: ...  # noqa: D102
 
 
 @dataclass(slots=True)
@@ -40,7 +53,7 @@ class Steering:
         stopped: Whether steps are refused now.
     """
 
-    config: SftConfig
+    config: AdapterSettings
     should_stop: Callable[[], bool]
     on_step: Callable[[int], None]
     on_saved: Callable[[str, int], None]
@@ -49,6 +62,11 @@ class Steering:
     client: SteeredTrainingClient | None = None
     tokens_submitted: int = 0
     rest: tinker.RestClient | None = None
+
+
+def adapter_choice(settings: AdapterSettings) -> dict[str, Any]:
+    """The SDK's arguments for a fresh adapter on the layers a job chose."""
+    return {"seed": settings.seed, **{f"train_{part}": part in settings.apply_to for part in COMPONENTS}}
 
 
 @dataclass(slots=True)
@@ -90,13 +108,18 @@ class LossNotFiniteError(ResearcherError, ArithmeticError):
 
 
 @dataclass(slots=True)
-class _LossFuture:
+class LossFuture:
     """A forward-backward under way; refuses a loss that is not a number."""
 
     inner: Any
     step: int
 
     async def result_async(self, timeout: float | None = None) -> Any:
+        """The result.
+
+        Raises:
+            LossNotFiniteError: If its loss is not a number.
+        """
         result = await self.inner.result_async(timeout)
         bad = {k: v for k, v in result.metrics.items() if k.startswith("loss") and not math.isfinite(v)}
         if bad:
@@ -130,7 +153,7 @@ class SteeredTrainingClient:
             return _SkippedFuture()
         steering.tokens_submitted += sum(datum.model_input.length for datum in data)
         future = await self.inner.forward_backward_async(data, loss_fn, **kwargs)
-        return _LossFuture(future, steering.next_step)
+        return LossFuture(future, steering.next_step)
 
     async def optim_step_async(self, adam_params: tinker.AdamParams) -> Any:
         """Send an optimizer step with the job's weight decay and clipping."""
@@ -166,16 +189,10 @@ class SteeredServiceClient:
         self, base_model: str, rank: int = 32, user_metadata: dict[str, str] | None = None
     ) -> SteeredTrainingClient:
         """A fresh adapter on the layers the job chose."""
-        settings = self.steering.config
+        choice = adapter_choice(self.steering.config)
         return await self._steer(
             self.inner.create_lora_training_client_async(
-                base_model=base_model,
-                rank=rank,
-                seed=settings.seed,
-                train_mlp="mlp" in settings.apply_to,
-                train_attn="attn" in settings.apply_to,
-                train_unembed="unembed" in settings.apply_to,
-                user_metadata=user_metadata,
+                base_model=base_model, rank=rank, user_metadata=user_metadata, **choice
             )
         )
 

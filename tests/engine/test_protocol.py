@@ -12,26 +12,8 @@ from typing import Any
 import httpx2
 import pytest
 import tinker
+from engine_support import KEY, TOKENS, Running, datum, step, trainer
 from tinker import types
-
-KEY = "tml-test"
-TOKENS = list(range(10, 40))
-
-
-class Running:
-    def __init__(self, model: Path, store: Path, *extra: str) -> None:
-        command = [sys.executable, "-m", "sota_ml_researcher.engine", "--port", "0", "--dtype", "float32"]
-        command += ["--model", f"tiny={model}", "--store", str(store), *extra]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        self.url = self.process.stdout.readline().removeprefix("listening on ").strip()
-
-    def service(self) -> tinker.ServiceClient:
-        return tinker.ServiceClient(base_url=self.url, api_key=KEY)
-
-    def stop(self, how: int = signal.SIGTERM) -> None:
-        self.process.send_signal(how)
-        self.process.communicate(timeout=30)
 
 
 @pytest.fixture(scope="module")
@@ -39,27 +21,6 @@ def engine(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Gene
     running = Running(tiny_weights, tmp_path_factory.mktemp("store"))
     yield running
     running.stop()
-
-
-def datum(tokens: list[int], weights: list[float] | None = None) -> types.Datum:
-    targets, weights = tokens[1:], weights or [1.0] * (len(tokens) - 1)
-    return types.Datum(
-        model_input=types.ModelInput.from_ints(tokens[:-1]),
-        loss_fn_inputs={
-            "target_tokens": types.TensorData(data=targets, dtype="int64", shape=[len(targets)]),
-            "weights": types.TensorData(data=weights, dtype="float32", shape=[len(weights)]),
-        },
-    )
-
-
-def trainer(engine: Running, rank: int = 4, **options: Any) -> tinker.TrainingClient:
-    return engine.service().create_lora_training_client(base_model="tiny", rank=rank, seed=1, **options).result()
-
-
-def step(client: tinker.TrainingClient, lr: float = 1e-2) -> float:
-    result = client.forward_backward([datum(TOKENS), datum(TOKENS[:9])], "cross_entropy")
-    client.optim_step(types.AdamParams(learning_rate=lr)).result()
-    return result.result().metrics["loss:sum"]
 
 
 def test_training_lowers_the_loss_and_reports_a_logprob_for_each_token(engine: Running) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import anyio
+import psutil
 import pytest
 from job_helpers import curve, ended, settings, start, wait_until
 from mcp import Client, StdioServerParameters
@@ -51,7 +51,9 @@ def test_a_killed_server_leaves_its_job_running_and_a_new_server_finds_it(
             overrides = settings(tmp_path, tiny_weights, num_steps=150)
             started = await client.call_tool("start_sft", {"overrides": overrides})
             assert started.structured_content is not None, started.content
-            subprocess.run(["pkill", "-9", "-f", "sota_ml_researcher.server serve"], check=False)
+            for child in psutil.Process().children():
+                if "serve" in child.cmdline():
+                    child.kill()
             return str(started.structured_content["job_id"])
 
     async def second(job_id: str) -> str:

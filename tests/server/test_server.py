@@ -252,3 +252,17 @@ def test_no_secret_reaches_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.is_error
     assert "no answer" in text_of(result)
     assert "very-secret" not in result.model_dump_json()
+
+
+def test_a_missing_package_is_a_sentence_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tinker", None)  # what an installation without the training packages looks like
+    monkeypatch.delitem(sys.modules, "sota_ml_researcher.training.sampling_client", raising=False)
+    result = call("sample_model", model="demo", prompts=["x"])
+    assert result.is_error
+    assert "this needs tinker, which is not installed. Run once: " in text_of(result)
+    assert text_of(result).endswith(" setup")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    refused = call("start_sft", overrides={"base_model": "demo", "train_file": "demo:sft_train"})
+    assert refused.is_error
+    assert "needs packages that are not installed" in text_of(refused)
+    assert Registry().list() == []

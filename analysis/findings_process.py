@@ -1,0 +1,249 @@
+"""What the run as a process shows: steps that slow down, a stall, an early end, oddities of its data and its log."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from sota_ml_researcher.analysis.findings import Evidence, Finding, number, numbers, point
+from sota_ml_researcher.analysis.runs import Run
+from sota_ml_researcher.analysis.series import Series, change_points
+
+_LEAST = 20
+
+
+def process_findings(run: Run) -> list[Finding]:
+    """Findings on pace, liveness and completeness."""
+    found = [_mixed(run), _slower(run), _stalled(run) or _unfinished(run)]
+    return [f for f in found if f is not None]
+
+
+def data_findings(run: Run) -> list[Finding]:
+    """Findings on the loss that point at the data rather than at the optimizer (SFT)."""
+    train = run.get("train_loss", least=1)
+    if train is None or run.kind != "sft":
+        return []
+    found = [_strange_start(run, train), _level_shift(run, train), _epoch_steps(run, train), _leakage(run, train)]
+    return [f for f in found if f is not None][:2]
+
+
+def _mixed(run: Run) -> Finding | None:
+    if not run.mixed:
+        return None
+    first = next(iter(run.series.values()))
+    return Finding(
+        "mixed_runs",
+        "warn",
+        f"{run.mixed[0].upper()}{run.mixed[1:]}.",
+        (Evidence(first.name, int(first.steps[0]) if len(first) else 0, int(first.lines[0]) if len(first) else 0, {}),),
+        "diagnosis.data_problem",
+        "high",
+        "Give every run its own file, and analyse them apart.",
+    )
+
+
+def _slower(run: Run) -> Finding | None:
+    pace = run.get("step_time", least=_LEAST)
+    if pace is None:
+        return None
+    values = np.array(pace.reduced.values)
+    tokens = run.get("tokens", least=_LEAST)
+    if tokens is not None and len(tokens) == len(pace) and float(np.median(tokens.reduced.values)) > 0:
+        values = values / np.maximum(tokens.reduced.values, 1.0) * float(np.median(tokens.reduced.values))
+    logs = np.log(np.maximum(values, 1e-6))
+    noise = max(0.02, float(np.median(np.abs(np.diff(logs)))) * 1.05)
+    edges = [0, *change_points(logs, noise=noise), len(logs)]
+    levels = [float(np.median(values[a:b])) for a, b in itertools.pairwise(edges)]
+    last = edges[-2]
+    earlier = float(np.median(values[:last])) if last else levels[-1]
+    long_enough = len(values) - last >= max(5, 0.08 * len(values)) and last >= max(5, 0.08 * len(values))
+    if len(levels) < 2 or not long_enough or levels[-1] < number("diagnosis.throughput.factor") * earlier:
+        return None
+    step = pace.at(last)[0]
+    return Finding(
+        "throughput",
+        "warn",
+        f"Steps slow down at step {step}: {earlier:.3g} s before, {levels[-1]:.3g} s since, at equal tokens.",
+        (point(pace, max(0, last - 1)), point(pace, last)),
+        "diagnosis.throughput",
+        "medium",
+        "Look at the machine (or the service's status) at that time; longer rows would have shown in the tokens.",
+    )
+
+
+def _stalled(run: Run) -> Finding | None:
+    if not run.active:
+        return None
+    pace, limits = run.get("step_time", least=2), numbers("diagnosis.stalled.steps")
+    usual = float(np.median(pace.values)) if pace is not None else 0.0
+    if usual == 0.0 or run.quiet_s < max(limits["steps"] * usual, limits["least_s"]):
+        return None
+    last = next(iter(run.series.values()))
+    return Finding(
+        "stalled",
+        "warn",
+        f"Stalled: no new step for {run.quiet_s:.0f} s, while a step usually takes {usual:.3g} s.",
+        (point(last, -1, quiet_s=run.quiet_s),),
+        "diagnosis.stalled",
+        "medium",
+        f"get_job(job_id='{run.name}') says whether the backend makes it wait; if not, cancel_job and resume_job.",
+    )
+
+
+def _unfinished(run: Run) -> Finding | None:
+    if run.active or run.planned_steps is None:
+        return None
+    ended = run.job.step if run.job is not None else run.last_step
+    done = max(ended, run.last_step)
+    # The last step logged counts from zero in some programs; records come every few steps in others.
+    gap = max(1, _record_gap(run))
+    if done >= run.planned_steps - gap:
+        return None
+    going = run.job is None and run.quiet_s < 120
+    state = f" ({run.job.state}{': ' + run.job.error if run.job.error else ''})" if run.job is not None else ""
+    follow = (
+        f"resume_job(job_id='{run.job.id}') goes on from the last checkpoint."
+        if run.job is not None
+        else "Go on from its last checkpoint; until then judge it as what it is."
+    )
+    last = next(iter(run.series.values()))
+    return Finding(
+        "unfinished",
+        "note" if going else "warn",
+        f"{'Still going' if going else 'Unfinished'}: it ends at step {done} of {run.planned_steps}{state}.",
+        (point(last, -1, planned=float(run.planned_steps)),),
+        "diagnosis.unfinished",
+        "high",
+        follow,
+    )
+
+
+def _record_gap(run: Run) -> int:
+    longest = max(run.series.values(), key=len)
+    return int(np.median(np.diff(longest.steps))) if len(longest) > 1 else 1
+
+
+def _strange_start(run: Run, train: Series) -> Finding | None:
+    bounds = run_start_bounds()
+    first = float(np.median(train.values[:3]))
+    if bounds[0] <= first <= bounds[1]:
+        return None
+    low = first < bounds[0]
+    return Finding(
+        "data_problem",
+        "warn",
+        f"The loss starts at {first:.3g} nats a token: "
+        + (
+            "the answers stand in the prompt, or the model knows them already."
+            if low
+            else "template or tokenizer is broken."
+        ),
+        (point(train, 0),),
+        "diagnosis.data_problem.start",
+        "medium",
+        "Read one rendered row with its loss mask (check_dataset); "
+        + ("an answer that is not in its prompt refutes it." if low else "special tokens in their places refute it."),
+    )
+
+
+def run_start_bounds() -> tuple[float, float]:
+    """Between which losses an SFT run on ordinary text starts (nats a token)."""
+    from sota_ml_researcher.doctrine.rules import rule
+
+    match rule("diagnosis.data_problem.start").value:
+        case (int() | float() as low, int() | float() as high):
+            return float(low), float(high)
+        case other:
+            raise TypeError(f"rule diagnosis.data_problem.start must hold two losses, got {other!r}")
+
+
+def _level_shift(run: Run, train: Series) -> Finding | None:
+    """A jump upwards that stays for a while and is no divergence: another kind of rows begins."""
+    r = train.reduced
+    n = len(r)
+    if n < 2 * _LEAST:
+        return None
+    for at in change_points(r.values, noise=max(train.noise, 1e-9)):
+        width = max(4, n // 25)
+        before, after = r.values[max(0, at - width) : at], r.values[at : at + width]
+        if at < n // 10 or len(before) < 4 or len(after) < 4:
+            continue
+        jump = float(np.median(after) - np.median(before))
+        if jump > 5 * train.noise and jump > 0.1 * abs(float(np.median(before))):
+            step = int(r.steps[at])
+            return Finding(
+                "data_problem",
+                "warn",
+                f"The loss jumps by {jump:.3g} at step {step} and stays there: another kind of rows begins.",
+                (point(train, at - 1), point(train, at)),
+                "diagnosis.data_problem",
+                "medium",
+                f"Read the rows of step {step}; sort order is the usual cause: shuffle the file and rerun.",
+            )
+    return None
+
+
+def _epoch_steps(run: Run, train: Series) -> Finding | None:
+    """Drops at the starts of epochs: rows are learned by heart."""
+    starts = _epoch_starts(run, train)
+    r = train.reduced
+    drops: list[tuple[int, float]] = []
+    for step in starts:
+        at = int(np.searchsorted(r.steps, step))
+        width = max(3, min(at, len(r) - at) // 3)
+        before, after = r.values[max(0, at - width) : at], r.values[at : at + width]
+        if len(before) < 3 or len(after) < 3:
+            continue
+        within = float(np.median(before[: len(before) // 2 + 1]) - np.median(before[len(before) // 2 :]))
+        drop = float(np.median(before) - np.median(after))
+        if drop > max(4 * train.noise / len(after) ** 0.5, 3 * abs(within), 0.1 * abs(float(np.median(before)))):
+            drops.append((at, drop))
+    if not starts or len(drops) < max(1, (len(starts) + 1) // 2):
+        return None
+    at, drop = drops[0]
+    return Finding(
+        "data_problem",
+        "warn",
+        f"The loss drops by {drop:.3g} at the start of an epoch (step {train.at(at)[0]}): rows are learned by heart.",
+        tuple(point(train, i) for a, _ in drops[:2] for i in (a - 1, a)),
+        "data.duplicates",
+        "medium",
+        "Rerun with one epoch less and look at the held-out loss; check_dataset counts the duplicates.",
+    )
+
+
+def _epoch_starts(run: Run, train: Series) -> list[int]:
+    epoch = run.get("epoch", least=_LEAST)
+    if epoch is not None:
+        whole = np.floor(epoch.values + 1e-6)
+        return [int(epoch.steps[i]) for i in np.flatnonzero(np.diff(whole) > 0) + 1]
+    epochs = run.config.get("num_epochs")
+    total = run.planned_steps or (run.last_step + 1)
+    if not isinstance(epochs, int) or epochs < 2 or total % epochs:
+        return []
+    return [k * (total // epochs) for k in range(1, epochs)]
+
+
+def _leakage(run: Run, train: Series) -> Finding | None:
+    """A held-out loss well below the training loss from the start on: leakage, or an easier split."""
+    val = run.get("val_loss", least=3)
+    if val is None or len(train) < _LEAST:
+        return None
+    r = train.reduced
+    smooth = np.interp(val.steps.astype(float), r.steps.astype(float), train.smooth)
+    gap = smooth - val.values
+    later = slice(1, None)
+    share = gap[later] / np.maximum(np.abs(smooth[later]), 1e-9)
+    if float(np.min(gap[later])) <= train.noise / 2 or float(np.median(share)) < 0.2:
+        return None
+    return Finding(
+        "data_problem",
+        "warn",
+        f"The held-out loss is {np.median(share):.0%} below the training loss throughout: rows may be shared, or the "
+        "held-out set is easier.",
+        (point(val, -1), point(train, -1)),
+        "data.leakage",
+        "medium",
+        "check_dataset with train and val file counts shared rows; none refutes leakage.",
+    )

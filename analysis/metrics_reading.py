@@ -1,0 +1,268 @@
+"""Reading metrics as they were logged: our runs and tinker-cookbook (JSON lines), TRL (trainer_state.json), CSV.
+
+A file is read in blocks and only the quantities of `metric_names` are kept, so a log of a million lines costs a second
+or two and little memory. Tolerant: a last line still being written, nan, broken lines, steps out of order.
+"""
+# pyright: basic
+# reason: pyarrow has no types
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sota_ml_researcher.analysis.metric_names import KNOWN, RUN_NAMES
+from sota_ml_researcher.core.errors import DataError
+from sota_ml_researcher.core.files import storage_errors
+
+_BLOCK = 16 << 20
+_PARSE_BLOCK = 2 << 20
+_LONGEST_LINE = 64 << 20
+_LARGEST_STATE = 512 << 20
+# JSON has no nan, but Python writes it; a parser in C refuses it. This number stands in for it.
+_STAND_IN = b"1.7e308"
+_HUGE = 1.6e308
+_NOT_A_NUMBER = re.compile(rb"(?<=[:\s])-?(?:NaN|nan|Infinity|inf)(?=\s*[,}])")
+
+
+@dataclass(slots=True)
+class RawMetrics:
+    """Columns as logged. Rows count from 0 in the order of the file; a value that is not a number is kept as nan.
+
+    Attributes:
+        path: The file.
+        columns: For each name the rows that have it, and its values.
+        lines: For each row its line in the file (JSON lines and CSV), or its place in the history.
+        owners: For each row the run it says it belongs to; empty where no row says so.
+        notes: What was odd about the file, for people.
+        facts: What the file says about the run besides its metrics.
+    """
+
+    path: Path
+    columns: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    lines: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    owners: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class _Columns:
+    """Columns being collected, block by block."""
+
+    def __init__(self, extra: Iterable[str]) -> None:
+        self.wanted = KNOWN | set(extra)
+        self.parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+        self.lines: list[np.ndarray] = []
+        self.owners: list[str] = []
+        self.rows = 0
+
+    def add_records(self, records: list[tuple[int, Mapping[str, Any]]]) -> None:
+        """Rows given as (line, values)."""
+        found: dict[str, tuple[list[int], list[float]]] = {}
+        for offset, (_, record) in enumerate(records):
+            for name, value in record.items():
+                if name in self.wanted and isinstance(value, int | float) and not isinstance(value, bool):
+                    rows, values = found.setdefault(name, ([], []))
+                    rows.append(self.rows + offset)
+                    values.append(float(value) if abs(value) < _HUGE else math.nan)
+        for name, (rows, values) in found.items():
+            self.parts.setdefault(name, []).append((np.array(rows, np.uint32), np.array(values, np.float64)))
+        if self.owners or any(name in r for _, r in records[:1] for name in RUN_NAMES):
+            self.owners += [str(next((r[n] for n in RUN_NAMES if n in r), "")) for _, r in records]
+        self._advance(np.array([line for line, _ in records], np.int64))
+
+    def add_table(self, table: Any, lines: np.ndarray) -> None:
+        """Rows given as an arrow table."""
+        import pyarrow as pa
+
+        for name in table.column_names:
+            column = table.column(name)
+            kind = column.type
+            if name in RUN_NAMES and not (self.owners and len(self.owners) != self.rows):
+                self.owners += [str(v) for v in column.to_pylist()]
+            if name not in self.wanted or not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+                continue
+            values = column.cast(pa.float64()).combine_chunks()
+            valid = np.asarray(values.is_valid())
+            numbers = np.asarray(values.fill_null(0.0))[valid]
+            numbers = np.where(np.abs(numbers) < _HUGE, numbers, np.nan)
+            rows = (np.flatnonzero(valid) + self.rows).astype(np.uint32)
+            self.parts.setdefault(name, []).append((rows, numbers))
+        self._advance(lines)
+
+    def _advance(self, lines: np.ndarray) -> None:
+        self.lines.append(lines)
+        self.rows += len(lines)
+
+    def into(self, raw: RawMetrics) -> RawMetrics:
+        """Put everything collected into ``raw``."""
+        raw.columns = {
+            name: (np.concatenate([r for r, _ in parts]), np.concatenate([v for _, v in parts]))
+            for name, parts in self.parts.items()
+        }
+        raw.lines = np.concatenate(self.lines) if self.lines else raw.lines
+        raw.owners = self.owners if len(self.owners) == self.rows else []
+        return raw
+
+
+def read_metrics(path: Path, *, extra: Iterable[str] = ()) -> RawMetrics:
+    """Read one file of metrics by its ending.
+
+    Args:
+        path: A ``.jsonl``, ``.json`` (a trainer_state.json) or ``.csv`` file.
+        extra: Names to keep besides the known ones.
+
+    Raises:
+        DataError: If the file holds no metrics that can be read.
+        StorageError: If it cannot be opened.
+    """
+    readers = {".jsonl": _read_jsonl, ".json": _read_trainer_state, ".csv": _read_csv}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"cannot read '{path.suffix}' files", where=str(path), fix="Give .jsonl, .json or .csv")
+    raw, columns = RawMetrics(path), _Columns(extra)
+    with storage_errors(path):
+        reader(path, raw, columns)
+    columns.into(raw)
+    if not raw.columns:
+        raise DataError(
+            "no known metric in this file" if columns.rows else "the file is empty: no step has been logged yet",
+            where=str(path),
+            fix="It needs a step and a loss, margin or reward; docs/analysis.md lists the names that are known",
+        )
+    return raw
+
+
+def _read_jsonl(path: Path, raw: RawMetrics, columns: _Columns) -> None:
+    broken: list[int] = []
+    line = 1
+    for block, complete in _blocks(path):
+        if not complete and block.strip() and not _parsed_line(block.strip()):
+            raw.notes.append(f"line {line} is still being written: left out")
+            break
+        line = _add_block(block, line, columns, broken)
+    if not broken:
+        return
+    if len(broken) > columns.rows:
+        raise DataError("this is not a file of JSON lines", where=f"{path}:{broken[0]}", fix="One object a line")
+    shown = ", ".join(str(n) for n in broken[:3])
+    raw.notes.append(f"{len(broken)} broken lines left out (line {shown}{', …' if len(broken) > 3 else ''})")
+
+
+def _blocks(path: Path) -> Iterator[tuple[bytes, bool]]:
+    """The file in blocks of whole lines; what follows the last newline comes last, marked as not complete."""
+    rest = b""
+    with path.open("rb") as file:
+        while chunk := file.read(_BLOCK):
+            cut = chunk.rfind(b"\n") + 1
+            if cut:
+                yield rest + chunk[:cut], True
+                rest = chunk[cut:]
+            else:
+                rest += chunk
+            if len(rest) > _LONGEST_LINE:
+                raise DataError("a line is longer than 64 MB", where=str(path), fix="One JSON object a line")
+    if rest:
+        yield rest, False
+
+
+def _add_block(block: bytes, line: int, columns: _Columns, broken: list[int]) -> int:
+    """Parse one block; returns the number of the line after it."""
+    count = block.count(b"\n") + (not block.endswith(b"\n"))
+    table = _arrow_table(block)
+    if table is not None and table.num_rows == count:
+        columns.add_table(table, np.arange(line, line + count, dtype=np.int64))
+        return line + count
+    records: list[tuple[int, Mapping[str, Any]]] = []
+    for number, text in enumerate(block.split(b"\n"), line):
+        if not text.strip():
+            continue
+        record = _parsed_line(text)
+        if record is None:
+            broken.append(number)
+        else:
+            records.append((number, record))
+    columns.add_records(records)
+    return line + count
+
+
+def _arrow_table(block: bytes) -> Any:
+    """The block through arrow's parser, or None where it does not hold only plain objects of one shape."""
+    import pyarrow as pa
+    from pyarrow import json as arrow_json
+
+    if b"NaN" in block or b"nan" in block or b"nf" in block:
+        block = _NOT_A_NUMBER.sub(_STAND_IN, block)
+    options = arrow_json.ReadOptions(block_size=_PARSE_BLOCK)
+    try:
+        return arrow_json.read_json(io.BytesIO(block), read_options=options)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError):
+        return None
+
+
+def _parsed_line(text: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _read_trainer_state(path: Path, raw: RawMetrics, columns: _Columns) -> None:
+    if path.stat().st_size > _LARGEST_STATE:
+        raise DataError("larger than 512 MB", where=str(path), fix="Export the metrics as CSV or JSON lines")
+    try:
+        state: Any = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(
+            f"not valid JSON ({error})", where=str(path), fix="It may be half-written: take an earlier checkpoint's"
+        ) from error
+    history = state.get("log_history") if isinstance(state, dict) else state
+    if not isinstance(history, list):
+        raise DataError("no log_history in it", where=str(path), fix="Give a trainer_state.json of transformers or TRL")
+    # The closing record of a run holds its averages, not values of its last step.
+    rows = [(i, r) for i, r in enumerate(history, 1) if isinstance(r, dict) and "train_runtime" not in r]
+    columns.add_records(rows)
+    if isinstance(state, dict):
+        raw.facts = {k: state[k] for k in ("max_steps", "global_step", "num_train_epochs", "best_metric") if k in state}
+
+
+def _read_csv(path: Path, raw: RawMetrics, columns: _Columns) -> None:
+    import pyarrow as pa
+    from pyarrow import csv as arrow_csv
+
+    with path.open("rb") as file:
+        head = file.readline().decode("utf-8-sig", errors="replace").strip()
+    names = [name.strip().strip('"') for name in head.split(",")]
+    known = [name for name in names if name in columns.wanted]
+    skipped: list[int] = []
+
+    def skip(row: Any) -> str:
+        skipped.append(row.number or 0)
+        return "skip"
+
+    try:
+        table = arrow_csv.read_csv(
+            path,
+            read_options=arrow_csv.ReadOptions(column_names=names, skip_rows=1),
+            parse_options=arrow_csv.ParseOptions(invalid_row_handler=skip),
+            convert_options=arrow_csv.ConvertOptions(
+                include_columns=known + [n for n in names if n in RUN_NAMES][:1],
+                column_types=dict.fromkeys(known, pa.float64()),
+                null_values=["", "null", "None", "NA", "N/A"],
+            ),
+        )
+    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        message = str(error).splitlines()[0].removeprefix("CSV conversion error to double: ")
+        raise DataError(f"cannot be read as CSV ({message})", where=str(path), fix="Numbers only, commas") from error
+    columns.add_table(table, np.arange(2, table.num_rows + 2, dtype=np.int64))
+    if skipped:
+        raw.notes.append(f"{len(skipped)} rows with another number of cells left out")

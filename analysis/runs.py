@@ -1,0 +1,278 @@
+"""A run to be analysed: its metrics by quantity, its settings, and what is known of its process."""
+# pyright: basic
+# reason: numpy arithmetic on columns of unknown names
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from sota_ml_researcher.analysis.metric_names import ALIASES, STEP_NAMES
+from sota_ml_researcher.analysis.metrics_reading import RawMetrics, read_metrics
+from sota_ml_researcher.analysis.series import Series
+from sota_ml_researcher.core.errors import ConfigError, DataError
+from sota_ml_researcher.core.yaml_loading import load_yaml
+from sota_ml_researcher.jobs import run_files
+from sota_ml_researcher.jobs.registry import Registry
+from sota_ml_researcher.jobs.states import ACTIVE, Job
+from sota_ml_researcher.jobs.watch import look
+
+Kind = Literal["sft", "dpo", "rl"]
+TRAINER_STATE = "trainer_state.json"
+# A drop in the step number below this share of rows is a resume or a new run; above it the order is simply lost.
+_UNORDERED = 0.02
+
+
+@dataclass(slots=True)
+class Run:
+    """One run, ready to be read.
+
+    Attributes:
+        name: What to call it: a job's id, or the folder's or file's name.
+        file: The file of metrics.
+        kind: What its metrics and settings say it is.
+        series: Metrics by quantity (keys of `metric_names.ALIASES`, and any extra name that was asked for).
+        config: Its settings, as far as a config lies beside the metrics.
+        notes: What was odd about the file.
+        mixed: Why the file seems to hold several runs; empty if it does not.
+        job: The registry's row, if it is one of our jobs.
+        planned_steps: The steps it was to take, if known.
+        quiet_s: Seconds since the file last grew, measured when it was read.
+    """
+
+    name: str
+    file: Path
+    kind: Kind
+    series: dict[str, Series]
+    config: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    mixed: str = ""
+    job: Job | None = None
+    planned_steps: int | None = None
+    quiet_s: float = 0.0
+
+    @property
+    def active(self) -> bool:
+        """Whether one of our workers is on it now."""
+        return self.job is not None and self.job.state in ACTIVE
+
+    @property
+    def last_step(self) -> int:
+        """The highest step of any metric."""
+        return max((int(s.steps[-1]) for s in self.series.values() if len(s)), default=0)
+
+    def get(self, quantity: str, *, least: int = 1) -> Series | None:
+        """A metric with at least ``least`` finite values, or None."""
+        found = self.series.get(quantity)
+        return found if found is not None and len(found) >= least else None
+
+
+def load_run(target: str, *, extra: Iterable[str] = ()) -> Run:
+    """Read a run by job id, folder or file.
+
+    Raises:
+        JobError: If it looks like a job id and there is no such job.
+        DataError: If there is no such path, or no metrics in it.
+    """
+    path = Path(target).expanduser()
+    if path.exists():
+        file = path if path.is_file() else metrics_file(path)
+        job = _job_of(path)
+    else:
+        if any(c in target for c in "/\\.~"):
+            raise DataError("no such file or folder", where=target, fix="Give a job id (list_jobs) or a path")
+        job = look(Registry(), target)
+        file = _job_metrics(job)
+    run = from_raw(read_metrics(file, extra=extra), name=job.id if job else _name(file), extra=extra)
+    run.job = job
+    run.config = _config(file.parent)
+    run.planned_steps = (job.total_steps if job else None) or run.planned_steps
+    run.quiet_s = max(0.0, time.time() - file.stat().st_mtime)
+    run.kind = _kind(run)
+    return run
+
+
+def _name(file: Path) -> str:
+    plain = file.name in (run_files.METRICS, TRAINER_STATE)
+    return file.parent.resolve().name if plain else file.stem
+
+
+def _job_of(path: Path) -> Job | None:
+    """The job whose run folder this is, if it is in this machine's registry."""
+    folder = (path if path.is_dir() else path.parent).resolve()
+    registry = Registry()
+    return next((look(registry, j.id) for j in registry.list(limit=10_000) if j.folder.resolve() == folder), None)
+
+
+def _job_metrics(job: Job) -> Path:
+    file = job.folder / run_files.METRICS
+    if file.exists():
+        return file
+    if (job.folder / "verdict.json").exists() or job.kind in ("judge_eval", "benchmark"):
+        raise DataError(
+            f"{job.id} is an evaluation: it has no training curve",
+            where=str(job.folder),
+            fix=f"get_job(job_id='{job.id}') shows its verdict, its report.html the answers",
+        )
+    raise DataError(
+        f"{job.id} has logged no metrics yet (it is {job.state}{': ' + job.error if job.error else ''})",
+        where=str(job.folder),
+        fix=f"get_job(job_id='{job.id}') shows what it does",
+    )
+
+
+def metrics_file(folder: Path) -> Path:
+    """The file of metrics in a folder: metrics.jsonl, a trainer_state.json (the newest checkpoint's), or one CSV.
+
+    Raises:
+        DataError: If there is none, or more than one CSV to choose from.
+    """
+    for name in (run_files.METRICS, TRAINER_STATE):
+        if (folder / name).exists():
+            return folder / name
+    saved = sorted(folder.glob(f"checkpoint-*/{TRAINER_STATE}"), key=lambda p: p.stat().st_mtime)
+    if saved:
+        return saved[-1]
+    tables = sorted([*folder.glob("*.jsonl"), *folder.glob("*.csv")])
+    known = [p for p in tables if p.stem in ("metrics", "progress", "log", "logs", "history", "train_log")]
+    if len(known or tables) == 1:
+        return (known or tables)[0]
+    names = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
+    problem = (
+        f"several tables ({', '.join(p.name for p in tables[:4])})" if tables else f"no metrics here (it has {names})"
+    )
+    raise DataError(
+        problem, where=str(folder), fix="Give the file: metrics.jsonl, trainer_state.json or a CSV with a step column"
+    )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The settings beside the metrics; an unreadable file counts as none."""
+    for name in (run_files.CONFIG, "config.json"):
+        path = folder / name
+        if not path.exists() or path.stat().st_size > 1_000_000:
+            continue
+        try:
+            found: Any = load_yaml(path).data if path.suffix == ".yaml" else json.loads(path.read_bytes())
+        except (ConfigError, ValueError, OSError):
+            continue
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def from_raw(raw: RawMetrics, *, name: str, extra: Iterable[str] = ()) -> Run:
+    """Bring raw columns into order: one run, steps ascending, one value a step."""
+    notes = list(raw.notes)
+    steps, keep, mixed = _steps(raw, notes)
+    wanted: Mapping[str, tuple[str, ...]] = {**ALIASES, **{e: (e,) for e in extra}}
+    series: dict[str, Series] = {}
+    repeated = 0
+    for quantity, names in wanted.items():
+        for logged in names:
+            if logged in raw.columns:
+                found, again = _series(logged, raw, steps, keep)
+                repeated = max(repeated, again)
+                if len(found) or found.not_finite:
+                    series[quantity] = found
+                    break
+    if repeated:
+        notes.append(f"{repeated} steps are logged more than once: the last value counts")
+    if not mixed and series and repeated > 0.5 * max(len(s) for s in series.values()):
+        mixed = "most steps are logged more than once with different values: two runs write to one file"
+    _derive(series, raw)
+    planned = raw.facts.get("max_steps")
+    return Run(name, raw.path, "sft", series, {}, notes, mixed, None, planned if isinstance(planned, int) else None)
+
+
+def _steps(raw: RawMetrics, notes: list[str]) -> tuple[np.ndarray, np.ndarray, str]:
+    """The step of each row, which rows belong to the run to be read, and why the file seems to hold several runs."""
+    rows = len(raw.lines)
+    keep = np.ones(rows, bool)
+    mixed = ""
+    if raw.owners and len(owners := dict.fromkeys(o for o in raw.owners if o)) > 1:
+        last = list(owners)[-1]
+        keep = np.array([o == last for o in raw.owners])
+        mixed = f"{len(owners)} runs in one file: only '{last}' is read"
+    column = next((raw.columns[n] for n in STEP_NAMES if n in raw.columns), None)
+    if column is None:
+        notes.append("no step column: rows are counted")
+        return np.arange(rows), keep, mixed
+    steps = np.full(rows, -1, np.int64)
+    usable = np.isfinite(column[1])
+    steps[column[0][usable]] = column[1][usable].astype(np.int64)
+    keep &= steps >= 0
+    if not mixed:
+        mixed = _restarts(steps, keep, raw.lines, notes)
+    return steps, keep, mixed
+
+
+def _restarts(steps: np.ndarray, keep: np.ndarray, lines: np.ndarray, notes: list[str]) -> str:
+    """Where the step number falls back: to the start is a new run (the last is read), elsewhere a resume."""
+    rows = np.flatnonzero(keep)
+    if len(rows) < 2:
+        return ""
+    own = steps[rows]
+    drops = np.flatnonzero(np.diff(own) < 0) + 1
+    if not len(drops):
+        return ""
+    if len(drops) > max(3, _UNORDERED * len(rows)):
+        notes.append("steps are out of order: sorted")
+        return ""
+    begins = [int(d) for d in drops if own[d] <= own[0] + 1 and own[d - 1] > own[d] + 2]
+    if not begins:
+        places = ", ".join(str(int(lines[rows[d]])) for d in drops[:3])
+        notes.append(f"the step falls back at line {places}: a resume, the later values count")
+        return ""
+    keep[rows[: begins[-1]]] = False
+    line = int(lines[rows[begins[-1]]])
+    return f"{len(begins) + 1} runs in one file: only the last is read, from line {line}"
+
+
+def _series(logged: str, raw: RawMetrics, steps: np.ndarray, keep: np.ndarray) -> tuple[Series, int]:
+    rows, values = raw.columns[logged]
+    chosen = keep[rows]
+    rows, values = rows[chosen], values[chosen]
+    at = steps[rows]
+    if len(at) > 1 and np.any(np.diff(at) <= 0):
+        order = np.argsort(at, kind="stable")
+        rows, values, at = rows[order], values[order], at[order]
+        last = np.append(np.diff(at) > 0, True)
+        again = int(len(at) - last.sum())
+        rows, values, at = rows[last], values[last], at[last]
+    else:
+        again = 0
+    finite = np.isfinite(values)
+    lines = raw.lines[rows]
+    bad = tuple((int(s), int(n)) for s, n in zip(at[~finite][:1000], lines[~finite][:1000], strict=True))
+    return Series(logged, at[finite], values[finite].astype(np.float64), lines[finite], bad), again
+
+
+def _derive(series: dict[str, Series], raw: RawMetrics) -> None:
+    """Quantities that are logged in parts: step time from its two halves, constant groups from good and bad ones."""
+    for whole, parts in (
+        ("step_time", ("submit_time", "finish_time")),
+        ("constant_groups", ("groups_all_good", "groups_all_bad")),
+    ):
+        found = [series[p] for p in parts if p in series]
+        if whole not in series and len(found) == 2 and np.array_equal(found[0].steps, found[1].steps):
+            name = " + ".join(s.name for s in found)
+            series[whole] = Series(name, found[0].steps, found[0].values + found[1].values, found[0].lines)
+    tokens = series.get("tokens")
+    # TRL logs the tokens seen so far; the difference is what one step had.
+    if tokens is not None and raw.path.name == TRAINER_STATE and len(tokens) > 2:
+        series["tokens"] = Series(tokens.name, tokens.steps[1:], np.diff(tokens.values), tokens.lines[1:])
+
+
+def _kind(run: Run) -> Kind:
+    if run.job is not None and run.job.kind in ("dpo", "grpo", "ppo"):
+        return "dpo" if run.job.kind == "dpo" else "rl"
+    if "reward" in run.series or "group_size" in run.config:
+        return "rl"
+    return "dpo" if "margin" in run.series or "beta" in run.config else "sft"

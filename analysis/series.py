@@ -1,0 +1,161 @@
+"""One metric over steps, and the robust arithmetic that every finding stands on."""
+# pyright: basic
+# reason: ruptures has no types, and numpy's are too wide for strict mode to help in arithmetic
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+# Points a curve is reduced to before anything slower than linear looks at it.
+REDUCED = 600
+_MAD_TO_SIGMA = 1.4826
+
+
+@dataclass(frozen=True)
+class Series:
+    """One metric: its finite values in order of step, each step once.
+
+    Attributes:
+        name: The name it was logged under.
+        steps: Steps, ascending, shape [n].
+        values: Values, shape [n].
+        lines: The line of the file each came from, shape [n].
+        not_finite: (step, line) of the values that were nan or infinite.
+    """
+
+    name: str
+    steps: NDArray[np.int64]
+    values: Floats
+    lines: NDArray[np.int64]
+    not_finite: tuple[tuple[int, int], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @cached_property
+    def reduced(self) -> Series:
+        """At most `REDUCED` points: means of equal stretches."""
+        if len(self) <= REDUCED:
+            return self
+        edges = np.linspace(0, len(self), REDUCED + 1).astype(int)
+        sizes = np.diff(edges)
+        means = np.add.reduceat(self.values, edges[:-1]) / sizes
+        middle = edges[:-1] + sizes // 2
+        return Series(self.name, self.steps[middle], means, self.lines[middle])
+
+    @cached_property
+    def smooth(self) -> Floats:
+        """The reduced values through a rolling median, then a rolling mean."""
+        width = max(3, len(self.reduced) // 20) | 1
+        return rolling_mean(rolling_median(self.reduced.values, width), width)
+
+    @cached_property
+    def noise(self) -> float:
+        """The standard deviation of one reduced point around the trend (see `noise_of`)."""
+        return noise_of(self.reduced.values)
+
+    def part(self, low: float, high: float) -> Floats:
+        """Reduced values of a stretch given as fractions of the run, at least one of them."""
+        n = len(self.reduced)
+        start = min(n - 1, int(low * n))
+        return self.reduced.values[start : max(start + 1, int(np.ceil(high * n)))]
+
+    def level(self, low: float, high: float) -> tuple[float, float]:
+        """The median of a stretch and its standard error."""
+        values = self.part(low, high)
+        # The median of normal noise varies 1.25 times as much as its mean.
+        return float(np.median(values)), 1.25 * self.noise / len(values) ** 0.5
+
+    def at(self, index: int) -> tuple[int, int, float]:
+        """Step, line and value of a reduced point."""
+        r = self.reduced
+        return int(r.steps[index]), int(r.lines[index]), float(r.values[index])
+
+
+def noise_of(values: Floats) -> float:
+    """The standard deviation of the noise around any smooth trend: from second differences, robust against outliers.
+
+    x[i-1] - 2 x[i] + x[i+1] of independent noise has 6 times its variance, and a straight trend drops out.
+    """
+    if len(values) < 4:
+        return float(np.std(values)) if len(values) > 1 else 0.0
+    second = np.diff(values, 2)
+    return float(_MAD_TO_SIGMA * np.median(np.abs(second - np.median(second))) / 6**0.5)
+
+
+def rolling_median(values: Floats, width: int) -> Floats:
+    """The median of ``width`` points around each one; fewer at the ends."""
+    half = width // 2
+    if len(values) <= width:
+        return np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
+    inner = np.median(np.lib.stride_tricks.sliding_window_view(values, 2 * half + 1), axis=1)
+    head = [np.median(values[: i + i + 1]) for i in range(half)]
+    tail = [np.median(values[len(values) - 2 * i - 1 :]) for i in range(half - 1, -1, -1)]
+    return np.concatenate([head, inner, tail])
+
+
+def rolling_mean(values: Floats, width: int) -> Floats:
+    """The mean of ``width`` points around each one; fewer at the ends."""
+    half = width // 2
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    reach = np.minimum(half, np.minimum(index, len(values) - 1 - index))
+    return (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
+
+
+def change_points(values: Floats, *, noise: float, strength: float = 10.0) -> list[int]:
+    """Where the level of a curve jumps: the first index after each jump (PELT, Killick et al. 2012, arXiv 1101.1438).
+
+    Args:
+        values: The curve, shape [n].
+        noise: Standard deviation of one value around its level.
+        strength: Penalty for a change point, in units of noise^2 log n.
+    """
+    import ruptures
+
+    n = len(values)
+    if n < 8 or noise <= 0:
+        return []
+    scaled = (values / noise).reshape(-1, 1)
+    found = ruptures.KernelCPD(kernel="linear", min_size=3).fit(scaled).predict(pen=strength * np.log(n))
+    return [int(i) for i in found[:-1]]
+
+
+@dataclass(frozen=True, slots=True)
+class Spike:
+    """One point far above its neighbours."""
+
+    step: int
+    line: int
+    value: float
+    usual: float
+
+
+def spikes(series: Series, *, sigmas: float, share: float) -> list[Spike]:
+    """Points above both their sides by ``sigmas`` noise and by ``share`` of the level, highest first.
+
+    The first twentieth is left out: a loss that falls steeply has no level there.
+    """
+    values, n = series.values, len(series)
+    if n < 12:
+        return []
+    half = max(3, min(12, n // 40))
+    windows = np.lib.stride_tricks.sliding_window_view(values, half)
+    before = np.median(windows, axis=1)[: n - 2 * half]  # of the points i-half .. i-1, for i = half ..
+    after = np.median(windows, axis=1)[half + 1 :][: n - 2 * half]
+    usual = np.maximum(before, after)
+    middle = values[half : n - half]
+    excess = middle - usual
+    limit = np.maximum(sigmas * noise_of(values), share * np.abs(usual))
+    index = np.flatnonzero((excess > limit) & (np.arange(half, n - half) >= n // 20))
+    order = index[np.argsort(-excess[index])]
+    return [
+        Spike(int(series.steps[i + half]), int(series.lines[i + half]), float(middle[i]), float(usual[i]))
+        for i in order
+    ]

@@ -1,0 +1,76 @@
+"""How long get_job takes with a full registry, through a real MCP client over stdio.
+
+Run: ``python -m benchmarks.get_job [--jobs 10000]``. The target is a median of 5 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sqlite3
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import anyio
+from mcp import Client, StdioServerParameters
+
+from sota_ml_researcher.jobs.registry import Registry
+
+_CALLS = 300
+
+
+def fill(home: Path, count: int) -> list[str]:
+    """A registry of ``count`` jobs, a tenth of them finished runs with metrics."""
+    registry = Registry(home / "jobs.db")
+    ids: list[str] = []
+    with sqlite3.connect(registry.path) as db:
+        for number in range(count):
+            job_id, folder = f"sft-{number:06x}", home / "runs" / f"sft-{number:06x}"
+            ids.append(job_id)
+            db.execute(
+                "INSERT INTO jobs (id, kind, name, state, backend, base_model, folder, created, queued)"
+                " VALUES (?, 'sft', 'n', 'succeeded', 'embedded', 'demo', ?, ?, ?)",
+                (job_id, str(folder), number, number),
+            )
+            if number % 10 == 0:
+                folder.mkdir(parents=True)
+                lines = [f'{{"step": {step}, "train_mean_nll": 1.0, "learning_rate": 0.1}}\n' for step in range(1000)]
+                (folder / "metrics.jsonl").write_text("".join(lines))
+    return ids
+
+
+async def measure(home: Path, ids: list[str]) -> list[float]:
+    """Seconds of each call."""
+    server = StdioServerParameters(
+        command=sys.executable,
+        args=["-m", "sota_ml_researcher.server", "serve"],
+        env={**os.environ, "ML_RESEARCHER_HOME": str(home)},
+    )
+    rng = random.Random(0)
+    times: list[float] = []
+    async with Client(server) as client:
+        for job_id in rng.choices(ids[::10], k=_CALLS):
+            began = time.perf_counter()
+            await client.call_tool("get_job", {"job_id": job_id})
+            times.append(time.perf_counter() - began)
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--jobs", type=int, default=10_000)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        times = sorted(anyio.run(measure, home, fill(home, options.jobs)))
+    p50, p99 = statistics.median(times) * 1e3, times[int(0.99 * len(times))] * 1e3
+    print(f"get_job among {options.jobs:,} jobs: p50 {p50:.2f} ms, p99 {p99:.2f} ms ({_CALLS} calls)")
+    print(f"target p50 5 ms: {'met' if p50 <= 5 else 'MISSED'}")
+
+
+if __name__ == "__main__":
+    main()

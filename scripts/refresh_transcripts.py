@@ -1,0 +1,67 @@
+"""Run the tool calls shown in docs/*.md and write what they answer: no transcript is typed by hand.
+
+    python scripts/refresh_transcripts.py           rewrite the pages
+    python scripts/refresh_transcripts.py --check    exit 1 if one is out of date
+
+A block starts with ``> tool {arguments}``; what follows up to the fence is the answer's text. Only calls that start
+nothing belong there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import anyio
+from mcp import Client
+from mcp_types import TextContent
+
+from sota_ml_researcher.server.app import build_server
+from sota_ml_researcher.training.models import demo_data
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+_BLOCK = re.compile(r"(?ms)^```text\n> (\w+) (\{.*?\})\n.*?^```")
+
+
+def main() -> int:
+    """Rewrite or check every page."""
+    check, stale = "--check" in sys.argv[1:], []
+    for page in sorted(DOCS.glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        fresh = refresh(text)
+        if fresh != text:
+            stale.append(page.name)
+            if not check:
+                page.write_text(fresh, encoding="utf-8")
+    print(f"{'out of date' if check else 'rewritten'}: {', '.join(stale) or 'none'}")
+    return 1 if check and stale else 0
+
+
+def refresh(text: str) -> str:
+    """The page with each block's answer as it is now."""
+    return _BLOCK.sub(lambda found: _answered(found[1], found[2]), text)
+
+
+def _answered(tool: str, arguments: str) -> str:
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["ML_RESEARCHER_HOME"] = home
+        answer = anyio.run(_call, tool, json.loads(arguments))
+    data = str(demo_data("sft_train", where="docs").parent)
+    return f"```text\n> {tool} {arguments}\n{answer.replace(data, 'demo/data').strip()}\n```"
+
+
+async def _call(tool: str, arguments: dict[str, object]) -> str:
+    async with Client(build_server()) as client:
+        result = await client.call_tool(tool, arguments)
+    first = result.content[0]
+    if result.is_error or not isinstance(first, TextContent):
+        raise SystemExit(f"{tool}: {first}")
+    return first.text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

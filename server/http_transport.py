@@ -1,0 +1,142 @@
+"""Streamable HTTP: loopback unless told otherwise, host and origin checked, a bearer key beyond loopback."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from mcp.server import MCPServer
+from mcp.server.transport_security import TransportSecuritySettings
+
+from sota_ml_researcher.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+KEY_VARIABLE = "ML_RESEARCHER_HTTP_KEY"
+DEFAULT_HOST, DEFAULT_PORT, PATH = "127.0.0.1", 8765, "/mcp"
+# A shorter key can be guessed over a network.
+MIN_KEY_LENGTH = 16
+_LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
+
+
+def serve(server: MCPServer[Any], host: str, port: int, allow_hosts: Sequence[str] = ()) -> None:
+    """Answer MCP clients over HTTP until interrupted.
+
+    Args:
+        server: The server with everything registered.
+        host: The address to listen on.
+        port: The port; 0 takes a free one, which is printed.
+        allow_hosts: Further names that clients may call it by.
+
+    Raises:
+        ConfigError: If the address cannot be had, or a key is needed and missing.
+    """
+    import uvicorn
+
+    key = os.environ.pop(KEY_VARIABLE, "")  # workers and the engine inherit the environment; this is not for them
+    app = build_app(server, host, allow_hosts, key)
+    with _listen(host, port) as listener:
+        shown = f"[{host}]" if ":" in host else host
+        print(f"ml-researcher: serving http://{shown}:{listener.getsockname()[1]}{PATH}", file=sys.stderr, flush=True)
+        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+
+
+def build_app(server: MCPServer[Any], host: str, allow_hosts: Sequence[str], key: str) -> ASGIApp:
+    """The ASGI application for one address, its checks in place.
+
+    Raises:
+        ConfigError: If the address is beyond loopback and the key is missing or short, or no name is allowed.
+    """
+    if key and len(key) < MIN_KEY_LENGTH:
+        raise ConfigError(
+            f"the key has {len(key)} characters, at least {MIN_KEY_LENGTH} are needed", where=KEY_VARIABLE
+        )
+    if not is_loopback(host):
+        _check_exposed(host, allow_hosts, key)
+    app = server.streamable_http_app(
+        streamable_http_path=PATH, host=host, transport_security=_security(host, allow_hosts)
+    )
+    return BearerKey(app, key) if key else app
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server on ``host``."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class BearerKey:
+    """Refuses requests without the key. A comparison in constant time tells nothing about how much of it was right."""
+
+    def __init__(self, app: ASGIApp, key: str) -> None:
+        self._app = app
+        self._expected = f"Bearer {key}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer 401."""
+        if scope["type"] == "http":
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(given, self._expected):
+                from starlette.responses import PlainTextResponse
+
+                refused = PlainTextResponse(
+                    f"This server needs the header 'Authorization: Bearer KEY', KEY being its {KEY_VARIABLE}.\n",
+                    status_code=401,
+                    headers={"WWW-Authenticate": "Bearer"},
+                )
+                await refused(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _check_exposed(host: str, allow_hosts: Sequence[str], key: str) -> None:
+    if not key:
+        raise ConfigError(
+            f"{host} can be reached from other machines, and no key is set",
+            where="--host",
+            fix=f"Set {KEY_VARIABLE} to at least {MIN_KEY_LENGTH} characters, or listen on {DEFAULT_HOST}",
+        )
+    if _is_wildcard(host) and not allow_hosts:
+        raise ConfigError(
+            f"{host} listens on every address, so the names that clients call it by must be said",
+            where="--host",
+            fix="Add --allow-host NAME, the name or address in the clients' URL",
+        )
+
+
+def _is_wildcard(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def _security(host: str, allow_hosts: Sequence[str]) -> TransportSecuritySettings:
+    """Which Host and Origin headers pass: those of this machine, of the address, and the allowed names."""
+    own = [] if _is_wildcard(host) else [f"[{host}]" if ":" in host else host]
+    names = list(dict.fromkeys([*_LOOPBACK_NAMES, *own, *allow_hosts]))
+    origins = [f"{scheme}://{name}" for scheme in ("http", "https") for name in names]
+    return TransportSecuritySettings(
+        allowed_hosts=[form for name in names for form in (name, f"{name}:*")],
+        allowed_origins=[form for origin in origins for form in (origin, f"{origin}:*")],
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Bind before anything is printed, so that a taken port is one sentence."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(
+            f"cannot listen on {host}:{port} ({reason})", where="--host/--port", fix="Choose another with --port"
+        ) from error

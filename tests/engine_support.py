@@ -1,0 +1,50 @@
+"""A live engine process for tests, and the few calls that most of them make."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import tinker
+from tinker import types
+
+KEY = "tml-test"
+TOKENS = list(range(10, 40))
+
+
+class Running:
+    def __init__(self, model: Path, store: Path, *extra: str) -> None:
+        command = [sys.executable, "-m", "sota_ml_researcher.engine", "--port", "0", "--dtype", "float32"]
+        command += ["--model", f"tiny={model}", "--store", str(store), "--threads", "1", *extra]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.url = self.process.stdout.readline().removeprefix("listening on ").strip()
+
+    def service(self) -> tinker.ServiceClient:
+        return tinker.ServiceClient(base_url=self.url, api_key=KEY)
+
+    def stop(self, how: int = signal.SIGTERM) -> None:
+        self.process.send_signal(how)
+        self.process.communicate(timeout=30)
+
+
+def datum(tokens: list[int], weights: list[float] | None = None) -> types.Datum:
+    targets, weights = tokens[1:], weights or [1.0] * (len(tokens) - 1)
+    return types.Datum(
+        model_input=types.ModelInput.from_ints(tokens[:-1]),
+        loss_fn_inputs={
+            "target_tokens": types.TensorData(data=targets, dtype="int64", shape=[len(targets)]),
+            "weights": types.TensorData(data=weights, dtype="float32", shape=[len(weights)]),
+        },
+    )
+
+
+def trainer(engine: Running, rank: int = 4, **options: Any) -> tinker.TrainingClient:
+    return engine.service().create_lora_training_client(base_model="tiny", rank=rank, seed=1, **options).result()
+
+
+def step(client: tinker.TrainingClient, lr: float = 1e-2) -> float:
+    result = client.forward_backward([datum(TOKENS), datum(TOKENS[:9])], "cross_entropy")
+    client.optim_step(types.AdamParams(learning_rate=lr)).result()
+    return result.result().metrics["loss:sum"]

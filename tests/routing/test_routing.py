@@ -1,0 +1,51 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from plugin.planned_tools import PLANNED
+
+from sota_ml_researcher.tools import TOOLS
+
+REQUESTS: list[dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "requests.yaml").read_text())
+DESCRIPTIONS = {spec.function.__name__: spec.function.__doc__ or "" for spec in TOOLS}
+WHEN = re.compile(r"\bUse (it|this|for|when)\b")
+WHEN_NOT = re.compile(r"\b(Not for|instead|trains nothing|says nothing|only (if|while)|[Ff]or .{5,60} use \w+_\w+)\b")
+
+
+def test_there_are_thirty_requests_each_with_its_reason() -> None:
+    assert len(REQUESTS) == 30
+    assert len({each["request"] for each in REQUESTS}) == 30
+    for each in REQUESTS:
+        assert set(each) == {"request", "tool", "not", "why"}
+        assert len(each["why"]) > 30
+        assert each["tool"] != each["not"]
+
+
+def test_every_tool_is_somebodys_first() -> None:
+    assert {each["tool"] for each in REQUESTS} == set(DESCRIPTIONS) | PLANNED
+
+
+def test_a_request_does_not_give_its_tool_away() -> None:
+    for each in REQUESTS:
+        assert each["tool"] not in each["request"]
+
+
+@pytest.mark.parametrize("each", REQUESTS, ids=lambda each: each["request"][:40])
+def test_both_tools_exist_and_a_description_tells_them_apart(each: dict[str, Any]) -> None:
+    pair = {each["tool"], each["not"]}
+    assert pair <= set(DESCRIPTIONS) | PLANNED
+    if pair <= set(DESCRIPTIONS):
+        first, second = sorted(pair)
+        assert second in DESCRIPTIONS[first] or first in DESCRIPTIONS[second], f"{first} and {second}: say which when"
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_a_description_says_when_and_when_not(name: str) -> None:
+    opening, *rest = DESCRIPTIONS[name].strip().split("\n\n")
+    assert len(" ".join(opening.split())) <= 140, "the first sentence is what a list of tools shows"
+    assert rest
+    text = " ".join(DESCRIPTIONS[name].split())
+    assert WHEN.search(text), "say when: 'Use it ...'"
+    assert WHEN_NOT.search(text), "say when not: 'Not for ...', '... use other_tool instead'"

@@ -1,0 +1,199 @@
+"""Starting jobs that learn from preferences and from rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from mcp_types import CallToolResult
+from pydantic import BaseModel, Field
+
+from sota_ml_researcher.core.errors import ModelError
+from sota_ml_researcher.jobs.checkpoints import resolve_checkpoint
+from sota_ml_researcher.jobs.registry import Registry
+from sota_ml_researcher.jobs.start import start_job
+from sota_ml_researcher.tools.answers import answer, number
+from sota_ml_researcher.training import backends
+from sota_ml_researcher.training.config_resolution import Origin, Settings
+from sota_ml_researcher.training.dpo_config import DpoConfig, load_dpo_settings
+from sota_ml_researcher.training.models import resolve_model
+from sota_ml_researcher.training.reward_config import RewardPart
+from sota_ml_researcher.training.rl_config import RlConfig, load_rl_settings
+
+if TYPE_CHECKING:
+    from sota_ml_researcher.training.dpo_plan import DpoPlan
+    from sota_ml_researcher.training.rl_plan import RlPlan
+
+ConfigT = TypeVar("ConfigT", DpoConfig, RlConfig)
+ConfigPath = Annotated[str | None, Field(description="Path of a YAML config, as template:// has them")]
+Overrides = Annotated[dict[str, Any] | None, Field(description="Settings that win over the file's")]
+ValidateOnly = Annotated[bool, Field(description="Only show the plan")]
+
+
+class StartedRun(BaseModel):
+    """A planned or started job."""
+
+    job_id: str | None
+    state: str
+    run_folder: str | None
+    config: dict[str, Any]
+    origins: dict[str, str]
+    total_steps: int
+    rows: int
+    tokens: int
+    details: dict[str, Any]
+    warnings: list[str]
+    next: str
+
+
+def start_dpo(
+    config: ConfigPath = None, overrides: Overrides = None, validate_only: ValidateOnly = False
+) -> Annotated[CallToolResult, StartedRun]:
+    """Start preference training (DPO, cDPO, IPO, length-normalised; or loss: reward_model) as a background job.
+
+    Needs base_model and train_file (prompt, chosen, rejected); load_checkpoint takes an SFT job's id. Then wait_for_job.
+    """
+    from sota_ml_researcher.training.dpo_plan import plan_dpo
+
+    settings = load_dpo_settings(_path(config), overrides)
+    settings, parent = _from_jobs(settings)
+    plan = plan_dpo(settings)
+    shown = plan.settings.config
+    _preflight(shown.base_model, shown.backend, shown.base_url)
+    run = _planned(plan.settings, plan.total_steps, plan.counts.rows, plan.tokens_to_train, plan.warnings)
+    run.details = {"lora_parameters": plan.capacity.parameters_total, "answer_tokens": plan.counts.answer_tokens}
+    what = "Reward model" if shown.loss == "reward_model" else f"DPO ({shown.loss}, beta {shown.beta:g})"
+    kind = "reward_model" if shown.loss == "reward_model" else "dpo"
+    return _finish(run, plan, kind, parent, what, "pairs", validate_only=validate_only)
+
+
+def start_grpo(
+    config: ConfigPath = None, overrides: Overrides = None, validate_only: ValidateOnly = False
+) -> Annotated[CallToolResult, StartedRun]:
+    """Start reinforcement learning from rewards (GRPO, Dr. GRPO, DAPO, PPO, CISPO, GSPO) as a background job.
+
+    Needs base_model, train_file (prompts, and answer or tests), and reward_type or rewards. Try the reward first:
+    check_dataset with reward_config. Then wait_for_job; rollouts.jsonl shows what the model said.
+    """
+    from sota_ml_researcher.training.rl_plan import plan_rl
+
+    settings = load_rl_settings(_path(config), overrides)
+    settings, parent = _from_jobs(settings)
+    settings = with_reward_checkpoints(settings)
+    plan = plan_rl(settings)
+    shown = plan.settings.config
+    _preflight(shown.base_model, shown.backend, shown.base_url)
+    run = _planned(plan.settings, plan.total_steps, plan.rows, plan.most_sampled_tokens, plan.warnings)
+    run.details = {"longest_prompt": plan.longest_prompt}
+    if plan.report is not None:
+        run.details["probes"] = {probe.name: probe.share for probe in plan.report.probes}
+    what = f"RL ({shown.loss_fn}, {' + '.join(part.type for part in shown.parts())} reward)"
+    return _finish(run, plan, "grpo", parent, what, "prompts", validate_only=validate_only)
+
+
+def with_reward_checkpoints(settings: Settings[RlConfig]) -> Settings[RlConfig]:
+    """The same settings with the jobs of preference models replaced by their checkpoints."""
+    config = settings.config
+    if config.rewards is None:
+        return settings
+
+    def resolved(part: RewardPart) -> RewardPart:
+        if part.checkpoint is None:
+            return part
+        path, _ = resolve_checkpoint(
+            part.checkpoint, "sampler_path", base_model=config.base_model, backend=config.backend, where="rewards"
+        )
+        return part.model_copy(update={"checkpoint": path})
+
+    return settings.derived({"rewards": (tuple(map(resolved, config.rewards)), settings.origins["rewards"])})
+
+
+def _from_jobs(settings: Settings[ConfigT]) -> tuple[Settings[ConfigT], str | None]:
+    """``load_checkpoint`` as a path, and the job it names."""
+    config = settings.config
+    if config.load_checkpoint is None:
+        return settings, None
+    path, job = resolve_checkpoint(
+        config.load_checkpoint,
+        "state_path",
+        base_model=config.base_model,
+        backend=config.backend,
+        where=settings.place("load_checkpoint"),
+    )
+    if job is None:
+        return settings, None
+    origin = Origin(kind=settings.origins["load_checkpoint"].kind, reason=f"of job {config.load_checkpoint}")
+    return settings.derived({"load_checkpoint": (path, origin)}), job
+
+
+def _path(config: str | None) -> Path | None:
+    return Path(config).expanduser() if config else None
+
+
+def _preflight(base_model: str, backend: backends.BackendName, base_url: str | None) -> None:
+    """On a remote backend: is it there, is the key right, does it train this model?
+
+    Raises:
+        BackendError: If it does not answer or refuses the key.
+        ModelError: If it does not train the model.
+    """
+    if backend == "embedded":
+        return
+    served = {m.name: m.trainable for m in backends.supported_models(backends.remote(backend, base_url))}
+    name = resolve_model(base_model).wire_name
+    if served.get(name, False) is False:
+        known = ", ".join(sorted(served)[:10]) or "none"
+        raise ModelError(f"{backend} does not train this model", where=base_model, fix=f"It serves: {known}")
+
+
+def _planned(
+    settings: Settings[DpoConfig] | Settings[RlConfig], steps: int, rows: int, tokens: int, warnings: tuple[str, ...]
+) -> StartedRun:
+    origins: Mapping[str, Origin] = settings.origins
+    return StartedRun(
+        job_id=None,
+        state="planned",
+        run_folder=None,
+        config=settings.config.model_dump(mode="json"),
+        origins={key: str(origin) for key, origin in origins.items()},
+        total_steps=steps,
+        rows=rows,
+        tokens=tokens,
+        details={},
+        warnings=list(warnings),
+        next="call this tool again without validate_only to start it",
+    )
+
+
+def _finish(
+    run: StartedRun,
+    plan: DpoPlan | RlPlan,
+    kind: str,
+    parent: str | None,
+    what: str,
+    unit: str,
+    *,
+    validate_only: bool,
+) -> CallToolResult:
+    config = plan.settings.config
+    if not validate_only:
+        files = [Path(f) for f in (config.train_file, config.val_file) if f]
+        origins = plan.settings.origins
+        steps = plan.total_steps
+        job = start_job(Registry(), kind, config, origins, files=files, total_steps=steps, parent=parent)
+        run.job_id, run.state, run.run_folder = job.id, job.state.value, str(job.folder)
+        run.next = f"wait_for_job(job_id='{job.id}')"
+    head = f"{run.job_id}: {run.state}" if run.job_id else "Plan only, nothing was started"
+    free = "free: it runs on this machine" if config.backend == "embedded" else "cost unknown: no price table here"
+    lines = [
+        f"{head}. {what} of {config.base_model} on {config.backend}.",
+        f"{run.total_steps:,} steps of {config.batch_size} {unit} from {run.rows:,}; about {run.tokens:,} tokens at "
+        f"most; {free}.",
+        f"LoRA rank {config.lora_rank}, learning rate {number(config.learning_rate)} "
+        f"({run.origins['learning_rate'][:120]}).",
+        *(f"Warning: {warning}" for warning in run.warnings),
+    ]
+    if run.run_folder:
+        lines.append(f"Files: {run.run_folder}")
+    return answer(run, "\n".join([*lines, f"Next: {run.next}"]))

@@ -1,0 +1,142 @@
+"""A job's meter: which prices hold for it, and when its money is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from sota_ml_researcher.core.errors import ConfigError
+from sota_ml_researcher.core.yaml_loading import load_yaml
+from sota_ml_researcher.training.meter import Meter
+from sota_ml_researcher.training.prices import PriceTable, load_prices
+from sota_ml_researcher.training.run_context import AlertLevel, RunContext, StopReason
+
+
+class PaidConfig(Protocol):
+    """What a job's config says about money."""
+
+    @property
+    def base_model(self) -> str: ...  # noqa: D102
+    @property
+    def backend(self) -> str: ...  # noqa: D102
+    @property
+    def max_cost_usd(self) -> float | None: ...  # noqa: D102
+
+
+def require_price_for_cap(config: PaidConfig, table: PriceTable, *, where: str = "max_cost_usd") -> None:
+    """Refuse a cap that could not be held.
+
+    Raises:
+        ConfigError: If there is a cap and the model's price is unknown, or the backend charges nothing.
+    """
+    if config.max_cost_usd is None:
+        return
+    if not table.charges(config.backend):
+        raise ConfigError(
+            f"backend {config.backend} has no prices, so a cap means nothing", where=where, fix="Remove it"
+        )
+    price = table.model(config.backend, config.base_model)
+    if price is None or price.train is None:
+        raise ConfigError(
+            f"the price of {config.base_model} is unknown (table of {table.as_of}), so a cap cannot be held",
+            where=where,
+            fix="Add the model to prices.yaml (see ML_RESEARCHER_PRICES), or remove max_cost_usd",
+        )
+
+
+class MeteredContext:
+    """The worker as a recipe sees it, with a purse: it says stop before the step there is no money for."""
+
+    def __init__(self, inner: RunContext, meter: Meter) -> None:
+        self._inner = inner
+        self._meter = meter
+        self._step = 0
+        self._stopped = False
+
+    @property
+    def job_id(self) -> str:
+        """The id of the job being run."""
+        return self._inner.job_id
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self._inner.folder
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first run of a job, one more for each resume."""
+        return self._inner.attempt
+
+    def started(self, total_steps: int) -> None:
+        """Everything is connected."""
+        self._inner.started(total_steps)
+
+    def progress(self, step: int) -> None:
+        """``step`` steps are done; what was spent since the last is what a step costs."""
+        if step > self._step:
+            self._step = step
+            self._meter.step_done()
+        self._inner.progress(step)
+
+    def alert(self, level: AlertLevel, message: str, *, step: int | None = None) -> None:
+        """Tell whoever watches the job."""
+        self._inner.alert(level, message, step=step)
+
+    def spent(self, cost_usd: float) -> str | None:
+        """Note the job's running cost."""
+        return self._inner.spent(cost_usd)
+
+    def stop_requested(self) -> str | None:
+        """Why the run has to stop, the purse included."""
+        asked = self._inner.stop_requested()
+        if asked is not None:
+            return asked
+        if not self._stopped:
+            self._stopped = self._money_is_gone()
+        return StopReason.BUDGET if self._stopped else None
+
+    def settle(self) -> None:
+        """Write the last word on what was spent."""
+        self._meter.save()
+        if self._meter.cost_usd is not None:
+            self._inner.spent(self._meter.cost_usd)
+
+    def _money_is_gone(self) -> bool:
+        cost, cap = self._meter.cost_usd, self._meter.cap_usd
+        if cost is None:
+            return False
+        over_all = self._inner.spent(cost)
+        if self._meter.crossed_alert():
+            self.alert("warn", f"${cost:.4g} of the ${cap:g} cap is spent", step=self._step)
+        if over_all is None and not self._meter.exhausted():
+            return False
+        why = over_all or f"the next step could pass the cap of ${cap:g} (${cost:.4g} spent)"
+        way_out = "resume_job with a higher max_cost_usd goes on from here"
+        self.alert("warn", f"stopping: {why}; a checkpoint is saved. {way_out}", step=self._step)
+        return True
+
+
+@contextmanager
+def with_purse(context: RunContext, config_file: Path) -> Generator[MeteredContext]:
+    """A job's context with its meter: everything its SDK clients send is counted, priced and held to its cap.
+
+    Raises:
+        ConfigError: If the price file is broken, or the cap cannot be held.
+    """
+    from sota_ml_researcher.training.metering import metered
+    from sota_ml_researcher.training.queue_watch import watching_queue
+
+    settings: dict[str, Any] = dict(load_yaml(config_file).data)
+    backend, cap = str(settings.get("backend") or "embedded"), settings.get("max_cost_usd")
+    table = load_prices()
+    price = table.model(backend, str(settings.get("base_model") or ""))
+    meter = Meter(context.folder, price, free=not table.charges(backend), cap_usd=cap)
+    purse = MeteredContext(context, meter)
+    with metered(meter), watching_queue(purse):
+        try:
+            yield purse
+        finally:
+            purse.settle()

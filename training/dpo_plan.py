@@ -1,0 +1,125 @@
+"""What a DPO job will do, worked out before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sota_ml_researcher.training import hyperparameters
+from sota_ml_researcher.training.capacity import CapacityReport, DataSize, capacity_report
+from sota_ml_researcher.training.config_resolution import Origin, Settings
+from sota_ml_researcher.training.dpo_config import DpoConfig
+from sota_ml_researcher.training.hyperparameters import Derived
+from sota_ml_researcher.training.model_configs import ModelConfig, load_model_config
+from sota_ml_researcher.training.models import resolve_model
+from sota_ml_researcher.training.preference_check import check_preferences
+from sota_ml_researcher.training.preference_data import PreferenceCounts, count_pairs
+from sota_ml_researcher.training.ranks import require_accepted_rank
+from sota_ml_researcher.training.rendering import load_renderer
+from sota_ml_researcher.training.sft_plan import context_length, with_paths
+
+
+@dataclass(frozen=True, slots=True)
+class DpoPlan:
+    """A job ready to start; the fields are those of `SftPlan`, and ``counts`` is of pairs."""
+
+    settings: Settings[DpoConfig]
+    counts: PreferenceCounts
+    total_steps: int
+    tokens_to_train: int
+    capacity: CapacityReport
+    warnings: tuple[str, ...]
+
+
+def plan_dpo(settings: Settings[DpoConfig]) -> DpoPlan:
+    """Check everything that can be checked without training, and derive what was left out.
+
+    Raises:
+        ConfigError: If a path does not exist or a setting does not fit the model or the backend.
+        DataError: If the data cannot be used.
+        ModelError: If the model, its tokenizer or its chat template cannot be had.
+    """
+    config = settings.config
+    require_accepted_rank(config.lora_rank, config.backend, where=settings.place("lora_rank"))
+    settings = with_paths(settings)
+    model = load_model_config(resolve_model(config.base_model))
+    settings = settings.derived(context_length(settings.config, model))
+    config = settings.config
+    renderer = load_renderer(config.base_model, config.renderer)
+    counts = count_pairs(Path(config.train_file), renderer, max_seq_len=config.max_seq_len)
+    if counts.problems and not config.skip_bad_rows:
+        raise counts.problems[0]
+    if config.val_file is not None:
+        count_pairs(Path(config.val_file), renderer, max_seq_len=config.max_seq_len)
+    settings, total_steps = _with_schedule(settings, counts.rows, model)
+    epochs = total_steps * (settings.config.batch_size or 1) / counts.rows
+    # A pair teaches one comparison, not the words of its answers: one bit a pair is the most it can hold.
+    capacity = capacity_report(
+        model,
+        lora_rank=config.lora_rank,
+        data=DataSize(loss_tokens=counts.rows, rows=counts.rows, epochs=max(1, round(epochs))),
+        backend=config.backend,
+        apply_to=config.apply_to,
+    )
+    warnings = tuple(_warnings(settings.config, counts, total_steps))
+    return DpoPlan(settings, counts, total_steps, round(counts.tokens * epochs), capacity, warnings)
+
+
+def _with_schedule(settings: Settings[DpoConfig], rows: int, model: ModelConfig) -> tuple[Settings[DpoConfig], int]:
+    config = settings.config
+    changes: dict[str, tuple[Any, Origin]] = {}
+
+    def fill(key: str, derived: Derived) -> Any:
+        changes[key] = (derived.value, Origin(kind="derived", rule=derived.rule_id, reason=derived.reason))
+        return derived.value
+
+    epochs = config.num_epochs
+    if config.num_steps is None and epochs is None:
+        epochs = fill("num_epochs", _rule("dpo.epochs", "quality can fall before the first pass ends"))
+    batch = config.batch_size or int(fill("batch_size", _batch(rows, epochs or 1)))
+    total_steps = config.num_steps or -(-rows // batch) * (epochs or 1)
+    if config.learning_rate is None:
+        fill("learning_rate", _learning_rate(config, model, total_steps))
+    if config.eval_every is None:
+        fill("eval_every", hyperparameters.derive_eval_every(total_steps))
+    if config.checkpoint_every is None:
+        fill("checkpoint_every", hyperparameters.derive_checkpoint_every(total_steps))
+    return settings.derived(changes), total_steps
+
+
+def _learning_rate(config: DpoConfig, model: ModelConfig, steps: int) -> Derived:
+    if config.loss == "reward_model":  # supervised learning of a label
+        return hyperparameters.derive_learning_rate(model, steps=steps)
+    return Derived(hyperparameters.number("dpo.lr"), "dpo.lr", "the start for LoRA; far below the rate of SFT")
+
+
+def _rule(rule_id: str, reason: str) -> Derived:
+    return Derived(hyperparameters.integer(rule_id), rule_id, reason)
+
+
+def _batch(rows: int, epochs: int) -> Derived:
+    usual, least = hyperparameters.integer("dpo.batch"), hyperparameters.integer("sft.steps.min")
+    fitting = max(1, rows * epochs // least)
+    if fitting >= usual:
+        return Derived(usual, "dpo.batch", "the recipe's pairs a step")
+    return Derived(min(fitting, rows), "sft.steps.min", f"below the usual {usual}, so that there are {least} steps")
+
+
+def _warnings(config: DpoConfig, counts: PreferenceCounts, total_steps: int) -> list[str]:
+    found = check_preferences(Path(config.train_file), Path(config.val_file) if config.val_file else None).warnings()
+    if counts.problems:
+        found.append(f"rows that cannot be used will be left out, the first: {counts.problems[0]}")
+    if counts.truncated:
+        found.append(f"{counts.truncated:,} pairs are longer than max_seq_len {config.max_seq_len} and will be cut")
+    least = hyperparameters.integer("sft.steps.min")
+    if total_steps < least:
+        found.append(f"only {total_steps} steps: below {least} a run is hard to judge (sft.steps.min)")
+    if config.load_checkpoint is None and config.base_model != "demo" and config.loss != "reward_model":
+        found.append(
+            "it starts from the base model: an SFT checkpoint of the same kind of data is the better start "
+            "(dpo.reference); give its state path as load_checkpoint"
+        )
+    if config.val_file is None:
+        found.append("no val_file: held-out accuracy cannot be seen and no best checkpoint is kept")
+    return found

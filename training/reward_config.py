@@ -1,0 +1,58 @@
+"""What is rewarded: one check, or several with weights."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+RewardType = Literal["math", "exact", "regex", "format", "code", "length", "judge", "preference_model", "custom"]
+NEEDS_KEY = {"math": "answer", "exact": "answer", "code": "tests"}
+
+_PositiveSeconds = Annotated[float, Field(gt=0, le=600)]
+
+
+class RewardPart(BaseModel):
+    """One check and its weight."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: RewardType = Field(description="Which check")
+    weight: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
+        None, description="Null: 1, and for format the fraction of rule reward.format"
+    )
+    pattern: str | None = Field(None, description="regex: must match the whole response")
+    ignore_case: bool = Field(False, description="exact: small and capital letters are the same")
+    tags: tuple[str, ...] = Field(("think", "answer"), description="format: the tags, in this order")
+    json_schema: dict[str, Any] | None = Field(None, description="format: instead of tags, a JSON schema")
+    target_tokens: Annotated[int, Field(gt=0)] | None = Field(None, description="length: full score up to here")
+    script: str | None = Field(None, description="custom: a Python file with reward(prompt, response, row)")
+    rubric: str | None = Field(None, description="judge: what a good response is, in words")
+    judge_model: str | None = Field(None, description="judge: model or tinker:// sampler path; null: the base model")
+    checkpoint: str | None = Field(None, description="preference_model: a reward_model job or tinker:// sampler path")
+    timeout_s: _PositiveSeconds = Field(10.0, description="Seconds for one check; past it the check counts as failed")
+
+    @model_validator(mode="after")
+    def _complete(self) -> RewardPart:
+        needed = {
+            "regex": ("pattern", self.pattern),
+            "custom": ("script (reward_script)", self.script),
+            "length": ("target_tokens", self.target_tokens),
+            "judge": ("rubric", self.rubric),
+            "preference_model": ("checkpoint", self.checkpoint),
+        }
+        name, value = needed.get(self.type, ("", "given"))
+        if not value:
+            raise ValueError(f"reward {self.type} needs {name}")
+        if self.pattern is not None:
+            try:
+                re.compile(self.pattern)
+            except re.error as error:
+                raise ValueError(f"pattern is no regular expression: {error}") from error
+        return self
+
+    @property
+    def name(self) -> str:
+        """Its name in metrics and rollouts."""
+        return self.type

@@ -1,0 +1,176 @@
+"""Scoring a response by all the checks of a job."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from sota_ml_researcher.training.hyperparameters import number
+from sota_ml_researcher.training.reward_config import RewardPart
+from sota_ml_researcher.training.reward_process import ScoringFailedError, ScoringPool
+from sota_ml_researcher.training.reward_rules import length_score
+from sota_ml_researcher.training.rl_rows import Problem
+from sota_ml_researcher.training.sandbox import Limits, Mode, Sandboxed, require_isolation, sandboxed
+
+_CHILD = "sota_ml_researcher.training.reward_child"
+_CUSTOM = Path(__file__).with_name("sandbox_custom.py")
+_GRACE_S = 5.0
+_CUSTOM_LIMITS = Limits(cpu_s=3600, memory_mb=4096, processes=64, tmp_mb=256)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What the model said to a problem: text, tokens, and whether it was cut at the limit."""
+
+    text: str
+    tokens: int
+    cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A response's reward, the score of each check (before weights), and why a check failed, if one did."""
+
+    reward: float
+    parts: Mapping[str, float] = field(default_factory=dict[str, float])
+    note: str = ""
+    failed: bool = False
+
+
+class GroupScorer(Protocol):
+    """A check that looks at all the responses to a problem at once, such as a preference model."""
+
+    async def __call__(self, problem: Problem, responses: Sequence[Response]) -> list[float]:
+        """One score a response."""
+        ...
+
+
+class Scorers:
+    """All the checks of a job. Rules and programs run in child processes; nothing blocks the event loop."""
+
+    def __init__(
+        self,
+        parts: Sequence[RewardPart],
+        *,
+        max_tokens: int,
+        allow_unsandboxed: bool = False,
+        models: Mapping[int, GroupScorer] | None = None,
+    ) -> None:
+        """Prepare the checks.
+
+        Args:
+            parts: The checks.
+            max_tokens: Where responses are cut.
+            allow_unsandboxed: Whether code may run without a sandbox where none works.
+            models: For each position of a judge or a preference model in ``parts``, what asks it.
+
+        Raises:
+            ConfigError: If code has to run and cannot be isolated.
+        """
+        self._parts = parts
+        self._max_tokens = max_tokens
+        self._models = dict(models or {})
+        self._mode: Mode = "plain"
+        if any(part.type in {"code", "custom"} for part in parts):
+            self._mode = require_isolation(allow_unsandboxed=allow_unsandboxed)
+        size = max(1, min(4, os.cpu_count() or 1))
+        self._rules = ScoringPool(_rules_command, size=size, greets=False, where="reward_type")
+        self._custom = {
+            i: ScoringPool(self._custom_command(part), size=size, greets=True, where=str(part.script))
+            for i, part in enumerate(parts)
+            if part.type == "custom"
+        }
+
+    async def score_group(self, problem: Problem, responses: Sequence[Response]) -> list[Score]:
+        """Score every response to a problem.
+
+        Raises:
+            ConfigError: If a custom reward cannot be used at all. A check that breaks on one response is a failed
+                score, not an error.
+        """
+        columns = await asyncio.gather(*[self._column(i, problem, responses) for i in range(len(self._parts))])
+        return [self._combined([column[r] for column in columns]) for r in range(len(responses))]
+
+    async def close(self) -> None:
+        """End the child processes."""
+        for pool in (self._rules, *self._custom.values()):
+            await pool.close()
+
+    async def _column(self, index: int, problem: Problem, responses: Sequence[Response]) -> list[Score]:
+        """One check on every response."""
+        if index in self._models:
+            try:
+                return [Score(value) for value in await self._models[index](problem, responses)]
+            except ScoringFailedError as error:
+                return [Score(0.0, note=str(error), failed=True) for _ in responses]
+        return list(await asyncio.gather(*[self._one(index, problem, response) for response in responses]))
+
+    async def _one(self, index: int, problem: Problem, response: Response) -> Score:
+        part = self._parts[index]
+        if part.type == "length":
+            target = part.target_tokens or 1
+            return Score(length_score(response.tokens, target_tokens=target, max_tokens=self._max_tokens))
+        try:
+            answer = await self._ask(index, part, problem, response)
+        except ScoringFailedError as error:
+            return Score(0.0, note=f"line {problem.line}: {part.type}: {error}", failed=True)
+        return Score(float(answer["score"]), answer.get("parts") or {}, str(answer.get("note") or ""))
+
+    async def _ask(self, index: int, part: RewardPart, problem: Problem, response: Response) -> dict[str, Any]:
+        if part.type == "custom":
+            request = {"prompt": problem.prompt, "response": response.text, "row": dict(problem.row)}
+            return await self._custom[index].ask(request, timeout_s=part.timeout_s)
+        request: dict[str, Any] = {"kind": part.type, "response": response.text, "answer": problem.row.get("answer")}
+        if part.type == "exact":
+            request["ignore_case"] = part.ignore_case
+        elif part.type == "regex":
+            request["pattern"] = part.pattern
+        elif part.type == "format":
+            request |= {"tags": part.tags, "json_schema": part.json_schema}
+        elif part.type == "code":
+            request |= self._code_request(part, problem)
+        return await self._rules.ask(request, timeout_s=part.timeout_s + (_GRACE_S if part.type == "code" else 0.0))
+
+    def _code_request(self, part: RewardPart, problem: Problem) -> dict[str, Any]:
+        limits = asdict(Limits(cpu_s=max(1, round(part.timeout_s))))
+        entry = problem.row.get("entry_point")
+        return {
+            "tests": problem.row["tests"],
+            "mode": self._mode,
+            "limits": limits,
+            "wall_s": part.timeout_s,
+            "entry": entry,
+        }
+
+    def _combined(self, scores: Sequence[Score]) -> Score:
+        """The weighted sum. A failed check makes the whole score a failed one: its value is not known."""
+        reward = sum(weight_of(part) * score.reward for part, score in zip(self._parts, scores, strict=True))
+        parts: dict[str, float] = {}
+        for part, score in zip(self._parts, scores, strict=True):
+            parts[part.name] = parts.get(part.name, 0.0) + score.reward
+            parts |= {f"{part.name}.{key}": value for key, value in score.parts.items()}
+        notes = [score.note for score in scores if score.note]
+        return Score(reward, parts, "; ".join(notes)[:500], any(score.failed for score in scores))
+
+    def _custom_command(self, part: RewardPart) -> Any:
+        def command() -> Sandboxed:
+            files = {"reward": Path(str(part.script)).expanduser().resolve()}
+            return sandboxed(self._mode, _CUSTOM, ["{reward}"], limits=_CUSTOM_LIMITS, files=files, site=True)
+
+        return command
+
+
+def weight_of(part: RewardPart) -> float:
+    """A check's weight in the sum."""
+    if part.weight is not None:
+        return part.weight
+    return number("reward.format") if part.type == "format" else 1.0
+
+
+def _rules_command() -> Sandboxed:
+    return Sandboxed([sys.executable, "-m", _CHILD], {"start_new_session": True})

@@ -1,0 +1,199 @@
+"""What an RL job will do, worked out before it starts."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sota_ml_researcher.core.errors import ConfigError
+from sota_ml_researcher.doctrine.rules import rule
+from sota_ml_researcher.training import hyperparameters
+from sota_ml_researcher.training.config_resolution import Origin, Settings
+from sota_ml_researcher.training.hyperparameters import Derived
+from sota_ml_researcher.training.model_configs import load_model_config
+from sota_ml_researcher.training.models import resolve_model
+from sota_ml_researcher.training.ranks import require_accepted_rank
+from sota_ml_researcher.training.rendering import load_renderer
+from sota_ml_researcher.training.reward_check import RewardReport, check_reward
+from sota_ml_researcher.training.reward_config import RewardPart
+from sota_ml_researcher.training.reward_scorers import Scorers
+from sota_ml_researcher.training.rl_config import CLIP_RULES, RlConfig
+from sota_ml_researcher.training.rl_rows import Problem, load_problems
+
+_MODEL_GIVEN = {"judge", "preference_model"}
+
+
+@dataclass(frozen=True, slots=True)
+class RlPlan:
+    """A job ready to start.
+
+    Attributes:
+        settings: The config with every null derived, and the origin of each value.
+        rows: Usable prompts.
+        total_steps: Steps of the whole run.
+        most_sampled_tokens: Tokens the run will sample at most.
+        longest_prompt: Tokens of the longest prompt.
+        report: What the reward gave to probes, or None where only a model can tell.
+        warnings: What the user should know before spending time or money.
+    """
+
+    settings: Settings[RlConfig]
+    rows: int
+    total_steps: int
+    most_sampled_tokens: int
+    longest_prompt: int
+    report: RewardReport | None
+    warnings: tuple[str, ...]
+
+
+def plan_rl(settings: Settings[RlConfig]) -> RlPlan:
+    """Check everything that can be checked without a model, and derive what was left out.
+
+    Raises:
+        ConfigError: If a path does not exist, a reward cannot be used, or a setting does not fit model or backend.
+        DataError: If the data cannot be used.
+        ModelError: If the model, its tokenizer or its chat template cannot be had.
+    """
+    settings = _with_paths(settings)
+    config = settings.config
+    require_accepted_rank(config.lora_rank, config.backend, where=settings.place("lora_rank"))
+    problems = load_problems(
+        Path(config.train_file), config.parts(), system_prompt=config.system_prompt, skip_bad_rows=config.skip_bad_rows
+    )
+    if config.val_file is not None:
+        load_problems(Path(config.val_file), config.parts(), skip_bad_rows=config.skip_bad_rows)
+    longest = _longest_prompt(config, problems)
+    settings, total_steps = _with_schedule(settings, len(problems))
+    report = probe_reward(settings.config, problems)
+    config = settings.config
+    sampled = total_steps * min(config.batch_size or 1, len(problems)) * config.group_size * config.max_response_tokens
+    warnings = tuple(_warnings(config, total_steps, report))
+    return RlPlan(settings, len(problems), total_steps, sampled, longest, report, warnings)
+
+
+def probe_reward(config: RlConfig, problems: list[Problem]) -> RewardReport | None:
+    """Run the reward's probes, which also finds a script that cannot be loaded; None if a model gives the reward.
+
+    Raises:
+        ConfigError: If the reward cannot be used at all.
+    """
+    parts = [part for part in config.parts() if part.type not in _MODEL_GIVEN]
+    if not parts:
+        return None
+
+    async def probe() -> RewardReport:
+        scorers = Scorers(parts, max_tokens=config.max_response_tokens, allow_unsandboxed=config.allow_unsandboxed)
+        try:
+            return await check_reward(scorers, parts, problems, group_size=config.group_size)
+        finally:
+            await scorers.close()
+
+    return asyncio.run(probe())
+
+
+def _with_paths(settings: Settings[RlConfig]) -> Settings[RlConfig]:
+    """Paths made absolute: the worker runs in another folder."""
+    config = settings.config
+    found: dict[str, tuple[Any, Origin]] = {}
+    for key, name in (
+        ("train_file", config.train_file),
+        ("val_file", config.val_file),
+        ("reward_script", config.reward_script),
+    ):
+        if name is not None:
+            found[key] = (str(settings.data_file(key, name)), settings.origins[key])
+    if config.rewards is not None:
+        found["rewards"] = (tuple(_absolute(settings, part) for part in config.rewards), settings.origins["rewards"])
+    if config.output_dir is not None:
+        found["output_dir"] = (str(Path(config.output_dir).expanduser().absolute()), settings.origins["output_dir"])
+    return settings.derived(found)
+
+
+def _absolute(settings: Settings[RlConfig], part: RewardPart) -> RewardPart:
+    if part.script is None:
+        return part
+    return part.model_copy(update={"script": str(settings.data_file("rewards", part.script))})
+
+
+def _longest_prompt(config: RlConfig, problems: list[Problem]) -> int:
+    """Tokens of the longest prompt.
+
+    Raises:
+        ConfigError: If it leaves no room for a response.
+    """
+    renderer = load_renderer(config.base_model, config.renderer)
+    lengths = [(len(renderer.generation_prompt(problem.messages)), problem.line) for problem in problems]
+    longest, line = max(lengths)
+    model = load_model_config(resolve_model(config.base_model))
+    if model.has("max_position_embeddings"):
+        context = model.integer("max_position_embeddings")
+        if longest + config.max_response_tokens > context:
+            raise ConfigError(
+                f"the prompt of line {line} has {longest} tokens; with max_response_tokens "
+                f"{config.max_response_tokens} that is more than the model's context of {context}",
+                where="max_response_tokens",
+                fix=f"Set it to {max(1, context - longest)} or less, or shorten the prompt",
+            )
+    return longest
+
+
+def _with_schedule(settings: Settings[RlConfig], rows: int) -> tuple[Settings[RlConfig], int]:
+    config = settings.config
+    changes: dict[str, tuple[Any, Origin]] = {}
+
+    def fill(key: str, derived: Derived) -> Any:
+        changes[key] = (derived.value, Origin(kind="derived", rule=derived.rule_id, reason=derived.reason))
+        return derived.value
+
+    batch = config.batch_size or int(fill("batch_size", _batch(rows)))
+    epochs = config.num_epochs
+    if config.num_steps is None and epochs is None:
+        epochs = 1
+        changes["num_epochs"] = (1, Origin(kind="derived", reason="one pass over the prompts"))
+    total_steps = config.num_steps or -(-rows * (epochs or 1) // min(batch, rows))
+    if config.learning_rate is None:
+        fill("learning_rate", Derived(hyperparameters.number("rl.lr"), "rl.lr", "the start for LoRA and RL"))
+    if config.eval_every is None:
+        fill("eval_every", hyperparameters.derive_eval_every(total_steps))
+    if config.checkpoint_every is None:
+        fill("checkpoint_every", hyperparameters.derive_checkpoint_every(total_steps))
+    if config.clip_ratio is None and config.loss_fn in CLIP_RULES:
+        rule_id = CLIP_RULES[config.loss_fn]
+        low, high = (float(value) for value in rule(rule_id).value)
+        changes["clip_ratio"] = (
+            (low, high),
+            Origin(kind="derived", rule=rule_id, reason=f"usual for {config.loss_fn}"),
+        )
+    return settings.derived(changes), total_steps
+
+
+def _batch(rows: int) -> Derived:
+    usual = hyperparameters.integer("rl.batch")
+    if rows >= usual:
+        return Derived(usual, "rl.batch", "the recipe's prompts a step")
+    return Derived(rows, "rl.batch", f"all {rows} prompts, below the usual {usual}")
+
+
+def _warnings(config: RlConfig, total_steps: int, report: RewardReport | None) -> list[str]:
+    found = list(report.warnings) if report is not None else []
+    if config.num_substeps > hyperparameters.integer("rl.substeps") and config.loss_fn == "importance_sampling":
+        found.append(
+            "several optimizer steps a batch go with loss_fn ppo, which bounds how far they move (rl.substeps)"
+        )
+    if config.temperature != hyperparameters.number("rl.temperature"):
+        found.append(
+            "another temperature than 1 makes the sampled and the trained distribution differ (rl.temperature)"
+        )
+    if (config.max_steps_off_policy or 0) > hyperparameters.integer("rl.staleness"):
+        found.append(f"samples may be {config.max_steps_off_policy} steps old; under 5 is safe (rl.staleness)")
+    if any(part.type in _MODEL_GIVEN for part in config.parts()) and config.kl_coef == 0:
+        found.append("a learned reward without kl_coef invites reward hacking (rl.kl_coef, reward.hacking)")
+    if config.max_steps_off_policy and config.drop_constant_groups:
+        found.append("overlapping steps: a resumed run draws other samples than an undisturbed one")
+    if config.val_file is None:
+        found.append("no val_file: held-out reward cannot be seen and no best checkpoint is kept")
+    if total_steps < 10:
+        found.append(f"only {total_steps} steps")
+    return found

@@ -1,0 +1,249 @@
+"""Prompts as the cookbook's environments, with seeds, scores and a record. Heavy: imports the cookbook."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import tinker
+from tinker_cookbook.rl.types import (
+    ActionExtra,
+    Env,
+    EnvGroupBuilder,
+    Metrics,
+    RLDataset,
+    StepResult,
+    Trajectory,
+)
+
+from sota_ml_researcher.core.files import append_json_line, read_json_lines, write_atomically
+from sota_ml_researcher.training.rendering import ChatRenderer
+from sota_ml_researcher.training.reward_rules import overlong_penalty
+from sota_ml_researcher.training.reward_scorers import Response, Score, Scorers
+from sota_ml_researcher.training.rl_config import RlConfig
+from sota_ml_researcher.training.rl_rows import Problem
+from sota_ml_researcher.training.steering import StopTrainingError
+
+ROLLOUTS = "rollouts.jsonl"
+_KEPT_TEXT = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class GroupKey:
+    """Which group a sample belongs to: its seed, and how many samples it has."""
+
+    seed: int
+    members: int
+
+
+group_key: ContextVar[GroupKey | None] = ContextVar("group_key", default=None)
+
+
+def seed_of(*parts: int) -> int:
+    """A seed for one request: the same in every run of a job, another for every group."""
+    digest = hashlib.blake2b(",".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % (2**31 - 1)
+
+
+@dataclass(slots=True)
+class StepStatistics:
+    """What the samples of one step were like, before any group is left out."""
+
+    rewards: list[list[float]] = field(default_factory=list[list[float]])
+    parts: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    tokens: list[int] = field(default_factory=list[int])
+    cut: int = 0
+    failed: int = 0
+    kept: int = 0
+
+    def metrics(self) -> dict[str, float]:
+        """As logged: ``reward/...`` and ``response/...``."""
+        flat = [reward for group in self.rewards for reward in group]
+        if not flat:
+            return {}
+        mean = fmean(flat)
+        found = {
+            "reward/mean": mean,
+            "reward/std": math.sqrt(fmean([(r - mean) ** 2 for r in flat])),
+            "reward/constant_groups": fmean([float(len(set(group)) == 1) for group in self.rewards]),
+            "reward/failed": self.failed / len(flat),
+            "response/tokens": fmean(self.tokens),
+            "response/cut": self.cut / len(flat),
+        }
+        return found | {f"reward/{name}": fmean(values) for name, values in self.parts.items()}
+
+
+class Recorder:
+    """Statistics by step, and the rollouts kept for people in ``rollouts.jsonl``."""
+
+    def __init__(self, folder: Path, keep: int, on_failure: Callable[[str], None]) -> None:
+        self._path = folder / ROLLOUTS
+        self._keep = keep
+        self._on_failure = on_failure
+        self._steps: dict[int, StepStatistics] = {}
+
+    def note(self, step: int, problem: Problem, responses: Sequence[Response], scores: Sequence[Score]) -> None:
+        """Take in one group."""
+        found = self._steps.setdefault(step, StepStatistics())
+        found.rewards.append([score.reward for score in scores])
+        for response, score in zip(responses, scores, strict=True):
+            found.tokens.append(response.tokens)
+            found.cut += response.cut
+            found.failed += score.failed
+            if score.failed:
+                self._on_failure(score.note)
+            for name, value in score.parts.items():
+                found.parts.setdefault(name, []).append(value)
+        share = max(1, self._keep // 4)
+        for response, score in list(zip(responses, scores, strict=True))[:share]:
+            if found.kept < self._keep:
+                found.kept += 1
+                append_json_line(self._path, _record(step, problem, response, score))
+
+    def take(self, step: int) -> dict[str, float]:
+        """The metrics of a step, once."""
+        return self._steps.pop(step, StepStatistics()).metrics()
+
+
+def _record(step: int, problem: Problem, response: Response, score: Score) -> dict[str, Any]:
+    return {
+        "step": step,
+        "line": problem.line,
+        "prompt": problem.prompt[:_KEPT_TEXT],
+        "response": response.text[:_KEPT_TEXT],
+        "reward": score.reward,
+        "parts": dict(score.parts),
+        "tokens": response.tokens,
+        "cut": response.cut,
+        "note": score.note,
+    }
+
+
+def forget_rollouts(folder: Path, next_step: int) -> None:
+    """Drop the rollouts of steps that will be taken again."""
+    path = folder / ROLLOUTS
+    kept = [r for r in read_json_lines(path) if r["step"] < next_step]
+    if path.exists():
+        write_atomically(path, "".join(json.dumps(r) + "\n" for r in kept))
+
+
+class PromptEnv(Env):
+    """One sample of a response to one prompt. Its score comes from the group, once all have answered."""
+
+    def __init__(
+        self, tokens: Sequence[int], stop: list[int] | list[str], group: GroupKey, stopped: Callable[[], bool]
+    ) -> None:
+        self._tokens = list(tokens)
+        self._stop = stop
+        self._group = group
+        self._stopped = stopped
+
+    async def initial_observation(self) -> tuple[tinker.ModelInput, Any]:
+        """The prompt; the sampler takes the group and its seed from here.
+
+        Raises:
+            StopTrainingError: If the run has to stop: no further sample is worth waiting for.
+        """
+        if self._stopped():
+            raise StopTrainingError
+        group_key.set(self._group)
+        return tinker.ModelInput.from_ints(self._tokens), self._stop
+
+    async def step(self, action: list[int], *, extra: ActionExtra | None = None) -> StepResult:
+        """The response ends the episode."""
+        cut = (extra or {}).get("stop_reason") == "length"
+        nothing = tinker.ModelInput.from_ints([])
+        return StepResult(0.0, True, nothing, self._stop, metrics={"cut": float(cut)})
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What every group of a job shares."""
+
+    config: RlConfig
+    renderer: ChatRenderer
+    scorers: Scorers
+    recorder: Recorder
+    stopped: Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class PromptGroup(EnvGroupBuilder):
+    """All the samples of one prompt in one step."""
+
+    sampling: Sampling
+    problem: Problem
+    step: int
+    place: int
+
+    async def make_envs(self) -> Sequence[Env]:
+        """One environment a sample."""
+        shared, config = self.sampling, self.sampling.config
+        tokens = shared.renderer.generation_prompt(self.problem.messages)
+        group = GroupKey(seed_of(config.seed, self.step, self.place), config.group_size)
+        return [PromptEnv(tokens, shared.renderer.stop, group, shared.stopped) for _ in range(config.group_size)]
+
+    async def compute_group_rewards(
+        self, trajectory_group: list[Trajectory], env_group: Sequence[Env]
+    ) -> list[tuple[float, Metrics]]:
+        """Score the responses. One that could not be scored gets the mean of the others: no advantage either way."""
+        shared = self.sampling
+        responses = [response_of(shared.renderer, t) for t in trajectory_group]
+        scores = await shared.scorers.score_group(self.problem, responses)
+        scores = [self._with_penalty(s, r) for s, r in zip(scores, responses, strict=True)]
+        known = [score.reward for score in scores if not score.failed]
+        fallback = fmean(known) if known else 0.0
+        scores = [Score(fallback, s.parts, s.note, True) if s.failed else s for s in scores]
+        shared.recorder.note(self.step, self.problem, responses, scores)
+        return [(score.reward, {}) for score in scores]
+
+    def _with_penalty(self, score: Score, response: Response) -> Score:
+        config = self.sampling.config
+        if not config.overlong_buffer_tokens or score.failed:
+            return score
+        penalty = overlong_penalty(
+            response.tokens, max_tokens=config.max_response_tokens, buffer=config.overlong_buffer_tokens
+        )
+        return Score(score.reward + penalty, {**score.parts, "overlong": penalty}, score.note)
+
+    def logging_tags(self) -> list[str]:
+        """No tags: all groups are of one kind."""
+        return []
+
+
+def response_of(renderer: ChatRenderer, trajectory: Trajectory) -> Response:
+    """What was said in a trajectory."""
+    last = trajectory.transitions[-1]
+    tokens = [token for transition in trajectory.transitions for token in transition.ac.tokens]
+    return Response(renderer.decode(last.ac.tokens), len(tokens), bool(last.metrics.get("cut")))
+
+
+class PromptData(RLDataset):
+    """The prompts of a job, step by step: shuffled anew each epoch, by the seed and the epoch alone."""
+
+    def __init__(self, sampling: Sampling, problems: Sequence[Problem], total_steps: int) -> None:
+        self._sampling = sampling
+        self._problems = problems
+        self._total_steps = total_steps
+        self._batch = min(sampling.config.batch_size or 1, len(problems))
+
+    def get_batch(self, index: int) -> list[EnvGroupBuilder]:
+        """The groups of a step; an epoch's last prompts are joined by the next one's first, so all steps are alike."""
+        chosen = [self._at(index * self._batch + i) for i in range(self._batch)]
+        return [PromptGroup(self._sampling, problem, index, place) for place, problem in enumerate(chosen)]
+
+    def _at(self, position: int) -> Problem:
+        epoch, place = divmod(position, len(self._problems))
+        order = np.random.default_rng([self._sampling.config.seed, epoch]).permutation(len(self._problems))
+        return self._problems[int(order[place])]
+
+    def __len__(self) -> int:
+        return self._total_steps

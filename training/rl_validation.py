@@ -1,0 +1,72 @@
+"""Held-out reward during training, and keeping the checkpoint with the highest. Heavy: imports the cookbook."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import tinker
+from tinker_cookbook.eval.evaluators import SamplingClientEvaluator
+
+from sota_ml_researcher.training.best_checkpoint import BestKeeper
+from sota_ml_researcher.training.reward_scorers import Response, Score
+from sota_ml_researcher.training.rl_rollouts import Sampling, seed_of
+from sota_ml_researcher.training.rl_rows import Problem
+from sota_ml_researcher.training.steering import Steering
+
+HELD_OUT = "test/reward"
+SAMPLES = 4
+# Seeds of held-out samples are of a kind of their own, so that none is a seed of training.
+_HELD_OUT_SEEDS = -1
+
+
+async def sample_and_score(
+    client: Any, sampling: Sampling, problem: Problem, *, samples: int, seed: int
+) -> list[tuple[Response, Score]]:
+    """Sample some responses to a problem as training does, and score them."""
+    config, renderer = sampling.config, sampling.renderer
+    params = tinker.SamplingParams(
+        max_tokens=config.max_response_tokens, temperature=config.temperature, stop=renderer.stop, seed=seed
+    )
+    prompt = tinker.ModelInput.from_ints(renderer.generation_prompt(problem.messages))
+    result = await client.sample_async(prompt=prompt, num_samples=samples, sampling_params=params)
+    responses = [
+        Response(renderer.decode(s.tokens), len(s.tokens), str(s.stop_reason) == "length") for s in result.sequences
+    ]
+    scores = await sampling.scorers.score_group(problem, responses)
+    return list(zip(responses, scores, strict=True))
+
+
+class RewardValidation(SamplingClientEvaluator):
+    """Measures ``test/reward`` of the current weights at training's temperature, with the same seeds every time."""
+
+    def __init__(self, problems: Sequence[Problem], sampling: Sampling, steering: Steering, folder: Path) -> None:
+        self._problems = problems
+        self._sampling = sampling
+        self._steering = steering
+        self._keeper = BestKeeper(folder, steering, HELD_OUT, highest=True)
+
+    async def __call__(self, sampling_client: Any) -> dict[str, float]:
+        """Measure, and keep the weights if they are the best yet."""
+        seed = self._sampling.config.seed
+        groups = await asyncio.gather(
+            *[
+                sample_and_score(
+                    sampling_client,
+                    self._sampling,
+                    problem,
+                    samples=SAMPLES,
+                    seed=seed_of(seed, _HELD_OUT_SEEDS, problem.line),
+                )
+                for problem in self._problems
+            ]
+        )
+        known = [score.reward for group in groups for _, score in group if not score.failed]
+        metrics = {HELD_OUT: fmean(known)} if known else {}
+        metrics["test/response_tokens"] = fmean([response.tokens for group in groups for response, _ in group])
+        if known and self._steering.client is not None:
+            await self._keeper.consider(self._steering.client, metrics[HELD_OUT])
+        return metrics
