@@ -42,7 +42,7 @@ def test_a_paid_judge_is_planned_and_starts_only_with_its_plan(tmp_path: Path, m
         assert f"plan_id='{planned.structured_content['plan_id']}'" in shown
         wrong = call("run_judge_eval", overrides=overrides | {"seed": 1}, plan_id=planned.structured_content["plan_id"])
         assert wrong.is_error
-        assert "the plan has changed since" in text_of(wrong)
+        assert "are not those of plan" in text_of(wrong)
         monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-wrong-secret")
         refused = call("run_judge_eval", overrides=overrides)
         assert refused.is_error
