@@ -3,7 +3,7 @@ from typing import Any
 
 import anyio
 import pytest
-from eval_helpers import Context, write_lines
+from eval_helpers import Context, evaluate, sums, write_lines
 from loopback_judges import Judges, serving
 from mcp import Client
 from mcp_types import CallToolResult, TextContent
@@ -12,6 +12,7 @@ from sota_ml_researcher.core.errors import ConfigError, DataError
 from sota_ml_researcher.evals.benchmark_config import load_benchmark_settings
 from sota_ml_researcher.evals.benchmark_numbers import ItemScores, benchmark_numbers, benchmark_text
 from sota_ml_researcher.evals.benchmark_plan import plan_benchmark
+from sota_ml_researcher.evals.judge_job import JudgeFailedError
 from sota_ml_researcher.server.app import build_server
 from sota_ml_researcher.templates.catalog import template_path
 from sota_ml_researcher.training.config_resolution import render_config
@@ -172,3 +173,10 @@ def test_task_files_and_graded_rows_run(tmp_path: Path) -> None:
     assert scores["model_graded_qa"]["model"]["mean"] == 1.0
     with pytest.raises(ConfigError, match="Task named 'nothing' not found"):
         run("nothing", {"task": f"{tmp_path / 'task.py'}@nothing"})
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("stop_engine")
+def test_a_model_too_small_to_judge_fails_loudly_and_says_why(tmp_path: Path) -> None:
+    with pytest.raises(JudgeFailedError, match=r"no readable verdict .* do not fit the model's context window of 512"):
+        evaluate(tmp_path, sums(tmp_path, 3) | {"judge_model": "tinker:demo", "judge_max_tokens": 64})
