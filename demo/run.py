@@ -45,6 +45,9 @@ class DemoResult(BaseModel):
     exact_match_before: float
     exact_match_after: float
     test_prompts: int
+    judge_verdict: str
+    judge_win_rate: float
+    judge_interval: list[float]
     example_prompt: str
     example_before: str
     example_after: str
@@ -93,10 +96,13 @@ class Demo:
         before = await self._sample(client, "before", "demo", prompts)
         job = await self._train(client)
         after = await self._sample(client, "after", job["job_id"], prompts)
+        judged = await self._judge(client, job["job_id"])
+        interval = judged["interval"] or {"low": 0.0, "high": 1.0}
         self._seconds["total"] = round(time.monotonic() - began, 1)
         first, last = _nll_range(Path(job["run_folder"]))
         matches = [sum(g == a for g, a in zip(given, answers, strict=True)) / len(answers) for given in (before, after)]
         met = matches[0] < WORST_BEFORE and matches[1] > BEST_AFTER and last <= NLL_RATIO * first
+        met = met and judged["verdict"] == "better"
         return DemoResult(
             job_id=job["job_id"],
             run_folder=job["run_folder"],
@@ -110,6 +116,9 @@ class Demo:
             exact_match_before=matches[0],
             exact_match_after=matches[1],
             test_prompts=len(answers),
+            judge_verdict=judged["verdict"],
+            judge_win_rate=judged["mean"],
+            judge_interval=[interval["low"], interval["high"]],
             example_prompt=prompts[0],
             example_before=before[0],
             example_after=after[0],
@@ -134,6 +143,19 @@ class Demo:
         if job["state"] != "succeeded":
             raise JobError(f"the job ended as {job['state']}: {job['error']}", where=job["run_folder"])
         return job
+
+    async def _judge(self, client: Client, tuned: str) -> dict[str, Any]:
+        """Base against tuned, as the template eval.yaml does it; returns what the evaluation's result.json says."""
+        began = time.monotonic()
+        overrides = {"finetuned_model": tuned}
+        started = await self._call(client, "run_judge_eval", config=str(template_path("eval")), overrides=overrides)
+        self._job_id = started["job_id"]
+        job = await self._wait(client, lambda done, total, message: None)
+        if job["state"] != "succeeded":
+            raise JobError(f"the evaluation ended as {job['state']}: {job['error']}", where=job["run_folder"])
+        self._step("judge", began)
+        found: dict[str, Any] = json.loads((Path(job["run_folder"]) / "result.json").read_bytes())
+        return found
 
     async def _wait(self, client: Client, moved: Callable[[float, float | None, str | None], None]) -> dict[str, Any]:
         async def on_progress(progress: float, total: float | None, message: str | None) -> None:
@@ -196,7 +218,7 @@ def show_result(result: DemoResult, *, as_json: bool) -> int:
     if not result.targets_met:
         print(
             f"ml-researcher demo: a target was missed: exact match must go from below {WORST_BEFORE:.0%} to above "
-            f"{BEST_AFTER:.0%}, and held-out NLL must halve.",
+            f"{BEST_AFTER:.0%}, held-out NLL must halve, and the tuned model be judged better.",
             file=sys.stderr,
         )
     return 0 if result.targets_met else 1
@@ -210,6 +232,9 @@ def _show_table(result: DemoResult) -> None:
         f"{result.exact_match_before:.0%}",
         f"{result.exact_match_after:.0%}",
     )
+    low, high = result.judge_interval
+    verdict = f"{result.judge_verdict}: win rate {result.judge_win_rate:.2f}, 95% interval {low:.2f} to {high:.2f}"
+    table.add_row("judged against its base", "", verdict)
     table.add_row(f"'{result.example_prompt}'", repr(result.example_before), repr(result.example_after))
     console = Console()
     console.print(table)

@@ -36,6 +36,9 @@ from sota_ml_researcher.training.run_context import Outcome, RunContext
 from sota_ml_researcher.training.sampling_client import base_model_of
 
 LOGS = "inspect"
+_UNSCORED_LIMIT = float(cast("float", rule("judge.unscored.limit").value))
+# Inspect's decorator hides the constructor's parameters from type checkers.
+_API: Any = TinkerModelAPI
 _MESSAGES = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
 
 
@@ -69,9 +72,7 @@ def run_benchmark_job(context: RunContext, config_file: Path) -> Outcome:
             raise _task_failed(log, context.folder)
         logs[name] = log
     scores = {name: item_scores(log) for name, log in logs.items()}
-    numbers = benchmark_numbers(
-        scores, arms=config.arms, limit=float(cast("float", rule("judge.unscored.limit").value))
-    )
+    numbers = benchmark_numbers(scores, arms=config.arms, limit=_UNSCORED_LIMIT)
     text = benchmark_text(numbers, task=Path(config.task).name)
     write_atomically(context.folder / eval_files.METRICS, json.dumps(numbers, indent=2) + "\n")
     write_atomically(context.folder / eval_files.VERDICT_TEXT, text)
@@ -159,7 +160,7 @@ def _provider(context: RunContext, config: BenchmarkConfig, model: str, progress
         temperature=config.temperature,
         seed=config.seed,
     )
-    return TinkerModelAPI(
+    return _API(
         backend,
         renderer,
         sampling,
@@ -202,7 +203,7 @@ def _grader(config: BenchmarkConfig) -> Model:
     renderer = load_renderer(base)
     wire = judge.model if is_checkpoint else resolve_model(base).wire_name
     sampling = Sampling(wire, config.backend, config.base_url or "", renderer.name, fingerprint(base), 2048, 0.0, 0)
-    provider = TinkerModelAPI(backend, renderer, sampling, should_stop=lambda: False, on_answer=lambda: None)
+    provider = _API(backend, renderer, sampling, should_stop=lambda: False, on_answer=lambda: None)
     return Model(provider, GenerateConfig(temperature=0.0, max_tokens=2048))
 
 

@@ -131,6 +131,6 @@ class TinkerModelAPI(ModelAPI):
             self._service = tinker.ServiceClient(base_url=self._backend.base_url, api_key=self._backend.api_key)
             model = self._sampling.model
             is_path = model.startswith("tinker://")
-            named = {"model_path": model} if is_path else {"base_model": model}
+            named: dict[str, Any] = {"model_path": model} if is_path else {"base_model": model}
             self._client = await self._service.create_sampling_client(**named).result_async()
         return self._client

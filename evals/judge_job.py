@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -187,8 +188,11 @@ class _Evaluation:
         report = json.dumps([asdict(c) for c in self._controls], indent=2) + "\n"
         write_atomically(self._context.folder / CONTROLS, report)
         if result.problems:
+            lost = Counter(j.unscored for c in tests if (j := judged[c.key]).unscored is not None)
+            why = [f"unscored, most often: {reason}" for reason, _ in lost.most_common(1)]
+            problems = "; ".join([*result.problems, *why])
             raise JudgeFailedError(
-                f"the judge {name} failed the tests of itself, so there is no verdict: {'; '.join(result.problems)}",
+                f"the judge {name} failed the tests of itself, so there is no verdict: {problems}",
                 where=str(self._context.folder / CONTROLS),
                 fix="Use another judge, or mend the rubric; judgments.jsonl holds what it said",
             )

@@ -7,7 +7,8 @@ from typing import Any
 
 import tinker
 
-from sota_ml_researcher.evals.judge_base import Repair, Reply, Usage
+from sota_ml_researcher.core.errors import BackendError
+from sota_ml_researcher.evals.judge_base import JudgeCallError, Repair, Reply, Usage
 from sota_ml_researcher.evals.judge_catalog import JudgeRef
 from sota_ml_researcher.evals.judge_prompt import Question, with_json_rule
 from sota_ml_researcher.evals.verdicts import UnreadableVerdictError, last_json_object
@@ -73,8 +74,14 @@ class TinkerJudge:
         params = tinker.SamplingParams(
             max_tokens=self._max_tokens, temperature=0.0, top_p=1.0, seed=0, stop=self._renderer.stop
         )
-        with backend_errors(self._backend):
-            result = await self._client.sample(tinker.ModelInput.from_ints(prompt), 1, params).result_async()
+        try:
+            with backend_errors(self._backend):
+                result = await self._client.sample(tinker.ModelInput.from_ints(prompt), 1, params).result_async()
+        except BackendError as error:
+            # The backend is there and refuses this one question, as when it does not fit the model's context.
+            if isinstance(error.__cause__, tinker.RequestFailedError):
+                raise JudgeCallError(_cause(error.__cause__), transient=False) from error
+            raise
         sequence = result.sequences[0]
         text = self._renderer.decode(sequence.tokens)
         try:
@@ -87,3 +94,8 @@ class TinkerJudge:
     async def close(self) -> None:
         """Let go of the session."""
         self._client = self._service = None
+
+
+def _cause(error: Exception) -> str:
+    """The backend's reason without the SDK's wrapping."""
+    return str(error).removeprefix("Request failed: ").split(" for self.request_id")[0][:200]

@@ -73,7 +73,7 @@ def start_job(
     runs = writable_folder(Path(config.output_dir) if config.output_dir else home() / "runs")
     job = registry.create(
         kind=kind,
-        name=config.run_name or files[0].stem,
+        name=config.run_name or (files[0].stem if files else kind),
         backend=config.backend,
         base_model=config.base_model,
         runs=runs,
@@ -95,7 +95,7 @@ def environment(data_files: Sequence[Path]) -> str:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in _RECORDED},
-        "git_revision": _git_revision(data_files[0].parent),
+        "git_revision": _git_revision(data_files[0].parent) if data_files else None,
         "data": {str(path): {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in data_files},
     }
     return json.dumps(facts, indent=2) + "\n"

@@ -199,10 +199,12 @@ class Judges:
         if fault is not None:
             return fault
         self._seen(identity, body)
-        given = self.answer(self._asked(body["messages"][0]["content"], body["messages"][1:]))
+        given = self.answer(self._asked("", body["messages"][1:])) if "tools" in body else None
         message: dict[str, Any] = {"role": "assistant", "content": None}
         finish = "stop"
-        if isinstance(given, dict):
+        if "tools" not in body:
+            message["content"] = "It agrees with the criterion.\n\nGRADE: C"
+        elif isinstance(given, dict):
             function = body["tools"][0]["function"]
             call = {"name": function["name"], "arguments": json.dumps(self._arguments(given, function["parameters"]))}
             message["tool_calls"] = [{"id": "call_1", "type": "function", "function": call}]

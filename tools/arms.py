@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel
 
@@ -48,7 +48,7 @@ def with_checkpoints(settings: Settings[ConfigT], keys: Sequence[str]) -> Settin
     for key in keys:
         given: Any = getattr(settings.config, key)
         several = isinstance(given, tuple)
-        models: list[Any] = list(given) if several else [given]
+        models: list[Any] = list(cast("tuple[Any, ...]", given)) if several else [given]
         resolved = [checkpoint(key, m) if isinstance(m, str) else m for m in models]
         if resolved != models:
             value: Any = tuple(resolved) if several else resolved[0]

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 from mcp_types import CallToolResult
 from pydantic import Field
 
-from sota_ml_researcher.core.errors import ConfigError
 from sota_ml_researcher.evals.benchmark_config import load_benchmark_settings
+from sota_ml_researcher.jobs import plans
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.start import start_job
 from sota_ml_researcher.tools.answers import answer
@@ -33,24 +33,22 @@ def run_benchmark(
     settings = load_benchmark_settings(Path(config).expanduser() if config else None, overrides)
     plan = plan_benchmark(with_checkpoints(settings, ("model", "baseline_model")))
     chosen = plan.settings.derived(named(plan))
-    facts: dict[str, Any] = {
-        "items": plan.items,
-        "answers": plan.answers,
-        "config": chosen.config.model_dump(mode="json"),
-    }
+    facts: dict[str, Any] = {"items": plan.items, "answers": plan.answers}
+    facts["config"] = chosen.config.model_dump(mode="json")
     counted = "as many items as the task has" if plan.items is None else f"{plan.items} items, {plan.answers} answers"
     what = (
         f"Benchmark {chosen.config.run_name} of {', '.join(m[-60:] for m in chosen.config.arms.values())}: {counted}."
     )
     if plan.needs_confirmation and plan_id is None:
-        following = f"run_benchmark with the same arguments and plan_id='{plan.plan_id}' starts it"
-        shown = Evaluation(job_id=None, plan_id=plan.plan_id, plan=facts | {"state": "planned"}, next=following)
+        offered = plans.offer("benchmark", plan.plan_id)
+        following = f"run_benchmark with the same arguments and plan_id='{offered}' starts it"
+        shown = Evaluation(job_id=None, plan_id=offered, plan=facts | {"state": "planned"}, next=following)
         return answer(shown, f"Plan only, it may cost money. {what}\nNext: {following}")
-    if plan_id is not None and plan_id != plan.plan_id:
-        raise ConfigError("the plan has changed since", where="plan_id", fix=f"The plan as it is now: {plan.plan_id}")
+    if plan_id is not None:
+        plans.redeem(plan_id, "benchmark", plan.plan_id)
     steps = plan.answers or 1
     job = start_job(Registry(), "benchmark", chosen.config, chosen.origins, files=plan.files, total_steps=steps)
     following = f"wait_for_job(job_id='{job.id}')"
     facts |= {"state": job.state.value, "run_folder": str(job.folder)}
-    shown = Evaluation(job_id=job.id, plan_id=plan.plan_id, plan=facts, next=following)
+    shown = Evaluation(job_id=job.id, plan_id=None, plan=facts, next=following)
     return answer(shown, f"{job.id}: {job.state.value}. {what}\nFiles: {job.folder}\nNext: {following}")

@@ -16,7 +16,7 @@ from sota_ml_researcher.tools.answers import duration, number
 _SHOWN_CHECKPOINTS = 5
 _SHOWN_STEPS = 50
 _VERDICT_CHARS = 1000
-_EVALUATIONS = {"judge_eval", "benchmark"}
+_EVALUATIONS = {"judge_eval": "report.html", "benchmark": "inspect"}
 _SERIES = ("step", "train_mean_nll", "test/nll", "dpo_loss", "accuracy", "margin", "test/accuracy", "reward/mean")
 _SERIES += ("test/reward", "reward/constant_groups", "response/tokens", "learning_rate")
 
@@ -123,7 +123,7 @@ def _pace_s(record: dict[str, Any]) -> float | None:
 def next_step(job: Job) -> str:
     """The sensible next call for a job in this state."""
     if job.state is JobState.SUCCEEDED and job.kind in _EVALUATIONS:
-        return f"read the answers that were judged worst in {job.folder / 'report.html'} before you believe the number"
+        return f"read the answers behind the number before you believe it: {job.folder / _EVALUATIONS[job.kind]}"
     return {
         JobState.QUEUED: f"wait_for_job(job_id='{job.id}')",
         JobState.STARTING: f"wait_for_job(job_id='{job.id}')",
