@@ -165,16 +165,14 @@ def _pair(
     elif config.unknown:
         word, reading = (
             direction,
-            f"{size}; the settings of {', '.join(config.unknown)} are not known, so no cause is shown",
+            f"{size}; settings are not known, so no cause is shown",
         )
     elif config.confounded:
         word = direction
         reading = f"{size}, but {len(config.changed)} settings changed: confounded, it does not show which one mattered"
     elif spread is None:
         word = direction
-        reading = (
-            f"{size}, beyond the noise of steps ({floor:.2g}); a second seed of each must show that it exceeds theirs"
-        )
+        reading = f"{size}, beyond the noise of steps ({floor:.2g}); second seeds must show that it exceeds theirs"
     else:
         word, reading = _against_seeds(curves, config, i, spread, lower)
     return Pair(runs[i].name, difference, floor, points, tokens, word, reading)

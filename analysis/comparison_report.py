@@ -45,9 +45,7 @@ def next_experiment(comparison: Comparison) -> str:
         return "Put the config beside the metrics, or compare jobs of this server."
     if comparison.seed_spread is None:
         seeds = int(str(rule("stats.seeds").value))
-        return (
-            f"Repeat each setting with other seeds ({seeds} in all give a first idea of the spread), then compare all."
-        )
+        return f"Repeat each setting with other seeds ({seeds} in all give a first idea of the spread), compare all."
     return "Check the better one by run_judge_eval on held-out prompts: loss is not answer quality."
 
 

@@ -20,33 +20,19 @@ if TYPE_CHECKING:
     from sota_ml_researcher.analysis.report import Written
 
 
-class FindingView(BaseModel):
-    """One finding; ``evidence`` names metric, step, line and values."""
-
-    kind: str
-    level: str
-    summary: str
-    evidence: list[str]
-    rule: str
-    confidence: str
-    next_experiment: str
-
-
 class Analysis(BaseModel):
-    """What a run shows, the worst first, and where the report lies."""
+    """What a run shows, the worst first. A finding: kind, level, summary, evidence, rule, confidence, next_experiment."""
 
     run: str
-    kind: str
     verdict: str
-    findings: list[FindingView]
+    findings: list[dict[str, Any]]
     notes: list[str]
     report: str
-    analysis: str
     next: str
 
 
 async def analyze_run(
-    run: Annotated[str, Field(description="Job id, a run's folder, or its metrics file")],
+    run: Annotated[str, Field(description="Job id, folder or file")],
 ) -> Annotated[CallToolResult, Analysis]:
     """Diagnose one run from its whole curves: causes with evidence and rule, the next experiment, plot and report.
 
@@ -58,34 +44,26 @@ async def analyze_run(
     return answer(shown, _text(shown), _image(png))
 
 
-class PairView(BaseModel):
-    """One run against the first, at the end of what both have."""
-
-    run: str
-    word: str
-    reading: str
-    difference: float
-    noise_floor: float
-    at_equal_tokens: float | None
-
-
 class RunsCompared(BaseModel):
-    """How runs differ: settings first, then the metric. ``seed_spread``: null without repeated seeds."""
+    """How runs differ: settings first, then the metric.
+
+    A pair: run, word, reading, difference (metric minus the first run's), noise_floor, at_equal_tokens.
+    """
 
     settings: str
     changed: dict[str, list[Any]]
-    confounded: bool
     metric: str
-    seed_spread: float | None
-    pairs: list[PairView]
+    pairs: list[dict[str, Any]]
     findings: list[str]
     report: str
     next: str
 
 
 async def compare_runs(
-    runs: Annotated[list[str], Field(min_length=2, max_length=8, description="Job ids or paths; first: baseline")],
-    metric: Annotated[str | None, Field(description="As logged; null: the primary metric, else held-out loss")] = None,
+    runs: Annotated[
+        list[str], Field(min_length=2, max_length=8, description="As for analyze_run; the first is the baseline")
+    ],
+    metric: Annotated[str | None, Field(description="As logged; null: the primary")] = None,
 ) -> Annotated[CallToolResult, RunsCompared]:
     """Compare training runs: changed settings first, then one metric by step and by tokens, within the noise.
 
@@ -113,22 +91,20 @@ def _comparison(comparison: Comparison, written: WrittenComparison) -> RunsCompa
     from sota_ml_researcher.analysis.comparison_report import next_experiment, settings_line
 
     pairs = [
-        PairView(
-            run=p.run,
-            word=p.word,
-            reading=p.reading,
-            difference=p.difference,
-            noise_floor=p.floor,
-            at_equal_tokens=p.at_tokens,
-        )
+        {
+            "run": p.run,
+            "word": p.word,
+            "reading": p.reading,
+            "difference": p.difference,
+            "noise_floor": p.floor,
+            "at_equal_tokens": p.at_tokens,
+        }
         for p in comparison.pairs
     ]
     return RunsCompared(
         settings=settings_line(comparison),
         changed={k: list(v) for k, v in comparison.config.changed.items()},
-        confounded=comparison.config.confounded,
         metric=comparison.metric,
-        seed_spread=comparison.seed_spread,
         pairs=pairs,
         findings=[f"{f.summary} ({f.rule})" for f in comparison.findings],
         report=str(written.report),
@@ -138,7 +114,7 @@ def _comparison(comparison: Comparison, written: WrittenComparison) -> RunsCompa
 
 def _comparison_text(shown: RunsCompared) -> str:
     lines = [shown.settings[:500], f"{shown.metric} against the first run:"]
-    lines += [f"- {p.run}: {p.word}; {p.reading}."[:260] for p in shown.pairs[:4]]
+    lines += [f"- {p['run']}: {p['word']}; {p['reading']}."[:260] for p in shown.pairs[:4]]
     if len(shown.pairs) > 4:
         lines.append(f"{len(shown.pairs) - 4} more in the report.")
     return _fitted([*lines, *shown.findings], [f"Report: {shown.report}", f"Next: {shown.next}"])
@@ -173,27 +149,25 @@ def _missing(error: ImportError) -> MissingDependencyError:
 def _analysis(diagnosis: Diagnosis, written: Written) -> Analysis:
     from sota_ml_researcher.analysis.report import verdict
 
-    findings = [
-        FindingView(
-            kind=f.kind,
-            level=f.level,
-            summary=f.summary,
-            evidence=[str(e) for e in f.evidence],
-            rule=f.rule,
-            confidence=f.confidence,
-            next_experiment=f.next_experiment,
-        )
+    findings: list[dict[str, Any]] = [
+        {
+            "kind": f.kind,
+            "level": f.level,
+            "summary": f.summary,
+            "evidence": [str(e) for e in f.evidence],
+            "rule": f.rule,
+            "confidence": f.confidence,
+            "next_experiment": f.next_experiment,
+        }
         for f in diagnosis.findings
     ]
-    follow = findings[0].next_experiment if findings else _healthy(diagnosis)
+    follow = findings[0]["next_experiment"] if findings else _healthy(diagnosis)
     return Analysis(
         run=diagnosis.run.name,
-        kind=diagnosis.run.kind,
         verdict=verdict(diagnosis),
         findings=findings,
         notes=diagnosis.notes,
         report=str(written.report),
-        analysis=str(written.analysis),
         next=follow,
     )
 
@@ -208,7 +182,7 @@ def _healthy(diagnosis: Diagnosis) -> str:
 
 def _text(shown: Analysis) -> str:
     lines = [shown.verdict]
-    lines += [f"[{f.level}] {f.summary} ({f.rule}, confidence {f.confidence})" for f in shown.findings[:4]]
+    lines += [f"[{f['level']}] {f['summary']} ({f['rule']}, confidence {f['confidence']})" for f in shown.findings[:4]]
     if len(shown.findings) > 4:
         lines.append(f"{len(shown.findings) - 4} more in the report.")
     if not shown.findings:
