@@ -181,6 +181,8 @@ def _plateau(run: Run, train: Series) -> Finding | None:
     whole = start - end
     if whole <= number("diagnosis.noise") * train.noise / 2 or gain > max(limits["gain"] * whole, 0.0):
         return None
+    if gain > 0.1 * abs(end):
+        return None  # near zero a small gain is a large part of what is left
     if error > limits["gain"] * whole:
         return None  # too noisy to tell two percent
     since = _flat_since(train, end, 0.03 * whole)

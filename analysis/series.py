@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +90,14 @@ def noise_of(values: Floats) -> float:
     return float(_MAD_TO_SIGMA * np.median(np.abs(second - np.median(second))) / 6**0.5)
 
 
+def local_noise(values: Floats) -> Floats:
+    """The noise around each point: of stretches (40, of 25 points at least), joined by straight lines; shape [n]."""
+    n = len(values)
+    edges = np.linspace(0, n, max(1, min(40, n // 25)) + 1).astype(int)
+    levels = [noise_of(values[a:b]) for a, b in pairwise(edges)]
+    return np.interp(np.arange(n), (edges[:-1] + edges[1:]) / 2, levels)
+
+
 def rolling_median(values: Floats, width: int) -> Floats:
     """The median of ``width`` points around each one; fewer at the ends."""
     half = width // 2
@@ -152,7 +161,9 @@ def spikes(series: Series, *, sigmas: float, share: float) -> list[Spike]:
     usual = np.maximum(before, after)
     middle = values[half : n - half]
     excess = middle - usual
-    limit = np.maximum(sigmas * noise_of(values), share * np.abs(usual))
+    # A bump that is small against the whole fall matters to nobody.
+    whole = 0.03 * float(np.ptp(series.smooth))
+    limit = np.maximum(sigmas * local_noise(values)[half : n - half], np.maximum(share * np.abs(usual), whole))
     index = np.flatnonzero((excess > limit) & (np.arange(half, n - half) >= n // 20))
     order = index[np.argsort(-excess[index])]
     return [
