@@ -136,6 +136,28 @@ def change_points(values: Floats, *, noise: float, strength: float = 10.0) -> li
     return [int(i) for i in found[:-1]]
 
 
+def sudden_rise(series: Series) -> tuple[int, float] | None:
+    """A rise from one step to the next that stays and goes no further: its reduced index and height, or None.
+
+    A loss that diverges climbs over many steps; one that meets other data jumps once.
+    """
+    values, n = series.reduced.values, len(series.reduced)
+    width = max(4, n // 25)
+    if n < 40:
+        return None
+    for at in change_points(values, noise=max(series.noise, 1e-9)):
+        before, after = values[max(0, at - width) : at], values[at : at + width]
+        if at < n // 10 or len(after) < 4:
+            continue
+        jump = float(np.median(after) - np.median(before))
+        at_once = float(np.median(values[at : at + 3]) - np.median(values[at - 3 : at]))
+        further = float(np.median(values[at:][-width:]) - np.median(after))
+        large = jump > 5 * series.noise and jump > 0.1 * abs(float(np.median(before)))
+        if large and at_once > 0.6 * jump and further < 0.3 * jump:
+            return at, jump
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Spike:
     """One point far above its neighbours."""

@@ -6,9 +6,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from analysis_synthetic import FAULTS, HEALTHY, Synthetic, faulty, healthy
+
 from sota_ml_researcher.analysis.diagnosis import diagnose
 from sota_ml_researcher.analysis.runs import load_run
-from analysis_synthetic import FAULTS, HEALTHY, Synthetic, faulty, healthy
 
 # Thresholds were set on seeds below 1000; these were never looked at while setting them.
 FIRST_SEED = 1000

@@ -8,6 +8,8 @@ program: it reads files.
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +53,14 @@ class Synthetic:
         return rows
 
     def write(self, folder: Path) -> Path:
-        """Write the run; returns what to analyse."""
+        """Write the run as one of yesterday; returns what to analyse."""
+        written = self._write(folder)
+        yesterday = time.time() - 86_400
+        for file in folder.iterdir():
+            os.utime(file, (yesterday, yesterday))
+        return written
+
+    def _write(self, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         rows = self.rows()
         if self.config:
@@ -62,7 +71,9 @@ class Synthetic:
             return _write_csv(folder, rows)
         text = "".join(json.dumps(row) + "\n" for row in rows)
         if self.twice:
-            text += "".join(json.dumps(row | {"train_mean_nll": row.get("train_mean_nll", 1.0) * 1.1}) + "\n" for row in rows)
+            text += "".join(
+                json.dumps(row | {"train_mean_nll": row.get("train_mean_nll", 1.0) * 1.1}) + "\n" for row in rows
+            )
         (folder / "metrics.jsonl").write_text(text)
         return folder
 
@@ -278,8 +289,8 @@ def lr_too_high_rise(run: Synthetic) -> None:
 
 
 def lr_too_high_gradient(run: Synthetic) -> None:
-    run.columns["grad_norm"] = run.rng.uniform(0.3, 2) * np.exp(run.t * run.rng.uniform(1.8, 3.5)) * np.exp(
-        run.rng.normal(0, 0.2, run.n)
+    run.columns["grad_norm"] = (
+        run.rng.uniform(0.3, 2) * np.exp(run.t * run.rng.uniform(1.8, 3.5)) * np.exp(run.rng.normal(0, 0.2, run.n))
     )
 
 
@@ -366,7 +377,10 @@ def overoptimization(run: Synthetic) -> None:
     t = run.t[steps]
     turn = run.rng.uniform(0.3, 0.6)
     rise = np.minimum(1, t / turn) - run.rng.uniform(0.35, 0.8) * np.maximum(0, t - turn) / (1 - turn)
-    run.sparse["test/accuracy"] = (steps, 0.5 + run.rng.uniform(0.2, 0.35) * rise + run.rng.normal(0, 0.006, len(steps)))
+    run.sparse["test/accuracy"] = (
+        steps,
+        0.5 + run.rng.uniform(0.2, 0.35) * rise + run.rng.normal(0, 0.006, len(steps)),
+    )
 
 
 def entropy_collapse(run: Synthetic) -> None:
