@@ -43,6 +43,7 @@ class ScoringPool:
         self._greets = greets
         self._where = where
         self._children = [_Child() for _ in range(size)]
+        self._killed: list[asyncio.subprocess.Process] = []
         self._free: asyncio.Queue[_Child] | None = None
         self._owner: asyncio.AbstractEventLoop | None = None
 
@@ -75,11 +76,11 @@ class ScoringPool:
 
     async def close(self) -> None:
         """End every child, and wait for it."""
-        processes = [child.process for child in self._children if child.process is not None]
         for child in self._children:
             self._kill(child)
-        for process in processes:
-            await process.wait()
+        for process in self._killed:
+            await process.communicate()
+        self._killed.clear()
 
     def _queue(self) -> asyncio.Queue[_Child]:
         loop = asyncio.get_running_loop()
@@ -115,8 +116,9 @@ class ScoringPool:
 
     def _kill(self, child: _Child) -> None:
         process, child.process = child.process, None
-        if process is None or process.returncode is not None:
+        if process is None:
             return
+        self._killed.append(process)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError, PermissionError):
