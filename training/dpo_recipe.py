@@ -169,14 +169,14 @@ class _DpoRun:
             return
         service = tinker.ServiceClient(base_url=self._backend.base_url, api_key=self._backend.api_key)
         if config.ref_model is not None and config.ref_model != "base":
-            sampler = await service.create_sampling_client_async(model_path=config.ref_model)
+            sampler = await service.create_sampling_client(model_path=config.ref_model)
             forward: Callable[[Any], Any] = lambda part: sampler_sums(sampler, part)  # noqa: E731
         elif config.load_checkpoint is not None and config.ref_model is None:
-            start = await service.create_training_client_from_state_async(config.load_checkpoint)
+            start = await service.create_training_client_from_state(config.load_checkpoint)
             forward = lambda part: forward_sums(start, part)  # noqa: E731
         else:
             # An adapter of rank 1 that was never trained changes nothing: the base model, computed as training does.
-            base = await service.create_lora_training_client_async(self._model.wire_name, rank=1)
+            base = await service.create_lora_training_client(self._model.wire_name, rank=1)
             forward = lambda part: forward_sums(base, part)  # noqa: E731
         await measure_reference(sums, wanted, forward, self._steering.should_stop)
 

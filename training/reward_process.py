@@ -57,12 +57,14 @@ class ScoringPool:
         free = self._queue()
         child = await free.get()
         try:
-            async with asyncio.timeout(timeout_s + (_START_S if child.process is None else 0.0)):
-                answer = await self._exchange(child, request)
+            async with asyncio.timeout(_START_S):
+                process = child.process or await self._start(child)
+            async with asyncio.timeout(timeout_s):
+                answer = await self._exchange(process, request)
         except TimeoutError:
             self._kill(child)
             raise ScoringFailedError(f"no answer within {timeout_s:g} s") from None
-        except (BrokenPipeError, ConnectionResetError, asyncio.IncompleteReadError, ValueError):
+        except (BrokenPipeError, ConnectionResetError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             self._kill(child)
             raise ScoringFailedError("the scoring process ended or wrote too much") from None
         except BaseException:
@@ -90,8 +92,7 @@ class ScoringPool:
                 self._free.put_nowait(child)
         return self._free
 
-    async def _exchange(self, child: _Child, request: dict[str, Any]) -> dict[str, Any]:
-        process = child.process or await self._start(child)
+    async def _exchange(self, process: asyncio.subprocess.Process, request: dict[str, Any]) -> dict[str, Any]:
         assert process.stdin and process.stdout
         process.stdin.write(json.dumps(request).encode() + b"\n")
         await process.stdin.drain()

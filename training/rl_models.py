@@ -60,8 +60,10 @@ class _Model:
             if self._client is None:
                 service = tinker.ServiceClient(base_url=self._backend.base_url, api_key=self._backend.api_key)
                 is_path = self._name.startswith("tinker://")
-                given = {"model_path": self._name} if is_path else {"base_model": resolve_model(self._name).wire_name}
-                self._client = await service.create_sampling_client_async(**given)
+                given: dict[str, Any] = (
+                    {"model_path": self._name} if is_path else {"base_model": resolve_model(self._name).wire_name}
+                )
+                self._client = await service.create_sampling_client(**given)
         return self._client
 
 
