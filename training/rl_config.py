@@ -37,7 +37,6 @@ DEFAULT_RULES: Mapping[str, str] = {
     "loss_fn": "rl.loss",
     "advantage": "rl.advantage",
     "kl_coef": "rl.kl_coef",
-    "kl_estimator": "rl.kl_estimator",
     "num_substeps": "rl.substeps",
     "drop_constant_groups": "rl.constant_groups",
     "overlong_buffer_tokens": "rl.overlong",

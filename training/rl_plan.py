@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sota_ml_researcher.core.errors import ConfigError
 from sota_ml_researcher.doctrine.rules import rule
@@ -167,7 +168,7 @@ def _with_schedule(settings: Settings[RlConfig], rows: int) -> tuple[Settings[Rl
         fill("checkpoint_every", hyperparameters.derive_checkpoint_every(total_steps))
     if config.clip_ratio is None and config.loss_fn in CLIP_RULES:
         rule_id = CLIP_RULES[config.loss_fn]
-        low, high = (float(value) for value in rule(rule_id).value)
+        low, high = (float(value) for value in cast("Sequence[float]", rule(rule_id).value))
         changes["clip_ratio"] = (
             (low, high),
             Origin(kind="derived", rule=rule_id, reason=f"usual for {config.loss_fn}"),
