@@ -17,8 +17,10 @@ _SHOWN_CHECKPOINTS = 5
 _SHOWN_STEPS = 50
 _VERDICT_CHARS = 1000
 _EVALUATIONS = {"judge_eval": "report.html", "benchmark": "inspect"}
-_SERIES = ("step", "train_mean_nll", "test/nll", "dpo_loss", "accuracy", "margin", "test/accuracy", "reward/mean")
-_SERIES += ("test/reward", "reward/constant_groups", "response/tokens", "learning_rate")
+_SERIES = (
+    *("step", "train_mean_nll", "test/nll", "dpo_loss", "accuracy", "margin", "test/accuracy", "reward/mean"),
+    *("test/reward", "reward/constant_groups", "response/tokens", "learning_rate"),
+)
 
 
 class JobView(BaseModel):
