@@ -39,7 +39,8 @@ format: install
 	$(BIN)/ruff format .
 
 bench: install
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m pip install --quiet --editable '.[train,bench]'
+	$(BIN)/python -m benchmarks --page docs/benchmarks.md
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

@@ -248,9 +248,9 @@ def _service(url: str) -> Any:
     return tinker.ServiceClient(base_url=url, api_key=KEY, project_id="local")
 
 
-def start_engine(model: Path, store: Path, *extra: str) -> tuple[subprocess.Popen[str], str]:
-    """An engine process that serves ``model`` as ``tiny``, and its address."""
-    command = [sys.executable, "-m", "sota_ml_researcher.engine", "--port", "0", "--model", f"tiny={model}"]
+def start_engine(model: Path, store: Path, *extra: str, name: str = "tiny") -> tuple[subprocess.Popen[str], str]:
+    """An engine process that serves ``model`` as ``name``, and its address."""
+    command = [sys.executable, "-m", "sota_ml_researcher.engine", "--port", "0", "--model", f"{name}={model}"]
     process = subprocess.Popen([*command, "--store", str(store), *extra], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     return process, process.stdout.readline().removeprefix("listening on ").strip()
@@ -295,7 +295,7 @@ def page(outcomes: list[Outcome]) -> str:
         f"Written by `python -m benchmarks.methods` with tinker {version('tinker')}; do not edit. Each method was",
         "called against a live engine in its synchronous form and awaited.",
         "",
-        f"{len(outcomes)} public methods: {works} work; {refused} are refused, for they need an organisation or a bill.",
+        f"{len(outcomes)} public methods: {works} work; {refused} need an organisation or a bill.",
     ]
     for client in dict.fromkeys(outcome.method.split(".")[0] for outcome in outcomes):
         lines += ["", f"## {client}", "", "| method | state | note |", "|---|---|---|"]

@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import json
 import time
+from collections.abc import Mapping
 
 from sota_ml_researcher.engine.interface import RequestRejectedError
 
@@ -68,7 +69,7 @@ def _signature(content: str, api_key: str | None) -> str:
     return _base64(hmac.new(secret, content.encode(), hashlib.sha256).digest())
 
 
-def _encoded(value: dict[str, object] | dict[str, str]) -> str:
+def _encoded(value: Mapping[str, object]) -> str:
     return _base64(json.dumps(value, separators=(",", ":")).encode())
 
 

@@ -73,7 +73,7 @@ def _best(one: Continuation) -> list[list[tuple[int, float]]]:
 
 def text_choice(choices: Choices, index: int, one: Continuation, output: SampleOutput) -> dict[str, Any]:
     """A choice of ``completions``; with ``echo`` the prompt comes first, and its log-probabilities too."""
-    prompt = choices.settings.prompt_T.tolist() if choices.echo else []
+    prompt: list[int] = choices.settings.prompt_T.tolist() if choices.echo else []
     choice: dict[str, Any] = {
         "index": index,
         "text": choices.text_of(prompt) * bool(prompt) + choices.ended(one),

@@ -160,9 +160,10 @@ def _rendered(given: Mapping[str, Any], tokenizer: Any) -> list[int]:
 
 
 def _message(message: Any, index: int) -> dict[str, Any]:
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+    fields = cast("dict[str, Any]", message if isinstance(message, dict) else {})
+    if not isinstance(fields.get("role"), str):
         raise RequestRejectedError(f"messages[{index}] has no role")
-    content: Any = cast("dict[str, Any]", message).get("content") or ""
+    content: Any = fields.get("content") or ""
     if isinstance(content, list):
         parts = cast("list[dict[str, Any]]", content)
         if any(part.get("type") != "text" for part in parts):
@@ -170,7 +171,7 @@ def _message(message: Any, index: int) -> dict[str, Any]:
         content = "".join(str(part["text"]) for part in parts)
     if not isinstance(content, str):
         raise RequestRejectedError(f"messages[{index}].content must be text")
-    return {**cast("dict[str, Any]", message), "content": content}
+    return {**fields, "content": content}
 
 
 async def _completions(request: Request) -> Response:

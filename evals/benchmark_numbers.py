@@ -52,9 +52,10 @@ def benchmark_text(numbers: Mapping[str, Any], *, task: str) -> str:
         for arm in ("model", "baseline"):
             if arm in entry:
                 one = entry[arm]
+                who = f"{arm} ({numbers['arms'][arm][-60:]})"
                 lines.append(
-                    f"{task}, {name}: {arm} ({numbers['arms'][arm][-60:]}) {_number(one['mean'])}, "
-                    f"{_range(one['interval'])}, {one['n']} items in {one['units']} units, {one['unscored']} unscored."
+                    f"{task}, {name}: {who} {_number(one['mean'])}, {_range(one['interval'])}, "
+                    f"{one['n']} items in {one['units']} units, {one['unscored']} unscored."
                 )
         if entry["difference"]:
             d = entry["difference"]

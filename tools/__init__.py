@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sota_ml_researcher.tools.analysis import analyze_run
-from sota_ml_researcher.tools.checkpoints import manage_checkpoints
+from sota_ml_researcher.tools.analysis import analyze_run, compare_runs
 from sota_ml_researcher.tools.benchmark import run_benchmark
+from sota_ml_researcher.tools.checkpoints import manage_checkpoints
 from sota_ml_researcher.tools.data import check_dataset, validate_capacity
 from sota_ml_researcher.tools.evaluate import run_judge_eval, submit_verdicts
 from sota_ml_researcher.tools.export import export_checkpoint
@@ -55,6 +55,7 @@ TOOLS: tuple[ToolSpec, ...] = (
     ToolSpec(cancel_job, "Cancel a job", destructive=True, idempotent=True),
     ToolSpec(resume_job, "Resume a job", open_world=True),
     ToolSpec(analyze_run, "Analyze a run", idempotent=True),
+    ToolSpec(compare_runs, "Compare runs", idempotent=True),
     ToolSpec(manage_checkpoints, "List or delete checkpoints", destructive=True, open_world=True),
     ToolSpec(sample_model, "Sample a model", read_only=True, open_world=True),
     ToolSpec(export_checkpoint, "Export a checkpoint", destructive=True, open_world=True),

@@ -25,7 +25,8 @@ def run_benchmark(
     """Run an Inspect task on a model (base, job id, tinker://) and its baseline; a background job.
 
     task: task.py[@name], a packaged task (inspect_evals/gsm8k), or data rows with scorer exact, includes, math or
-    model_graded (judge_model). Gives scores with intervals and the paired difference. Then wait_for_job.
+    model_graded (judge_model). Gives scores with intervals and the paired difference. Use it for tasks with right
+    answers. Not for open questions: run_judge_eval. Then wait_for_job.
     """
     from sota_ml_researcher.evals.benchmark_plan import named, plan_benchmark
 

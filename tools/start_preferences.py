@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -14,6 +15,7 @@ from sota_ml_researcher.jobs.checkpoints import resolve_checkpoint
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.start import start_job
 from sota_ml_researcher.tools.answers import answer, number
+from sota_ml_researcher.tools.spending import Gate, cost_text
 from sota_ml_researcher.training import backends
 from sota_ml_researcher.training.config_resolution import Origin, Settings
 from sota_ml_researcher.training.dpo_config import DpoConfig, load_dpo_settings
@@ -29,6 +31,7 @@ ConfigT = TypeVar("ConfigT", DpoConfig, RlConfig)
 ConfigPath = Annotated[str | None, Field(description="Path of a YAML config, as template:// has them")]
 Overrides = Annotated[dict[str, Any] | None, Field(description="Settings that win over the file's")]
 ValidateOnly = Annotated[bool, Field(description="Only show the plan")]
+PlanId = Annotated[str | None, Field(description="From the plan the user agreed to")]
 
 
 class StartedRun(BaseModel):
@@ -42,17 +45,20 @@ class StartedRun(BaseModel):
     total_steps: int
     rows: int
     tokens: int
+    cost: dict[str, Any]
+    plan_id: str | None
     details: dict[str, Any]
     warnings: list[str]
     next: str
 
 
 def start_dpo(
-    config: ConfigPath = None, overrides: Overrides = None, validate_only: ValidateOnly = False
+    config: ConfigPath = None, overrides: Overrides = None, validate_only: ValidateOnly = False, plan_id: PlanId = None
 ) -> Annotated[CallToolResult, StartedRun]:
     """Start preference training (DPO, cDPO, IPO, length-normalised; or loss: reward_model) as a background job.
 
-    Needs base_model and train_file (prompt, chosen, rejected); load_checkpoint takes an SFT job's id. Then wait_for_job.
+    Use it for pairs of a better and a worse answer. Not for single answers (start_sft) or a score (start_grpo). Needs
+    base_model and train_file (prompt, chosen, rejected); load_checkpoint takes an SFT job's id.
     """
     from sota_ml_researcher.training.dpo_plan import plan_dpo
 
@@ -65,14 +71,15 @@ def start_dpo(
     run.details = {"lora_parameters": plan.capacity.parameters_total, "answer_tokens": plan.counts.answer_tokens}
     what = "Reward model" if shown.loss == "reward_model" else f"DPO ({shown.loss}, beta {shown.beta:g})"
     kind = "reward_model" if shown.loss == "reward_model" else "dpo"
-    return _finish(run, plan, kind, parent, what, "pairs", validate_only=validate_only)
+    return _finish(run, plan, kind, parent, what, "pairs", validate_only=validate_only, plan_id=plan_id)
 
 
 def start_grpo(
-    config: ConfigPath = None, overrides: Overrides = None, validate_only: ValidateOnly = False
+    config: ConfigPath = None, overrides: Overrides = None, validate_only: ValidateOnly = False, plan_id: PlanId = None
 ) -> Annotated[CallToolResult, StartedRun]:
     """Start reinforcement learning from rewards (GRPO, Dr. GRPO, DAPO, PPO, CISPO, GSPO) as a background job.
 
+    Use it if a program can score answers. Not for pairs: start_dpo.
     Needs base_model, train_file (prompts, and answer or tests), and reward_type or rewards. Try the reward first:
     check_dataset with reward_config. Then wait_for_job; rollouts.jsonl shows what the model said.
     """
@@ -89,7 +96,7 @@ def start_grpo(
     if plan.report is not None:
         run.details["probes"] = {probe.name: probe.share for probe in plan.report.probes}
     what = f"RL ({shown.loss_fn}, {' + '.join(part.type for part in shown.parts())} reward)"
-    return _finish(run, plan, "grpo", parent, what, "prompts", validate_only=validate_only)
+    return _finish(run, plan, "grpo", parent, what, "prompts", validate_only=validate_only, plan_id=plan_id)
 
 
 def with_reward_checkpoints(settings: Settings[RlConfig]) -> Settings[RlConfig]:
@@ -160,6 +167,8 @@ def _planned(
         total_steps=steps,
         rows=rows,
         tokens=tokens,
+        cost={},
+        plan_id=None,
         details={},
         warnings=list(warnings),
         next="call this tool again without validate_only to start it",
@@ -175,21 +184,27 @@ def _finish(
     unit: str,
     *,
     validate_only: bool,
+    plan_id: str | None,
 ) -> CallToolResult:
     config = plan.settings.config
-    if not validate_only:
-        files = [Path(f) for f in (config.train_file, config.val_file) if f]
+    files = [Path(f) for f in (config.train_file, config.val_file) if f]
+    gate = Gate("grpo" if kind == "grpo" else "dpo", config, files)
+    run.cost = asdict(plan.cost)
+    if validate_only or gate.needs_plan(plan_id):
+        run.plan_id = None if validate_only else gate.offer()
+        run.next = gate.next_call(run.plan_id)
+    else:
+        gate.redeem(plan_id)
         origins = plan.settings.origins
         steps = plan.total_steps
         job = start_job(Registry(), kind, config, origins, files=files, total_steps=steps, parent=parent)
         run.job_id, run.state, run.run_folder = job.id, job.state.value, str(job.folder)
         run.next = f"wait_for_job(job_id='{job.id}')"
     head = f"{run.job_id}: {run.state}" if run.job_id else "Plan only, nothing was started"
-    free = "free: it runs on this machine" if config.backend == "embedded" else "cost unknown: no price table here"
     lines = [
         f"{head}. {what} of {config.base_model} on {config.backend}.",
         f"{run.total_steps:,} steps of {config.batch_size} {unit} from {run.rows:,}; about {run.tokens:,} tokens at "
-        f"most; {free}.",
+        f"most. Cost: {cost_text(plan.cost)}.",
         f"LoRA rank {config.lora_rank}, learning rate {number(config.learning_rate)} "
         f"({run.origins['learning_rate'][:120]}).",
         *(f"Warning: {warning}" for warning in run.warnings),

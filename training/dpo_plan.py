@@ -10,14 +10,16 @@ from sota_ml_researcher.training import hyperparameters
 from sota_ml_researcher.training.capacity import CapacityReport, DataSize, capacity_report
 from sota_ml_researcher.training.config_resolution import Origin, Settings
 from sota_ml_researcher.training.dpo_config import DpoConfig
+from sota_ml_researcher.training.estimate import CostEstimate
 from sota_ml_researcher.training.hyperparameters import Derived
+from sota_ml_researcher.training.job_estimates import dpo_cost
 from sota_ml_researcher.training.model_configs import ModelConfig, load_model_config
 from sota_ml_researcher.training.models import resolve_model
 from sota_ml_researcher.training.preference_check import check_preferences
 from sota_ml_researcher.training.preference_data import PreferenceCounts, count_pairs
 from sota_ml_researcher.training.ranks import require_accepted_rank
 from sota_ml_researcher.training.rendering import load_renderer
-from sota_ml_researcher.training.sft_plan import context_length, with_paths
+from sota_ml_researcher.training.sft_plan import context_length, passes, with_paths
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class DpoPlan:
     tokens_to_train: int
     capacity: CapacityReport
     warnings: tuple[str, ...]
+    cost: CostEstimate
 
 
 def plan_dpo(settings: Settings[DpoConfig]) -> DpoPlan:
@@ -50,10 +53,11 @@ def plan_dpo(settings: Settings[DpoConfig]) -> DpoPlan:
     counts = count_pairs(Path(config.train_file), renderer, max_seq_len=config.max_seq_len)
     if counts.problems and not config.skip_bad_rows:
         raise counts.problems[0]
+    held_out = None
     if config.val_file is not None:
-        count_pairs(Path(config.val_file), renderer, max_seq_len=config.max_seq_len)
+        held_out = count_pairs(Path(config.val_file), renderer, max_seq_len=config.max_seq_len)
     settings, total_steps = _with_schedule(settings, counts.rows, model)
-    epochs = total_steps * (settings.config.batch_size or 1) / counts.rows
+    epochs = passes(total_steps, settings.config.batch_size or 1, counts.rows)
     # A pair teaches one comparison, not the words of its answers: one bit a pair is the most it can hold.
     capacity = capacity_report(
         model,
@@ -63,7 +67,8 @@ def plan_dpo(settings: Settings[DpoConfig]) -> DpoPlan:
         apply_to=config.apply_to,
     )
     warnings = tuple(_warnings(settings.config, counts, total_steps))
-    return DpoPlan(settings, counts, total_steps, round(counts.tokens * epochs), capacity, warnings)
+    cost = dpo_cost(settings, counts, held_out, total_steps)
+    return DpoPlan(settings, counts, total_steps, round(counts.tokens * epochs), capacity, warnings, cost)
 
 
 def _with_schedule(settings: Settings[DpoConfig], rows: int, model: ModelConfig) -> tuple[Settings[DpoConfig], int]:

@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from sota_ml_researcher.training import export_base
 from sota_ml_researcher.training.export import MARKER, ExportRequest, ExportResult
 
 _ADAPTER = "adapter_model.safetensors"
+# Should the copy outlive us, it is gone within the hour, the least that the platform allows.
+_COPY_LIFE_S = 3600
 
 
 def main() -> int:
@@ -119,20 +122,45 @@ def _build(request: ExportRequest, output: Path, progress: Any) -> None:
 
 
 def _download(request: ExportRequest, folder: Path) -> Path:
+    """Save the state's weights as files that can be fetched, fetch them, and remove them again.
+
+    The cookbook's own download of a state asks for encrypted files, which not every server makes; the files are as
+    safe as the checkpoint itself, which lies on the same server.
+    """
     try:
+        import tinker
         from tinker_cookbook import weights
         from tinker_cookbook.exceptions import WeightsDownloadError
     except ImportError as error:
         raise MissingDependencyError("an export needs the training packages", fix="Run: ml-researcher setup") from error
     try:
-        weights.download(tinker_path=request.checkpoint, output_dir=str(folder))
+        if _is_state(request.checkpoint):
+            with tinker.ServiceClient() as service, _external_copy(service, request.checkpoint) as path:
+                weights.download(tinker_path=path, output_dir=str(folder))
+        else:
+            weights.download(tinker_path=request.checkpoint, output_dir=str(folder))
+    except tinker.TinkerError as error:
+        raise BackendError(str(getattr(error, "message", error)), where=request.checkpoint) from error
     except WeightsDownloadError as error:
-        fix = "Give a training state (tinker://RUN/weights/NAME, as in checkpoints.jsonl)"
+        fix = "" if _is_state(request.checkpoint) else "Give a training state (tinker://RUN/weights/NAME)"
         cause = f"{error}; {error.__cause__}" if error.__cause__ else str(error)
-        raise BackendError(
-            cause, where=request.checkpoint, fix="" if "/weights/" in request.checkpoint else fix
-        ) from error
+        raise BackendError(cause, where=request.checkpoint, fix=fix) from error
     return folder
+
+
+def _is_state(checkpoint: str) -> bool:
+    return checkpoint.split("/")[3:4] == ["weights"]
+
+
+@contextlib.contextmanager
+def _external_copy(service: Any, checkpoint: str) -> Generator[str]:
+    client = service.create_training_client_from_state(checkpoint)
+    client = client.result() if hasattr(client, "result") else client
+    copy = client.save_weights_external(f"export-{uuid.uuid4().hex[:8]}", ttl_seconds=_COPY_LIFE_S).result().path
+    try:
+        yield copy
+    finally:
+        service.create_rest_client().delete_checkpoint_from_tinker_path(copy).result()
 
 
 def _convert(request: ExportRequest, adapter: Path, made: Path, work: Path) -> None:

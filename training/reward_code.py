@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -69,7 +69,8 @@ def _run_examples(code: str, examples: Sequence[Mapping[str, Any]], mode: Mode, 
     for number, example in enumerate(examples, 1):
         shut_in = sandboxed(mode, _PROGRAM, [], limits=limits, files={})
         request = json.dumps({"mode": "program", "code": code, "input": str(example.get("input", ""))})
-        with subprocess.Popen(
+        starting: Any = subprocess.Popen  # its options are not known to a type checker
+        with starting(
             shut_in.argv,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -97,7 +98,7 @@ def _communicate(process: subprocess.Popen[bytes], request: bytes, deadline: flo
     found = b""
     while True:
         ready, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
-        chunk = process.stdout.read1(65536) if ready else None  # type: ignore[attr-defined]
+        chunk = os.read(process.stdout.fileno(), 65536) if ready else None
         if chunk is None or len(found) > _LONGEST:
             _end(process)
             return None
@@ -127,7 +128,8 @@ class _Program:
         self._deadline = deadline
         self._buffer = b""
         shut_in = sandboxed(mode, _PROGRAM, [], limits=limits, files={})
-        self._process = subprocess.Popen(
+        starting: Any = subprocess.Popen  # its options are not known to a type checker
+        self._process: subprocess.Popen[bytes] = starting(
             shut_in.argv,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -192,7 +194,7 @@ class _Program:
             ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, self._deadline - time.monotonic()))
             if not ready:
                 raise ProgramFailedError("no answer in time")
-            chunk = self._process.stdout.read1(65536)  # type: ignore[attr-defined]
+            chunk = os.read(self._process.stdout.fileno(), 65536)
             if not chunk:
                 raise ProgramFailedError("the program ended early")
             self._buffer += chunk
@@ -254,7 +256,12 @@ def _lent(program: _Program, name: str) -> Any:
 def _run_asserts(text: str, program: _Program, entry: str | None) -> None:
     names = _Names(program)
     solution = types.ModuleType("solution")
-    lookup: Callable[[str], Any] = lambda name: _lent(program, name)  # noqa: E731
+
+    def lookup(name: str) -> Any:
+        if name not in program.names:
+            raise AttributeError(name)
+        return _lent(program, name)
+
     solution.__dict__["__getattr__"] = lookup
     sys.modules["solution"] = solution
     try:

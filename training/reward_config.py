@@ -30,6 +30,9 @@ class RewardPart(BaseModel):
     script: str | None = Field(None, description="custom: a Python file with reward(prompt, response, row)")
     rubric: str | None = Field(None, description="judge: what a good response is, in words")
     judge_model: str | None = Field(None, description="judge: model or tinker:// sampler path; null: the base model")
+    judge_style: Literal["score", "yes_no"] = Field(
+        "score", description="judge: it writes a score of 0 to 10; or its probability of yes against no (no sampling)"
+    )
     checkpoint: str | None = Field(None, description="preference_model: a reward_model job or tinker:// sampler path")
     timeout_s: _PositiveSeconds = Field(10.0, description="Seconds for one check; past it the check counts as failed")
 

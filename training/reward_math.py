@@ -140,7 +140,10 @@ def _exponent(number: str) -> int:
 def _verified(given: str, gold: str) -> bool:
     """Symbolic equality. Slow, and it may not end: the caller sees to a time limit."""
     verifier: Any = importlib.import_module("math_verify")
-    return bool(verifier.verify(_parsed(gold), _parsed(given), timeout_seconds=None))
+    try:
+        return bool(verifier.verify(_parsed(gold), _parsed(given), timeout_seconds=None))
+    except Exception:  # whatever a text does to a parser of mathematics, it is not the right answer
+        return False
 
 
 @lru_cache(maxsize=4096)

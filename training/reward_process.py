@@ -43,6 +43,7 @@ class ScoringPool:
         self._greets = greets
         self._where = where
         self._children = [_Child() for _ in range(size)]
+        self._killed: list[asyncio.subprocess.Process] = []
         self._free: asyncio.Queue[_Child] | None = None
         self._owner: asyncio.AbstractEventLoop | None = None
 
@@ -56,12 +57,14 @@ class ScoringPool:
         free = self._queue()
         child = await free.get()
         try:
-            async with asyncio.timeout(timeout_s + (_START_S if child.process is None else 0.0)):
-                answer = await self._exchange(child, request)
+            async with asyncio.timeout(_START_S):
+                process = child.process or await self._start(child)
+            async with asyncio.timeout(timeout_s):
+                answer = await self._exchange(process, request)
         except TimeoutError:
             self._kill(child)
             raise ScoringFailedError(f"no answer within {timeout_s:g} s") from None
-        except (BrokenPipeError, ConnectionResetError, asyncio.IncompleteReadError, ValueError):
+        except (BrokenPipeError, ConnectionResetError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             self._kill(child)
             raise ScoringFailedError("the scoring process ended or wrote too much") from None
         except BaseException:
@@ -75,11 +78,11 @@ class ScoringPool:
 
     async def close(self) -> None:
         """End every child, and wait for it."""
-        processes = [child.process for child in self._children if child.process is not None]
         for child in self._children:
             self._kill(child)
-        for process in processes:
-            await process.wait()
+        for process in self._killed:
+            await process.communicate()
+        self._killed.clear()
 
     def _queue(self) -> asyncio.Queue[_Child]:
         loop = asyncio.get_running_loop()
@@ -89,8 +92,7 @@ class ScoringPool:
                 self._free.put_nowait(child)
         return self._free
 
-    async def _exchange(self, child: _Child, request: dict[str, Any]) -> dict[str, Any]:
-        process = child.process or await self._start(child)
+    async def _exchange(self, process: asyncio.subprocess.Process, request: dict[str, Any]) -> dict[str, Any]:
         assert process.stdin and process.stdout
         process.stdin.write(json.dumps(request).encode() + b"\n")
         await process.stdin.drain()
@@ -115,8 +117,9 @@ class ScoringPool:
 
     def _kill(self, child: _Child) -> None:
         process, child.process = child.process, None
-        if process is None or process.returncode is not None:
+        if process is None:
             return
+        self._killed.append(process)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -41,7 +41,8 @@ def fits_schema(response: str, schema: Mapping[str, Any]) -> float:
         value = json.loads(blocks[0] if len(blocks) == 1 else response)
     except ValueError:
         return 0.0
-    return float(jsonschema.Draft202012Validator(dict(schema)).is_valid(value))
+    validator: Any = jsonschema.Draft202012Validator(dict(schema))
+    return float(validator.is_valid(value))
 
 
 def length_score(tokens: int, *, target_tokens: int, max_tokens: int) -> float:

@@ -37,7 +37,6 @@ DEFAULT_RULES: Mapping[str, str] = {
     "loss_fn": "rl.loss",
     "advantage": "rl.advantage",
     "kl_coef": "rl.kl_coef",
-    "kl_estimator": "rl.kl_estimator",
     "num_substeps": "rl.substeps",
     "drop_constant_groups": "rl.constant_groups",
     "overlong_buffer_tokens": "rl.overlong",
@@ -116,6 +115,7 @@ class RlConfig(BaseModel):
         0, description="Order of prompts, adapter, and sampling (every sample has a seed of its own)"
     )
 
+    max_cost_usd: PositiveReal | None = Field(None, description="Save a checkpoint and stop at this cost")
     renderer: str | None = Field(None, description="Cookbook renderer name; null: the model's own chat template")
     skip_bad_rows: bool = Field(False, description="Leave out rows that cannot be used instead of refusing the file")
     backend: BackendName = Field("embedded", description="embedded: this machine; tinker: hosted; cluster: base_url")

@@ -69,6 +69,6 @@ async def check_before_training(
 async def _start_weights(backend: Backend, base_model: str, load_checkpoint: str | None) -> Any:
     service = tinker.ServiceClient(base_url=backend.base_url, api_key=backend.api_key)
     if load_checkpoint is None:
-        return await service.create_sampling_client_async(base_model=resolve_model(base_model).wire_name)
-    training = await service.create_training_client_from_state_async(load_checkpoint)
-    return await training.save_weights_and_get_sampling_client_async()
+        return await service.create_sampling_client(base_model=resolve_model(base_model).wire_name)
+    training = await service.create_training_client_from_state(load_checkpoint)
+    return await training.save_weights_and_get_sampling_client()

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import tinker
 
@@ -39,7 +39,7 @@ def model_scorers(
         if part.type == "judge":
             name = part.judge_model or base_model
             own = renderer if name.startswith("tinker://") or name == base_model else load_renderer(name)
-            found[i] = Judge(_Model(backend, name), own, str(part.rubric), part.timeout_s)
+            found[i] = Judge(_Model(backend, name), own, str(part.rubric), part.judge_style)
         elif part.type == "preference_model":
             found[i] = PreferenceModel(_Model(backend, str(part.checkpoint)), renderer)
     return found
@@ -60,8 +60,10 @@ class _Model:
             if self._client is None:
                 service = tinker.ServiceClient(base_url=self._backend.base_url, api_key=self._backend.api_key)
                 is_path = self._name.startswith("tinker://")
-                given = {"model_path": self._name} if is_path else {"base_model": resolve_model(self._name).wire_name}
-                self._client = await service.create_sampling_client_async(**given)
+                given: dict[str, Any] = (
+                    {"model_path": self._name} if is_path else {"base_model": resolve_model(self._name).wire_name}
+                )
+                self._client = await service.create_sampling_client(**given)
         return self._client
 
 
@@ -72,7 +74,7 @@ class Judge:
     model: _Model
     renderer: ChatRenderer
     rubric: str
-    timeout_s: float
+    style: Literal["score", "yes_no"]
 
     async def __call__(self, problem: Problem, responses: Sequence[Response]) -> list[float]:
         """Grades as shares of 1; a verdict that cannot be read is a failed check for the group."""
@@ -80,18 +82,26 @@ class Judge:
         return list(await asyncio.gather(*[self._grade(client, problem, response) for response in responses]))
 
     async def _grade(self, client: Any, problem: Problem, response: Response) -> float:
-        prompt = self.renderer.generation_prompt(
-            [Message(role="user", content=judge_prompt(self.rubric, problem, response))]
-        )
+        if self.style == "yes_no":
+            question = f"{self.rubric}\n{problem.prompt}\n{response.text}\nYes or No?"
+            return await choice(client, self.renderer, [Message(role="user", content=question)], ("Yes", "No"))
+        asked = [Message(role="user", content=judge_prompt(self.rubric, problem, response))]
+        prompt = tinker.ModelInput.from_ints(self.renderer.generation_prompt(asked))
         params = tinker.SamplingParams(max_tokens=_JUDGE_TOKENS, temperature=0.0, stop=self.renderer.stop)
-        answer = await client.sample_async(
-            prompt=tinker.ModelInput.from_ints(prompt), num_samples=1, sampling_params=params
-        )
+        answer = await client.sample_async(prompt=prompt, num_samples=1, sampling_params=params)
         text = self.renderer.decode(answer.sequences[0].tokens)
         verdict = read_verdict(text)
         if verdict is None:
             raise ScoringFailedError(f"the judge gave no score: {text[:80]!r}")
         return verdict
+
+
+async def choice(client: Any, renderer: ChatRenderer, messages: Sequence[Message], labels: tuple[str, str]) -> float:
+    """The probability that a model answers the first of two labels, given that it answers one of them."""
+    answers = renderer.render_many([[*messages, Message(role="assistant", content=label)] for label in labels])
+    start = len(renderer.generation_prompt(messages))
+    first, second = await asyncio.gather(*[_sum_from(client, answer.tokens, start) for answer in answers])
+    return 1 / (1 + math.exp(min(50.0, second - first)))
 
 
 def judge_prompt(rubric: str, problem: Problem, response: Response) -> str:
@@ -148,14 +158,8 @@ class PreferenceModel:
         return (there + 1 - back) / 2
 
     async def _says_a(self, client: Any, problem: Problem, first: str, second: str) -> float:
-        """The probability of the label A against B, from the log-probabilities of both."""
-        messages = comparison_prompt(problem.messages, first, second)
-        labels = self.renderer.render_many(
-            [[*messages, Message(role="assistant", content=label)] for label in ("A", "B")]
-        )
-        start = len(self.renderer.generation_prompt(messages))
-        scores = await asyncio.gather(*[_sum_from(client, label.tokens, start) for label in labels])
-        return 1 / (1 + math.exp(min(50.0, scores[1] - scores[0])))
+        """The probability of the label A against B."""
+        return await choice(client, self.renderer, comparison_prompt(problem.messages, first, second), ("A", "B"))
 
 
 async def _sum_from(client: Any, tokens: Sequence[int], start: int) -> float:

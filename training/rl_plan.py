@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sota_ml_researcher.core.errors import ConfigError
 from sota_ml_researcher.doctrine.rules import rule
 from sota_ml_researcher.training import hyperparameters
 from sota_ml_researcher.training.config_resolution import Origin, Settings
+from sota_ml_researcher.training.estimate import CostEstimate
 from sota_ml_researcher.training.hyperparameters import Derived
+from sota_ml_researcher.training.job_estimates import rl_cost
 from sota_ml_researcher.training.model_configs import load_model_config
 from sota_ml_researcher.training.models import resolve_model
 from sota_ml_researcher.training.ranks import require_accepted_rank
@@ -46,6 +49,7 @@ class RlPlan:
     longest_prompt: int
     report: RewardReport | None
     warnings: tuple[str, ...]
+    cost: CostEstimate
 
 
 def plan_rl(settings: Settings[RlConfig]) -> RlPlan:
@@ -62,15 +66,18 @@ def plan_rl(settings: Settings[RlConfig]) -> RlPlan:
     problems = load_problems(
         Path(config.train_file), config.parts(), system_prompt=config.system_prompt, skip_bad_rows=config.skip_bad_rows
     )
+    tests: list[Problem] = []
     if config.val_file is not None:
-        load_problems(Path(config.val_file), config.parts(), skip_bad_rows=config.skip_bad_rows)
-    longest = _longest_prompt(config, problems)
+        tests = load_problems(Path(config.val_file), config.parts(), skip_bad_rows=config.skip_bad_rows)
+    longest, prompt_tokens = _prompt_lengths(config, problems)
+    held_out = (len(tests), _prompt_lengths(config, tests)[1] if tests else 0)
     settings, total_steps = _with_schedule(settings, len(problems))
     report = probe_reward(settings.config, problems)
     config = settings.config
     sampled = total_steps * min(config.batch_size or 1, len(problems)) * config.group_size * config.max_response_tokens
     warnings = tuple(_warnings(config, total_steps, report))
-    return RlPlan(settings, len(problems), total_steps, sampled, longest, report, warnings)
+    cost = rl_cost(settings, len(problems), prompt_tokens, held_out, total_steps)
+    return RlPlan(settings, len(problems), total_steps, sampled, longest, report, warnings, cost)
 
 
 def probe_reward(config: RlConfig, problems: list[Problem]) -> RewardReport | None:
@@ -117,8 +124,8 @@ def _absolute(settings: Settings[RlConfig], part: RewardPart) -> RewardPart:
     return part.model_copy(update={"script": str(settings.data_file("rewards", part.script))})
 
 
-def _longest_prompt(config: RlConfig, problems: list[Problem]) -> int:
-    """Tokens of the longest prompt.
+def _prompt_lengths(config: RlConfig, problems: list[Problem]) -> tuple[int, int]:
+    """Tokens of the longest prompt, and of all together.
 
     Raises:
         ConfigError: If it leaves no room for a response.
@@ -136,7 +143,7 @@ def _longest_prompt(config: RlConfig, problems: list[Problem]) -> int:
                 where="max_response_tokens",
                 fix=f"Set it to {max(1, context - longest)} or less, or shorten the prompt",
             )
-    return longest
+    return longest, sum(length for length, _ in lengths)
 
 
 def _with_schedule(settings: Settings[RlConfig], rows: int) -> tuple[Settings[RlConfig], int]:
@@ -161,7 +168,7 @@ def _with_schedule(settings: Settings[RlConfig], rows: int) -> tuple[Settings[Rl
         fill("checkpoint_every", hyperparameters.derive_checkpoint_every(total_steps))
     if config.clip_ratio is None and config.loss_fn in CLIP_RULES:
         rule_id = CLIP_RULES[config.loss_fn]
-        low, high = (float(value) for value in rule(rule_id).value)
+        low, high = (float(value) for value in cast("Sequence[float]", rule(rule_id).value))
         changes["clip_ratio"] = (
             (low, high),
             Origin(kind="derived", rule=rule_id, reason=f"usual for {config.loss_fn}"),

@@ -13,7 +13,8 @@ from typing import Any, cast
 
 import chz
 from tinker_cookbook import tokenizer_utils
-from tinker_cookbook.rl import train
+from tinker_cookbook.rl import metric_util, train
+from tinker_cookbook.rl import metrics as loop_metrics
 from tinker_cookbook.rl.types import RLDataset, RLDatasetBuilder
 
 from sota_ml_researcher.core.files import append_json_line, read_json_lines
@@ -35,6 +36,7 @@ from sota_ml_researcher.training.reward_scorers import Scorers
 from sota_ml_researcher.training.rl_advantages import advantages_of
 from sota_ml_researcher.training.rl_config import RlConfig, load_rl_settings
 from sota_ml_researcher.training.rl_dry_run import check_before_training
+from sota_ml_researcher.training.rl_kl import kl_penalty_with_estimate
 from sota_ml_researcher.training.rl_models import model_scorers
 from sota_ml_researcher.training.rl_rollouts import PromptData, Recorder, Sampling, forget_rollouts
 from sota_ml_researcher.training.rl_rows import Problem, load_problems
@@ -133,8 +135,10 @@ class _RlRun:
         config = self._config
         functions: dict[str, Any] = {
             "compute_advantages": advantages_of(config.advantage),
-            "compute_trajectory_metrics": self._with_statistics(train.compute_trajectory_metrics),
+            "compute_trajectory_metrics": self._with_statistics(metric_util.compute_trajectory_metrics),
         }
+        if config.kl_coef:
+            functions["incorporate_kl_penalty"] = kl_penalty_with_estimate(loop_metrics.incorporate_kl_penalty)
         if config.loss_fn == "gspo":
             functions["_remove_mask"] = _mask_for_sequence_ratio
         client = service_client_factory(self._context.job_id, self._backend, self.steering, SteeredRlService)

@@ -72,7 +72,7 @@ def plan_sft(settings: Settings[SftConfig]) -> SftPlan:
     if counts.problems and not config.skip_bad_rows:
         raise counts.problems[0]
     settings, total_steps = _with_schedule(settings, counts.rows, model)
-    epochs = _passes(total_steps, settings.config.batch_size or 1, counts.rows)
+    epochs = passes(total_steps, settings.config.batch_size or 1, counts.rows)
     capacity = capacity_report(
         model,
         lora_rank=config.lora_rank,
@@ -87,7 +87,7 @@ def plan_sft(settings: Settings[SftConfig]) -> SftPlan:
     return SftPlan(settings, counts, total_steps, to_train, capacity, warnings, cost)
 
 
-def _passes(steps: int, batch_size: int, rows: int) -> float:
+def passes(steps: int, batch_size: int, rows: int) -> float:
     """Passes over the data in so many steps; the last batch of a pass may be a small one."""
     whole, begun = divmod(steps, -(-rows // batch_size))
     return whole + min(1.0, begun * batch_size / rows)

@@ -4,4 +4,4 @@ Commands, skills and routed requests may name them; a prompt for one is not offe
 here fails until its name is removed from this list: so the list says at any time what is missing.
 """
 
-PLANNED = frozenset({"start_dpo", "start_grpo", "run_benchmark", "compare_runs"})
+PLANNED: frozenset[str] = frozenset()

@@ -206,10 +206,15 @@ def test_the_command_of_the_snippets_answers() -> None:
     assert set(anyio.run(run)) == REGISTERED
 
 
+# A page of the SDK's methods, whose names look like tools.
+OF_THE_SDK = {"engine-methods.md"}
+
+
 def test_the_docs_name_only_what_exists() -> None:
     for page in sorted((ROOT / "docs").glob("*.md")):
         text = page.read_text()
-        assert named_tools(text) <= REGISTERED, page.name
+        if page.name not in OF_THE_SDK:
+            assert named_tools(text) <= REGISTERED, page.name
         known = {topic.name for topic in topics()} | set(load_rules())
         assert set(re.findall(r"doctrine://([\w.]+\w)", text)) <= known, page.name
         assert set(re.findall(r"template://(\w+)", text)) <= set(template_kinds()), page.name

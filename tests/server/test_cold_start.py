@@ -9,7 +9,7 @@ from mcp import Client, StdioServerParameters
 SERVER = StdioServerParameters(
     command=sys.executable, args=["-m", "sota_ml_researcher.server", "serve"], env=dict(os.environ)
 )
-_TRIES = 4
+_TRIES = 3
 
 
 async def first_list() -> float:

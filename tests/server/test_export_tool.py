@@ -16,7 +16,7 @@ from sota_ml_researcher.tools.answers import MAX_TEXT
 
 async def finished(client: Client, job_id: str) -> None:
     state = ""
-    with anyio.fail_after(90):
+    with anyio.fail_after(110):
         while state not in {"succeeded", "failed"}:
             result = await client.call_tool("wait_for_job", {"job_id": job_id, "timeout_s": 20})
             assert result.structured_content
@@ -46,20 +46,17 @@ def test_a_jobs_checkpoint_comes_home_as_a_peft_adapter(stop_engine: None, tmp_p
             assert started.structured_content, text_of(started)
             job_id = started.structured_content["job_id"]
             await finished(client, job_id)
-            made = await client.call_tool("export_checkpoint", {"model": job_id})
-            assert not made.is_error, text_of(made)
-            content: dict[str, Any] = made.structured_content or {}
-            assert content["done"]
-            assert Path(content["folder"]).parent == Registry().get(job_id).folder / "export"
+            wanted = {"model": f"{job_id}:best", "output_dir": str(tmp_path / "home")}
+            content: dict[str, Any] = {"done": False}
+            while not content["done"]:
+                made = await client.call_tool("export_checkpoint", wanted)
+                assert not made.is_error, text_of(made)
+                content = made.structured_content or {}
+            assert content["folder"] == str(tmp_path / "home")
             config = json.loads((Path(content["folder"]) / "adapter_config.json").read_bytes())
             assert (config["r"], config["lora_alpha"], config["peft_type"]) == (4, 32, "LORA")
             assert job_id in (Path(content["folder"]) / "README.md").read_text()
             assert len(text_of(made)) <= MAX_TEXT
-
-            best = {"model": f"{job_id}:best", "format": "merged", "output_dir": str(tmp_path / "whole")}
-            merged = await client.call_tool("export_checkpoint", best)
-            assert not merged.is_error, text_of(merged)
-            assert sum(path.stat().st_size for path in (tmp_path / "whole").glob("*.safetensors")) > 1_000_000
 
     anyio.run(run)
 

@@ -1,0 +1,268 @@
+"""Several runs side by side: what was changed, what it changed, and whether that is more than noise."""
+# pyright: basic
+# reason: numpy arithmetic
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sota_ml_researcher.analysis.comparison_types import Aligned
+from sota_ml_researcher.analysis.config_difference import ConfigDifference, config_difference
+from sota_ml_researcher.analysis.experiment import lower_is_better
+from sota_ml_researcher.analysis.findings import Evidence, Finding, number
+from sota_ml_researcher.analysis.metric_names import ALIASES, LABELS
+from sota_ml_researcher.analysis.runs import Run
+from sota_ml_researcher.analysis.series import Floats, Series, noise_of, rolling_mean, rolling_median
+from sota_ml_researcher.core.errors import ConfigError, DataError
+
+MOST_RUNS = 8
+# The stretch at the end of which runs are compared, as a share of what they have in common.
+_END = 0.2
+_PREFERRED = ("val_reward", "val_loss", "val_accuracy", "reward", "train_loss")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One run against the first.
+
+    Attributes:
+        run: Its name.
+        difference: Its metric minus the first run's, over the end of what both have (same units as the metric).
+        floor: What the difference must exceed to be more than the noise of steps.
+        points: Steps that were compared, value by value.
+        at_tokens: The same difference at equal tokens, if both logged tokens.
+        word: ``no difference beyond the noise``, ``lower``, ``higher``, ``improved``, ``worsened``.
+        reading: The sentence that goes with it.
+    """
+
+    run: str
+    difference: float
+    floor: float
+    points: int
+    at_tokens: float | None
+    word: str
+    reading: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What several runs say together; the first is the baseline."""
+
+    runs: tuple[Run, ...]
+    metric: str
+    lower_is_better: bool
+    config: ConfigDifference
+    seed_spread: float | None
+    pairs: tuple[Pair, ...]
+    findings: tuple[Finding, ...]
+    panels: tuple[tuple[str, tuple[Aligned, ...]], ...]
+
+
+def compare(runs: Sequence[Run], metric: str | None = None) -> Comparison:
+    """Compare each run with the first.
+
+    Args:
+        runs: Two to `MOST_RUNS` runs.
+        metric: The metric as logged; None: the runs' primary metric, else the best one that all have.
+
+    Raises:
+        ConfigError: If there are too few or too many runs, or one is given twice.
+        DataError: If no metric is common to all.
+    """
+    if not 2 <= len(runs) <= MOST_RUNS:
+        raise ConfigError(f"{len(runs)} runs were given", where="runs", fix=f"Give 2 to {MOST_RUNS}")
+    if len({run.file.resolve() for run in runs}) < len(runs):
+        raise ConfigError("a run is given twice", where="runs", fix="Give different runs")
+    quantity = _common(runs, metric)
+    curves = [run.series[quantity] for run in runs]
+    lower = lower_is_better(curves[0].name)
+    config = config_difference(runs)
+    spread = _seed_spread(curves, config)
+    pairs = tuple(_pair(runs, curves, i, config, spread, lower) for i in range(1, len(runs)))
+    panels = [("step", _by_step(runs, curves, quantity)), ("tokens trained", _by_tokens(runs, curves, quantity))]
+    shown = tuple((axis, tuple(curve)) for axis, curve in panels if len(curve) == len(runs))
+    return Comparison(
+        tuple(runs), curves[0].name, lower, config, spread, pairs, tuple(_departures(runs, curves, config)), shown
+    )
+
+
+def _common(runs: Sequence[Run], metric: str | None) -> str:
+    planned = {str(run.config["primary_metric"]) for run in runs if run.config.get("primary_metric")}
+    wanted = metric or (planned.pop() if len(planned) == 1 else None)
+    if wanted is not None:
+        quantity = next((q for q, names in ALIASES.items() if wanted in names or wanted == q), wanted)
+        if all(run.get(quantity, least=2) for run in runs):
+            return quantity
+        if metric is not None:
+            missing = [run.name for run in runs if run.get(quantity, least=2) is None]
+            have = sorted({s.name for run in runs for s in run.series.values()})[:12]
+            raise DataError(f"{', '.join(missing)} did not log it", where=metric, fix=f"Logged: {', '.join(have)}")
+    for quantity in _PREFERRED:
+        if all(run.get(quantity, least=2) for run in runs):
+            return quantity
+    each = "; ".join(f"{run.name}: {', '.join(s.name for s in list(run.series.values())[:4])}" for run in runs)
+    raise DataError(f"the runs have no metric in common ({each})", fix="Compare runs of one kind, or give metric")
+
+
+def _aligned(a: Series, b: Series) -> tuple[np.ndarray, Floats, Floats]:
+    steps, at_a, at_b = np.intersect1d(a.steps, b.steps, assume_unique=True, return_indices=True)
+    return steps, a.values[at_a], b.values[at_b]
+
+
+def _end_difference(a: Series, b: Series) -> tuple[float, float, int]:
+    """The mean paired difference over the end of the common steps, its noise floor, and the steps compared."""
+    steps, x, y = _aligned(a, b)
+    if len(steps) < 2:
+        # No common steps: the ends are compared as they are.
+        (la, ea), (lb, eb) = a.level(1 - _END, 1.0), b.level(1 - _END, 1.0)
+        return lb - la, number("diagnosis.noise") * (ea**2 + eb**2) ** 0.5, 0
+    d = y - x
+    count = max(1, round(_END * len(d)))
+    end = d[-count:]
+    noise = noise_of(d)
+    if count >= 8:
+        # Neighbouring steps are alike: the spread within the stretch counts as if a quarter were independent.
+        noise = max(noise, float(np.std(end)))
+    floor = number("diagnosis.noise") * noise / max(1.0, count / (4 if count >= 8 else 1)) ** 0.5
+    return float(np.mean(end)), floor, count
+
+
+def _seed_spread(curves: Sequence[Series], config: ConfigDifference) -> float | None:
+    """The standard deviation of the end level between runs that differ by their seed alone; None without any."""
+    squares, freedom = 0.0, 0
+    for group in config.groups:
+        if len(group) > 1:
+            ends = np.array([_end_level(curves[i]) for i in group])
+            squares += float(np.sum((ends - ends.mean()) ** 2))
+            freedom += len(group) - 1
+    return (squares / freedom) ** 0.5 if freedom else None
+
+
+def _end_level(series: Series) -> float:
+    return float(np.mean(series.part(1 - _END, 1.0)))
+
+
+def _pair(
+    runs: Sequence[Run],
+    curves: Sequence[Series],
+    i: int,
+    config: ConfigDifference,
+    spread: float | None,
+    lower: bool,
+) -> Pair:
+    difference, floor, points = _end_difference(curves[0], curves[i])
+    tokens = _at_equal_tokens(runs, curves, i)
+    direction = "lower" if difference < 0 else "higher"
+    size = f"{abs(difference):.3g} {direction}"
+    group = next(g for g in config.groups if i in g)
+    if abs(difference) <= floor:
+        word, reading = "no difference beyond the noise", f"{size}, which is within the noise floor of {floor:.2g}"
+    elif 0 in group:
+        word, reading = direction, f"{size} with the same settings: that is what the seed does"
+    elif config.unknown:
+        word, reading = (
+            direction,
+            f"{size}; settings are not known, so no cause is shown",
+        )
+    elif config.confounded:
+        word = direction
+        reading = f"{size}, but {len(config.changed)} settings changed: confounded, it does not show which one mattered"
+    elif spread is None:
+        word = direction
+        reading = f"{size}, beyond the noise of steps ({floor:.2g}); second seeds must show that it exceeds theirs"
+    else:
+        word, reading = _against_seeds(curves, config, i, spread, lower)
+    return Pair(runs[i].name, difference, floor, points, tokens, word, reading)
+
+
+def _against_seeds(
+    curves: Sequence[Series], config: ConfigDifference, i: int, spread: float, lower: bool
+) -> tuple[str, str]:
+    """The verdict where seeds were repeated: the groups' means against the spread between seeds."""
+    mine, base = (next(g for g in config.groups if k in g) for k in (i, 0))
+    means = [float(np.mean([_end_level(curves[k]) for k in g])) for g in (mine, base)]
+    difference = means[0] - means[1]
+    floor = 2 * spread * (1 / len(mine) + 1 / len(base)) ** 0.5
+    size = f"{abs(difference):.3g} {'lower' if difference < 0 else 'higher'}"
+    if abs(difference) <= floor:
+        return "no difference beyond the noise", f"{size} in the mean of seeds, within their spread ({floor:.2g})"
+    better = (difference < 0) == lower
+    return ("improved" if better else "worsened"), f"{size} in the mean of seeds, beyond their spread ({floor:.2g})"
+
+
+def _tokens_at(run: Run, series: Series) -> Floats | None:
+    """Tokens trained up to each point of a series."""
+    tokens = run.get("tokens", least=2)
+    if tokens is None:
+        return None
+    sums = np.cumsum(tokens.values)
+    at = np.searchsorted(tokens.steps, series.steps, side="left")
+    return np.concatenate([[0.0], sums])[np.minimum(at, len(sums))]
+
+
+def _at_equal_tokens(runs: Sequence[Run], curves: Sequence[Series], i: int) -> float | None:
+    x, y = _tokens_at(runs[0], curves[0].reduced), _tokens_at(runs[i], curves[i].reduced)
+    if x is None or y is None:
+        return None
+    end = min(x[-1], y[-1])
+    if end <= max(x[0], y[0]):
+        return None
+    grid = np.linspace(end * (1 - _END), end, 20)
+    a = np.interp(grid, x, curves[0].smooth if len(x) >= 20 else curves[0].reduced.values)
+    b = np.interp(grid, y, curves[i].smooth if len(y) >= 20 else curves[i].reduced.values)
+    return float(np.mean(b - a))
+
+
+def _by_step(runs: Sequence[Run], curves: Sequence[Series], quantity: str) -> list[Aligned]:
+    return [_curve(run, s, s.reduced.steps.astype(float), quantity) for run, s in zip(runs, curves, strict=True)]
+
+
+def _by_tokens(runs: Sequence[Run], curves: Sequence[Series], quantity: str) -> list[Aligned]:
+    found: list[Aligned] = []
+    for run, series in zip(runs, curves, strict=True):
+        x = _tokens_at(run, series.reduced)
+        if x is not None:
+            found.append(_curve(run, series, x, quantity))
+    return found
+
+
+def _curve(run: Run, series: Series, x: Floats, quantity: str) -> Aligned:
+    label = LABELS.get(quantity, series.name)
+    return Aligned(run.name, label, x, series.reduced.values, series.smooth)
+
+
+def _departures(runs: Sequence[Run], curves: Sequence[Series], config: ConfigDifference) -> list[Finding]:
+    """Where only the rank differs: the step at which the lower one leaves the higher one for good."""
+    if list(config.changed) != ["lora_rank"] or config.unknown:
+        return []
+    ranks = [int(r) for r in config.changed["lora_rank"]]
+    low, high = int(np.argmin(ranks)), int(np.argmax(ranks))
+    steps, x, y = _aligned(curves[high], curves[low])
+    d = y - x
+    if len(d) < 20 or not lower_is_better(curves[0].name):
+        return []
+    width = max(3, len(d) // 10) | 1
+    smooth = rolling_mean(rolling_median(d, width), width)
+    above = smooth > number("diagnosis.noise") * noise_of(d) / width**0.5
+    below = np.flatnonzero(~above)
+    start = int(below[-1]) + 1 if len(below) else 0
+    if start > 0.8 * len(d):
+        return []
+    series = curves[low]
+    where = int(np.searchsorted(series.steps, steps[start]))
+    evidence = Evidence(series.name, int(steps[start]), int(series.lines[where]), {"gap_at_the_end": float(smooth[-1])})
+    return [
+        Finding(
+            "under_capacity",
+            "warn",
+            f"The curve of rank {ranks[low]} leaves that of rank {ranks[high]} at step {steps[start]} and ends "
+            f"{smooth[-1]:.3g} above it.",
+            (evidence,),
+            "diagnosis.under_capacity",
+            "high" if config.seeds[low] == config.seeds[high] else "medium",
+            f"Use rank {ranks[high]}, or one between; validate_capacity names the smallest that suffices.",
+        )
+    ]

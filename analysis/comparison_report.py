@@ -1,0 +1,87 @@
+"""comparison.md and its picture: the settings that differ first, then the verdicts."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from sota_ml_researcher.analysis.comparison import Comparison
+from sota_ml_researcher.analysis.plots import comparison_picture
+from sota_ml_researcher.core.files import write_atomically
+from sota_ml_researcher.core.paths import home, writable_folder
+from sota_ml_researcher.doctrine.rules import rule
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenComparison:
+    """Where a comparison lies, and its picture."""
+
+    report: Path
+    png: bytes
+
+
+def settings_line(comparison: Comparison) -> str:
+    """What was changed, in one sentence."""
+    config = comparison.config
+    if config.unknown:
+        return f"The settings of {', '.join(config.unknown)} are not known."
+    names = [run.name for run in comparison.runs]
+    if not config.changed:
+        same_seed = len({str(s) for s in config.seeds}) < len(config.seeds)
+        return "The settings are the same" + (", seed included." if same_seed else " but for the seed.")
+    lines = "; ".join(config.lines(names))
+    if config.confounded:
+        return f"{len(config.changed)} settings changed, so the comparison is confounded: {lines}."
+    return f"One setting changed: {lines}."
+
+
+def next_experiment(comparison: Comparison) -> str:
+    """The one thing to do next."""
+    config = comparison.config
+    if config.confounded:
+        return f"Repeat with one change alone, first {next(iter(config.changed))}; all else as in the first run."
+    if config.unknown:
+        return "Put the config beside the metrics, or compare jobs of this server."
+    if comparison.seed_spread is None:
+        seeds = int(str(rule("stats.seeds").value))
+        return f"Repeat each setting with other seeds ({seeds} in all give a first idea of the spread), compare all."
+    return "Check the better one by run_judge_eval on held-out prompts: loss is not answer quality."
+
+
+def write_comparison(comparison: Comparison) -> WrittenComparison:
+    """Write both files below ``ML_RESEARCHER_HOME/comparisons``.
+
+    Raises:
+        StorageError: If they cannot be written.
+    """
+    mark = hashlib.sha256("\n".join(str(run.file.resolve()) for run in comparison.runs).encode()).hexdigest()[:8]
+    folder = writable_folder(home() / "comparisons" / mark)
+    title = " and ".join(run.name for run in comparison.runs[:3]) + (" …" if len(comparison.runs) > 3 else "")
+    png = comparison_picture(title, comparison.panels)
+    write_atomically(folder / "comparison.png", png)
+    write_atomically(folder / "comparison.md", as_markdown(comparison))
+    return WrittenComparison(folder / "comparison.md", png)
+
+
+def as_markdown(comparison: Comparison) -> str:
+    """The whole comparison as markdown."""
+    names = [run.name for run in comparison.runs]
+    lines = [f"# Comparison of {', '.join(names)}", "", settings_line(comparison), ""]
+    if comparison.config.changed:
+        lines += ["| setting | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1)]
+        for key, values in comparison.config.changed.items():
+            lines.append(f"| {key} | " + " | ".join(str(v).replace("|", "\\|") for v in values) + " |")
+        lines.append("")
+    better = "lower" if comparison.lower_is_better else "higher"
+    lines += [f"## {comparison.metric} ({better} is better), against {names[0]}", ""]
+    for pair in comparison.pairs:
+        tokens = f" At equal tokens: {pair.at_tokens:+.3g}." if pair.at_tokens is not None else ""
+        paired = f"{pair.points} common steps, value by value" if pair.points else "no common steps: the ends"
+        lines.append(f"- **{pair.run}: {pair.word}.** {pair.reading}. ({paired}.){tokens}")
+    lines += [f"- {finding.summary} (`{finding.rule}`) {finding.next_experiment}" for finding in comparison.findings]
+    if comparison.seed_spread is not None:
+        lines += ["", f"Spread between seeds (standard deviation): {comparison.seed_spread:.3g}."]
+    lines += ["", "![Curves](comparison.png)", "", f"Next experiment: {next_experiment(comparison)}"]
+    lines += ["", "Rules: `diagnosis.confounded`, `stats.noise_floor`, `stats.paired`, `diagnosis.noise`.", ""]
+    return "\n".join(lines)

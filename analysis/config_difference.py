@@ -1,0 +1,101 @@
+"""How the settings of several runs differ, and which runs are the same but for their seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from sota_ml_researcher.analysis.findings import number
+from sota_ml_researcher.analysis.runs import Run
+from sota_ml_researcher.jobs import run_files
+
+# Settings that say how a run is kept and watched, not how it trains.
+_KEPT = frozenset(
+    "run_name output_dir max_cost_usd checkpoint_every checkpoint_ttl_hours eval_every hypothesis primary_metric "
+    "stop_rule base_url skip_bad_rows".split()
+)
+_SEED = "seed"
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigDifference:
+    """What differs between runs.
+
+    Attributes:
+        changed: For each setting that differs (the seed apart) its value in each run, None where a run has none.
+        seeds: The seed of each run.
+        unknown: Names of the runs whose settings are not known.
+        groups: Indices of runs that are equal but for their seed, in order of the first of each.
+    """
+
+    changed: dict[str, tuple[Any, ...]]
+    seeds: tuple[Any, ...]
+    unknown: tuple[str, ...]
+    groups: tuple[tuple[int, ...], ...]
+
+    @property
+    def confounded(self) -> bool:
+        """Whether more settings changed than show a cause."""
+        return len(self.changed) > number("diagnosis.confounded")
+
+    def lines(self, names: Sequence[str]) -> list[str]:
+        """Each difference in words."""
+        found: list[str] = []
+        for key, values in self.changed.items():
+            parts = (f"{name} {_short(value)}" for name, value in zip(names, values, strict=True))
+            found.append(f"{key}: " + ", ".join(parts))
+        return found
+
+
+def config_difference(runs: Sequence[Run]) -> ConfigDifference:
+    """Compare the settings of runs, and the contents of their data files."""
+    facts = [_facts(run) for run in runs]
+    known = [i for i, run in enumerate(runs) if run.config]
+    keys = sorted({key for i in known for key in facts[i]} - {_SEED})
+    changed = {
+        key: tuple(facts[i].get(key) for i in range(len(runs)))
+        for key in keys
+        if len({_frozen(facts[i].get(key)) for i in known}) > 1
+    }
+    groups: dict[str, list[int]] = {}
+    for i in range(len(runs)):
+        mark = _frozen({k: v for k, v in facts[i].items() if k != _SEED}) if i in known else f"unknown {i}"
+        groups.setdefault(mark, []).append(i)
+    return ConfigDifference(
+        changed,
+        tuple(run.config.get(_SEED) for run in runs),
+        tuple(run.name for run in runs if not run.config),
+        tuple(tuple(group) for group in groups.values()),
+    )
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    facts = {k: v for k, v in run.config.items() if k not in _KEPT}
+    for key in ("train_file", "val_file"):
+        content = _content(run, facts.get(key))
+        if content is not None:
+            # The same rows under another name are the same data.
+            facts[key] = content
+    return facts
+
+
+def _content(run: Run, name: Any) -> str | None:
+    """The file's name and the start of its SHA-256, as noted when the run began."""
+    try:
+        found: Any = json.loads((run.file.parent / run_files.ENVIRONMENT).read_bytes())
+        data = cast("dict[str, Any]", found["data"])
+        return f"{Path(str(name)).name}@{data[str(name)]['sha256'][:8]}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _frozen(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _short(value: Any) -> str:
+    text = "unset" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 40 else text[:37] + "…"

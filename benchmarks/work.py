@@ -1,0 +1,97 @@
+"""The work that both sides of the benchmark do, and how its cost is reported."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+RANK = 16
+BATCH = 16
+LENGTH = 128
+GROUPS, GROUP, GRPO_TOKENS = 4, 8, 32
+PROMPTS, PROMPT_TOKENS, SAMPLES, SAMPLE_TOKENS = 16, 32, 8, 64
+
+
+def _rng() -> Any:
+    import numpy as np
+
+    return np.random.default_rng(0)
+
+
+def sft_batches(steps: int, *, ragged: bool) -> list[list[list[int]]]:
+    """Token ids of ``BATCH`` sequences a step: 128 long, or 32 to 256."""
+    rng = _rng()
+    return [
+        [rng.integers(3, 600, int(rng.integers(32, 257)) if ragged else LENGTH).tolist() for _ in range(BATCH)]
+        for _ in range(steps)
+    ]
+
+
+def pair_batches(steps: int) -> list[list[dict[str, list[int]]]]:
+    """Preference pairs: a prompt of 32 tokens and two answers of 64."""
+    rng = _rng()
+    sizes = {"prompt": 32, "chosen": 64, "rejected": 64}
+    return [
+        [{key: rng.integers(300, 600, size).tolist() for key, size in sizes.items()} for _ in range(BATCH)]
+        for _ in range(steps)
+    ]
+
+
+def sample_prompts() -> list[list[int]]:
+    """Prompts for the sampling comparison."""
+    rng = _rng()
+    return [rng.integers(3, 600, PROMPT_TOKENS).tolist() for _ in range(PROMPTS)]
+
+
+class Meter:
+    """Wall and CPU seconds of each step, over this process and perhaps another.
+
+    CPU seconds are what to compare on a machine that others use too: they do not grow while one waits for a core.
+    """
+
+    def __init__(self, other_pid: int | None = None) -> None:
+        import psutil
+
+        self._processes = [psutil.Process(), *([psutil.Process(other_pid)] if other_pid else [])]
+        self.wall_s: list[float] = []
+        self.cpu_s: list[float] = []
+        self._began = (0.0, 0.0)
+
+    def _now(self) -> tuple[float, float]:
+        times = [process.cpu_times() for process in self._processes]
+        return time.perf_counter(), sum(one.user + one.system for one in times)
+
+    def start(self) -> None:
+        """A step begins."""
+        self._began = self._now()
+
+    def stop(self) -> None:
+        """It is done."""
+        wall, cpu = self._now()
+        self.wall_s.append(wall - self._began[0])
+        self.cpu_s.append(cpu - self._began[1])
+
+    def run(self, jobs: Sequence[Callable[[], None]]) -> None:
+        """Time each of ``jobs``."""
+        for job in jobs:
+            self.start()
+            job()
+            self.stop()
+
+
+def summary(who: str, method: str, meter: Meter, tokens: float, peak_mb: float | None = None) -> dict[str, Any]:
+    """One result: the median step without the first, tokens a second, and peak memory of the process."""
+    seconds = statistics.median(meter.wall_s[1:])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 if peak_mb is None else peak_mb
+    return {
+        "who": who,
+        "work": method,
+        "s_per_step": round(seconds, 4),
+        "cpu_s_per_step": round(statistics.median(meter.cpu_s[1:]), 3),
+        "tokens_per_step": round(tokens),
+        "tokens_per_s": round(tokens / seconds),
+        "peak_mb": round(peak),
+    }

@@ -1,0 +1,90 @@
+"""DPO jobs end to end on the tiny model: a cancelled and resumed run equals an undisturbed one."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from job_helpers import ended, wait_until
+
+from sota_ml_researcher.jobs import control, run_files
+from sota_ml_researcher.jobs.registry import Registry
+from sota_ml_researcher.jobs.start import start_job
+from sota_ml_researcher.jobs.states import Job, JobState
+from sota_ml_researcher.training.dpo_config import load_dpo_settings
+from sota_ml_researcher.training.dpo_plan import plan_dpo
+
+
+def write_pairs(path: Path, count: int, seed: int) -> Path:
+    rng = random.Random(seed)
+    numbers = [rng.randint(10, 99) for _ in range(count)]
+    rows = [{"prompt": f"say {n}", "chosen": f"{n}", "rejected": f"{n + 1}"} for n in numbers]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def start_dpo(folder: Path, model: Path, **changes: Any) -> Job:
+    config = {
+        "base_model": str(model),
+        "train_file": str(write_pairs(folder / "train.jsonl", 40, 1)),
+        "val_file": str(write_pairs(folder / "val.jsonl", 8, 2)),
+        "num_steps": 14,
+        "batch_size": 8,
+        "lora_rank": 4,
+        "learning_rate": 2e-2,
+        "checkpoint_every": 4,
+        "eval_every": 5,
+        **changes,
+    }
+    plan = plan_dpo(load_dpo_settings(None, config))
+    shown = plan.settings.config
+    files = [Path(shown.train_file)]
+    return start_job(Registry(), "dpo", shown, plan.settings.origins, files=files, total_steps=plan.total_steps)
+
+
+def curve(job: Job) -> dict[int, dict[str, float]]:
+    records = run_files.recent_metrics(job.folder, limit=10_000)
+    names = ("dpo_loss", "accuracy", "chosen_logprob", "rejected_logprob", "test/dpo_loss", "test/accuracy")
+    assert len({r["step"] for r in records}) == len(records), "a step is logged twice"
+    return {r["step"]: {name: r[name] for name in names if name in r} for r in records}
+
+
+@pytest.mark.usefixtures("stop_engine")
+def test_a_dpo_job_learns_and_a_cancelled_one_goes_on_as_if_nothing_had_happened(
+    tmp_path: Path, tiny_weights: Path
+) -> None:
+    whole = wait_until(start_dpo(tmp_path, tiny_weights).id, ended)
+    assert whole.state is JobState.SUCCEEDED, whole.error
+    losses = curve(whole)
+    assert sorted(losses) == list(range(15))
+    assert losses[0]["dpo_loss"] == pytest.approx(0.693147, abs=1e-6)  # ln 2: policy and reference are the same
+    assert losses[0]["test/accuracy"] == 0.5
+    assert losses[13]["dpo_loss"] < 0.62
+    result = run_files.result(whole.folder)
+    assert result is not None
+    assert result["last_test/dpo_loss"] < result["first_test/dpo_loss"]
+    assert result["best_checkpoint"]["sampler_path"].startswith("tinker://")
+
+    cut = start_dpo(tmp_path, tiny_weights)
+    wait_until(cut.id, lambda job: job.step >= 3)
+    control.cancel(Registry(), cut.id)
+    stopped = wait_until(cut.id, ended)
+    assert stopped.state is JobState.CANCELLED
+    assert 3 <= stopped.step < 14
+    measured = (cut.folder / "reference.jsonl").read_text()
+    control.resume(Registry(), cut.id)
+    resumed = wait_until(cut.id, ended)
+    assert (resumed.state, resumed.attempt) == (JobState.SUCCEEDED, 2), resumed.error
+    assert curve(resumed) == losses
+    assert (cut.folder / "reference.jsonl").read_text() == measured  # the reference was not measured again
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("stop_engine")
+@pytest.mark.parametrize("loss", ["ipo", "dpo_norm"])
+def test_the_other_losses_train_too(tmp_path: Path, tiny_weights: Path, loss: str) -> None:
+    job = wait_until(start_dpo(tmp_path, tiny_weights, loss=loss, beta=0.5).id, ended)
+    assert job.state is JobState.SUCCEEDED, job.error
+    losses = curve(job)
+    assert losses[13]["dpo_loss"] < losses[0]["dpo_loss"]

@@ -1,0 +1,126 @@
+"""RL jobs end to end on the tiny model, and the promised numbers on the demo model (slow)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from job_helpers import ended, wait_until
+
+from sota_ml_researcher.jobs import control, run_files
+from sota_ml_researcher.jobs.registry import Registry
+from sota_ml_researcher.jobs.start import start_job
+from sota_ml_researcher.jobs.states import Job, JobState
+from sota_ml_researcher.templates.catalog import template_path
+from sota_ml_researcher.training.rl_config import load_rl_settings
+from sota_ml_researcher.training.rl_plan import plan_rl
+
+
+def start_rl(config_file: Path | None, **config: Any) -> Job:
+    plan = plan_rl(load_rl_settings(config_file, config))
+    shown = plan.settings.config
+    files = [Path(shown.train_file)]
+    return start_job(Registry(), "grpo", shown, plan.settings.origins, files=files, total_steps=plan.total_steps)
+
+
+def tiny(folder: Path, model: Path, **changes: Any) -> dict[str, Any]:
+    path = folder / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"say {n}", "answer": str(n)}) + "\n" for n in range(12)))
+    return {
+        "base_model": str(model),
+        "train_file": str(path),
+        "val_file": str(path),
+        # The tiny model has learnt nothing: it is rewarded for short responses, which it gives by chance.
+        "rewards": [{"type": "length", "target_tokens": 2}, {"type": "regex", "pattern": ".*[a-m].*", "weight": 0.5}],
+        "group_size": 4,
+        "batch_size": 3,
+        "max_response_tokens": 6,
+        "num_steps": 6,
+        "lora_rank": 4,
+        "learning_rate": 1e-3,
+        "checkpoint_every": 2,
+        "eval_every": 3,
+        **changes,
+    }
+
+
+def curve(job: Job) -> dict[int, dict[str, float]]:
+    records = run_files.recent_metrics(job.folder, limit=10_000)
+    names = ("reward/mean", "reward/constant_groups", "response/tokens", "test/reward", "optim/entropy")
+    assert len({r["step"] for r in records}) == len(records), "a step is logged twice"
+    return {r["step"]: {name: r[name] for name in names if name in r} for r in records}
+
+
+@pytest.mark.usefixtures("stop_engine")
+def test_an_rl_job_runs_and_a_cancelled_one_goes_on_as_if_nothing_had_happened(
+    tmp_path: Path, tiny_weights: Path
+) -> None:
+    config = tiny(tmp_path, tiny_weights)
+    whole = wait_until(start_rl(None, **config).id, ended)
+    assert whole.state is JobState.SUCCEEDED, whole.error
+    steps = curve(whole)
+    assert sorted(steps) == list(range(7))
+    assert {"reward/mean", "test/reward"} <= set(steps[0])
+    rollouts = [json.loads(line) for line in (whole.folder / "rollouts.jsonl").read_text().splitlines()]
+    assert {r["step"] for r in rollouts} == set(range(6))
+    assert set(rollouts[0]["parts"]) == {"length", "regex"}
+    assert len({r["response"] for r in rollouts}) > 3  # samples of a group differ
+    assert json.loads((whole.folder / "reward_check.json").read_text())["samples"] == 32
+
+    cut = start_rl(None, **config)
+    wait_until(cut.id, lambda job: job.step >= 2)
+    control.cancel(Registry(), cut.id)
+    stopped = wait_until(cut.id, ended)
+    assert stopped.state is JobState.CANCELLED
+    assert 2 <= stopped.step < 6
+    control.resume(Registry(), cut.id)
+    resumed = wait_until(cut.id, ended)
+    assert (resumed.state, resumed.attempt) == (JobState.SUCCEEDED, 2), resumed.error
+    assert curve(resumed) == steps
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("stop_engine")
+def test_a_constant_reward_is_refused_by_the_job_itself(tmp_path: Path, tiny_weights: Path) -> None:
+    config = tiny(tmp_path, tiny_weights, rewards=[{"type": "regex", "pattern": "never this"}], num_steps=1)
+    job = wait_until(start_rl(None, **config).id, ended)
+    assert job.state is JobState.FAILED
+    assert "was 0 for all 32 samples of the untrained model" in job.error
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("stop_engine")
+@pytest.mark.parametrize(
+    ("template", "changes", "least"),
+    [("grpo", {}, 0.8), ("ppo", {}, 0.7), ("ppo", {"loss_fn": "cispo", "clip_ratio": None}, 0.7)],
+)
+def test_rl_lifts_the_reward_of_the_demo_model(
+    template: str, changes: dict[str, Any], least: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("job_helpers.PATIENCE_S", 560.0)
+    job = wait_until(start_rl(template_path(template), **changes).id, ended)
+    assert job.state is JobState.SUCCEEDED, job.error
+    records = [r for r in run_files.recent_metrics(job.folder, limit=1000) if "reward/mean" in r]
+    assert records[0]["reward/mean"] <= 0.3
+    assert sum(r["reward/mean"] for r in records[-4:]) / 4 >= least
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("stop_engine")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss_fn": "gspo", "num_substeps": 2},
+        {"loss_fn": "dro", "advantage": "grpo"},
+        {"kl_coef": 0.1, "overlong_buffer_tokens": 2},
+        {"max_steps_off_policy": 2},
+    ],
+)
+def test_every_variant_runs_to_its_end(tmp_path: Path, tiny_weights: Path, changes: dict[str, Any]) -> None:
+    job = wait_until(start_rl(None, **tiny(tmp_path, tiny_weights, **changes)).id, ended)
+    assert job.state is JobState.SUCCEEDED, job.error
+    records = run_files.recent_metrics(job.folder, limit=100)
+    if "kl_coef" in changes:
+        assert {"kl/k1", "kl/k3", "reward/overlong"} <= set(records[0])

@@ -1,0 +1,97 @@
+"""What DPO and RL jobs will use and cost, worked out before they start."""
+
+from __future__ import annotations
+
+from sota_ml_researcher.training.budget import require_price_for_cap
+from sota_ml_researcher.training.config_resolution import Settings
+from sota_ml_researcher.training.dpo_config import DpoConfig
+from sota_ml_researcher.training.estimate import CostEstimate, estimate_cost
+from sota_ml_researcher.training.meter import Usage
+from sota_ml_researcher.training.preference_data import PreferenceCounts
+from sota_ml_researcher.training.prices import load_prices
+from sota_ml_researcher.training.rl_config import RlConfig
+from sota_ml_researcher.training.sft_plan import passes
+
+# A custom loss is a forward pass, then the gradient: the SDK sends the batch twice.
+_CUSTOM_PASSES = 2
+
+
+def dpo_cost(
+    settings: Settings[DpoConfig], counts: PreferenceCounts, held_out: PreferenceCounts | None, total_steps: int
+) -> CostEstimate:
+    """Training twice over each pair, the reference once over all of them, and each validation once over the held-out.
+
+    Raises:
+        ConfigError: If there is a cap that cannot be held, or the price file is broken.
+    """
+    config = settings.config
+    table = load_prices()
+    require_price_for_cap(config, table, where=settings.place("max_cost_usd"))
+    epochs = passes(total_steps, config.batch_size or 1, counts.rows)
+    pairs, rows = _trained(counts), 2 * counts.rows
+    tests, test_rows = (_trained(held_out), 2 * held_out.rows) if held_out else (0, 0)
+    validations = _validations(config.eval_every, total_steps)
+    if config.eval_every and (total_steps - 1) % config.eval_every:
+        validations += 1  # this loop also validates before its last step
+    usage = Usage(train=round(_CUSTOM_PASSES * pairs * epochs) + tests * validations)
+    if config.loss != "reward_model":
+        visited = min(1.0, epochs)
+        seen = round((pairs + rows) * visited) + tests + test_rows
+        if config.ref_model is not None and config.ref_model != "base":
+            usage = usage.plus(Usage(prefill=seen, sample=round(rows * visited) + test_rows))
+        else:
+            usage = usage.plus(Usage(train=seen - round(rows * visited) - test_rows))
+    return estimate_cost(table, config.backend, config.base_model, [usage, usage, usage])
+
+
+def rl_cost(
+    settings: Settings[RlConfig], prompts: int, prompt_tokens: int, held_out: tuple[int, int], total_steps: int
+) -> CostEstimate:
+    """From answers of one token that teach nothing, over half of what is allowed, to all of it.
+
+    Args:
+        settings: The job's settings, all derived.
+        prompts: Prompts to train on.
+        prompt_tokens: Tokens of them all together.
+        held_out: Validation prompts, and their tokens together.
+        total_steps: Steps of the run.
+
+    Raises:
+        ConfigError: If there is a cap that cannot be held, or the price file is broken.
+    """
+    config = settings.config
+    table = load_prices()
+    require_price_for_cap(config, table, where=settings.place("max_cost_usd"))
+    groups = total_steps * min(config.batch_size or 1, prompts)
+    mean_prompt = prompt_tokens / prompts
+    validations = _validations(config.eval_every, total_steps)
+
+    def usage(answer: float, *, taught: float) -> Usage:
+        samples = groups * config.group_size
+        train = round(samples * (mean_prompt + answer - 1) * taught)
+        reference = round(samples * (mean_prompt + answer)) if config.kl_coef else 0
+        return Usage(
+            train=train,
+            prefill=round(groups * mean_prompt) + held_out[1] * validations + reference,
+            sample=round(samples * answer + held_out[0] * validations * _VALIDATION_SAMPLES * answer),
+        )
+
+    longest = config.max_response_tokens
+    low = usage(1, taught=0.0 if config.drop_constant_groups else 1.0)
+    return estimate_cost(
+        table, config.backend, config.base_model, [low, usage(longest / 2, taught=1.0), usage(longest, taught=1.0)]
+    )
+
+
+# Answers to each held-out prompt in a validation (`rl_validation.SAMPLES`).
+_VALIDATION_SAMPLES = 4
+
+
+def _trained(counts: PreferenceCounts) -> int:
+    """Both sides of every pair; a side of n tokens is n - 1 to train on."""
+    return counts.tokens - 2 * counts.rows
+
+
+def _validations(eval_every: int | None, total_steps: int) -> int:
+    """Before every n-th step, and at the end."""
+    return -(-total_steps // eval_every) + 1 if eval_every else 1
