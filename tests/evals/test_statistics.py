@@ -298,7 +298,7 @@ def coverage(n: int, size: int, ties: float, repeats: int, seed: int, *, bootstr
         truth = ties * 0.5 + (1 - ties) * 5 / 9
         clusters = np.repeat(np.arange(n // size), size).tolist() if size > 1 else None
         interval = (
-            bootstrap_interval(scores, generator, clusters=clusters, draws=600)
+            bootstrap_interval(scores, generator, clusters=clusters, draws=2000)
             if bootstrap
             else mean_interval(scores, clusters=clusters).interval
         )
@@ -320,7 +320,7 @@ def test_intervals_cover_in_a_quick_simulation(size: int, ties: float) -> None:
 @pytest.mark.parametrize("bootstrap", [False, True])
 @pytest.mark.parametrize(("n", "size", "ties"), CASES)
 def test_intervals_cover_95_percent_within_one(n: int, size: int, ties: float, bootstrap: bool) -> None:
-    repeats = 4000 if bootstrap else 20_000
+    repeats = 4000 if bootstrap else 20_000  # a standard error of 0.34 and 0.15 points
     assert coverage(n, size, ties, repeats, 11, bootstrap=bootstrap) == pytest.approx(0.95, abs=0.01)
 
 
