@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,14 +22,14 @@ from sota_ml_researcher.analysis.metric_names import KNOWN, RUN_NAMES
 from sota_ml_researcher.core.errors import DataError
 from sota_ml_researcher.core.files import storage_errors
 
-_BLOCK = 16 << 20
-_PARSE_BLOCK = 2 << 20
+_BLOCK = 4 << 20
+_PARSE_BLOCK = 1 << 20
 _LONGEST_LINE = 64 << 20
 _LARGEST_STATE = 512 << 20
 # JSON has no nan, but Python writes it; a parser in C refuses it. This number stands in for it.
 _STAND_IN = b"1.7e308"
 _HUGE = 1.6e308
-_NOT_A_NUMBER = re.compile(rb"(?<=[:\s])-?(?:NaN|nan|Infinity|inf)(?=\s*[,}])")
+_NOT_NUMBERS = (b": NaN", b":NaN", b": Infinity", b":Infinity", b": -Infinity", b":-Infinity")
 
 
 @dataclass(slots=True)
@@ -88,12 +87,11 @@ class _Columns:
             kind = column.type
             if name in RUN_NAMES and not (self.owners and len(self.owners) != self.rows):
                 self.owners += [str(v) for v in column.to_pylist()]
-            if name not in self.wanted or not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+            if name not in self.wanted or not pa.types.is_floating(kind) or column.null_count == len(column):
                 continue
-            values = column.cast(pa.float64()).combine_chunks()
-            valid = np.asarray(values.is_valid())
-            numbers = np.asarray(values.fill_null(0.0))[valid]
-            numbers = np.where(np.abs(numbers) < _HUGE, numbers, np.nan)
+            valid = np.asarray(column.is_valid())
+            numbers = np.asarray(column.fill_null(0.0))[valid]
+            numbers[~(np.abs(numbers) < _HUGE)] = np.nan
             rows = (np.flatnonzero(valid) + self.rows).astype(np.uint32)
             self.parts.setdefault(name, []).append((rows, numbers))
         self._advance(lines)
@@ -104,10 +102,9 @@ class _Columns:
 
     def into(self, raw: RawMetrics) -> RawMetrics:
         """Put everything collected into ``raw``."""
-        raw.columns = {
-            name: (np.concatenate([r for r, _ in parts]), np.concatenate([v for _, v in parts]))
-            for name, parts in self.parts.items()
-        }
+        for name in list(self.parts):
+            parts = self.parts.pop(name)  # a column at a time: the parts of the next are still needed
+            raw.columns[name] = (np.concatenate([r for r, _ in parts]), np.concatenate([v for _, v in parts]))
         raw.lines = np.concatenate(self.lines) if self.lines else raw.lines
         raw.owners = self.owners if len(self.owners) == self.rows else []
         return raw
@@ -177,7 +174,7 @@ def _blocks(path: Path) -> Iterator[tuple[bytes, bool]]:
 def _add_block(block: bytes, line: int, columns: _Columns, broken: list[int]) -> int:
     """Parse one block; returns the number of the line after it."""
     count = block.count(b"\n") + (not block.endswith(b"\n"))
-    table = _arrow_table(block)
+    table = _arrow_table(block, columns.wanted)
     if table is not None and table.num_rows == count:
         columns.add_table(table, np.arange(line, line + count, dtype=np.int64))
         return line + count
@@ -194,16 +191,21 @@ def _add_block(block: bytes, line: int, columns: _Columns, broken: list[int]) ->
     return line + count
 
 
-def _arrow_table(block: bytes) -> Any:
+def _arrow_table(block: bytes, wanted: Iterable[str]) -> Any:
     """The block through arrow's parser, or None where it does not hold only plain objects of one shape."""
     import pyarrow as pa
     from pyarrow import json as arrow_json
 
-    if b"NaN" in block or b"nan" in block or b"nf" in block:
-        block = _NOT_A_NUMBER.sub(_STAND_IN, block)
+    if b"NaN" in block or b"Infinity" in block:
+        for text in _NOT_NUMBERS:
+            block = block.replace(text, b": " + _STAND_IN)
+    # Only what is wanted is converted; a wanted name that no row has is a column of nulls.
+    schema = [pa.field(name, pa.float64()) for name in sorted(wanted)]
+    schema += [pa.field(name, pa.string()) for name in RUN_NAMES if f'"{name}"'.encode() in block[:4096]]
+    parse = arrow_json.ParseOptions(explicit_schema=pa.schema(schema), unexpected_field_behavior="ignore")
     options = arrow_json.ReadOptions(block_size=_PARSE_BLOCK)
     try:
-        return arrow_json.read_json(io.BytesIO(block), read_options=options)
+        return arrow_json.read_json(io.BytesIO(block), read_options=options, parse_options=parse)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError):
         return None
 
