@@ -15,6 +15,8 @@ Floats = NDArray[np.float64]
 
 # Points a curve is reduced to before anything slower than linear looks at it.
 REDUCED = 600
+# Spikes looked at in one curve: whoever has more has another problem.
+_MOST_SPIKES = 2000
 _MAD_TO_SIGMA = 1.4826
 
 
@@ -177,18 +179,16 @@ def spikes(series: Series, *, sigmas: float, share: float) -> list[Spike]:
     if n < 12:
         return []
     half = max(3, min(12, n // 40))
-    windows = np.lib.stride_tricks.sliding_window_view(values, half)
-    before = np.median(windows, axis=1)[: n - 2 * half]  # of the points i-half .. i-1, for i = half ..
-    after = np.median(windows, axis=1)[half + 1 :][: n - 2 * half]
-    usual = np.maximum(before, after)
-    middle = values[half : n - half]
-    excess = middle - usual
+    trend = np.interp(np.arange(n), np.linspace(0, n - 1, len(series.reduced)), series.smooth)
+    noise = sigmas * local_noise(values)
     # A bump that is small against the whole fall matters to nobody.
     whole = 0.03 * float(np.ptp(series.smooth))
-    limit = np.maximum(sigmas * local_noise(values)[half : n - half], np.maximum(share * np.abs(usual), whole))
-    index = np.flatnonzero((excess > limit) & (np.arange(half, n - half) >= n // 20))
-    order = index[np.argsort(-excess[index])]
-    return [
-        Spike(int(series.steps[i + half]), int(series.lines[i + half]), float(middle[i]), float(usual[i]))
-        for i in order
-    ]
+    candidates = np.flatnonzero(values - trend > 0.5 * np.maximum(noise, whole))
+    candidates = candidates[(candidates >= max(half, n // 20)) & (candidates < n - half)]
+    found: list[tuple[float, Spike]] = []
+    for i in candidates[np.argsort(-(values - trend)[candidates])][:_MOST_SPIKES]:
+        usual = max(float(np.median(values[i - half : i])), float(np.median(values[i + 1 : i + 1 + half])))
+        excess = float(values[i]) - usual
+        if excess > max(float(noise[i]), share * abs(usual), whole):
+            found.append((excess, Spike(int(series.steps[i]), int(series.lines[i]), float(values[i]), usual)))
+    return [spike for _, spike in sorted(found, key=lambda each: -each[0])]
