@@ -60,7 +60,13 @@ def _sl_loop(url: str, folder: Path) -> None:
 
     sl_loop.main(
         sl_loop.Config(
-            base_url=url, log_path=str(folder), model_name=MODEL, batch_size=4, lora_rank=4, max_steps=STEPS, save_every=1
+            base_url=url,
+            log_path=str(folder),
+            model_name=MODEL,
+            batch_size=4,
+            lora_rank=4,
+            max_steps=STEPS,
+            save_every=1,
         )
     )
 
