@@ -99,15 +99,21 @@ def _basic(module: Any, url: str, folder: Path, **settings: Any) -> None:
 
 def _sl_basic(url: str, folder: Path) -> None:
     from tinker_cookbook.recipes import sl_basic
+    from tinker_cookbook.recipes.chat_sl.chat_datasets import NoRobotsBuilder
+    from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig
 
-    _basic(sl_basic, url, folder, **{"dataset_builder.common_config.batch_size": 4, "eval_every": 1})
+    common = ChatDatasetBuilderCommonConfig(
+        model_name_for_tokenizer=MODEL, renderer_name="qwen3", max_length=512, batch_size=4
+    )
+    _basic(sl_basic, url, folder, dataset_builder=NoRobotsBuilder(common_config=common), eval_every=1)
 
 
 def _rl_basic(url: str, folder: Path) -> None:
     from tinker_cookbook.recipes import rl_basic
+    from tinker_cookbook.recipes.math_rl.math_env import Gsm8kDatasetBuilder
 
-    sizes = {"dataset_builder.batch_size": 2, "dataset_builder.group_size": 4}
-    _basic(rl_basic, url, folder, max_tokens=8, **sizes)
+    data = Gsm8kDatasetBuilder(batch_size=2, group_size=4, renderer_name="qwen3", model_name_for_tokenizer=MODEL)
+    _basic(rl_basic, url, folder, max_tokens=8, dataset_builder=data)
 
 
 def _dpo(url: str, folder: Path) -> None:
