@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,7 +32,7 @@ def trained_model(job: Job) -> TrainedModel:
     Raises:
         JobError: If the job trains nothing.
     """
-    data: dict[str, Any] = load_yaml(job.folder / run_files.CONFIG).data
+    data: Mapping[str, Any] = load_yaml(job.folder / run_files.CONFIG).data
     if "base_model" not in data or "lora_rank" not in data:
         raise JobError(f"job {job.id} trains no model")
     return TrainedModel(data["base_model"], data["backend"], data.get("base_url"), data.get("renderer"))

@@ -25,9 +25,10 @@ from sota_ml_researcher.tools import TOOLS
 
 INSTRUCTIONS = (
     "Expert post-training research: LoRA fine-tuning on Tinker, on this machine, or on a cluster. "
-    "Before a run: check_dataset, then validate_capacity. Start with start_sft (validate_only shows the plan), follow "
-    "with wait_for_job, try the result with sample_model. doctrine://{topic} holds the research facts with their "
-    "sources; template://{kind} holds configs that run as they are. Numbers come from the tools: never invent one."
+    "Before a run: check_dataset, then validate_capacity. Start with start_sft, start_dpo or start_grpo (validate_only "
+    "shows the plan), follow with wait_for_job, try the result with sample_model. doctrine://{topic} holds the research "
+    "facts with their sources; template://{kind} holds configs that run as they are. Numbers come from the tools: never "
+    "invent one."
 )
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,16 @@ class ResearcherServer(MCPServer[Any]):
             raise
 
 
+def _nullable(fields: dict[str, Any]) -> dict[str, Any]:
+    """``anyOf`` a plain type and null, in its short form; and without ``additionalProperties: true``, the default."""
+    fields = {k: v for k, v in fields.items() if (k, v) != ("additionalProperties", True)}
+    options: list[dict[str, Any]] = fields.get("anyOf") or []
+    plain = [option for option in options if option != {"type": "null"}]
+    if len(options) != 2 or len(plain) != 1 or not isinstance(plain[0].get("type"), str) or "enum" in plain[0]:
+        return fields
+    return {**{k: v for k, v in fields.items() if k != "anyOf"}, **plain[0], "type": [plain[0]["type"], "null"]}
+
+
 def lean(schema: dict[str, Any]) -> dict[str, Any]:
     """A JSON schema without titles, null defaults and descriptions of our own classes."""
 
@@ -70,7 +81,7 @@ def lean(schema: dict[str, Any]) -> dict[str, Any]:
             return [slim(item) for item in cast("list[Any]", node)]
         if not isinstance(node, dict):
             return node
-        fields = cast("dict[str, Any]", node)
+        fields = _nullable(cast("dict[str, Any]", node))
         kept = fields if names else {k: v for k, v in fields.items() if k != "title" and (k, v) != ("default", None)}
         return {k: slim(v, names=k in {"properties", "$defs"} and not names) for k, v in kept.items()}
 

@@ -15,8 +15,10 @@ from sota_ml_researcher.tools.answers import duration, number
 
 _SHOWN_CHECKPOINTS = 5
 _SHOWN_STEPS = 50
-_SERIES = ("step", "train_mean_nll", "test/nll", "dpo_loss", "accuracy", "margin", "test/accuracy", "reward/mean")
-_SERIES += ("test/reward", "reward/constant_groups", "response/tokens", "learning_rate")
+_SUPERVISED = ("train_mean_nll", "test/nll")
+_PREFERENCES = ("dpo_loss", "accuracy", "margin", "test/accuracy")
+_REWARDS = ("reward/mean", "test/reward", "reward/constant_groups", "response/tokens")
+_SERIES = ("step", *_SUPERVISED, *_PREFERENCES, *_REWARDS, "learning_rate")
 
 
 class JobView(BaseModel):

@@ -28,7 +28,7 @@ SinceStep = Annotated[int | None, Field(ge=0, description="Only what came after 
 
 
 class JobLine(BaseModel):
-    """One job in a list."""
+    """One job in a list; also the least that is promised of an answer about one, which holds a whole `JobView`."""
 
     job_id: str
     name: str
@@ -105,7 +105,7 @@ async def wait_for_job(
 def cancel_job(
     job_id: JobId,
     hard: Annotated[bool, Field(description="Kill it now, without a checkpoint")] = False,
-) -> Annotated[CallToolResult, JobView]:
+) -> Annotated[CallToolResult, JobLine]:
     """Stop a queued or running job. It saves a checkpoint first, so resume_job can go on from there.
 
     Use hard=true only if a graceful cancel does not end it.
@@ -118,7 +118,7 @@ def cancel_job(
     return answer(shown, summary(shown))
 
 
-def resume_job(job_id: JobId) -> Annotated[CallToolResult, JobView]:
+def resume_job(job_id: JobId) -> Annotated[CallToolResult, JobLine]:
     """Let a failed, cancelled or interrupted job go on from its last complete checkpoint, under the same id."""
     shown = view(control.resume(Registry(), job_id))
     return answer(shown, summary(shown))

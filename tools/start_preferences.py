@@ -52,7 +52,7 @@ def start_dpo(
 ) -> Annotated[CallToolResult, StartedRun]:
     """Start preference training (DPO, cDPO, IPO, length-normalised; or loss: reward_model) as a background job.
 
-    Needs base_model and train_file (prompt, chosen, rejected); load_checkpoint takes an SFT job's id. Then wait_for_job.
+    Needs base_model and train_file (prompt, chosen, rejected); load_checkpoint takes a job's id. Then wait_for_job.
     """
     from sota_ml_researcher.training.dpo_plan import plan_dpo
 
