@@ -28,6 +28,21 @@ TEST_PROMPTS = 50
 MAX_TOKENS = 24
 # What the demo promises: the base cannot do the task, the tuned model can, and held-out loss at least halves.
 WORST_BEFORE, BEST_AFTER, NLL_RATIO = 0.2, 0.9, 0.5
+# And that preferences and rewards are learnt: held-out pair accuracy, mean reward of the samples.
+PAIR_ACCURACY, REWARD_BEFORE, REWARD_AFTER = 0.9, 0.3, 0.8
+# The reward of so many steps is averaged: one step is a few hundred samples.
+_LAST_STEPS = 4
+
+
+class Stage(BaseModel):
+    """One further training job of the demo, and its number before and after."""
+
+    job_id: str
+    run_folder: str
+    steps: int
+    measure: str
+    before: float
+    after: float
 
 
 class DemoResult(BaseModel):
@@ -51,6 +66,8 @@ class DemoResult(BaseModel):
     example_prompt: str
     example_before: str
     example_after: str
+    dpo: Stage
+    grpo: Stage
     seconds: dict[str, float]
     targets_met: bool
 
@@ -94,15 +111,18 @@ class Demo:
         capacity = await self._call(client, "validate_capacity", base_model="demo", lora_rank=32, train_file=train)
         prompts, answers = test_set()
         before = await self._sample(client, "before", "demo", prompts)
-        job = await self._train(client)
+        job = await self._train(client, "start_sft", "sft")
         after = await self._sample(client, "after", job["job_id"], prompts)
         judged = await self._judge(client, job["job_id"])
         interval = judged["interval"] or {"low": 0.0, "high": 1.0}
+        dpo = await self._preferences(client, job["job_id"])
+        grpo = await self._rewards(client)
         self._seconds["total"] = round(time.monotonic() - began, 1)
         first, last = _nll_range(Path(job["run_folder"]))
         matches = [sum(g == a for g, a in zip(given, answers, strict=True)) / len(answers) for given in (before, after)]
         met = matches[0] < WORST_BEFORE and matches[1] > BEST_AFTER and last <= NLL_RATIO * first
         met = met and judged["verdict"] == "better"
+        met = met and dpo.after >= PAIR_ACCURACY and grpo.before <= REWARD_BEFORE and grpo.after >= REWARD_AFTER
         return DemoResult(
             job_id=job["job_id"],
             run_folder=job["run_folder"],
@@ -122,24 +142,38 @@ class Demo:
             example_prompt=prompts[0],
             example_before=before[0],
             example_after=after[0],
+            dpo=dpo,
+            grpo=grpo,
             seconds=self._seconds,
             targets_met=met,
         )
 
-    async def _train(self, client: Client) -> dict[str, Any]:
+    async def _preferences(self, client: Client, sft_job: str) -> Stage:
+        """DPO on top of the SFT job: small letters are preferred to capitals."""
+        job = await self._train(client, "start_dpo", "dpo", load_checkpoint=sft_job)
+        values = _values(Path(job["run_folder"]), "test/accuracy")
+        return _stage(job, "held-out pair accuracy", values[0], values[-1])
+
+    async def _rewards(self, client: Client) -> Stage:
+        """GRPO from the base model, which says a word in small letters less than one time in three."""
+        job = await self._train(client, "start_grpo", "grpo")
+        values = _values(Path(job["run_folder"]), "reward/mean")
+        return _stage(job, "mean reward", values[0], sum(values[-_LAST_STEPS:]) / _LAST_STEPS)
+
+    async def _train(self, client: Client, tool: str, kind: str, **overrides: Any) -> dict[str, Any]:
         began = time.monotonic()
-        started = await self._call(client, "start_sft", config=str(template_path("sft")))
+        started = await self._call(client, tool, config=str(template_path(kind)), overrides=overrides)
         self._job_id = started["job_id"]
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
         with Progress(*columns, TimeElapsedColumn(), console=self._console) as progress:
-            bar = progress.add_task("training", total=started["total_steps"])
+            bar = progress.add_task(f"training ({kind})", total=started["total_steps"])
 
             def moved(done: float, total: float | None, message: str | None) -> None:
                 progress.update(bar, completed=done, total=total, description=(message or "training")[:60])
 
             job = await self._wait(client, moved)
             progress.update(bar, completed=job["step"])
-        self._seconds["train"] = round(time.monotonic() - began, 1)
+        self._seconds[f"train {kind}"] = round(time.monotonic() - began, 1)
         if job["state"] != "succeeded":
             raise JobError(f"the job ended as {job['state']}: {job['error']}", where=job["run_folder"])
         return job
@@ -204,9 +238,25 @@ def test_set() -> tuple[list[str], list[str]]:
 
 def _nll_range(folder: Path) -> tuple[float, float]:
     """The held-out loss before the first step and after the last."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    measured = [record["test/nll"] for record in records if "test/nll" in record]
+    measured = _values(folder, "test/nll")
     return measured[0], measured[-1]
+
+
+def _values(folder: Path, metric: str) -> list[float]:
+    """A metric of a run, in order of step."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [record[metric] for record in records if metric in record]
+
+
+def _stage(job: dict[str, Any], measure: str, before: float, after: float) -> Stage:
+    return Stage(
+        job_id=job["job_id"],
+        run_folder=job["run_folder"],
+        steps=job["step"],
+        measure=measure,
+        before=before,
+        after=after,
+    )
 
 
 def show_result(result: DemoResult, *, as_json: bool) -> int:
@@ -218,7 +268,8 @@ def show_result(result: DemoResult, *, as_json: bool) -> int:
     if not result.targets_met:
         print(
             f"ml-researcher demo: a target was missed: exact match must go from below {WORST_BEFORE:.0%} to above "
-            f"{BEST_AFTER:.0%}, held-out NLL must halve, and the tuned model be judged better.",
+            f"{BEST_AFTER:.0%}, held-out NLL must halve, the tuned model be judged better, pair accuracy must reach "
+            f"{PAIR_ACCURACY:.0%}, and the mean reward must go from at most {REWARD_BEFORE} to at least {REWARD_AFTER}.",
             file=sys.stderr,
         )
     return 0 if result.targets_met else 1
@@ -236,8 +287,14 @@ def _show_table(result: DemoResult) -> None:
     verdict = f"{result.judge_verdict}: win rate {result.judge_win_rate:.2f}, 95% interval {low:.2f} to {high:.2f}"
     table.add_row("judged against its base", "", verdict)
     table.add_row(f"'{result.example_prompt}'", repr(result.example_before), repr(result.example_after))
+    for name, stage in (("DPO", result.dpo), ("GRPO", result.grpo)):
+        table.add_row(f"{name}, {stage.steps} steps: {stage.measure}", f"{stage.before:.2f}", f"{stage.after:.2f}")
     console = Console()
     console.print(table)
     seconds = result.seconds
-    console.print(f"Trained in {seconds['train']:.0f} s, {seconds['total']:.0f} s in all. Job {result.job_id}.")
+    trained = sum(taken for name, taken in seconds.items() if name.startswith("train "))
+    console.print(
+        f"Trained in {trained:.0f} s, {seconds['total']:.0f} s in all. Jobs {result.job_id}, "
+        f"{result.dpo.job_id}, {result.grpo.job_id}."
+    )
     console.print(f"Everything of this run: {result.run_folder}", highlight=False, soft_wrap=True)

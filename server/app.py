@@ -28,9 +28,10 @@ from sota_ml_researcher.tools import TOOLS
 
 INSTRUCTIONS = (
     "Expert post-training research: LoRA fine-tuning on Tinker, on this machine, or on a cluster. "
-    "Before a run: check_dataset, then validate_capacity. Start with start_sft (validate_only shows the plan), follow "
-    "with wait_for_job, try the result with sample_model. doctrine://{topic} holds the research facts with their "
-    "sources; template://{kind} holds configs that run as they are. Numbers come from the tools: never invent one."
+    "Before a run: check_dataset, then validate_capacity. Start with start_sft, start_dpo or start_grpo (validate_only "
+    "shows the plan), follow with wait_for_job, try the result with sample_model. doctrine://{topic} holds the "
+    "research facts with their sources; template://{kind} holds configs that run as they are. Numbers come from the "
+    "tools: never invent one."
 )
 
 logger = logging.getLogger(__name__)

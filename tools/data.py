@@ -19,6 +19,7 @@ from sota_ml_researcher.training.sft_config import COMPONENTS, BackendName, Comp
 if TYPE_CHECKING:
     from sota_ml_researcher.training.capacity import CapacityReport
     from sota_ml_researcher.training.data_report import DatasetReport
+    from sota_ml_researcher.training.reward_check import RewardReport
 
 TrainFile = Annotated[str, Field(description=".jsonl, .json, .csv or .parquet file, or demo:NAME")]
 BaseModelName = Annotated[str, Field(description="'demo', a model folder, or an id such as Qwen/Qwen3-8B")]
@@ -60,14 +61,25 @@ async def check_dataset(
     max_seq_len: Annotated[int | None, Field(gt=0, description="Tokens at which training cuts a row")] = None,
     val_file: Annotated[str | None, Field(description="Held-out rows that must not be in train_file")] = None,
     renderer: Annotated[str | None, Field(description="Cookbook renderer, if not the model's own template")] = None,
+    reward_config: Annotated[
+        str | None, Field(description="An RL config: dry-runs its reward on train_file, sampling base_model if given")
+    ] = None,
 ) -> Annotated[CallToolResult, DatasetAnswer]:
-    """Check a supervised training file before paying for a run.
+    """Check a training file (supervised rows or preference pairs), or a reward, before paying for a run.
 
     Finds bad rows by line, counts tokens and truncation, duplicates, overlap with the validation file and damaged
-    text, and shows one example with its loss mask. Use it first on any new file; it says nothing about models or ranks.
-    Next: validate_capacity.
+    text, and shows one example with its loss mask. Pairs: contradictions, a taste for length. Reward: distribution,
+    constant groups, failures, and whether cheats score. Use it first on any new file; it says nothing about models or
+    ranks. Next: validate_capacity.
     """
     train, val = data_path(train_file), data_path(val_file) if val_file else None
+    if reward_config is not None:
+        return await _check_reward(reward_config, train, base_model, ctx)
+    if train.exists() and train.suffix != ".parquet":
+        from sota_ml_researcher.training.data_questions import kind_of, preference_report
+
+        if kind_of(train) == "preferences":
+            return _preferences_answer(preference_report(train, val))
 
     def work(report: Report, cancelled: threading.Event) -> DatasetReport:
         from sota_ml_researcher.training.data_check import check_dataset as check
@@ -93,6 +105,49 @@ async def check_dataset(
     following = _after_check(found, base_model)
     content = DatasetAnswer(done=True, rows_read=found.rows, report=found.model_dump(mode="json"), next=following)
     return answer(content, _dataset_text(found, following))
+
+
+async def _check_reward(reward_config: str, train: Path, base_model: str | None, ctx: Context) -> CallToolResult:
+    from sota_ml_researcher.training.rl_config import load_rl_settings
+
+    changes = {"train_file": str(train)} | ({"base_model": base_model} if base_model else {})
+    settings = load_rl_settings(Path(reward_config).expanduser(), changes)
+    config_path = _identity(Path(reward_config).expanduser())
+
+    def work(report: Report, cancelled: threading.Event) -> RewardReport:
+        from sota_ml_researcher.training.data_questions import reward_report
+
+        report.message = "scoring samples and probes"
+        return reward_report(settings.config, sample=base_model is not None)
+
+    key = ("reward", config_path, _identity(train), base_model)
+    found, progress = await run_in_background(key, work, ctx)
+    if found is None:
+        waiting = DatasetAnswer(done=False, rows_read=0, report=None, next=_AGAIN)
+        return answer(waiting, f"Still {progress.message}. {_AGAIN}")
+    following = f"start_grpo(config='{reward_config}')" if not found.constant else "change the reward or the task"
+    content = DatasetAnswer(done=True, rows_read=found.samples, report=found.model_dump(mode="json"), next=following)
+    return answer(content, _reward_text(found, following))
+
+
+def _reward_text(report: RewardReport, following: str) -> str:
+    lines = [f"Reward dry run: {report.samples} samples, {report.seconds_per_call * 1000:.1f} ms a call."]
+    if report.samples:
+        counts = ", ".join(f"{value}: {count}" for value, count in report.distribution.items())
+        lines.append(f"Mean {number(report.mean, 3)} ({counts}); constant groups {number(report.constant_groups, 3)}.")
+    lines.append("Cheats earn: " + ", ".join(f"{p.name} {p.share:.0%}" for p in report.probes) + ".")
+    lines += [f"Warning: {warning}" for warning in report.warnings]
+    return "\n".join([*lines, f"Next: {following}"])
+
+
+def _preferences_answer(report: dict[str, Any]) -> CallToolResult:
+    following = f"start_dpo(overrides={{'train_file': '{report['file']}', ...}}, validate_only=True)"
+    following = following if report["ok"] else "mend the rows named above and check again"
+    verdict = "usable" if report["ok"] else "NOT usable as it is"
+    lines = [f"{Path(report['file']).name}: {verdict}. {report['usable_rows']:,} of {report['rows']:,} pairs."]
+    lines += [*report["bad_rows"], *(f"Warning: {warning}" for warning in report["warnings"])]
+    content = DatasetAnswer(done=True, rows_read=report["rows"], report=report, next=following)
+    return answer(content, "\n".join([*lines, f"Next: {following}"]))
 
 
 _AGAIN = "Call this tool again with the same arguments to go on waiting"

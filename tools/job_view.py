@@ -17,10 +17,10 @@ _SHOWN_CHECKPOINTS = 5
 _SHOWN_STEPS = 50
 _VERDICT_CHARS = 1000
 _EVALUATIONS = {"judge_eval": "report.html", "benchmark": "inspect"}
-_SERIES = (
-    *("step", "train_mean_nll", "test/nll", "dpo_loss", "accuracy", "margin", "test/accuracy", "reward/mean"),
-    *("test/reward", "reward/constant_groups", "response/tokens", "learning_rate"),
-)
+_SUPERVISED = ("train_mean_nll", "test/nll")
+_PREFERENCES = ("dpo_loss", "accuracy", "margin", "test/accuracy")
+_REWARDS = ("reward/mean", "test/reward", "reward/constant_groups", "response/tokens")
+_SERIES = ("step", *_SUPERVISED, *_PREFERENCES, *_REWARDS, "learning_rate")
 
 
 class JobView(BaseModel):

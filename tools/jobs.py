@@ -28,7 +28,7 @@ SinceStep = Annotated[int | None, Field(ge=0, description="Only what came after 
 
 
 class JobLine(BaseModel):
-    """One job in a list."""
+    """One job in a list; also the least that is promised of an answer about one, which holds a whole `JobView`."""
 
     job_id: str
     name: str

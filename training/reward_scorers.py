@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from sota_ml_researcher.training.hyperparameters import number
 from sota_ml_researcher.training.reward_config import RewardPart
@@ -17,6 +17,7 @@ from sota_ml_researcher.training.reward_rules import length_score
 from sota_ml_researcher.training.rl_rows import Problem
 from sota_ml_researcher.training.sandbox import Limits, Mode, Sandboxed, require_isolation, sandboxed
 
+T = TypeVar("T")
 _CHILD = "sota_ml_researcher.training.reward_child"
 _CUSTOM = Path(__file__).with_name("sandbox_custom.py")
 _GRACE_S = 5.0
@@ -93,7 +94,7 @@ class Scorers:
             ConfigError: If a custom reward cannot be used at all. A check that breaks on one response is a failed
                 score, not an error.
         """
-        columns = await asyncio.gather(*[self._column(i, problem, responses) for i in range(len(self._parts))])
+        columns = await _all([self._column(i, problem, responses) for i in range(len(self._parts))])
         return [self._combined([column[r] for column in columns]) for r in range(len(responses))]
 
     async def close(self) -> None:
@@ -108,7 +109,7 @@ class Scorers:
                 return [Score(value) for value in await self._models[index](problem, responses)]
             except ScoringFailedError as error:
                 return [Score(0.0, note=str(error), failed=True) for _ in responses]
-        return list(await asyncio.gather(*[self._one(index, problem, response) for response in responses]))
+        return await _all([self._one(index, problem, response) for response in responses])
 
     async def _one(self, index: int, problem: Problem, response: Response) -> Score:
         part = self._parts[index]
@@ -163,6 +164,18 @@ class Scorers:
             return sandboxed(self._mode, _CUSTOM, ["{reward}"], limits=_CUSTOM_LIMITS, files=files, site=True)
 
         return command
+
+
+async def _all(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run them side by side; when one fails the others are stopped before its error goes on."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
 
 
 def weight_of(part: RewardPart) -> float:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tinker
 
 from sota_ml_researcher.core.files import write_atomically
-from sota_ml_researcher.training.backends import Backend
+from sota_ml_researcher.training.backend_errors import backend_errors
+from sota_ml_researcher.training.backends import Backend, connect
 from sota_ml_researcher.training.models import resolve_model
+from sota_ml_researcher.training.rendering import load_renderer
 from sota_ml_researcher.training.reward_check import (
     SAMPLED_ROWS,
     RewardReport,
@@ -20,7 +23,10 @@ from sota_ml_researcher.training.reward_check import (
     check_reward,
     require_usable,
 )
-from sota_ml_researcher.training.rl_rollouts import Sampling, seed_of
+from sota_ml_researcher.training.reward_scorers import Scorers
+from sota_ml_researcher.training.rl_config import RlConfig
+from sota_ml_researcher.training.rl_models import model_scorers
+from sota_ml_researcher.training.rl_rollouts import Recorder, Sampling, seed_of
 from sota_ml_researcher.training.rl_rows import Problem
 from sota_ml_researcher.training.rl_validation import sample_and_score
 from sota_ml_researcher.training.run_context import RunContext
@@ -48,6 +54,34 @@ async def dry_run(backend: Backend, sampling: Sampling, problems: Sequence[Probl
     )
     sampled = [Sampled(problem, group) for problem, group in zip(chosen, groups, strict=True)]
     return await check_reward(sampling.scorers, config.parts(), problems, group_size=config.group_size, sampled=sampled)
+
+
+def dry_run_once(config: RlConfig, problems: Sequence[Problem]) -> RewardReport:
+    """The dry run outside of a job: connects, samples, scores, and ends what it started.
+
+    Raises:
+        ConfigError: If the reward cannot be used.
+        BackendError: If the backend does not answer.
+    """
+    backend = connect(config.backend, config.base_url)
+    renderer = load_renderer(config.base_model, config.renderer)
+
+    async def run() -> RewardReport:
+        scorers = Scorers(
+            config.parts(),
+            max_tokens=config.max_response_tokens,
+            allow_unsandboxed=config.allow_unsandboxed,
+            models=model_scorers(config.parts(), config.base_model, backend, renderer),
+        )
+        # Nothing is recorded here: the recorder's folder is never written to with keep 0.
+        recorder = Recorder(Path(), 0, lambda note: None)
+        try:
+            return await dry_run(backend, Sampling(config, renderer, scorers, recorder, lambda: False), problems)
+        finally:
+            await scorers.close()
+
+    with backend_errors(backend):
+        return asyncio.run(run())
 
 
 async def check_before_training(

@@ -78,3 +78,13 @@ def test_contradictions_repeats_leaks_and_a_taste_for_length_are_found(tmp_path:
     assert found.leaked == [4]
     assert found.longer_share == 0.9  # 9 of 10 pairs of unequal length
     assert any("longer answer is the chosen one in 90%" in warning for warning in found.warnings())
+
+
+def test_the_kind_of_a_file_is_seen_from_its_first_row(tmp_path: Path) -> None:
+    from sota_ml_researcher.training.data_questions import kind_of, preference_report
+
+    pairs = write(tmp_path / "pairs.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
+    assert kind_of(pairs) == "preferences"
+    assert kind_of(write(tmp_path / "sft.jsonl", [{"prompt": "q", "completion": "a"}])) == "supervised"
+    report = preference_report(pairs, None)
+    assert (report["ok"], report["usable_rows"]) == (True, 1)
