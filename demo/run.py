@@ -269,7 +269,7 @@ def show_result(result: DemoResult, *, as_json: bool) -> int:
         print(
             f"ml-researcher demo: a target was missed: exact match must go from below {WORST_BEFORE:.0%} to above "
             f"{BEST_AFTER:.0%}, held-out NLL must halve, the tuned model be judged better, pair accuracy must reach "
-            f"{PAIR_ACCURACY:.0%}, and the mean reward must go from at most {REWARD_BEFORE} to at least {REWARD_AFTER}.",
+            f"{PAIR_ACCURACY:.0%}, and the mean reward go from at most {REWARD_BEFORE} to at least {REWARD_AFTER}.",
             file=sys.stderr,
         )
     return 0 if result.targets_met else 1

@@ -24,7 +24,7 @@ from sota_ml_researcher.core.errors import MissingDependencyError, ResearcherErr
 from sota_ml_researcher.core.suggestions import did_you_mean
 from sota_ml_researcher.server import prompts, resources
 from sota_ml_researcher.server.setup import setup_command
-from sota_ml_researcher.tools import TOOLS
+from sota_ml_researcher.tools import TOOLS, ToolSpec
 
 INSTRUCTIONS = (
     "Expert post-training research: LoRA fine-tuning on Tinker, on this machine, or on a cluster. "
@@ -89,7 +89,8 @@ class ResearcherServer(MCPServer[Any]):
 def lean(schema: dict[str, Any], *, answers: bool = False) -> dict[str, Any]:
     """A JSON schema without titles, null defaults and descriptions of our own classes.
 
-    Every property of an answer is always there, so an output schema says nothing by naming each again as required.
+    Of an answer the outline is enough: its properties and their types. All are always there, so none is named again
+    as required, and what lies inside a list or an object is read from the answer itself.
     """
 
     def slim(node: Any, *, names: bool = False) -> Any:
@@ -98,21 +99,30 @@ def lean(schema: dict[str, Any], *, answers: bool = False) -> dict[str, Any]:
         if not isinstance(node, dict):
             return node
         fields = cast("dict[str, Any]", node)
-        kept = fields if names else _nullable({k: v for k, v in fields.items() if _says_something(k, v, answers)})
+        kept = fields if names else _nullable({k: v for k, v in fields.items() if _says_something(k, v)})
         return {k: slim(v, names=k in {"properties", "$defs"} and not names) for k, v in kept.items()}
+
+    if answers:
+        return {"type": "object", "properties": {k: _outline(v) for k, v in schema.get("properties", {}).items()}}
 
     slimmed = slim(schema)
     for definition in [slimmed, *slimmed.get("$defs", {}).values()]:
         definition.pop("description", None)
-        if answers:
-            definition.pop("required", None)
     return slimmed
 
 
-def _says_something(key: str, value: Any, answers: bool) -> bool:
-    if key == "title" or (key == "additionalProperties" and value is True):
-        return False
-    return key != "default" or not (answers or value is None)
+def _outline(schema: dict[str, Any]) -> dict[str, Any]:
+    """A property's type alone."""
+    options = [*schema.get("anyOf", []), schema]
+    kinds = ["object" if "$ref" in one else one["type"] for one in options if "type" in one or "$ref" in one]
+    return {"type": kinds[0] if len(kinds) == 1 else kinds} if kinds else {}
+
+
+_SAYS_NOTHING = (("additionalProperties", True), ("default", None))
+
+
+def _says_something(key: str, value: Any) -> bool:
+    return key != "title" and (key, value) not in _SAYS_NOTHING
 
 
 def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
@@ -122,6 +132,16 @@ def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
             return {**{k: v for k, v in schema.items() if k != "anyOf"}, **rest, "type": [kind, "null"]}
         case _:
             return schema
+
+
+def annotations_of(tool: ToolSpec) -> ToolAnnotations:
+    """What a client is told; a hint that is the protocol's default, or idle for a reading tool, is left out."""
+    return ToolAnnotations(
+        read_only_hint=tool.read_only,
+        destructive_hint=None if tool.read_only or tool.destructive else False,
+        idempotent_hint=True if tool.idempotent and not tool.read_only else None,
+        open_world_hint=None if tool.open_world else False,
+    )
 
 
 def build_server() -> ResearcherServer:
@@ -138,12 +158,7 @@ def build_server() -> ResearcherServer:
             _guarded(tool.function),
             title=tool.title,
             description=_description(tool.function),
-            annotations=ToolAnnotations(
-                read_only_hint=tool.read_only,
-                destructive_hint=tool.destructive,
-                idempotent_hint=tool.idempotent,
-                open_world_hint=tool.open_world,
-            ),
+            annotations=annotations_of(tool),
         )
     resources.register(server)
     prompts.register(server, [tool.function.__name__ for tool in TOOLS])
