@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import tinker
 
@@ -22,6 +22,7 @@ from sota_ml_researcher.training.reward_process import ScoringFailedError
 from sota_ml_researcher.training.reward_scorers import GroupScorer, Response
 from sota_ml_researcher.training.rl_rows import Problem
 
+T = TypeVar("T")
 _VERDICT = re.compile(r"\bscore\s*[:=]?\s*(10|\d)(?:\s*/\s*10)?\b", re.IGNORECASE)
 _LONE = re.compile(r"\b(10|\d)\b")
 _JUDGE_TOKENS = 512
@@ -88,7 +89,7 @@ class Judge:
         asked = [Message(role="user", content=judge_prompt(self.rubric, problem, response))]
         prompt = tinker.ModelInput.from_ints(self.renderer.generation_prompt(asked))
         params = tinker.SamplingParams(max_tokens=_JUDGE_TOKENS, temperature=0.0, stop=self.renderer.stop)
-        answer = await client.sample_async(prompt=prompt, num_samples=1, sampling_params=params)
+        answer = await _asked(client.sample_async(prompt=prompt, num_samples=1, sampling_params=params))
         text = self.renderer.decode(answer.sequences[0].tokens)
         verdict = read_verdict(text)
         if verdict is None:
@@ -162,6 +163,18 @@ class PreferenceModel:
         return await choice(client, self.renderer, comparison_prompt(problem.messages, first, second), ("A", "B"))
 
 
+async def _asked(answer: Coroutine[Any, Any, T]) -> T:
+    """What a model answers.
+
+    Raises:
+        ScoringFailedError: If the request is refused: most often the texts do not fit its context.
+    """
+    try:
+        return await answer
+    except (tinker.APIStatusError, tinker.RequestFailedError) as error:
+        raise ScoringFailedError(f"the model refused: {str(error)[:160]}") from error
+
+
 async def _sum_from(client: Any, tokens: Sequence[int], start: int) -> float:
-    logprobs = await client.compute_logprobs_async(tinker.ModelInput.from_ints([int(t) for t in tokens]))
+    logprobs = await _asked(client.compute_logprobs_async(tinker.ModelInput.from_ints([int(t) for t in tokens])))
     return math.fsum(p for p in logprobs[start:] if p is not None)
