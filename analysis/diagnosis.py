@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -57,7 +57,7 @@ class Diagnosis:
     run: Run
     findings: list[Finding]
     change: Change | None
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
     @property
     def next_experiment(self) -> str | None:

@@ -257,7 +257,9 @@ def _read_trainer_state(path: Path, raw: RawMetrics, columns: _Columns) -> None:
     if not isinstance(history, list):
         raise DataError("no log_history in it", where=str(path), fix="Give a trainer_state.json of transformers or TRL")
     # The closing record of a run holds its averages, not values of its last step.
-    rows = [(i, r) for i, r in enumerate(history, 1) if isinstance(r, dict) and "train_runtime" not in r]
+    rows: list[tuple[int, Mapping[str, Any]]] = [
+        (i, r) for i, r in enumerate(history, 1) if isinstance(r, dict) and "train_runtime" not in r
+    ]
     columns.add_records(rows)
     if isinstance(state, dict):
         raw.facts = {k: state[k] for k in ("max_steps", "global_step", "num_train_epochs", "best_metric") if k in state}

@@ -135,7 +135,7 @@ def change_points(values: Floats, *, noise: float, strength: float = 10.0) -> li
         return []
     scaled = (values / noise).reshape(-1, 1)
     found = ruptures.KernelCPD(kernel="linear", min_size=3).fit(scaled).predict(pen=strength * np.log(n))
-    return [int(i) for i in found[:-1]]
+    return [int(i) for i in (found or [])[:-1]]
 
 
 def sudden_rise(series: Series) -> tuple[int, float] | None:
