@@ -18,6 +18,7 @@ def make(
     folder: Path, name: str, end: float, *, seed: int = 0, n: int = 200, tokens: float = 1000, **config: Any
 ) -> str:
     """A run that falls to ``end``. Runs share the noise of their batches, as runs on the same data order do."""
+    n = 200
     shared = np.random.default_rng(5).normal(0, 0.05, n)
     own = np.random.default_rng([seed, sum(name.encode())]).normal(0, 0.005, n)
     loss = end + (2 - end) * np.exp(-np.arange(n) / (0.2 * n)) + shared + own
