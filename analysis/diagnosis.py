@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -57,7 +57,7 @@ class Diagnosis:
     run: Run
     findings: list[Finding]
     change: Change | None
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
     @property
     def next_experiment(self) -> str | None:
@@ -71,15 +71,14 @@ def diagnose(run: Run) -> Diagnosis:
     longest = max((len(s) for s in run.series.values()), default=0)
     if longest < SHORT:
         notes.append(f"{longest} steps are too few to judge a curve")
-    found = process_findings(run)
-    if run.kind != "rl":
-        found += loss_findings(run)
+    found = loss_findings(run) if run.kind != "rl" else []
     if run.kind == "sft":
         found += _unless(found, data_findings(run))
     if run.kind == "dpo":
         found += preference_findings(run)
     if run.kind == "rl":
         found += reinforcement_findings(run)
+    found += process_findings(run)
     found.sort(key=lambda f: (LEVELS.index(f.level), ("high", "medium", "low").index(f.confidence)))
     return Diagnosis(run, found, change_of(run), notes)
 

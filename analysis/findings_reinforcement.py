@@ -175,7 +175,7 @@ def _hacked(sign: str, reward: Series, other: Series, at: int) -> Finding:
         "reward_hacking",
         "warn",
         f"The reward rises to {reward.level(*_TAIL)[0]:.3g}, but {sign}: it may be gamed.",
-        (point(reward, -1), point(other, at), point(other, -1)),
+        (point(other, at), point(other, -1), point(reward, -1)),
         "diagnosis.reward_hacking",
         "medium",
         "Read 20 of the highest-rewarded samples of the end; sound ones refute it. Else mend the reward and rerun.",

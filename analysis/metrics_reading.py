@@ -29,7 +29,7 @@ _LARGEST_STATE = 512 << 20
 # JSON has no nan, but Python writes it; a parser in C refuses it. This number stands in for it.
 _STAND_IN = b"3.2e38"
 _HUGE = 3e38
-_NOT_NUMBERS = (b": NaN", b":NaN", b": Infinity", b":Infinity", b": -Infinity", b":-Infinity")
+_NOT_NUMBERS = {b"NaN": (b": NaN", b":NaN"), b"Infinity": (b": Infinity", b":Infinity", b": -Infinity", b":-Infinity")}
 
 
 @dataclass(slots=True)
@@ -224,8 +224,8 @@ def _arrow_table(block: bytes, types: Mapping[str, Any]) -> Any:
     import pyarrow as pa
     from pyarrow import json as arrow_json
 
-    if b"NaN" in block or b"Infinity" in block:
-        for text in _NOT_NUMBERS:
+    for word, texts in _NOT_NUMBERS.items():
+        for text in texts if word in block else ():
             block = block.replace(text, b": " + _STAND_IN)
     # Names not seen before are an error here: such a block is read line by line, which learns them.
     parse = arrow_json.ParseOptions(explicit_schema=pa.schema(list(types.items())), unexpected_field_behavior="error")
@@ -257,7 +257,9 @@ def _read_trainer_state(path: Path, raw: RawMetrics, columns: _Columns) -> None:
     if not isinstance(history, list):
         raise DataError("no log_history in it", where=str(path), fix="Give a trainer_state.json of transformers or TRL")
     # The closing record of a run holds its averages, not values of its last step.
-    rows = [(i, r) for i, r in enumerate(history, 1) if isinstance(r, dict) and "train_runtime" not in r]
+    rows: list[tuple[int, Mapping[str, Any]]] = [
+        (i, r) for i, r in enumerate(history, 1) if isinstance(r, dict) and "train_runtime" not in r
+    ]
     columns.add_records(rows)
     if isinstance(state, dict):
         raw.facts = {k: state[k] for k in ("max_steps", "global_step", "num_train_epochs", "best_metric") if k in state}

@@ -101,23 +101,25 @@ def local_noise(values: Floats) -> Floats:
 
 
 def rolling_median(values: Floats, width: int) -> Floats:
-    """The median of ``width`` points around each one; fewer at the ends."""
+    """The median of ``width`` points around each one: fewer near the start, half the width behind at the end."""
     half = width // 2
     if len(values) <= width:
         return np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
     inner = np.median(np.lib.stride_tricks.sliding_window_view(values, 2 * half + 1), axis=1)
     head = [np.median(values[: i + i + 1]) for i in range(half)]
-    tail = [np.median(values[len(values) - 2 * i - 1 :]) for i in range(half - 1, -1, -1)]
+    tail = [np.median(values[i - half :]) for i in range(len(values) - half, len(values))]
     return np.concatenate([head, inner, tail])
 
 
 def rolling_mean(values: Floats, width: int) -> Floats:
-    """The mean of ``width`` points around each one; fewer at the ends."""
+    """The mean of ``width`` points around each one: fewer near the start, half the width behind at the end."""
     half = width // 2
     sums = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
-    reach = np.minimum(half, np.minimum(index, len(values) - 1 - index))
-    return (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
+    before = np.minimum(half, index)
+    # A curve falls steeply at its start, where points to come would pull it down; its end is level.
+    after = np.minimum(before, len(values) - 1 - index)
+    return (sums[index + after + 1] - sums[index - before]) / (before + after + 1)
 
 
 def change_points(values: Floats, *, noise: float, strength: float = 10.0) -> list[int]:
@@ -135,7 +137,7 @@ def change_points(values: Floats, *, noise: float, strength: float = 10.0) -> li
         return []
     scaled = (values / noise).reshape(-1, 1)
     found = ruptures.KernelCPD(kernel="linear", min_size=3).fit(scaled).predict(pen=strength * np.log(n))
-    return [int(i) for i in found[:-1]]
+    return [int(i) for i in (found or [])[:-1]]
 
 
 def sudden_rise(series: Series) -> tuple[int, float] | None:

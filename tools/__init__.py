@@ -54,7 +54,7 @@ TOOLS: tuple[ToolSpec, ...] = (
     ToolSpec(wait_for_job, "Wait for a job", read_only=True, idempotent=True),
     ToolSpec(cancel_job, "Cancel a job", destructive=True, idempotent=True),
     ToolSpec(resume_job, "Resume a job", open_world=True),
-    ToolSpec(analyze_run, "Analyze a run", idempotent=True),
+    ToolSpec(analyze_run, "Analyze a run", idempotent=True, open_world=True),
     ToolSpec(compare_runs, "Compare runs", idempotent=True),
     ToolSpec(manage_checkpoints, "List or delete checkpoints", destructive=True, open_world=True),
     ToolSpec(sample_model, "Sample a model", read_only=True, open_world=True),
