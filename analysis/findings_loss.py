@@ -8,7 +8,7 @@ import numpy as np
 
 from sota_ml_researcher.analysis.findings import Evidence, Finding, moved, nearest, number, numbers, point
 from sota_ml_researcher.analysis.runs import Run
-from sota_ml_researcher.analysis.series import Series, spikes
+from sota_ml_researcher.analysis.series import Series, spikes, sudden_rise
 
 # Points a curve needs before its shape is judged.
 SHAPE = 20
@@ -75,7 +75,7 @@ def _diverged(run: Run, train: Series) -> Finding | None:
     gave_back = end - floor > 0.6 * max(first - floor, 0.0) and end - floor > 0.1 * abs(floor) and end > floor
     visible = number("diagnosis.noise") * train.noise / 2
     gave_back = gave_back and min(end - floor, first - floor) > visible and lowest < 0.8 * len(train.smooth)
-    if not (above_start or gave_back):
+    if not (above_start or gave_back) or sudden_rise(train) is not None:
         return None
     return Finding(
         "divergence",
@@ -95,12 +95,13 @@ def _rate_too_high(run: Run, train: Series) -> Finding | None:
     quiet = number("diagnosis.noise")
     first = train.level(0.0, 0.02)[0]
     start = train.smooth[: max(3, len(train.smooth) // 4)]
-    top = int(np.argmax(start))
-    rise = float(start[top]) - first
+    rises = start - np.minimum.accumulate(start)
+    top = int(np.argmax(rises))
+    rise = float(rises[top])
     signs: list[str] = []
     evidence: list[Evidence] = []
     if rise > limits["rise"] * abs(first) and rise > quiet * train.noise / 2 and top > 0:
-        signs.append(f"the loss first rises from {first:.4g} to {start[top]:.4g}")
+        signs.append(f"the loss rises by {rise:.3g} early, to {start[top]:.4g}")
         evidence.append(point(train, top))
     gradient = run.get("grad_norm", least=SHAPE)
     if gradient is not None:
@@ -181,8 +182,12 @@ def _plateau(run: Run, train: Series) -> Finding | None:
     whole = start - end
     if whole <= number("diagnosis.noise") * train.noise / 2 or gain > max(limits["gain"] * whole, 0.0):
         return None
+    if gain > 0.1 * abs(end):
+        return None  # near zero a small gain is a large part of what is left
     if error > limits["gain"] * whole:
         return None  # too noisy to tell two percent
+    if _held_out_falls(run, begin, whole):
+        return None
     since = _flat_since(train, end, 0.03 * whole)
     if _under_capacity_is_likely(run, end):
         return _short_of_capacity(run, train, since)
@@ -197,6 +202,15 @@ def _plateau(run: Run, train: Series) -> Finding | None:
         f"Stop at step {train.at(since)[0]} next time, or give it something new to learn: more data first, then "
         "rank x 2 (validate_capacity says whether that can matter).",
     )
+
+
+def _held_out_falls(run: Run, begin: float, whole: float) -> bool:
+    """Whether the held-out loss still gains what a plateau would not, over the same stretch."""
+    val = run.get("val_loss", least=4)
+    if val is None:
+        return False
+    late = val.part(begin, 1.0)
+    return float(late[0] - late[-1]) > max(numbers("diagnosis.plateau.gain")["gain"] * whole, 2 * val.noise)
 
 
 def _flat_since(train: Series, end: float, tolerance: float) -> int:
@@ -279,4 +293,7 @@ def _still_falling(train: Series | None, step: int) -> bool:
     if len(after) < 4:
         return True
     half = len(after) // 2
-    return float(np.median(after[half:])) <= float(np.median(after[:half])) + train.noise / half**0.5
+    return (
+        float(np.median(after[half:]))
+        <= float(np.median(after[:half])) + number("diagnosis.noise") * train.noise / half**0.5
+    )

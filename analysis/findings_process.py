@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 
 from sota_ml_researcher.analysis.findings import Evidence, Finding, number, numbers, point
 from sota_ml_researcher.analysis.runs import Run
-from sota_ml_researcher.analysis.series import Series, change_points
+from sota_ml_researcher.analysis.series import Series, change_points, sudden_rise
 
 _LEAST = 20
 
@@ -53,18 +51,19 @@ def _slower(run: Run) -> Finding | None:
         values = values / np.maximum(tokens.reduced.values, 1.0) * float(np.median(tokens.reduced.values))
     logs = np.log(np.maximum(values, 1e-6))
     noise = max(0.02, float(np.median(np.abs(np.diff(logs)))) * 1.05)
-    edges = [0, *change_points(logs, noise=noise), len(logs)]
-    levels = [float(np.median(values[a:b])) for a, b in itertools.pairwise(edges)]
-    last = edges[-2]
-    earlier = float(np.median(values[:last])) if last else levels[-1]
-    long_enough = len(values) - last >= max(5, 0.08 * len(values)) and last >= max(5, 0.08 * len(values))
-    if len(levels) < 2 or not long_enough or levels[-1] < number("diagnosis.throughput.factor") * earlier:
+    margin = max(5, len(values) // 12)
+    splits = [c for c in change_points(logs, noise=noise) if margin <= c <= len(values) - margin]
+    if not splits:
+        return None
+    last = max(splits, key=lambda c: float(np.median(values[c:]) / np.median(values[:c])))
+    earlier, since = float(np.median(values[:last])), float(np.median(values[last:]))
+    if since < number("diagnosis.throughput.factor") * earlier:
         return None
     step = pace.at(last)[0]
     return Finding(
         "throughput",
         "warn",
-        f"Steps slow down at step {step}: {earlier:.3g} s before, {levels[-1]:.3g} s since, at equal tokens.",
+        f"Steps slow down at step {step}: {earlier:.3g} s before, {since:.3g} s since, at equal tokens.",
         (point(pace, max(0, last - 1)), point(pace, last)),
         "diagnosis.throughput",
         "medium",
@@ -160,28 +159,20 @@ def run_start_bounds() -> tuple[float, float]:
 
 def _level_shift(run: Run, train: Series) -> Finding | None:
     """A jump upwards that stays for a while and is no divergence: another kind of rows begins."""
-    r = train.reduced
-    n = len(r)
-    if n < 2 * _LEAST:
+    found = sudden_rise(train)
+    if found is None:
         return None
-    for at in change_points(r.values, noise=max(train.noise, 1e-9)):
-        width = max(4, n // 25)
-        before, after = r.values[max(0, at - width) : at], r.values[at : at + width]
-        if at < n // 10 or len(before) < 4 or len(after) < 4:
-            continue
-        jump = float(np.median(after) - np.median(before))
-        if jump > 5 * train.noise and jump > 0.1 * abs(float(np.median(before))):
-            step = int(r.steps[at])
-            return Finding(
-                "data_problem",
-                "warn",
-                f"The loss jumps by {jump:.3g} at step {step} and stays there: another kind of rows begins.",
-                (point(train, at - 1), point(train, at)),
-                "diagnosis.data_problem",
-                "medium",
-                f"Read the rows of step {step}; sort order is the usual cause: shuffle the file and rerun.",
-            )
-    return None
+    at, jump = found
+    step = train.at(at)[0]
+    return Finding(
+        "data_problem",
+        "warn",
+        f"The loss jumps by {jump:.3g} at step {step} and stays there: another kind of rows begins.",
+        (point(train, at - 1), point(train, at)),
+        "diagnosis.data_problem",
+        "medium",
+        f"Read the rows of step {step}; sort order is the usual cause: shuffle the file and rerun.",
+    )
 
 
 def _epoch_steps(run: Run, train: Series) -> Finding | None:

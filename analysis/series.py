@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +90,14 @@ def noise_of(values: Floats) -> float:
     return float(_MAD_TO_SIGMA * np.median(np.abs(second - np.median(second))) / 6**0.5)
 
 
+def local_noise(values: Floats) -> Floats:
+    """The noise around each point: of stretches (40, of 25 points at least), joined by straight lines; shape [n]."""
+    n = len(values)
+    edges = np.linspace(0, n, max(1, min(40, n // 25)) + 1).astype(int)
+    levels = [noise_of(values[a:b]) for a, b in pairwise(edges)]
+    return np.interp(np.arange(n), (edges[:-1] + edges[1:]) / 2, levels)
+
+
 def rolling_median(values: Floats, width: int) -> Floats:
     """The median of ``width`` points around each one; fewer at the ends."""
     half = width // 2
@@ -127,6 +136,28 @@ def change_points(values: Floats, *, noise: float, strength: float = 10.0) -> li
     return [int(i) for i in found[:-1]]
 
 
+def sudden_rise(series: Series) -> tuple[int, float] | None:
+    """A rise from one step to the next that stays and goes no further: its reduced index and height, or None.
+
+    A loss that diverges climbs over many steps; one that meets other data jumps once.
+    """
+    values, n = series.reduced.values, len(series.reduced)
+    width = max(4, n // 25)
+    if n < 40:
+        return None
+    for at in change_points(values, noise=max(series.noise, 1e-9)):
+        before, after = values[max(0, at - width) : at], values[at : at + width]
+        if at < n // 10 or len(after) < 4:
+            continue
+        jump = float(np.median(after) - np.median(before))
+        at_once = float(np.median(values[at : at + 3]) - np.median(values[at - 3 : at]))
+        further = float(np.median(values[at:][-width:]) - np.median(after))
+        large = jump > 5 * series.noise and jump > 0.1 * abs(float(np.median(before)))
+        if large and at_once > 0.6 * jump and further < 0.3 * jump:
+            return at, jump
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Spike:
     """One point far above its neighbours."""
@@ -152,7 +183,9 @@ def spikes(series: Series, *, sigmas: float, share: float) -> list[Spike]:
     usual = np.maximum(before, after)
     middle = values[half : n - half]
     excess = middle - usual
-    limit = np.maximum(sigmas * noise_of(values), share * np.abs(usual))
+    # A bump that is small against the whole fall matters to nobody.
+    whole = 0.03 * float(np.ptp(series.smooth))
+    limit = np.maximum(sigmas * local_noise(values)[half : n - half], np.maximum(share * np.abs(usual), whole))
     index = np.flatnonzero((excess > limit) & (np.arange(half, n - half) >= n // 20))
     order = index[np.argsort(-excess[index])]
     return [

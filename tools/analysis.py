@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Analysis(BaseModel):
-    """What a run shows, the worst first. A finding: kind, level, summary, evidence, rule, confidence, next_experiment."""
+    """What a run shows, worst first. Findings: kind, level, summary, evidence, rule, confidence, next_experiment."""
 
     run: str
     verdict: str
@@ -60,9 +60,7 @@ class RunsCompared(BaseModel):
 
 
 async def compare_runs(
-    runs: Annotated[
-        list[str], Field(min_length=2, max_length=8, description="As for analyze_run; the first is the baseline")
-    ],
+    runs: Annotated[list[str], Field(min_length=2, max_length=8, description="As for analyze_run; first: baseline")],
     metric: Annotated[str | None, Field(description="As logged; null: the primary")] = None,
 ) -> Annotated[CallToolResult, RunsCompared]:
     """Compare training runs: changed settings first, then one metric by step and by tokens, within the noise.

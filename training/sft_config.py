@@ -48,6 +48,9 @@ class SftConfig(BaseModel):
     train_file: str = Field(min_length=1, description="Training rows: .jsonl .json .csv .parquet, or demo:NAME")
     val_file: str | None = Field(None, description="Held-out rows for test/nll and the best checkpoint")
     run_name: str | None = Field(None, max_length=80, description="A name for people")
+    hypothesis: str | None = Field(None, max_length=500, description="What this run is to show; the report answers it")
+    primary_metric: str | None = Field(None, max_length=80, description="The metric that decides, as logged: test/nll")
+    stop_rule: str | None = Field(None, max_length=300, description="When to stop, said beforehand; for people")
 
     lora_rank: Positive = Field(32, description="LoRA rank")
     lora_alpha: Literal[32] = Field(32, description="Fixed at 32 on Tinker and on the embedded engine")
