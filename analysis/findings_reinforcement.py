@@ -205,7 +205,7 @@ def _length_drift(run: Run, reward: Series) -> Finding | None:
 
 
 def _stands_still(reward: Series, head: tuple[float, float], tail: tuple[float, float]) -> bool:
-    """Whether the reward's gain is within the noise and under a tenth of the whole run's: noise alone proves nothing."""
+    """Whether the reward gains nothing beyond the noise, and under a tenth of its gain in the whole run."""
     late, beyond = moved(reward, head=head, tail=tail)
     whole, _ = moved(reward, head=_HEAD, tail=_TAIL)
     return not (beyond and late > 0) and late < 0.1 * max(whole, 0.0)

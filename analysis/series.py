@@ -178,17 +178,22 @@ def spikes(series: Series, *, sigmas: float, share: float) -> list[Spike]:
         return []
     half = max(3, min(12, n // 40))
     windows = np.lib.stride_tricks.sliding_window_view(values, half)
-    before = np.median(windows, axis=1)[: n - 2 * half]  # of the points i-half .. i-1, for i = half ..
-    after = np.median(windows, axis=1)[half + 1 :][: n - 2 * half]
-    usual = np.maximum(before, after)
+    least = windows.min(axis=1)
     middle = values[half : n - half]
-    excess = middle - usual
     # A bump that is small against the whole fall matters to nobody.
     whole = 0.03 * float(np.ptp(series.smooth))
-    limit = np.maximum(sigmas * local_noise(values)[half : n - half], np.maximum(share * np.abs(usual), whole))
-    index = np.flatnonzero((excess > limit) & (np.arange(half, n - half) >= n // 20))
-    order = index[np.argsort(-excess[index])]
+    strength = np.maximum(sigmas * local_noise(values)[half : n - half], whole)
+    # A point above both medians is above both minima: few are, and medians of a million windows cost much memory.
+    near = middle - np.maximum(least[: n - 2 * half], least[half + 1 :][: n - 2 * half])
+    index = np.flatnonzero((near > strength) & (np.arange(half, n - half) >= n // 20))
+    if not len(index):
+        return []
+    usual = np.maximum(np.median(windows[index], axis=1), np.median(windows[index + half + 1], axis=1))
+    excess = middle[index] - usual
+    kept = excess > np.maximum(strength[index], share * np.abs(usual))
+    index, usual, excess = index[kept], usual[kept], excess[kept]
     return [
-        Spike(int(series.steps[i + half]), int(series.lines[i + half]), float(middle[i]), float(usual[i]))
-        for i in order
+        Spike(int(series.steps[i + half]), int(series.lines[i + half]), float(middle[i]), float(usual[place]))
+        for place in np.argsort(-excess)
+        for i in (index[place],)
     ]
