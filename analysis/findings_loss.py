@@ -311,7 +311,5 @@ def _still_falling(train: Series | None, step: int) -> bool:
     if len(after) < 4:
         return True
     half = len(after) // 2
-    return (
-        float(np.median(after[half:]))
-        <= float(np.median(after[:half])) + number("diagnosis.noise") * train.noise / half**0.5
-    )
+    floor = number("diagnosis.noise") * train.noise / half**0.5
+    return float(np.median(after[half:])) <= float(np.median(after[:half])) + floor

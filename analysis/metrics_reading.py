@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,18 +18,18 @@ from typing import Any
 
 import numpy as np
 
-from sota_ml_researcher.analysis.metric_names import KNOWN, RUN_NAMES
+from sota_ml_researcher.analysis.metric_names import KNOWN, RUN_NAMES, STEP_NAMES
 from sota_ml_researcher.core.errors import DataError
 from sota_ml_researcher.core.files import storage_errors
 
-_BLOCK = 16 << 20
-_PARSE_BLOCK = 2 << 20
+_BLOCK = 4 << 20
+_PARSE_BLOCK = 1 << 20
 _LONGEST_LINE = 64 << 20
 _LARGEST_STATE = 512 << 20
 # JSON has no nan, but Python writes it; a parser in C refuses it. This number stands in for it.
 _STAND_IN = b"1.7e308"
-_HUGE = 1.6e308
-_NOT_A_NUMBER = re.compile(rb"(?<=[:\s])-?(?:NaN|nan|Infinity|inf)(?=\s*[,}])")
+_HUGE = 3e38
+_NOT_NUMBERS = (b": NaN", b":NaN", b": Infinity", b":Infinity", b": -Infinity", b":-Infinity")
 
 
 @dataclass(slots=True)
@@ -39,7 +38,7 @@ class RawMetrics:
 
     Attributes:
         path: The file.
-        columns: For each name the rows that have it, and its values.
+        columns: For each name the rows that have it, and its values (all but counts in single precision).
         lines: For each row its line in the file (JSON lines and CSV), or its place in the history.
         owners: For each row the run it says it belongs to; empty where no row says so.
         notes: What was odd about the file, for people.
@@ -54,6 +53,11 @@ class RawMetrics:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+def _precision(name: str) -> Any:
+    """Half the memory where seven digits are enough; counts may have more."""
+    return np.float64 if name in STEP_NAMES or "tokens" in name else np.float32
+
+
 class _Columns:
     """Columns being collected, block by block."""
 
@@ -63,6 +67,20 @@ class _Columns:
         self.lines: list[np.ndarray] = []
         self.owners: list[str] = []
         self.rows = 0
+        self.types: dict[str, Any] = {}
+
+    def learn(self, records: list[tuple[int, Mapping[str, Any]]]) -> None:
+        """Remember the type of each name, for arrow."""
+        import pyarrow as pa
+
+        for _, record in records:
+            for name in record.keys() - self.types.keys():
+                value = record[name]
+                plain = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+                try:
+                    self.types[name] = pa.float64() if plain else pa.infer_type([value])
+                except (pa.ArrowInvalid, pa.ArrowTypeError):
+                    self.types[name] = pa.string()
 
     def add_records(self, records: list[tuple[int, Mapping[str, Any]]]) -> None:
         """Rows given as (line, values)."""
@@ -74,7 +92,7 @@ class _Columns:
                     rows.append(self.rows + offset)
                     values.append(float(value) if abs(value) < _HUGE else math.nan)
         for name, (rows, values) in found.items():
-            self.parts.setdefault(name, []).append((np.array(rows, np.uint32), np.array(values, np.float64)))
+            self.parts.setdefault(name, []).append((np.array(rows, np.uint32), np.array(values, _precision(name))))
         if self.owners or any(name in r for _, r in records[:1] for name in RUN_NAMES):
             self.owners += [str(next((r[n] for n in RUN_NAMES if n in r), "")) for _, r in records]
         self._advance(np.array([line for line, _ in records], np.int64))
@@ -88,13 +106,16 @@ class _Columns:
             kind = column.type
             if name in RUN_NAMES and not (self.owners and len(self.owners) != self.rows):
                 self.owners += [str(v) for v in column.to_pylist()]
-            if name not in self.wanted or not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+            if name not in self.wanted or not pa.types.is_floating(kind) or column.null_count == len(column):
                 continue
-            values = column.cast(pa.float64()).combine_chunks()
-            valid = np.asarray(values.is_valid())
-            numbers = np.asarray(values.fill_null(0.0))[valid]
-            numbers = np.where(np.abs(numbers) < _HUGE, numbers, np.nan)
-            rows = (np.flatnonzero(valid) + self.rows).astype(np.uint32)
+            if column.null_count:
+                valid = np.asarray(column.is_valid())
+                numbers = np.asarray(column.fill_null(0.0))[valid].astype(_precision(name))
+                rows = (np.flatnonzero(valid) + self.rows).astype(np.uint32)
+            else:
+                numbers = np.array(column, dtype=_precision(name))
+                rows = np.arange(self.rows, self.rows + len(numbers), dtype=np.uint32)
+            numbers[~(np.abs(numbers) < _HUGE)] = np.nan
             self.parts.setdefault(name, []).append((rows, numbers))
         self._advance(lines)
 
@@ -104,10 +125,9 @@ class _Columns:
 
     def into(self, raw: RawMetrics) -> RawMetrics:
         """Put everything collected into ``raw``."""
-        raw.columns = {
-            name: (np.concatenate([r for r, _ in parts]), np.concatenate([v for _, v in parts]))
-            for name, parts in self.parts.items()
-        }
+        for name in list(self.parts):
+            parts = self.parts.pop(name)  # a column at a time: the parts of the next are still needed
+            raw.columns[name] = (np.concatenate([r for r, _ in parts]), np.concatenate([v for _, v in parts]))
         raw.lines = np.concatenate(self.lines) if self.lines else raw.lines
         raw.owners = self.owners if len(self.owners) == self.rows else []
         return raw
@@ -145,6 +165,10 @@ def _read_jsonl(path: Path, raw: RawMetrics, columns: _Columns) -> None:
     broken: list[int] = []
     line = 1
     for block, complete in _blocks(path):
+        if line == 1:
+            # The first lines teach the names and types of the rest.
+            head = block.split(b"\n", 64)[:64]
+            columns.learn([(0, record) for text in head if (record := _parsed_line(text)) is not None])
         if not complete and block.strip() and not _parsed_line(block.strip()):
             raw.notes.append(f"line {line} is still being written: left out")
             break
@@ -177,7 +201,7 @@ def _blocks(path: Path) -> Iterator[tuple[bytes, bool]]:
 def _add_block(block: bytes, line: int, columns: _Columns, broken: list[int]) -> int:
     """Parse one block; returns the number of the line after it."""
     count = block.count(b"\n") + (not block.endswith(b"\n"))
-    table = _arrow_table(block)
+    table = _arrow_table(block, columns.types) if columns.types else None
     if table is not None and table.num_rows == count:
         columns.add_table(table, np.arange(line, line + count, dtype=np.int64))
         return line + count
@@ -190,20 +214,24 @@ def _add_block(block: bytes, line: int, columns: _Columns, broken: list[int]) ->
             broken.append(number)
         else:
             records.append((number, record))
+    columns.learn(records)
     columns.add_records(records)
     return line + count
 
 
-def _arrow_table(block: bytes) -> Any:
-    """The block through arrow's parser, or None where it does not hold only plain objects of one shape."""
+def _arrow_table(block: bytes, types: Mapping[str, Any]) -> Any:
+    """The block through arrow's parser, or None where it holds more than objects of the known types."""
     import pyarrow as pa
     from pyarrow import json as arrow_json
 
-    if b"NaN" in block or b"nan" in block or b"nf" in block:
-        block = _NOT_A_NUMBER.sub(_STAND_IN, block)
+    if b"NaN" in block or b"Infinity" in block:
+        for text in _NOT_NUMBERS:
+            block = block.replace(text, b": " + _STAND_IN)
+    # Names not seen before are an error here: such a block is read line by line, which learns them.
+    parse = arrow_json.ParseOptions(explicit_schema=pa.schema(list(types.items())), unexpected_field_behavior="error")
     options = arrow_json.ReadOptions(block_size=_PARSE_BLOCK)
     try:
-        return arrow_json.read_json(io.BytesIO(block), read_options=options)
+        return arrow_json.read_json(io.BytesIO(block), read_options=options, parse_options=parse)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError):
         return None
 

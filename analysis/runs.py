@@ -178,6 +178,7 @@ def from_raw(raw: RawMetrics, *, name: str, extra: Iterable[str] = ()) -> Run:
         for logged in names:
             if logged in raw.columns:
                 found, again = _series(logged, raw, steps, keep)
+                del raw.columns[logged]
                 repeated = max(repeated, again)
                 if len(found) or found.not_finite:
                     series[quantity] = found
@@ -237,6 +238,10 @@ def _restarts(steps: np.ndarray, keep: np.ndarray, lines: np.ndarray, notes: lis
 
 def _series(logged: str, raw: RawMetrics, steps: np.ndarray, keep: np.ndarray) -> tuple[Series, int]:
     rows, values = raw.columns[logged]
+    if len(rows) == len(steps) and keep.all() and np.all(np.isfinite(values)) and np.all(np.diff(steps) > 0):
+        return Series(
+            logged, steps, values.astype(np.float64), raw.lines
+        ), 0  # every row has it: steps and lines are shared
     chosen = keep[rows]
     rows, values = rows[chosen], values[chosen]
     at = steps[rows]

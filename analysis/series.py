@@ -15,6 +15,8 @@ Floats = NDArray[np.float64]
 
 # Points a curve is reduced to before anything slower than linear looks at it.
 REDUCED = 600
+# Spikes looked at in one curve: whoever has more has another problem.
+_MOST_SPIKES = 2000
 _MAD_TO_SIGMA = 1.4826
 
 
@@ -132,7 +134,7 @@ def change_points(values: Floats, *, noise: float, strength: float = 10.0) -> li
     if n < 8 or noise <= 0:
         return []
     scaled = (values / noise).reshape(-1, 1)
-    found = ruptures.KernelCPD(kernel="linear", min_size=3).fit(scaled).predict(pen=strength * np.log(n))
+    found = ruptures.KernelCPD(kernel="linear", min_size=3).fit(scaled).predict(pen=strength * np.log(n)) or []
     return [int(i) for i in found[:-1]]
 
 
@@ -177,23 +179,16 @@ def spikes(series: Series, *, sigmas: float, share: float) -> list[Spike]:
     if n < 12:
         return []
     half = max(3, min(12, n // 40))
-    windows = np.lib.stride_tricks.sliding_window_view(values, half)
-    least = windows.min(axis=1)
-    middle = values[half : n - half]
+    trend = np.interp(np.arange(n), np.linspace(0, n - 1, len(series.reduced)), series.smooth)
+    noise = sigmas * local_noise(values)
     # A bump that is small against the whole fall matters to nobody.
     whole = 0.03 * float(np.ptp(series.smooth))
-    strength = np.maximum(sigmas * local_noise(values)[half : n - half], whole)
-    # A point above both medians is above both minima: few are, and medians of a million windows cost much memory.
-    near = middle - np.maximum(least[: n - 2 * half], least[half + 1 :][: n - 2 * half])
-    index = np.flatnonzero((near > strength) & (np.arange(half, n - half) >= n // 20))
-    if not len(index):
-        return []
-    usual = np.maximum(np.median(windows[index], axis=1), np.median(windows[index + half + 1], axis=1))
-    excess = middle[index] - usual
-    kept = excess > np.maximum(strength[index], share * np.abs(usual))
-    index, usual, excess = index[kept], usual[kept], excess[kept]
-    return [
-        Spike(int(series.steps[i + half]), int(series.lines[i + half]), float(middle[i]), float(usual[place]))
-        for place in np.argsort(-excess)
-        for i in (index[place],)
-    ]
+    candidates = np.flatnonzero(values - trend > 0.5 * np.maximum(noise, whole))
+    candidates = candidates[(candidates >= max(half, n // 20)) & (candidates < n - half)]
+    found: list[tuple[float, Spike]] = []
+    for i in candidates[np.argsort(-(values - trend)[candidates])][:_MOST_SPIKES]:
+        usual = max(float(np.median(values[i - half : i])), float(np.median(values[i + 1 : i + 1 + half])))
+        excess = float(values[i]) - usual
+        if excess > max(float(noise[i]), share * abs(usual), whole):
+            found.append((excess, Spike(int(series.steps[i]), int(series.lines[i]), float(values[i]), usual)))
+    return [spike for _, spike in sorted(found, key=lambda each: -each[0])]
