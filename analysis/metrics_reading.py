@@ -27,7 +27,7 @@ _PARSE_BLOCK = 1 << 20
 _LONGEST_LINE = 64 << 20
 _LARGEST_STATE = 512 << 20
 # JSON has no nan, but Python writes it; a parser in C refuses it. This number stands in for it.
-_STAND_IN = b"1.7e308"
+_STAND_IN = b"3.2e38"
 _HUGE = 3e38
 _NOT_NUMBERS = (b": NaN", b":NaN", b": Infinity", b":Infinity", b": -Infinity", b":-Infinity")
 
@@ -113,7 +113,7 @@ class _Columns:
                 numbers = np.asarray(column.fill_null(0.0))[valid].astype(_precision(name))
                 rows = (np.flatnonzero(valid) + self.rows).astype(np.uint32)
             else:
-                numbers = np.array(column, dtype=_precision(name))
+                numbers = np.asarray(column).astype(_precision(name))
                 rows = np.arange(self.rows, self.rows + len(numbers), dtype=np.uint32)
             numbers[~(np.abs(numbers) < _HUGE)] = np.nan
             self.parts.setdefault(name, []).append((rows, numbers))

@@ -238,10 +238,9 @@ def _restarts(steps: np.ndarray, keep: np.ndarray, lines: np.ndarray, notes: lis
 
 def _series(logged: str, raw: RawMetrics, steps: np.ndarray, keep: np.ndarray) -> tuple[Series, int]:
     rows, values = raw.columns[logged]
+    # Where every row has it, steps and lines are shared.
     if len(rows) == len(steps) and keep.all() and np.all(np.isfinite(values)) and np.all(np.diff(steps) > 0):
-        return Series(
-            logged, steps, values.astype(np.float64), raw.lines
-        ), 0  # every row has it: steps and lines are shared
+        return Series(logged, steps, values.astype(np.float64), raw.lines), 0
     chosen = keep[rows]
     rows, values = rows[chosen], values[chosen]
     at = steps[rows]

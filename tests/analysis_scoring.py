@@ -52,3 +52,16 @@ def score_healthy(first: int = FIRST_SEED, runs: int = HEALTHY_RUNS) -> list[Sco
             found = [kinds_found(healthy(kind, s), Path(base) / f"{kind}{s}") for s in range(first, first + runs)]
             scores.append(Score(f"healthy {kind}", "none", runs, sum(not kinds for kinds in found)))
     return scores
+
+
+def table(faults: list[Score], sound: list[Score]) -> str:
+    """The table of the docs, as markdown."""
+    lines = ["| what is wrong | finding | runs | found |", "|---|---|---|---|"]
+    lines += [f"| {s.name} | `{s.finding}` | {s.runs} | {s.right} |" for s in faults]
+    total, right = sum(s.runs for s in faults), sum(s.right for s in faults)
+    lines += [f"| **all faults** | recall {right / total:.1%} | {total} | {right} |"]
+    lines += ["", "| healthy runs | runs | with a false alarm |", "|---|---|---|"]
+    lines += [f"| {s.name.removeprefix('healthy ')} | {s.runs} | {s.runs - s.right} |" for s in sound]
+    total, wrong = sum(s.runs for s in sound), sum(s.runs - s.right for s in sound)
+    lines += [f"| **all** | {total} | {wrong} ({wrong / total:.1%}) |"]
+    return "\n".join(lines)
