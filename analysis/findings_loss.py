@@ -8,7 +8,7 @@ import numpy as np
 
 from sota_ml_researcher.analysis.findings import Evidence, Finding, moved, nearest, number, numbers, point
 from sota_ml_researcher.analysis.runs import Run
-from sota_ml_researcher.analysis.series import Series, spikes, sudden_rise
+from sota_ml_researcher.analysis.series import Floats, Series, noise_of, spikes, sudden_rise
 
 # Points a curve needs before its shape is judged.
 SHAPE = 20
@@ -93,15 +93,13 @@ def _diverged(run: Run, train: Series) -> Finding | None:
 def _rate_too_high(run: Run, train: Series) -> Finding | None:
     limits = numbers("diagnosis.lr_too_high.growth")
     quiet = number("diagnosis.noise")
-    first = train.level(0.0, 0.02)[0]
-    start = train.smooth[: max(3, len(train.smooth) // 4)]
-    rises = start - np.minimum.accumulate(start)
-    top = int(np.argmax(rises))
+    rises, errors = _early_rises(train)
+    top = int(np.argmax(rises / errors))
     rise = float(rises[top])
     signs: list[str] = []
     evidence: list[Evidence] = []
-    if rise > limits["rise"] * abs(first) and rise > quiet * train.noise / 2 and top > 0:
-        signs.append(f"the loss rises by {rise:.3g} early, to {start[top]:.4g}")
+    if rise > max(limits["rise"] * abs(train.level(0.0, 0.02)[0]), quiet * float(errors[top])):
+        signs.append(f"the loss rises by {rise:.3g} early, to {train.smooth[top]:.4g}")
         evidence.append(point(train, top))
     gradient = run.get("grad_norm", least=SHAPE)
     if gradient is not None:
@@ -126,12 +124,30 @@ def _rate_too_high(run: Run, train: Series) -> Finding | None:
     )
 
 
-def _noise_growth(train: Series) -> float:
-    from sota_ml_researcher.analysis.series import noise_of
+def _early_rises(train: Series) -> tuple[Floats, Floats]:
+    """For each point of the first quarter how far it lies above the lowest one before it, and its standard error.
 
+    The noise of a loss follows its level, so that of the quarter counts; near the start a level is a mean of few.
+    """
+    count = max(3, len(train.smooth) // 4)
+    start = train.smooth[:count]
+    half = max(3, len(train.reduced) // 20) // 2
+    widths = 2.0 * np.minimum(half, np.arange(count)) + 1
+    lowest = np.minimum.accumulate(start)
+    where = np.maximum.accumulate(np.where(start == lowest, np.arange(count), 0))
+    noise = max(noise_of(train.reduced.values[: max(count, 12)]), 1e-12)
+    return start - lowest, 1.25 * noise * (1 / widths + 1 / widths[where]) ** 0.5
+
+
+def _noise_growth(train: Series) -> float:
+    """How many times the noise grows over the run; 0 where so few points cannot show it."""
     early, late = noise_of(train.part(0.1, 0.4)), noise_of(train.part(0.7, 1.0))
     # In a curve near zero loss noise shrinks with the level; growth from nothing says nothing.
-    return late / early if early > 1e-3 * abs(train.level(0.1, 0.4)[0]) and len(train) >= 40 else 0.0
+    if early <= 1e-3 * abs(train.level(0.1, 0.4)[0]) or len(train) < 40:
+        return 0.0
+    # The log of a median deviation of n normal values varies by 1.36 / n; second differences overlap: about twice that.
+    error = (2 * 2.7 / len(train.part(0.1, 0.4))) ** 0.5
+    return late / early if np.log(max(late / early, 1e-9)) > number("diagnosis.noise") * error else 0.0
 
 
 def _flat(run: Run, train: Series) -> Finding | None:
@@ -141,6 +157,8 @@ def _flat(run: Run, train: Series) -> Finding | None:
         return None
     if train.values[0] - train.level(*_TAIL)[0] > max(6 * train.noise, 0.05 * abs(first)):
         return None  # it fell before the first tenth was over
+    if abs(change) > 0.05 * abs(first):
+        return None  # the noise hides whether it moved, which is not the same as standing still
     return Finding(
         "flat_from_start",
         "warn",

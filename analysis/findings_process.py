@@ -186,9 +186,13 @@ def _epoch_steps(run: Run, train: Series) -> Finding | None:
         before, after = r.values[max(0, at - width) : at], r.values[at : at + width]
         if len(before) < 3 or len(after) < 3:
             continue
-        within = float(np.median(before[: len(before) // 2 + 1]) - np.median(before[len(before) // 2 :]))
-        drop = float(np.median(before) - np.median(after))
-        if drop > max(4 * train.noise / len(after) ** 0.5, 3 * abs(within), 0.1 * abs(float(np.median(before)))):
+        # The halves at the boundary: the slope of the curve between them is that within the window before.
+        near, early = before[len(before) // 2 :], before[: len(before) // 2 + 1]
+        onset = after[: len(after) // 2 + 1]
+        within = float(np.median(early) - np.median(near))
+        drop = float(np.median(near) - np.median(onset))
+        error = 1.25 * train.noise * (1 / len(near) + 1 / len(onset)) ** 0.5
+        if drop > max(number("diagnosis.noise") * error, 3 * abs(within), 0.1 * abs(float(np.median(near)))):
             drops.append((at, drop))
     if not starts or len(drops) < max(1, (len(starts) + 1) // 2):
         return None

@@ -190,7 +190,7 @@ def _length_drift(run: Run, reward: Series) -> Finding | None:
     factor = number("rl.length_drift.factor")
     half = length.level(0.45, 0.55)[0]
     # Length may grow while reward does; drift is growth of a stretch in which the reward stands still.
-    late_growth = end > factor**0.5 * half and not _rose(reward, (0.45, 0.55), _TAIL)
+    late_growth = end > factor**0.5 * half and _stands_still(reward, (0.45, 0.55), _TAIL)
     if end < factor * first or not (late_growth or not _rose(reward, _HEAD, _TAIL)):
         return None
     return Finding(
@@ -202,6 +202,13 @@ def _length_drift(run: Run, reward: Series) -> Finding | None:
         "medium",
         "Rerun with a loss that is not normalised by each answer's length, or an overlong penalty, all else equal.",
     )
+
+
+def _stands_still(reward: Series, head: tuple[float, float], tail: tuple[float, float]) -> bool:
+    """Whether the reward gains nothing beyond the noise, and under a tenth of its gain in the whole run."""
+    late, beyond = moved(reward, head=head, tail=tail)
+    whole, _ = moved(reward, head=_HEAD, tail=_TAIL)
+    return not (beyond and late > 0) and late < 0.1 * max(whole, 0.0)
 
 
 def _rose(reward: Series, head: tuple[float, float], tail: tuple[float, float]) -> bool:

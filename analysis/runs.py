@@ -206,7 +206,7 @@ def _steps(raw: RawMetrics, notes: list[str]) -> tuple[np.ndarray, np.ndarray, s
         notes.append("no step column: rows are counted")
         return np.arange(rows), keep, mixed
     steps = np.full(rows, -1, np.int64)
-    usable = np.isfinite(column[1])
+    usable = np.abs(column[1]) < 2.0**53  # false for nan too
     steps[column[0][usable]] = column[1][usable].astype(np.int64)
     keep &= steps >= 0
     if not mixed:

@@ -174,6 +174,8 @@ def _healthy(diagnosis: Diagnosis) -> str:
     run = diagnosis.run
     if run.active:
         return f"wait_for_job(job_id='{run.name}')"
+    if diagnosis.change is None:
+        return "analyse it again once a loss or a reward has two finite values; nothing is known of this run yet"
     model = run.name if run.job else "..."
     return f"run_judge_eval(finetuned_model='{model}', ...): a sound curve does not say that answers are better"
 
