@@ -10,8 +10,8 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[train,evals,analysis,dev]'
+	$(BIN)/python -m pip install -qq --upgrade pip
+	$(BIN)/python -m pip install -qq --editable '.[train,evals,analysis,dev]'
 	touch $(STAMP)
 
 demo: install
@@ -39,7 +39,7 @@ format: install
 	$(BIN)/ruff format .
 
 bench: install
-	$(BIN)/python -m pip install --quiet --editable '.[train,bench]'
+	$(BIN)/python -m pip install -qq --editable '.[train,bench]'
 	$(BIN)/python -m benchmarks --page docs/benchmarks.md
 
 clean:
