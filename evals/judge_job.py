@@ -96,7 +96,7 @@ class _Evaluation:
         self._controls: list[ControlResult] = []
         self._judging_s: float | None = None
         prices = {ref.name: _price(ref, config) for ref in config.judges}
-        self._spending = Spending(prices, config.max_cost_usd, config.judge_batch)
+        self._spending = Spending(prices, config.max_cost_usd, config.judge_batch, tell=context.judged)
 
     async def run(self) -> bool:
         """Judge everything; False when told to stop.

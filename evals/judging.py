@@ -42,6 +42,7 @@ class Spending:
     limit: float | None
     batch: bool = False
     spent: float = 0.0
+    tell: Callable[[float], None] | None = None
 
     def add(self, judge: str, usage: Usage) -> None:
         """Count one call; cached input is charged at the table's shares.
@@ -57,6 +58,8 @@ class Spending:
             usage.cache_read_tokens * table["cache_read_share"] + usage.cache_write_tokens * table["cache_write_share"]
         )
         self.spent += price.cost(usage.input_tokens + cached, usage.output_tokens, batch=self.batch)
+        if self.tell is not None:
+            self.tell(self.spent)
         if self.limit is not None and self.spent >= self.limit:
             raise BackendError(
                 f"the judges have cost {self.spent:.2f} USD, and max_cost_usd is {self.limit:g}",

@@ -135,6 +135,10 @@ class Worker:
             return None
         return f"all jobs of this month have cost ${spent:.4g}, and {MONTHLY_CAP_VARIABLE} is {cap:g}"
 
+    def judged(self, total_usd: float) -> None:
+        """Put what the judges have cost into the registry."""
+        self.spent(total_usd)
+
     def stop_requested(self) -> str | None:
         """Why the recipe should stop, or None."""
         return self._stop

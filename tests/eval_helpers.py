@@ -38,6 +38,9 @@ class Context:
     def alert(self, level: str, message: str, *, step: int | None = None) -> None:
         self.alerts.append((level, message))
 
+    def judged(self, total_usd: float) -> None:
+        self.judges_usd = total_usd
+
     def stop_requested(self) -> str | None:
         return "cancel" if self.stop_at is not None and self.step >= self.stop_at else None
 

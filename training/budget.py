@@ -89,6 +89,10 @@ class MeteredContext:
         """Note the job's running cost."""
         return self._inner.spent(cost_usd)
 
+    def judged(self, total_usd: float) -> None:
+        """What judges outside the backend have cost the job so far."""
+        self._meter.judges_usd = total_usd
+
     def stop_requested(self) -> str | None:
         """Why the run has to stop, the purse included."""
         asked = self._inner.stop_requested()

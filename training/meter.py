@@ -40,7 +40,7 @@ class Usage:
     def cost(self, price: ModelPrice | None) -> float | None:
         """USD for these tokens; None when a price that is needed is unknown."""
         if price is None:
-            return None
+            return None if self != Usage() else 0.0
         total = 0.0
         for name, tokens in asdict(self).items():
             rate = getattr(price, name)
@@ -64,9 +64,11 @@ class Meter:
         self._path = folder / USAGE
         self._price = ModelPrice(train=0, prefill=0, cached_prefill=0, sample=0) if free else price
         self.cap_usd = cap_usd
+        # What judges outside the backend have cost; they bill in dollars, so it is kept as such.
+        self.judges_usd = _read(folder).get("judges_usd", 0.0)
         self._lock = threading.Lock()  # the loop's thread counts while the heartbeat's reads and writes
         self._usage = read_usage(folder)
-        self._written = self._usage
+        self._written = (self._usage, self.judges_usd)
         self._step_began = self.cost_usd or 0.0
         self._dearest_step = 0.0
         self._alerted = self._share() >= ALERT_SHARE
@@ -78,8 +80,9 @@ class Meter:
 
     @property
     def cost_usd(self) -> float | None:
-        """USD so far; None when a price is unknown."""
-        return self._usage.cost(self._price)
+        """USD so far, judges included; None when a price is unknown."""
+        tokens = self._usage.cost(self._price)
+        return None if tokens is None else tokens + self.judges_usd
 
     def count(self, *, train: int = 0, prefill: int = 0, cached_prefill: int = 0, sample: int = 0) -> None:
         """Add tokens just sent (or, for samples, received)."""
@@ -107,11 +110,11 @@ class Meter:
 
     def save(self) -> None:
         """Write the count to the run folder."""
-        usage, cost = self._usage, self.cost_usd
-        if usage != self._written:
-            content = {"tokens": asdict(usage), "cost_usd": cost, "cap_usd": self.cap_usd}
-            write_atomically(self._path, json.dumps(content, indent=2) + "\n")
-            self._written = usage
+        state = (self._usage, self.judges_usd)
+        if state != self._written:
+            costs = {"judges_usd": self.judges_usd, "cost_usd": self.cost_usd, "cap_usd": self.cap_usd}
+            write_atomically(self._path, json.dumps({"tokens": asdict(state[0]), **costs}, indent=2) + "\n")
+            self._written = state
 
     def _share(self) -> float:
         return (self.cost_usd or 0.0) / self.cap_usd if self.cap_usd else 0.0
@@ -119,8 +122,9 @@ class Meter:
 
 def read_usage(folder: Path) -> Usage:
     """What a run's folder says was used so far."""
+    return Usage(**_read(folder).get("tokens", {}))
+
+
+def _read(folder: Path) -> dict[str, Any]:
     path = folder / USAGE
-    if not path.exists():
-        return Usage()
-    content: dict[str, Any] = json.loads(path.read_bytes())
-    return Usage(**content["tokens"])
+    return json.loads(path.read_bytes()) if path.exists() else {}

@@ -51,6 +51,10 @@ class RunContext(Protocol):
         """Note the job's running cost; returns why it must stop (a cap across jobs is reached), or None."""
         ...
 
+    def judged(self, total_usd: float) -> None:
+        """What judges outside the backend have cost the job so far, earlier attempts included."""
+        ...
+
     def stop_requested(self) -> str | None:
         """A `StopReason` when the run has to save a checkpoint and stop, else None."""
         ...

@@ -36,6 +36,8 @@ class Context:
     def alert(self, level: str, message: str, *, step: int | None = None) -> None:
         self.alerts.append(message)
 
+    def judged(self, total_usd: float) -> None: ...
+
     def spent(self, cost_usd: float) -> str | None:
         self.costs.append(cost_usd)
         return self.over_all
@@ -94,6 +96,15 @@ def test_a_cap_across_jobs_stops_one_that_has_none(tmp_path: Path) -> None:
     purse = MeteredContext(context, Meter(tmp_path, PRICE, free=False, cap_usd=None))
     assert purse.stop_requested() == StopReason.BUDGET
     assert "this month" in context.alerts[0]
+
+
+def test_what_judges_cost_is_part_of_the_jobs_cost_and_survives_a_resume(tmp_path: Path) -> None:
+    context = Context(tmp_path)
+    purse = MeteredContext(context, Meter(tmp_path, None, free=True, cap_usd=None))
+    purse.judged(0.25)
+    purse.settle()
+    assert context.costs == [0.25]
+    assert Meter(tmp_path, None, free=True, cap_usd=None).cost_usd == 0.25
 
 
 def test_a_free_backend_costs_nothing_and_an_unknown_price_stays_unknown(tmp_path: Path) -> None:
