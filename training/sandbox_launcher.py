@@ -89,6 +89,9 @@ def build_root(binds, tmp_mb):
     os.mkdir("/tmp/oldroot")  # noqa: PTH102
     check(libc.syscall(SYS_PIVOT_ROOT[os.uname().machine], b"/tmp", b"/tmp/oldroot"), "pivot_root")
     os.chdir("/")
+    # Before the binds: the interpreter itself may live below /tmp.
+    os.mkdir("/tmp")  # noqa: PTH102
+    mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={tmp_mb}m,mode=1777")
     for source, target, is_link in links:
         if is_link and source == target:
             os.makedirs(os.path.dirname(target), exist_ok=True)  # noqa: PTH103, PTH120
@@ -97,8 +100,6 @@ def build_root(binds, tmp_mb):
             place(source, target)
     for device in DEVICES:
         place(device, device)
-    os.mkdir("/tmp")  # noqa: PTH102
-    mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={tmp_mb}m,mode=1777")
     check(libc.umount2(b"/oldroot", MNT_DETACH), "umount")
     os.rmdir("/oldroot")  # noqa: PTH106
     mount(None, "/", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)

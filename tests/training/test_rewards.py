@@ -173,7 +173,7 @@ def test_a_reward_file_that_cannot_be_used_is_refused(tmp_path: Path, source: st
         ("raise KeyError('x')", "line 2: KeyError"),
         ("while True: pass", "no answer within 2 s"),
         ("import os; os._exit(0)", "the scoring process ended"),
-        ("open('/work/x', 'w')", "line 2: OSError"),
+        ("open('/usr/x', 'w')", "line 2: OSError"),
         ("import socket; socket.create_connection(('1.1.1.1', 53), 1)", "line 2: OSError"),
     ],
 )
