@@ -28,6 +28,7 @@ _REASONS = {
     QueueState.PAUSED_CAPACITY: "capacity",
     QueueState.PAUSED_RATE_LIMIT: "the rate limit",
 }
+_ONE_WAIT_S = 60.0
 BILLING = "billing (402): top up in the Tinker console"
 
 
@@ -38,15 +39,22 @@ class _Watch:
         self._context = context
         self._path = context.folder / WAITING
         self._reason: str | None = None
+        self._since = 0.0
+        self._last: tuple[str, float] | None = None  # the wait before this one: its reason and its end
         self._lock = threading.Lock()  # observers are called from the SDK's own threads
 
     def waiting(self, reason: str, detail: str | None) -> None:
         with self._lock:
             if self._reason == reason:
                 return
-            self._reason = reason
-            now = time.time()
-            write_atomically(self._path, json.dumps({"reason": reason, "since": now, "detail": detail}) + "\n")
+            self._reason, now = reason, time.time()
+            # Of requests side by side one may get through while the others still wait: that is one wait, not many.
+            same = self._last is not None and self._last[0] == reason and now - self._last[1] < _ONE_WAIT_S
+            self._since = self._since if same else now
+            record = {"reason": reason, "since": self._since, "detail": detail}
+            write_atomically(self._path, json.dumps(record) + "\n")
+        if same:
+            return
         since = time.strftime("%H:%M:%S UTC", time.gmtime(now))
         said = f": {detail}" if detail else ""
         self._context.alert("warn", f"waiting for {reason} since {since}{said}")
@@ -55,9 +63,8 @@ class _Watch:
         with self._lock:
             if self._reason is None:
                 return
-            self._reason = None
+            self._last, self._reason = (self._reason, time.time()), None
             self._path.unlink(missing_ok=True)
-        self._context.alert("info", "the backend goes on")
 
 
 @contextmanager
