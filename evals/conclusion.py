@@ -271,7 +271,10 @@ def _by_judge(evidence: Evidence, arm: str) -> list[dict[str, Any]]:
     if not evidence.pairwise:
         return []
     found: list[dict[str, Any]] = []
-    for judge, scores in pair_scores(evidence.judgments, arm, BASELINE, evidence.orders).items():
+    by_judge = pair_scores(evidence.judgments, arm, BASELINE, evidence.orders)
+    # In the order of the config, whoever answered first.
+    for judge in sorted(by_judge, key=evidence.config.judge_model.index):
+        scores = by_judge[judge]
         scored = [item for item in evidence.items if scores.get(item.id) is not None]
         if not scored:
             continue
