@@ -22,8 +22,8 @@ from sota_ml_researcher.training.rendering import load_renderer
 from sota_ml_researcher.training.sft_config import SftConfig
 from sota_ml_researcher.training.sft_dataset import TokenCounts, count_tokens
 
-# A few seconds of tokenizing: a larger file is counted from its first rows, and every row is checked by the worker.
 ConfigT = TypeVar("ConfigT", bound=SftConfig)
+# A few seconds of tokenizing: a larger file is counted from its first rows, and every row is checked by the worker.
 _EXACT_BYTES = 16_000_000
 _SAMPLE_ROWS = 4000
 # How far a total scaled up from the first rows may be off when the file is not shuffled.
