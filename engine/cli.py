@@ -97,16 +97,17 @@ def _run(
     from sota_ml_researcher.engine.custom_loss import compile_custom_loss
     from sota_ml_researcher.engine.interface import LoadOptions
     from sota_ml_researcher.engine.model import load_model
+    from sota_ml_researcher.engine.model_loading import tune_allocator
     from sota_ml_researcher.engine.models import BaseModels
     from sota_ml_researcher.engine.service import Engine
     from sota_ml_researcher.engine.store import Store
 
+    tune_allocator()  # before any other thread allocates
     load = LoadOptions(options.device, options.dtype, options.quantize, options.threads)
     models = BaseModels(named, any_local=options.any_local_model, options=load, load=load_model)
-    for name in named:
-        models.get(name)
     room = options.adapter_memory * 2**30 if options.adapter_memory else psutil.virtual_memory().total / 2
     engine = Engine(Store(folder), models, adapter_bytes=room, compile_loss=compile_custom_loss)
+    engine.scheduler.run_now(lambda: [models.get(name) for name in named])
     address = f"http://{options.host}:{listener.getsockname()[1]}"
 
     def stop_if_idle() -> None:

@@ -7,7 +7,7 @@ sequence, ``K`` candidates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -121,6 +121,15 @@ class Weights(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class SampleAsk:
+    """A checked request, the weights it samples from (None: the plain base model), and the caller's key for it."""
+
+    key: Any
+    request: SampleSettings
+    weights: Weights | None
+
+
 class Adapter(Protocol):
     """One LoRA adapter in training: fp32 masters, gradients and AdamW moments."""
 
@@ -222,6 +231,32 @@ class BaseModel(Protocol):
         Raises:
             RequestRejectedError: If a prompt is empty, too long, or has tokens outside the vocabulary.
             OutOfMemoryError: If it does not fit.
+        """
+        ...
+
+    def check_sample(self, request: SampleSettings) -> None:
+        """Refuse a request that ``sample`` would refuse.
+
+        Raises:
+            RequestRejectedError: Naming the setting.
+        """
+        ...
+
+    def sample_stream(
+        self,
+        asks: Sequence[SampleAsk],
+        arrivals: Callable[[], Sequence[SampleAsk]],
+        finished: Callable[[Any, SampleOutput], None],
+    ) -> None:
+        """Continue checked prompts together, letting in more while it runs.
+
+        Args:
+            asks: What to begin with.
+            arrivals: Asked before every token for what came since; it must be quick.
+            finished: Called with the key and the result of each as soon as its last row has stopped.
+
+        Raises:
+            OutOfMemoryError: If it does not fit; what is finished by then stays so.
         """
         ...
 

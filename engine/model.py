@@ -4,11 +4,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sota_ml_researcher.core.errors import ConfigError
-from sota_ml_researcher.engine.interface import LoadOptions, LoraSpec, SampleOutput, SampleSettings, Tensors, Weights
+from sota_ml_researcher.engine.interface import (
+    LoadOptions,
+    LoraSpec,
+    SampleAsk,
+    SampleOutput,
+    SampleSettings,
+    Tensors,
+    Weights,
+)
 from sota_ml_researcher.engine.lora import LoraLayout, LoraWeights, peft_config
 from sota_ml_researcher.engine.model_adapter import TrainedAdapter
 from sota_ml_researcher.engine.model_loading import Loaded, load_pretrained, set_threads, tune_allocator
@@ -17,7 +25,7 @@ from sota_ml_researcher.engine.model_parts import Backbone
 from sota_ml_researcher.engine.model_pass import memory_errors
 from sota_ml_researcher.engine.model_transformers import TransformersBackbone
 from sota_ml_researcher.engine.packing import Limits
-from sota_ml_researcher.engine.sampling import Sampler
+from sota_ml_researcher.engine.sampling import Sampler, check_request
 
 _EXTRA_KEYS = frozenset({"implementation", "batch_tokens", "cache_tokens", "gradient_checkpointing"})
 _BATCH_TOKENS = 4096
@@ -101,6 +109,28 @@ class LoadedModel:
         """
         with memory_errors("this sampling request"):
             return self._sampler.sample(requests, weights)
+
+    def check_sample(self, request: SampleSettings) -> None:
+        """Refuse a request that ``sample`` would refuse.
+
+        Raises:
+            RequestRejectedError: Naming the setting.
+        """
+        check_request(request, self._limits, "request")
+
+    def sample_stream(
+        self,
+        asks: Sequence[SampleAsk],
+        arrivals: Callable[[], Sequence[SampleAsk]],
+        finished: Callable[[Any, SampleOutput], None],
+    ) -> None:
+        """Continue checked prompts together, letting in more while it runs; see the interface.
+
+        Raises:
+            OutOfMemoryError: If it does not fit; what is finished by then stays so.
+        """
+        with memory_errors("this sampling request"):
+            self._sampler.stream(asks, arrivals, finished)
 
 
 def load_model(name: str, path_or_id: str, options: LoadOptions) -> LoadedModel:

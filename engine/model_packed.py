@@ -127,11 +127,12 @@ class PackedBackbone:
         heads = self._layers[0].heads
         # Plain fp32 products over the cache are twice as fast as bf16 ones on a CPU: a row has few queries.
         cache_dtype = torch.float32 if self.device.type == "cpu" else self.dtype
-        cache = Cache(len(self._layers), lengths, repeats, room, heads, cache_dtype, self.device)
+        cache = Cache(len(self._layers) if room else 0, lengths, repeats, room, heads, cache_dtype, self.device)
         x = self._embed(torch.cat(list(prompts)))
         for index, layer in enumerate(self._layers):
             q, k, v = self._projections(x, layer, cos, sin, lora)
-            cache.fill(index, k, v)
+            if room:
+                cache.fill(index, k, v)
             x = self._rest(attend(q, k, v, layer.heads, buckets).flatten(1), x, layer, lora)
         hidden_ND = rms_norm(x, self._final_norm, self._eps)[0]
         ends = torch.tensor(lengths, device=self.device).cumsum(0) - 1
@@ -152,6 +153,10 @@ class PackedBackbone:
     def keep(self, state: Cache, rows: Tensor) -> Cache:
         """The cache with only ``rows`` left, in their order."""
         return state.keep(rows)
+
+    def join(self, state: Cache, new: Cache) -> Cache:
+        """The rows of ``state``, then those of ``new``, which has been prefilled only."""
+        return state.join(new)
 
     def _projections(
         self, x: Tensor, layer: _Layer, cos: Tensor, sin: Tensor, lora: ActiveLora | None
@@ -232,8 +237,7 @@ def _take_layer(layer: Any, name: str, config: Any) -> _Layer:
         size=size,
         scale=float(attention.scaling),
         window=_window(attention, config),
-        query_norm=_norm_weight(attention.q_norm) if hasattr(attention, "q_norm") else None,
-        key_norm=_norm_weight(attention.k_norm) if hasattr(attention, "k_norm") else None,
+        norm=_head_norms(attention, config) if hasattr(attention, "q_norm") else None,
         eps=float(config.rms_norm_eps),
     )
     return _Layer(
@@ -263,6 +267,12 @@ def _norm_weight(norm: Any) -> Tensor:
     """The factor a norm multiplies by. Gemma's norms store it less one."""
     weight = norm.weight.detach()
     return (1.0 + weight.float()).to(weight.dtype) if type(norm).__name__.startswith("Gemma") else weight
+
+
+def _head_norms(attention: Any, config: Any) -> Tensor:
+    """[H + J, E]: the factor of each query head, then of each key head."""
+    query, key = _norm_weight(attention.q_norm), _norm_weight(attention.k_norm)
+    return torch.cat([query.expand(config.num_attention_heads, -1), key.expand(config.num_key_value_heads, -1)])
 
 
 def _window(attention: Any, config: Any) -> int | None:

@@ -25,15 +25,14 @@ _PLAIN_LENGTH = 1024
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """Shape and norms of one layer's attention."""
+    """Shape of one layer's attention; ``norm`` [H + J, E] is the factor of each query and key head, if it has any."""
 
     query: int
     key: int
     size: int
     scale: float
     window: int | None = None
-    query_norm: Tensor | None = None
-    key_norm: Tensor | None = None
+    norm: Tensor | None = None
     eps: float = 1e-6
 
     @property
@@ -95,25 +94,23 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return result
 
 
-def queries_keys(qkv: Tensor, heads: Heads, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Any]]:
-    """Split qkv [N, (H + 2J) E] into normed, rotated q [N, H, E] and k, v [N, J, E]; and what backward needs."""
-    q, k, v = _split(qkv, heads)
-    kept: list[Any] = [None, None]
-    if heads.query_norm is not None and heads.key_norm is not None:
-        q, kept[0] = rms_norm(q, heads.query_norm, heads.eps)
-        k, kept[1] = rms_norm(k, heads.key_norm, heads.eps)
-    return rotate(q, cos, sin), rotate(k, cos, sin), v, kept
+def queries_keys(qkv: Tensor, heads: Heads, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Split qkv [N, (H + 2J) E] into normed, rotated q [N, H, E] and k, v [N, J, E]; and the norm's root, if any.
+
+    Queries and keys lie side by side, so that norm and rotation take both at once.
+    """
+    both, v = _split(qkv, heads)
+    root = None
+    if heads.norm is not None:
+        both, root = rms_norm(both, heads.norm, heads.eps)
+    both = rotate(both, cos, sin)
+    return both[:, : heads.query], both[:, heads.query :], v, root
 
 
-def _split(qkv: Tensor, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
-    wide, narrow = heads.query * heads.size, heads.key * heads.size
-    q, k, v = qkv.split((wide, narrow, narrow), dim=-1)
-    tokens = len(qkv)
-    return (
-        q.view(tokens, heads.query, heads.size),
-        k.view(tokens, heads.key, heads.size),
-        v.view(tokens, heads.key, heads.size),
-    )
+def _split(qkv: Tensor, heads: Heads) -> tuple[Tensor, Tensor]:
+    """Views of queries and keys [N, H + J, E], and of values [N, J, E]."""
+    every = qkv.view(len(qkv), heads.query + 2 * heads.key, heads.size)
+    return every[:, : heads.query + heads.key], every[:, heads.query + heads.key :]
 
 
 def _pad(x: Tensor, bucket: Bucket) -> Tensor:
@@ -179,7 +176,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, heads: Heads) -> Ten
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: Heads, buckets: Sequence[Bucket]) -> Tensor:
     """Attention of rotated q [N, H, E] over k, v [N, J, E], each sequence by itself; [N, H, E]."""
-    out = torch.empty_like(q)
+    out = q.new_empty(q.shape)
     for bucket in buckets:
         padded = [_pad(x, bucket) for x in (q, k, v)]
         if _is_plain(bucket, q):
@@ -209,29 +206,23 @@ class Attention(torch.autograd.Function):
         """Gradient by qkv."""
         qkv, cos, sin = ctx.saved_tensors
         heads: Heads = ctx.heads
-        q, k, v, kept = queries_keys(qkv, heads, cos, sin)
-        grad_out = grad.view_as(q)
-        grad_q, grad_k = torch.empty_like(q), torch.empty_like(k)
+        q, k, v, root = queries_keys(qkv, heads, cos, sin)
+        grad_out = grad.view(q.shape)
         result = torch.empty_like(qkv)
-        grad_v = _split(result, heads)[2]
+        raw_both, _ = _split(qkv, heads)
+        out_both, grad_v = _split(result, heads)
+        grad_both = qkv.new_empty(raw_both.shape)
+        outs = (grad_both[:, : heads.query], grad_both[:, heads.query :], grad_v)
         for bucket in ctx.buckets:
             padded = [_pad(x, bucket) for x in (q, k, v)]
             differentiate = _plain_backward if _is_plain(bucket, qkv) else _fused_backward
-            grads = differentiate(padded, _pad_zero(grad_out, bucket), bucket, heads)
-            for piece, out in zip(grads, (grad_q, grad_k, grad_v), strict=True):
+            for piece, out in zip(differentiate(padded, _pad_zero(grad_out, bucket), bucket, heads), outs, strict=True):
                 _unpad(piece, bucket, out)
-        raw_q, raw_k, _ = _split(qkv, heads)
-        out_q, out_k, _ = _split(result, heads)
-        out_q.copy_(_before_rotation(grad_q, raw_q, heads.query_norm, kept[0], cos, sin))
-        out_k.copy_(_before_rotation(grad_k, raw_k, heads.key_norm, kept[1], cos, sin))
+        grad_both = rotate(grad_both, cos, -sin)
+        if heads.norm is not None and root is not None:
+            grad_both = rms_norm_backward(grad_both, raw_both, root, heads.norm)
+        out_both.copy_(grad_both)
         return result, None, None, None, None
-
-
-def _before_rotation(
-    grad: Tensor, raw: Tensor, norm: Tensor | None, root: Tensor | None, cos: Tensor, sin: Tensor
-) -> Tensor:
-    grad = rotate(grad, cos, -sin)
-    return grad if norm is None or root is None else rms_norm_backward(grad, raw, root, norm)
 
 
 def _plain_backward(

@@ -71,7 +71,7 @@ class Backbone(Protocol):
     def prefill(
         self, prompts: Sequence[Tensor], repeats: Sequence[int], room: int, lora: ActiveLora | None
     ) -> tuple[Any, Tensor, Tensor]:
-        """Read prompts and make a cache with ``room`` free places a row.
+        """Read prompts and make a cache with ``room`` free places a row; with none, ``step`` cannot follow.
 
         Returns:
             The cache, with prompt i in ``repeats[i]`` consecutive rows; the hidden states [N, D] of all prompt
@@ -85,6 +85,10 @@ class Backbone(Protocol):
 
     def keep(self, state: Any, rows: Tensor) -> Any:
         """The cache with only ``rows`` (indices) left."""
+        ...
+
+    def join(self, state: Any, new: Any) -> Any:
+        """The rows of one cache, then those of another one, fresh from ``prefill``."""
         ...
 
     def cache_bytes(self, tokens: int) -> int:

@@ -160,6 +160,12 @@ class TransformersBackbone:
                 groups.append(_Group([new_place[group.rows[place]] for place in local], group.cache, group.length))
         return GroupedCache(groups)
 
+    def join(self, state: GroupedCache, new: GroupedCache) -> GroupedCache:
+        """The rows of ``state``, then those of ``new``."""
+        before = sum(len(group.rows) for group in state.groups)
+        moved = [_Group([before + row for row in group.rows], group.cache, group.length) for group in new.groups]
+        return GroupedCache([*state.groups, *moved])
+
     def cache_bytes(self, tokens: int) -> int:
         """Bytes of cache that ``tokens`` places take, from the configuration."""
         config = self._model.config.get_text_config()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sota_ml_researcher.engine import wire
-from sota_ml_researcher.engine.interface import BaseModel, SampleSettings, Weights
+from sota_ml_researcher.engine.interface import BaseModel, SampleAsk, SampleOutput, SampleSettings, Weights
 from sota_ml_researcher.engine.models import BaseModels
-from sota_ml_researcher.engine.scheduler import Result
+from sota_ml_researcher.engine.scheduler import Joint, Result
 from sota_ml_researcher.engine.state import Sampler
 from sota_ml_researcher.engine.store import Saved, Store
 
@@ -23,6 +23,14 @@ class SampleJob:
     sampler: Sampler
     settings: SampleSettings
     encode: Callable[..., Result] = wire.encode_sample_output
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked:
+    """A job under its number in the joint."""
+
+    number: int
+    job: SampleJob
 
 
 class SampleRunner:
@@ -44,26 +52,60 @@ class SampleRunner:
         """A checkpoint was written anew: do not sample from the old one."""
         self._weights.pop(path, None)
 
-    def run(self, jobs: Sequence[SampleJob]) -> list[Result | Exception]:
-        """Sample many prompts: those on one base model in one pass, a wrong one without spoiling the others."""
-        results: dict[int, Result | Exception] = {}
-        groups: dict[str, list[int]] = {}
-        for index, job in enumerate(jobs):
-            groups.setdefault(job.sampler.base_model, []).append(index)
-        for base_name, indexes in groups.items():
-            results |= self._run_group(base_name, {i: jobs[i] for i in indexes})
-        return [results[index] for index in range(len(jobs))]
+    def run(self, joint: Joint) -> None:
+        """Sample what the joint has and lets in, those on one base model together, and finish every request.
 
-    def _run_group(self, base_name: str, jobs: Mapping[int, SampleJob]) -> dict[int, Result | Exception]:
+        A wrong request fails alone. If the machine runs out of memory, what is unfinished runs one by one.
+        """
+        waiting = [_Asked(number, job) for number, job in joint.take()]
+        while waiting:
+            base_name = waiting[0].job.sampler.base_model
+            mine = [asked for asked in waiting if asked.job.sampler.base_model == base_name]
+            others = [asked for asked in waiting if asked.job.sampler.base_model != base_name]
+            waiting = others + self._run_base(base_name, mine, joint)
+
+    def _run_base(self, base_name: str, asked: Sequence[_Asked], joint: Joint) -> list[_Asked]:
+        """Run those of one base model; returns what came meanwhile and is on another one."""
         try:
             base = self._models.get(base_name, in_use=self._in_use())
-            weights = [self._weights_of(base, job.sampler) for job in jobs.values()]
-            outputs = base.sample([job.settings for job in jobs.values()], weights)
-            return {i: job.encode(o) for (i, job), o in zip(jobs.items(), outputs, strict=True)}
-        except Exception as error:  # which one it was shows when each runs alone
-            if len(jobs) == 1:
-                return dict.fromkeys(jobs, error)
-            return {i: r for index, job in jobs.items() for i, r in self._run_group(base_name, {index: job}).items()}
+        except Exception as error:  # each of them is told why
+            for each in asked:
+                joint.finish(each.number, error)
+            return []
+        elsewhere: list[_Asked] = []
+        running: dict[int, SampleAsk] = {}
+
+        def check(every: Sequence[_Asked]) -> list[SampleAsk]:
+            asks = [ask for each in every if (ask := self._checked(base, each, joint)) is not None]
+            running.update({ask.key.number: ask for ask in asks})
+            return asks
+
+        def arrivals() -> list[SampleAsk]:
+            if elsewhere:  # they wait for this to end, so that nothing may prolong it
+                return []
+            came = [_Asked(number, job) for number, job in joint.take()]
+            elsewhere.extend(each for each in came if each.job.sampler.base_model != base_name)
+            return check([each for each in came if each.job.sampler.base_model == base_name])
+
+        def finished(key: _Asked, output: SampleOutput) -> None:
+            running.pop(key.number, None)
+            joint.finish(key.number, key.job.encode(output))
+
+        try:
+            base.sample_stream(check(asked), arrivals, finished)
+        except Exception as error:
+            alone = list(running.values())
+            for ask in alone:
+                _run_alone(base, ask, joint, error if len(alone) == 1 else None)
+        return elsewhere
+
+    def _checked(self, base: BaseModel, asked: _Asked, joint: Joint) -> SampleAsk | None:
+        try:
+            base.check_sample(asked.job.settings)
+            return SampleAsk(asked, asked.job.settings, self._weights_of(base, asked.job.sampler))
+        except Exception as error:  # of this request alone: the others go on
+            joint.finish(asked.number, error)
+            return None
 
     def _weights_of(self, base: BaseModel, sampler: Sampler) -> Weights | None:
         if sampler.inflight is not None:
@@ -77,3 +119,15 @@ class SampleRunner:
                 self._weights.popitem(last=False)
         self._weights.move_to_end(sampler.path)
         return self._weights[sampler.path]
+
+
+def _run_alone(base: BaseModel, ask: SampleAsk, joint: Joint, error: Exception | None) -> None:
+    """Try one request again by itself, unless it already was when ``error`` came."""
+    key: _Asked = ask.key
+    try:
+        if error is not None:
+            raise error
+        (output,) = base.sample([ask.request], [ask.weights])
+        joint.finish(key.number, key.job.encode(output))
+    except Exception as failure:  # the boundary of a request
+        joint.finish(key.number, failure)

@@ -2,7 +2,8 @@
 # Reason: tensor arithmetic on torch's loosely typed operators.
 """Drawing tokens from logits, each row with its own temperature, cuts and random numbers.
 
-Axes: ``B`` rows, ``V`` vocabulary, ``K`` candidates.
+Axes: ``B`` rows, ``V`` vocabulary, ``K`` candidates, ``S`` strips
+of the vocabulary.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 256
+_STRIP = 128
 
 
 class RandomRow:
@@ -60,19 +62,19 @@ class Cuts:
         return Cuts(self.temperature_B.to(device), self.top_p_B.to(device), self.top_k_B.to(device), self.plain)
 
 
-def choose(logits_BV: Tensor, cuts: Cuts, uniform_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def choose(logits_BV: Tensor, cuts: Cuts, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
     """Draw one token a row by inverting the cumulative distribution at ``uniform_B``.
 
     Returns:
-        Tokens [B], their log-probabilities [B] under the untempered, uncut distribution, and log-sum-exp [B].
+        Tokens [B] and their log-probabilities [B] under the untempered, uncut distribution.
     """
-    normaliser_B = torch.logsumexp(logits_BV, dim=-1)
     if cuts.plain:
-        tokens_B = _invert(torch.exp(logits_BV - normaliser_B.unsqueeze(-1)), uniform_B)
-    else:
-        tokens_B = _tempered(logits_BV, cuts, uniform_B)
-    logprobs_B = logits_BV.gather(1, tokens_B.unsqueeze(-1)).squeeze(-1) - normaliser_B
-    return tokens_B, logprobs_B, normaliser_B
+        weights_BV = torch.softmax(logits_BV, dim=-1)
+        tokens_B = _invert(weights_BV, uniform_B)
+        return tokens_B, torch.log(weights_BV.gather(1, tokens_B.unsqueeze(-1)).squeeze(-1))
+    tokens_B = _tempered(logits_BV, cuts, uniform_B)
+    chosen_B = logits_BV.gather(1, tokens_B.unsqueeze(-1)).squeeze(-1)
+    return tokens_B, chosen_B - torch.logsumexp(logits_BV, dim=-1)
 
 
 def _tempered(logits_BV: Tensor, cuts: Cuts, uniform_B: Tensor) -> Tensor:
@@ -101,9 +103,32 @@ def _cut(weights_BV: Tensor, top_p_B: Tensor, top_k_B: Tensor) -> Tensor:
     return torch.zeros_like(weights_BV).scatter_(1, order_BV, ordered_BV.masked_fill(outside_BV, 0.0))
 
 
+def _strip_sums(weights_BV: Tensor) -> Tensor:
+    """Sums of strips of ``_STRIP`` neighbours [B, S], the last one perhaps shorter."""
+    whole = weights_BV.shape[1] // _STRIP * _STRIP
+    sums_BS = weights_BV[:, :whole].unflatten(1, (-1, _STRIP)).sum(dim=-1) if whole else weights_BV[:, :0]
+    return torch.cat([sums_BS, weights_BV[:, whole:].sum(dim=-1, keepdim=True)], dim=-1)
+
+
 def _invert(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:
-    cumulative_BV = weights_BV.cumsum(dim=-1)
-    total_B = cumulative_BV[:, -1]
-    below_B = torch.nextafter(total_B, torch.zeros_like(total_B))
-    target_B = torch.minimum(uniform_B.to(total_B) * total_B, below_B)
-    return torch.searchsorted(cumulative_BV, target_B.unsqueeze(-1), right=True).squeeze(-1)
+    """The token at which the running sum passes ``uniform_B`` of the total: first the strip, then the token in it.
+
+    A running sum over a whole vocabulary is the slowest part of sampling: this adds up one strip a row.
+    """
+    sums_BS = _strip_sums(weights_BV)
+    passed_BS = sums_BS.cumsum(dim=-1)
+    total_B = passed_BS[:, -1]
+    target_B1 = torch.minimum(uniform_B.to(total_B) * total_B, _below(total_B)).unsqueeze(-1)
+    strip_B1 = torch.searchsorted(passed_BS, target_B1, right=True)
+    before_B1 = passed_BS.gather(1, strip_B1) - sums_BS.gather(1, strip_B1)
+    place_BK = strip_B1 * _STRIP + torch.arange(_STRIP, device=weights_BV.device)
+    inside_BK = place_BK < weights_BV.shape[1]
+    strip_BK = weights_BV.gather(1, place_BK.clamp_max(weights_BV.shape[1] - 1)) * inside_BK
+    running_BK = strip_BK.cumsum(dim=-1)
+    # The strip's own running sum may round to less than its sum, and nothing of weight 0 may be drawn.
+    left_B1 = torch.minimum((target_B1 - before_B1).clamp_min(0.0), _below(running_BK[:, -1:]))
+    return (strip_B1 * _STRIP + torch.searchsorted(running_BK, left_B1, right=True)).squeeze(-1)
+
+
+def _below(x: Tensor) -> Tensor:
+    return torch.nextafter(x, torch.zeros_like(x))

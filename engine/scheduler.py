@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any
 
 from sota_ml_researcher.core.errors import ResearcherError
@@ -53,18 +54,61 @@ class _Lane:
     early: list[tuple[int, int, Work]] = field(default_factory=list[tuple[int, int, Work]])
 
 
+class Joint:
+    """Samples that are computed together: what is under way, what may still join, and where results go.
+
+    ``take`` and ``finish`` belong to the compute thread, ``offer`` and ``close`` to the event loop.
+    """
+
+    def __init__(self, works: Sequence[Work], settle: Callable[[Work, Result | Exception, float], None]) -> None:
+        self._settle = settle
+        self._arrivals: SimpleQueue[Work] = SimpleQueue()
+        self._running: dict[int, tuple[Work, float]] = {}
+        self._open = True
+        for work in works:
+            self._arrivals.put(work)
+
+    def offer(self, work: Work) -> bool:
+        """Let a request join; False once others wait for their turn."""
+        if self._open:
+            self._arrivals.put(work)
+        return self._open
+
+    def close(self) -> None:
+        """Let nobody join any more."""
+        self._open = False
+
+    def take(self) -> list[tuple[int, Any]]:
+        """The number and payload of each request that came since."""
+        taken: list[tuple[int, Any]] = []
+        while not self._arrivals.empty():
+            work = self._arrivals.get_nowait()
+            if not work.promise.cancelled:
+                self._running[id(work)] = (work, time.monotonic())
+                taken.append((id(work), work.payload))
+        return taken
+
+    def finish(self, number: int, outcome: Result | Exception) -> None:
+        """Hand over the result of one request; a second one of the same request is ignored."""
+        found = self._running.pop(number, None)
+        if found is not None:
+            self._settle(found[0], outcome, found[1])
+
+    def left(self) -> list[Work]:
+        """Requests that were let in and never taken."""
+        return [self._arrivals.get_nowait() for _ in range(self._arrivals.qsize())]
+
+
 class Scheduler:
     """Runs work in one thread.
 
     Args:
         promises: Where results go.
-        sample_together: Computes many sampling payloads at once; one result or exception for each.
+        sample_together: Computes samples: takes requests from the `Joint` and finishes each of them.
         trace: Where it is noted when each request waited and ran.
     """
 
-    def __init__(
-        self, promises: Promises, sample_together: Callable[[Sequence[Any]], Sequence[Result | Exception]], trace: Trace
-    ) -> None:
+    def __init__(self, promises: Promises, sample_together: Callable[[Joint], None], trace: Trace) -> None:
         self._promises = promises
         self._trace = trace
         self._sample_together = sample_together
@@ -72,6 +116,7 @@ class Scheduler:
         self._wake = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self._counter = 0
+        self._joint: Joint | None = None
         self.busy = False
         self.last_work = time.monotonic()
         self.compute_s = 0.0
@@ -98,6 +143,10 @@ class Scheduler:
         """Queue work in a lane; with ``seq`` it runs after every smaller one of that lane."""
         lane = self._lanes.setdefault(lane_name, _Lane(first_seq))
         self.last_work = time.monotonic()
+        if self._joint is not None:
+            if lane_name == SAMPLES and not lane.ready and self._joint.offer(work):
+                return
+            self._joint.close()  # what runs goes on to its end, and then it is the others' turn
         if seq is None:
             lane.ready.append(work)
         else:
@@ -131,6 +180,14 @@ class Scheduler:
                 self.busy = False
                 self.last_work = time.monotonic()
 
+    def run_now(self, compute: Callable[[], object]) -> None:
+        """Run something in the compute thread before the event loop starts, and wait for it.
+
+        No other thread should compute: OpenMP keeps a pool of workers for each thread that ever did, and with more
+        workers than cores it puts them to sleep between operations, which made sampling a third slower.
+        """
+        self._thread.submit(compute).result()
+
     def close(self) -> None:
         """Let the computation under way end, and accept no more."""
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -159,20 +216,34 @@ class Scheduler:
         began = time.monotonic()
         compute = batch[0].compute
         if compute is not None:
-            outcomes: Sequence[Result | Exception] = [await loop.run_in_executor(self._thread, _guarded, compute)]
+            outcome = await loop.run_in_executor(self._thread, _guarded, compute)
+            self._settle(batch[0], outcome, began)
         else:
-            payloads = [work.payload for work in batch]
-            outcomes = await loop.run_in_executor(self._thread, self._sample_together, payloads)
-        ended = time.monotonic()
-        self.compute_s += ended - began
-        for work, outcome in zip(batch, outcomes, strict=True):
-            lane = SAMPLES if work.payload is not None else work.promise.request_id.rpartition(":")[0]
-            self._trace.add(Span(lane, work.promise.request_id, work.submitted, began, ended))
-            if isinstance(outcome, Exception):
-                self._fail(work.promise, failure_of(outcome))
-            else:
-                work.promise.resolve(outcome)
-                self._promises.finished(work.promise)
+            await self._compute_samples(batch, loop)
+        self.compute_s += time.monotonic() - began
+
+    async def _compute_samples(self, batch: list[Work], loop: asyncio.AbstractEventLoop) -> None:
+        def settle(work: Work, outcome: Result | Exception, began: float) -> None:
+            loop.call_soon_threadsafe(self._settle, work, outcome, began)
+
+        joint = self._joint = Joint(batch, settle)
+        if len(self._lanes) > 1 and any(lane.ready for name, lane in self._lanes.items() if name != SAMPLES):
+            joint.close()
+        try:
+            await loop.run_in_executor(self._thread, self._sample_together, joint)
+        finally:
+            self._joint = None
+            lane = self._lanes.setdefault(SAMPLES, _Lane(1))
+            lane.ready = joint.left() + lane.ready
+
+    def _settle(self, work: Work, outcome: Result | Exception, began: float) -> None:
+        lane = SAMPLES if work.payload is not None else work.promise.request_id.rpartition(":")[0]
+        self._trace.add(Span(lane, work.promise.request_id, work.submitted, began, time.monotonic()))
+        if isinstance(outcome, Exception):
+            self._fail(work.promise, failure_of(outcome))
+        else:
+            work.promise.resolve(outcome)
+            self._promises.finished(work.promise)
 
     def _fail(self, promise: Promise, failure: Failure) -> None:
         promise.fail(failure)

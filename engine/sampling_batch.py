@@ -1,0 +1,239 @@
+# pyright: basic
+# Reason: torch tensors across the interface's numpy seam.
+"""Rows that are sampled together, a token a row and step. Axes: ``B`` rows, ``D`` hidden size, ``V`` vocabulary.
+
+A prompt that several rows share is read once. Rows that finish leave at once, and others may join before any step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sota_ml_researcher.engine.interface import Continuation, SampleAsk, SampleOutput, SampleSettings, StopReason
+from sota_ml_researcher.engine.model_head import logits_of
+from sota_ml_researcher.engine.model_parts import ActiveLora, Backbone, Pair
+from sota_ml_researcher.engine.sampling_choice import Cuts, RandomRow, choose
+from sota_ml_researcher.engine.sampling_prompt import prompt_answers, wants_prompt
+from sota_ml_researcher.engine.sampling_stops import Stops
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some of the samples of one request, each of at most ``limit`` tokens."""
+
+    ask: SampleAsk
+    first: int
+    count: int
+    limit: int
+
+    @property
+    def request(self) -> SampleSettings:
+        """What was asked."""
+        return self.ask.request
+
+    @property
+    def places(self) -> int:
+        """Places of the cache that it may come to need: the prompt is kept once."""
+        return len(self.request.prompt_T) + self.count * self.limit
+
+
+@dataclass(slots=True)
+class _Row:
+    """One continuation being written."""
+
+    owner: _Running
+    random: RandomRow
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    topk_tokens: list[Any] = field(default_factory=list)
+    topk_logprobs: list[Any] = field(default_factory=list)
+    stop_reason: StopReason = "length"
+
+    def finish(self, topk: int) -> Continuation:
+        """As the interface has it."""
+        return Continuation(
+            np.array(self.tokens, dtype=np.int64),
+            np.array(self.logprobs, dtype=np.float32),
+            self.stop_reason,
+            np.array(self.topk_tokens, dtype=np.int64).reshape(-1, topk) if topk else None,
+            np.array(self.topk_logprobs, dtype=np.float32).reshape(-1, topk) if topk else None,
+        )
+
+
+@dataclass(eq=False, slots=True)
+class _Running:
+    """A piece under way: its rows, how many go on, and what was asked about its prompt."""
+
+    piece: Piece
+    stops: Stops
+    rows: list[_Row] = field(default_factory=list["_Row"])
+    left: int = 0
+    answers: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+class Batch:
+    """Rows on one base model and one adapter.
+
+    Args:
+        backbone: The model.
+        lora: The adapter, or None.
+        tokenizer: For stop strings.
+        vocabulary: Number of tokens.
+        done: Called with each piece and its result when its last row has stopped.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        lora: ActiveLora | None,
+        tokenizer: Any,
+        vocabulary: int,
+        done: Callable[[Piece, SampleOutput], None],
+    ) -> None:
+        self._backbone = backbone
+        self._lora = lora
+        self._pair: Pair | None = lora.pairs.get(backbone.head.name) if lora else None
+        self._scaling = lora.scaling if lora else 1.0
+        self._tokenizer = tokenizer
+        self._vocabulary = vocabulary
+        self._done = done
+        self._state: Any = None
+        self._active: list[_Row] = []
+        self._hidden_BD: Tensor | None = None
+        self._cuts: Cuts | None = None
+        self.places = 0
+
+    @property
+    def rows(self) -> int:
+        """How many are being written."""
+        return len(self._active)
+
+    @torch.no_grad()
+    def advance(self, joining: Sequence[Piece]) -> bool:
+        """Let ``joining`` in, then write one token to every row. False when there is none."""
+        short = [piece for piece in joining if piece.limit == 1]
+        if short:  # nothing follows their first token, so that they need no cache
+            _, hidden_BD, rows = self._prefill(short)
+            self._draw(hidden_BD, rows, self._cuts_of(rows))
+        long = [piece for piece in joining if piece.limit > 1]
+        if long:
+            self._join(*self._prefill(long))
+        if self._hidden_BD is None or self._cuts is None:
+            return bool(short)
+        tokens_B, going = self._draw(self._hidden_BD, self._active, self._cuts)
+        if not all(going):
+            tokens_B = self._leave(going, tokens_B)
+        if self._active:
+            self._hidden_BD = self._backbone.step(self._state, tokens_B, self._lora)
+        return True
+
+    def _join(self, state: Any, hidden_BD: Tensor, rows: list[_Row]) -> None:
+        if self._hidden_BD is None:
+            self._state, self._hidden_BD = state, hidden_BD
+        else:
+            self._state = self._backbone.join(self._state, state)
+            self._hidden_BD = torch.cat([self._hidden_BD, hidden_BD])
+        self._active = self._active + rows
+        self._cuts = self._cuts_of(self._active)
+
+    def _leave(self, going: Sequence[bool], tokens_B: Tensor) -> Tensor:
+        """Drop the rows that do not go on; returns the tokens of the others."""
+        left = torch.tensor(_closed_up(going), dtype=torch.long)
+        self._active = [self._active[place] for place in left.tolist()]
+        if not self._active:
+            self._state = self._hidden_BD = self._cuts = None
+            return tokens_B
+        left = left.to(self._backbone.device)
+        self._cuts = self._cuts_of(self._active)
+        self._state = self._backbone.keep(self._state, left)
+        return tokens_B[left]
+
+    def _prefill(self, pieces: Sequence[Piece]) -> tuple[Any, Tensor, list[_Row]]:
+        """Read each different prompt once; rows come in the order of the prompts."""
+        owners: dict[bytes, list[_Running]] = {}
+        for piece in sorted(pieces, key=lambda piece: len(piece.request.prompt_T)):
+            owners.setdefault(piece.request.prompt_T.astype(np.int64).tobytes(), []).append(self._start(piece))
+            self.places += piece.places
+        device = self._backbone.device
+        prompts = [torch.from_numpy(np.frombuffer(key, dtype=np.int64).copy()).to(device) for key in owners]
+        rows_of = [[row for running in members for row in running.rows] for members in owners.values()]
+        room = max(piece.limit for piece in pieces) - 1
+        state, packed_ND, last_BD = self._backbone.prefill(prompts, [len(rows) for rows in rows_of], room, self._lora)
+        sizes = [len(prompt) for prompt in prompts]
+        for hidden_TD, members in zip(torch.split(packed_ND, sizes), owners.values(), strict=True):
+            for running in members:
+                if wants_prompt(running.piece.request) and running.piece.first == 0:
+                    running.answers = prompt_answers(
+                        running.piece.request, hidden_TD, self._backbone.head, self._pair, self._scaling
+                    )
+        return state, last_BD, [row for rows in rows_of for row in rows]
+
+    def _start(self, piece: Piece) -> _Running:
+        request = piece.request
+        running = _Running(piece, Stops(request.stop_tokens, request.stop_strings, self._tokenizer), left=piece.count)
+        samples = range(piece.first, piece.first + piece.count)
+        running.rows = [_Row(running, RandomRow(request.seed, sample)) for sample in samples]
+        return running
+
+    def _cuts_of(self, rows: Sequence[_Row]) -> Cuts:
+        asked = [row.owner.piece.request for row in rows]
+        return Cuts.of(
+            [request.temperature for request in asked],
+            [request.top_p for request in asked],
+            [request.top_k for request in asked],
+            self._vocabulary,
+        ).to(self._backbone.device)
+
+    def _draw(self, hidden_BD: Tensor, active: Sequence[_Row], cuts: Cuts) -> tuple[Tensor, list[bool]]:
+        """One token a row; returns the tokens and which rows go on."""
+        logits_BV = logits_of(hidden_BD, self._backbone.head, self._pair, self._scaling)
+        uniform_B = torch.tensor([row.random.uniform() for row in active], device=hidden_BD.device)
+        tokens_B, logprobs_B = choose(logits_BV, cuts, uniform_B)
+        _record_topk(logits_BV, active)
+        going = [
+            self._write(row, token, logprob)
+            for row, token, logprob in zip(active, tokens_B.tolist(), logprobs_B.tolist(), strict=True)
+        ]
+        return tokens_B, going
+
+    def _write(self, row: _Row, token: int, logprob: float) -> bool:
+        """Append a token; whether the row goes on."""
+        owner = row.owner
+        row.tokens.append(token)
+        row.logprobs.append(logprob)
+        stopped = owner.stops.ended(row.tokens)
+        if not stopped and len(row.tokens) < owner.piece.limit:
+            return True
+        row.stop_reason = "stop" if stopped else "length"
+        owner.left -= 1
+        if not owner.left:
+            self.places -= owner.piece.places
+            done = [each.finish(owner.piece.request.topk_sample_logprobs) for each in owner.rows]
+            self._done(owner.piece, SampleOutput(done, **owner.answers))
+        return False
+
+
+def _record_topk(logits_BV: Tensor, active: Sequence[_Row]) -> None:
+    widest = max(row.owner.piece.request.topk_sample_logprobs for row in active)
+    if not widest:
+        return
+    best = torch.log_softmax(logits_BV, dim=-1).topk(widest, dim=-1)
+    tokens, values = best.indices.cpu().numpy(), best.values.cpu().numpy()
+    for place, row in enumerate(active):
+        k = row.owner.piece.request.topk_sample_logprobs
+        if k:
+            row.topk_tokens.append(tokens[place, :k])
+            row.topk_logprobs.append(values[place, :k])
+
+
+def _closed_up(going: Sequence[bool]) -> list[int]:
+    """The rows that go on, those at the end moved into the gaps: the cache then copies few of them."""
+    left = [place for place, on in enumerate(going) if on]
+    movers = iter(reversed(left))
+    return [place if going[place] else next(movers) for place in range(len(left))]
