@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sota_ml_researcher.core.errors import ConfigError
+from sota_ml_researcher.engine.forward_cache import ForwardCache
 from sota_ml_researcher.engine.interface import (
     LoadOptions,
     LoraSpec,
@@ -46,6 +47,7 @@ class LoadedModel:
         self._fan_in_fan_out = text.model_type == "gpt2"
         self._budget_tokens = int(options.extra.get("batch_tokens", _BATCH_TOKENS))
         cache_tokens = int(options.extra.get("cache_tokens", _CACHE_TOKENS))
+        self._forwards = ForwardCache()
         self._sampler = Sampler(backbone, self._limits, loaded.tokenizer, cache_tokens)
         self.tokenizer = loaded.tokenizer
 
@@ -84,7 +86,8 @@ class LoadedModel:
             OutOfMemoryError: If it does not fit.
         """
         with memory_errors(f"an adapter of rank {spec.rank}"):
-            return TrainedAdapter(self._backbone, LoraLayout(self._sites, spec), self._limits, self._budget_tokens)
+            layout = LoraLayout(self._sites, spec)
+            return TrainedAdapter(self._backbone, layout, self._limits, self._budget_tokens, self._forwards)
 
     def frozen(self, spec: LoraSpec, weights: Tensors) -> LoraWeights:
         """Sampling weights from saved tensors.

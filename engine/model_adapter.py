@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sota_ml_researcher.engine.custom_loss import CustomLoss
+from sota_ml_researcher.engine.forward_cache import ForwardCache
 from sota_ml_researcher.engine.interface import (
     AdamSettings,
     LoraSpec,
@@ -30,11 +31,14 @@ from sota_ml_researcher.engine.packing import Limits, check_items, check_loss
 class TrainedAdapter:
     """fp32 masters, the gradient accumulated since the last step, and AdamW's moments, each one flat vector."""
 
-    def __init__(self, backbone: Backbone, layout: LoraLayout, limits: Limits, budget_tokens: int) -> None:
+    def __init__(
+        self, backbone: Backbone, layout: LoraLayout, limits: Limits, budget_tokens: int, forwards: ForwardCache
+    ) -> None:
         self._backbone = backbone
         self._layout = layout
         self._limits = limits
         self._budget_tokens = budget_tokens
+        self._forwards = forwards
         self._weights_P = layout.initial().to(backbone.device)
         self._grad_P: Tensor | None = None
         self._adam = AdamState.zeros(self._weights_P)
@@ -80,6 +84,8 @@ class TrainedAdapter:
                 objective,
                 budget_tokens=self._budget_tokens,
                 backward=backward,
+                cache=self._forwards,
+                owner=self,
             )
         if grad_P is not None:
             self._grad_P = grad_P if self._grad_P is None else self._grad_P.add_(grad_P)
@@ -93,6 +99,7 @@ class TrainedAdapter:
                 (it is dropped and the weights stay).
         """
         check_settings(settings)
+        self._forwards.forget(self)
         grad_P = torch.zeros_like(self._weights_P) if self._grad_P is None else self._grad_P
         self._grad_P = None
         return {"grad_norm": adamw_step(self._weights_P, grad_P, self._adam, settings)}
@@ -126,6 +133,7 @@ class TrainedAdapter:
         if not bool(torch.isfinite(flat_P).all()):
             raise RequestRejectedError("the checkpoint holds nan or infinite weights")
         device = self._backbone.device
+        self._forwards.forget(self)
         self._weights_P = flat_P.to(device)
         self._adam = AdamState(adam.mean_P.to(device), adam.square_P.to(device), adam.step)
         self._grad_P = None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sota_ml_researcher.engine.custom_loss import CustomLoss
+from sota_ml_researcher.engine.forward_cache import Forward, ForwardCache, batch_key, counted_bytes
 from sota_ml_researcher.engine.interface import FloatArray, LossResult, OutOfMemoryError, TrainItem
 from sota_ml_researcher.engine.lora import LoraLayout
 from sota_ml_researcher.engine.losses import LOSSES, TARGETS
@@ -59,8 +60,10 @@ def loss_pass(
     *,
     budget_tokens: int,
     backward: bool,
+    cache: ForwardCache,
+    owner: object,
 ) -> tuple[LossResult, Tensor | None]:
-    """Run checked ``items`` in packed batches.
+    """Run checked ``items`` in packed batches. A forward pass is kept in ``cache`` for a backward pass of ``owner``.
 
     Returns:
         The result in the order of ``items``, and with ``backward`` the gradient [P] in fp32 of the summed loss.
@@ -68,10 +71,20 @@ def loss_pass(
     grad_P = torch.zeros_like(flat_P) if backward else None
     outputs: list[dict[str, FloatArray]] = [{} for _ in items]
     metrics: dict[str, float] = {"loss:sum": 0.0}
-    lora = layout.active(flat_P, backbone.dtype, grad=backward)
+    lora = layout.active(flat_P, backbone.dtype, grad=True)
+    if not backward:
+        cache.begin(owner)
     for members in plan_batches([len(item.tokens_T) for item in items], budget_tokens):
         chosen = [items[index] for index in members]
-        logprobs = _run_batch(backbone, layout, lora, chosen, objective, metrics, grad_P)
+        key = batch_key(chosen)
+        forward = cache.take(owner, key) if backward else None
+        packed = pack_loss(chosen, backbone.device, with_inputs=not isinstance(objective.loss, CustomLoss))
+        if forward is None:
+            with counted_bytes() as size:
+                forward = _forward(backbone, lora, chosen, packed)
+            if not backward:
+                cache.put(key, forward, size[0])
+        logprobs = _run_batch(backbone, layout, forward, chosen, packed, objective, metrics, grad_P)
         for index, values in zip(members, logprobs, strict=True):
             outputs[index] = {"logprobs": values}
     for name in metrics:
@@ -80,30 +93,36 @@ def loss_pass(
     return LossResult(outputs, metrics), grad_P
 
 
+def _forward(backbone: Backbone, lora: ActiveLora, items: Sequence[TrainItem], packed: PackedLoss) -> Forward:
+    tokens = pack_tokens([item.tokens_T for item in items], backbone.device)
+    pair = lora.pairs.get(backbone.head.name)
+    with torch.enable_grad():
+        hidden_ND = backbone.hidden(tokens, lora)
+    frozen_ND = hidden_ND.detach()
+    seen = score(frozen_ND, packed.rows_M, packed.targets_M, backbone.head, pair, lora.scaling, keep=True)
+    return Forward(lora, hidden_ND, seen)
+
+
 def _run_batch(
     backbone: Backbone,
     layout: LoraLayout,
-    lora: ActiveLora,
+    forward: Forward,
     items: Sequence[TrainItem],
+    packed: PackedLoss,
     objective: Objective,
     metrics: dict[str, float],
     grad_P: Tensor | None,
 ) -> list[FloatArray]:
-    tokens = pack_tokens([item.tokens_T for item in items], backbone.device)
-    scored = pack_loss(items, backbone.device, with_inputs=not isinstance(objective.loss, CustomLoss))
-    pair = lora.pairs.get(backbone.head.name)
-    with torch.set_grad_enabled(grad_P is not None):
-        hidden_ND = backbone.hidden(tokens, lora)
-    frozen_ND = hidden_ND.detach()
-    head, wanted = backbone.head, grad_P is not None
-    seen = score(frozen_ND, scored.rows_M, scored.targets_M, head, pair, lora.scaling, keep=wanted)
-    slope_M = _loss_slope(seen.logprobs_M, scored, items, objective, metrics, wanted=wanted)
+    lora, hidden_ND, seen = forward.lora, forward.hidden_ND, forward.seen
+    slope_M = _loss_slope(seen.logprobs_M, packed, items, objective, metrics, wanted=grad_P is not None)
     if grad_P is not None and slope_M is not None and bool((slope_M != 0).any()):
-        gradient = head_backward(seen, frozen_ND, scored.rows_M, scored.targets_M, slope_M, head, pair, lora.scaling)
+        head, pair = backbone.head, lora.pairs.get(backbone.head.name)
+        frozen_ND = hidden_ND.detach()
+        gradient = head_backward(seen, frozen_ND, packed.rows_M, packed.targets_M, slope_M, head, pair, lora.scaling)
         if hidden_ND.requires_grad:
             hidden_ND.backward(gradient.hidden_ND)
         _collect(layout, lora, grad_P, {"A": gradient.a, "B": gradient.b}, head.name)
-    return _split(seen.logprobs_M, scored.shapes)
+    return _split(seen.logprobs_M, packed.shapes)
 
 
 def _collect(
