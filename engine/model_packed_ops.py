@@ -8,7 +8,6 @@ pass is not kept. Axes: ``N`` packed tokens, ``D`` hidden size, ``I`` intermedia
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,31 +30,53 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """The pairs of one ``Linear``: (index of the block of rows, pair), and the common factor."""
+    """The pairs of one ``Linear``, and stacked: A [kR, d_in], and B [sum of widths, kR] with zeros off its blocks.
 
-    blocks: tuple[int, ...]
+    One product with the stacked matrices is cheaper than one for each pair: they are thin, and their cost is the call.
+    ``spans`` are the rows of ``Linear`` that each pair adds to.
+    """
+
     pairs: tuple[Pair, ...]
+    spans: tuple[slice, ...]
     scaling: float
+    a: Tensor | None
+    b: Tensor | None
 
     @classmethod
     def of(cls, linear: Linear, lora: ActiveLora | None) -> Lora:
         """The active pairs of ``linear``; none if ``lora`` is None."""
         if lora is None:
             return _NO_LORA
+        known = lora.stacked.get(linear.names)
+        if known is None:
+            known = lora.stacked[linear.names] = cls._stack(linear, lora)
+        return known
+
+    @classmethod
+    def _stack(cls, linear: Linear, lora: ActiveLora) -> Lora:
         found = [(block, lora.pairs[name]) for block, name in enumerate(linear.names) if name in lora.pairs]
-        return cls(tuple(block for block, _ in found), tuple(pair for _, pair in found), lora.scaling)
+        if not found:
+            return _NO_LORA
+        starts = [sum(linear.widths[:block]) for block, _ in found]
+        spans = tuple(
+            slice(start, start + linear.widths[block]) for start, (block, _) in zip(starts, found, strict=True)
+        )
+        pairs = tuple(pair for _, pair in found)
+        if len(linear.names) == 1:
+            return cls(pairs, spans, lora.scaling, pairs[0].a.detach(), pairs[0].b.detach())
+        rank = pairs[0].a.shape[0]
+        with torch.no_grad():
+            b = pairs[0].b.new_zeros((sum(linear.widths), rank * len(pairs)))
+            for index, (span, pair) in enumerate(zip(spans, pairs, strict=True)):
+                b[span, index * rank : (index + 1) * rank] = pair.b
+            return cls(pairs, spans, lora.scaling, torch.cat([pair.a for pair in pairs]), b)
 
     def tensors(self) -> list[Tensor]:
         """A, B, A, B ... for autograd."""
         return [tensor for pair in self.pairs for tensor in pair]
 
 
-_NO_LORA = Lora((), (), 1.0)
-
-
-def _spans(linear: Linear, blocks: Sequence[int]) -> list[slice]:
-    starts = [sum(linear.widths[:block]) for block in blocks]
-    return [slice(start, start + linear.widths[block]) for start, block in zip(starts, blocks, strict=True)]
+_NO_LORA = Lora((), (), 1.0, None, None)
 
 
 def lora_forward(x: Tensor, linear: Linear, lora: Lora, residual: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -66,13 +87,10 @@ def lora_forward(x: Tensor, linear: Linear, lora: Lora, residual: Tensor | None 
         y = torch.addmm(residual, x, linear.weight.t())
         if linear.bias is not None:
             y += linear.bias
-    if not lora.pairs:
+    if lora.a is None or lora.b is None:
         return y, None
-    low = x @ _stacked(lora).t()
-    rank = lora.pairs[0].a.shape[0]
-    for index, (span, pair) in enumerate(zip(_spans(linear, lora.blocks), lora.pairs, strict=True)):
-        y[:, span].addmm_(low[:, index * rank : (index + 1) * rank], pair.b.t(), alpha=lora.scaling)
-    return y, low
+    low = x @ lora.a.t()
+    return y.addmm_(low, lora.b.t(), alpha=lora.scaling), low
 
 
 def lora_backward(
@@ -80,25 +98,19 @@ def lora_backward(
 ) -> tuple[Tensor | None, list[Tensor]]:
     """Gradients by x (if wanted) and by A, B, A, B ...; ``low`` is what ``lora_forward`` returned."""
     grad_x = grad @ linear.weight if want_x else None
-    if low is None:
+    if low is None or lora.a is None or lora.b is None:
         return grad_x, []
-    rank = lora.pairs[0].a.shape[0]
-    spans = _spans(linear, lora.blocks)
-    grad_low = torch.empty_like(low)
-    grads_b: list[Tensor] = []
-    for index, (span, pair) in enumerate(zip(spans, lora.pairs, strict=True)):
-        piece = slice(index * rank, (index + 1) * rank)
-        torch.mm(grad[:, span], pair.b, out=grad_low[:, piece])
-        grads_b.append((low[:, piece].t() @ grad[:, span]).t().mul_(lora.scaling))
-    grad_a = (grad_low.t() @ x).mul_(lora.scaling)
+    grad_low = (grad @ lora.b).mul_(lora.scaling)
+    grad_a = grad_low.t() @ x
+    grad_b = (low.t() @ grad).mul_(lora.scaling)
     if grad_x is not None:
-        grad_x.addmm_(grad_low, _stacked(lora), alpha=lora.scaling)
-    grads = [tensor for a, b in zip(grad_a.split(rank), grads_b, strict=True) for tensor in (a, b)]
+        grad_x.addmm_(grad_low, lora.a)
+    rank = lora.pairs[0].a.shape[0]
+    grads: list[Tensor] = []
+    for index, span in enumerate(lora.spans):
+        piece = slice(index * rank, (index + 1) * rank)
+        grads += [grad_a[piece], grad_b[piece, span].t()]
     return grad_x, grads
-
-
-def _stacked(lora: Lora) -> Tensor:
-    return lora.pairs[0].a if len(lora.pairs) == 1 else torch.cat([pair.a for pair in lora.pairs])
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -209,7 +221,7 @@ class GatedDown(torch.autograd.Function):
             )
         grad_inner = grad @ ctx.linear.weight
         if low is not None:
-            grad_inner.addmm_(grad @ ctx.lora.pairs[0].b, ctx.lora.pairs[0].a, alpha=ctx.lora.scaling)
+            grad_inner.addmm_(grad @ ctx.lora.b, ctx.lora.a, alpha=ctx.lora.scaling)
         grad_gate_up, inner = _gated_backward(grad_inner, gate_up, ctx.activation)
         _, grads = lora_backward(grad, inner, low, ctx.linear, ctx.lora, want_x=False)
         return (grad_gate_up, grad if ctx.needs_input_grad[1] else None, None, None, None, *grads)

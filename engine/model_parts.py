@@ -8,7 +8,7 @@ Axes: ``N`` packed tokens, ``B`` rows being sampled, ``D`` hidden size, ``V`` vo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -27,10 +27,14 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ActiveLora:
-    """The pairs that take part in a forward pass, by site name; each adds ``scaling * B A x``."""
+    """The pairs that take part in a forward pass, by site name; each adds ``scaling * B A x``.
+
+    ``stacked`` is where an implementation keeps what it derives from the pairs.
+    """
 
     pairs: Mapping[str, Pair]
     scaling: float
+    stacked: dict[tuple[str, ...], Any] = field(default_factory=dict[tuple[str, ...], Any], compare=False)
 
 
 @dataclass(frozen=True, slots=True)
