@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sota_ml_researcher.engine.model_parts import Head, Pair
 
-_BLOCK_BYTES = 16 << 20
+_BLOCK_BYTES = 1 << 22
 # Raw logits in compute dtype up to this size are kept for the backward pass instead of computed again.
 _KEPT_BYTES = 64 << 20
 
@@ -43,8 +43,12 @@ def block_rows(head: Head) -> int:
     return max(16, _BLOCK_BYTES // (4 * head.weight_VD.shape[0]))
 
 
-def _raw_logits(hidden_ND: Tensor, head: Head, pair: Pair | None, scaling: float) -> Tensor:
-    raw = F.linear(hidden_ND, head.weight_VD, head.bias_V)
+def _raw_logits(hidden_ND: Tensor, head: Head, pair: Pair | None, scaling: float, out: Tensor | None = None) -> Tensor:
+    if out is None or head.bias_V is not None:
+        raw = F.linear(hidden_ND, head.weight_VD, head.bias_V)
+        raw = raw if out is None else out.copy_(raw)
+    else:
+        raw = torch.mm(hidden_ND, head.weight_VD.t(), out=out)
     if pair is not None:
         raw.addmm_(hidden_ND @ pair.a.t(), pair.b.t(), alpha=scaling)
     return raw
@@ -84,9 +88,8 @@ def score(
     edges = torch.arange(0, len(hidden_ND) + size, size, device=rows_M.device)
     bounds = torch.searchsorted(rows_M, edges).tolist()
     for block, start in enumerate(range(0, len(hidden_ND), size)):
-        raw = _raw_logits(hidden_ND[start : start + size], head, pair, scaling)
-        if kept is not None:
-            kept[start : start + size] = raw
+        out = None if kept is None else kept[start : start + size]
+        raw = _raw_logits(hidden_ND[start : start + size], head, pair, scaling, out)
         logprobs_RV = torch.log_softmax(_post(raw, head), dim=-1, dtype=torch.float32)
         first, last = bounds[block], bounds[block + 1]
         logprobs_M[first:last] = logprobs_RV[rows_M[first:last] - start, targets_M[first:last]]

@@ -21,6 +21,9 @@ from sota_ml_researcher.engine.model_packed_ops import rms_norm, rms_norm_backwa
 _WASTE = 1.3
 # Below this length two plain matrix products beat torch's fused kernel on a CPU (3 times, at 128 tokens in bf16).
 _PLAIN_LENGTH = 1024
+# Weights of sequences up to this many head sizes long are kept for the backward pass: per token they are then at most
+# four times as large as a query.
+_KEPT_LENGTHS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +177,13 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, heads: Heads) -> Ten
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=not windowed, scale=heads.scale)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: Heads, buckets: Sequence[Bucket]) -> Tensor:
-    """Attention of rotated q [N, H, E] over k, v [N, J, E], each sequence by itself; [N, H, E]."""
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, heads: Heads, buckets: Sequence[Bucket], kept: list[Tensor | None] | None = None
+) -> Tensor:
+    """Attention of rotated q [N, H, E] over k, v [N, J, E], each sequence by itself; [N, H, E].
+
+    Weights of each bucket are added to ``kept`` where they are about as small as q; else None.
+    """
     out = q.new_empty(q.shape)
     for bucket in buckets:
         padded = [_pad(x, bucket) for x in (q, k, v)]
@@ -183,28 +191,33 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: Heads, buckets: Sequence[Buck
             folded_k, folded_v = (x.flatten(0, 1) for x in padded[1:])
             weights = _probabilities(_folded(padded[0], heads), folded_k, bucket, heads)
             result = _unfolded(torch.bmm(weights, folded_v), bucket, heads)
+            if kept is not None:
+                kept.append(weights if bucket.length <= _KEPT_LENGTHS * heads.size else None)
         else:
+            if kept is not None:
+                kept.append(None)
             result = _fused(padded[0], padded[1], padded[2], bucket, heads)
         _unpad(result, bucket, out)
     return out
 
 
 class Attention(torch.autograd.Function):
-    """Attention from qkv [N, (H + 2J) E] to [N, H E]. Keeps qkv alone and recomputes the rest in backward."""
+    """Attention from qkv [N, (H + 2J) E] to [N, H E]. Keeps qkv, and the weights of short sequences."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, heads: Heads, buckets: Sequence[Bucket]) -> Tensor:
         """Returns [N, H E]."""
         q, k, v, _ = queries_keys(qkv, heads, cos, sin)
-        out = attend(q, k, v, heads, buckets)
-        ctx.save_for_backward(qkv, cos, sin)
+        kept: list[Tensor | None] = []
+        out = attend(q, k, v, heads, buckets, kept)
+        ctx.save_for_backward(qkv, cos, sin, *kept)
         ctx.heads, ctx.buckets = heads, buckets
         return out.view(len(qkv), -1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         """Gradient by qkv."""
-        qkv, cos, sin = ctx.saved_tensors
+        qkv, cos, sin, *kept = ctx.saved_tensors
         heads: Heads = ctx.heads
         q, k, v, root = queries_keys(qkv, heads, cos, sin)
         grad_out = grad.view(q.shape)
@@ -213,10 +226,14 @@ class Attention(torch.autograd.Function):
         out_both, grad_v = _split(result, heads)
         grad_both = qkv.new_empty(raw_both.shape)
         outs = (grad_both[:, : heads.query], grad_both[:, heads.query :], grad_v)
-        for bucket in ctx.buckets:
+        for bucket, weights in zip(ctx.buckets, kept, strict=True):
             padded = [_pad(x, bucket) for x in (q, k, v)]
-            differentiate = _plain_backward if _is_plain(bucket, qkv) else _fused_backward
-            for piece, out in zip(differentiate(padded, _pad_zero(grad_out, bucket), bucket, heads), outs, strict=True):
+            grad_padded = _pad_zero(grad_out, bucket)
+            if _is_plain(bucket, qkv):
+                pieces = _plain_backward(padded, grad_padded, bucket, heads, weights)
+            else:
+                pieces = _fused_backward(padded, grad_padded, bucket, heads)
+            for piece, out in zip(pieces, outs, strict=True):
                 _unpad(piece, bucket, out)
         grad_both = rotate(grad_both, cos, -sin)
         if heads.norm is not None and root is not None:
@@ -226,12 +243,12 @@ class Attention(torch.autograd.Function):
 
 
 def _plain_backward(
-    padded: Sequence[Tensor], grad: Tensor, bucket: Bucket, heads: Heads
+    padded: Sequence[Tensor], grad: Tensor, bucket: Bucket, heads: Heads, weights: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """With P the weights and O = P v: dv = P^T dO, dS = P (dP - rowsum(P dP)), dq = scale dS k, dk = scale dS^T q."""
     q, (k, v) = _folded(padded[0], heads), (x.flatten(0, 1) for x in padded[1:])
     grad = _folded(grad, heads)
-    weights = _probabilities(q, k, bucket, heads)
+    weights = _probabilities(q, k, bucket, heads) if weights is None else weights
     grad_v = torch.bmm(weights.transpose(1, 2), grad)
     grad_weights = torch.bmm(grad, v.transpose(1, 2))
     grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(heads.scale)
