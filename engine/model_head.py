@@ -79,7 +79,9 @@ def score(
     *,
     keep: bool,
 ) -> ScoredHead:
-    """Log p of ``targets_M`` at ``rows_M`` (ascending); ``keep`` if a backward pass will follow."""
+    """Log p of ``targets_M`` at ``rows_M``; ``keep`` if a backward pass will follow."""
+    order_M = torch.argsort(rows_M, stable=True)
+    rows_M, targets_M = rows_M[order_M], targets_M[order_M]
     vocabulary = head.weight_VD.shape[0]
     logprobs_M = hidden_ND.new_empty(len(rows_M), dtype=torch.float32)
     keep = keep and len(hidden_ND) * vocabulary * hidden_ND.element_size() <= _KEPT_BYTES
@@ -93,7 +95,7 @@ def score(
         logprobs_RV = torch.log_softmax(_post(raw, head), dim=-1, dtype=torch.float32)
         first, last = bounds[block], bounds[block + 1]
         logprobs_M[first:last] = logprobs_RV[rows_M[first:last] - start, targets_M[first:last]]
-    return ScoredHead(logprobs_M, kept)
+    return ScoredHead(torch.empty_like(logprobs_M).index_copy_(0, order_M, logprobs_M), kept)
 
 
 @torch.no_grad()

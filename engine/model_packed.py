@@ -15,7 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sota_ml_researcher.engine.model_packed_attention import Attention, Heads, attend, make_buckets, queries_keys
+from sota_ml_researcher.engine.model_packed_attention import (
+    PLAIN_LENGTH,
+    Attention,
+    Heads,
+    attend,
+    make_buckets,
+    queries_keys,
+)
 from sota_ml_researcher.engine.model_packed_cache import Cache
 from sota_ml_researcher.engine.model_packed_ops import (
     GatedDown,
@@ -95,6 +102,11 @@ class PackedBackbone:
             _take_layer(layer, f"model.layers.{index}", model.config) for index, layer in enumerate(body.layers)
         ]
 
+    @property
+    def longest_tree(self) -> int:
+        """As long as attention has plain masks."""
+        return PLAIN_LENGTH if self.device.type == "cpu" else 0
+
     def sites(self) -> list[Site]:
         """Every matrix that can be adapted."""
         return self._sites
@@ -103,7 +115,7 @@ class PackedBackbone:
         """Final hidden states [N, D]."""
         x = self._embed(batch.tokens_N)
         cos, sin = self._cos_sin(batch.positions_N, max(batch.lengths))
-        buckets = make_buckets(batch.lengths, self.device)
+        buckets = make_buckets(batch.lengths, self.device, batch.positions_N, batch.branches_N)
         for layer in self._layers:
             qkv_lora = Lora.of(layer.qkv, lora)
             qkv = NormedLinear.apply(x, layer.input_norm, self._eps, layer.qkv, qkv_lora, *qkv_lora.tensors())

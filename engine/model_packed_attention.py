@@ -9,7 +9,7 @@ Axes: ``N`` packed tokens, ``S`` sequences of one bucket, ``T`` its longest leng
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from sota_ml_researcher.engine.model_packed_ops import rms_norm, rms_norm_backwa
 
 _WASTE = 1.3
 # Below this length two plain matrix products beat torch's fused kernel on a CPU (3 times, at 128 tokens in bf16).
-_PLAIN_LENGTH = 1024
+PLAIN_LENGTH = 1024
 # Weights of sequences up to this many head sizes long are kept for the backward pass: per token they are then at most
 # four times as large as a query.
 _KEPT_LENGTHS = 4
@@ -49,7 +49,8 @@ class Bucket:
     """Sequences of similar length: tokens ``start`` to ``stop`` of the packed batch, seen as [S, T] with padding.
 
     ``places`` [S * T] maps into the bucket's tokens (padding points at token 0) and ``real`` [n] back out of the
-    padded form; both are None where all lengths are equal.
+    padded form; both are None where all lengths are equal. Trees of sequences bring the position and the branch of
+    each token, [S, T].
     """
 
     start: int
@@ -58,10 +59,16 @@ class Bucket:
     length: int
     places: Tensor | None
     real: Tensor | None
+    tree: tuple[Tensor, Tensor] | None = None
 
 
-def make_buckets(lengths: Sequence[int], device: torch.device) -> list[Bucket]:
-    """Cut a batch into runs of neighbours whose padding stays below 30%."""
+def make_buckets(
+    lengths: Sequence[int],
+    device: torch.device,
+    positions_N: Tensor | None = None,
+    branches_N: Tensor | None = None,
+) -> list[Bucket]:
+    """Cut a batch into runs of neighbours whose padding stays below 30%; with branches the runs are of trees."""
     buckets: list[Bucket] = []
     first = start = 0
     for last in range(1, len(lengths) + 1):
@@ -70,7 +77,15 @@ def make_buckets(lengths: Sequence[int], device: torch.device) -> list[Bucket]:
             buckets.append(_bucket(lengths[first:last], start, device))
             start += sum(lengths[first:last])
             first = last
-    return buckets
+    if positions_N is None or branches_N is None:
+        return buckets
+    return [replace(bucket, tree=(_rows(positions_N, bucket), _rows(branches_N, bucket))) for bucket in buckets]
+
+
+def _rows(x: Tensor, bucket: Bucket) -> Tensor:
+    """[N] -> [S, T]; padding repeats the bucket's first token, which comes last and is never seen."""
+    part = x[bucket.start : bucket.stop]
+    return (part if bucket.places is None else part[bucket.places]).view(bucket.count, bucket.length)
 
 
 def _bucket(lengths: Sequence[int], start: int, device: torch.device) -> Bucket:
@@ -159,14 +174,30 @@ def _mask(bucket: Bucket, heads: Heads, like: Tensor) -> Tensor:
     return mask.repeat(heads.group, 1)
 
 
+def _tree_mask(tree: tuple[Tensor, Tensor], heads: Heads, like: Tensor) -> Tensor:
+    """Additive mask [S, 1, T, T]: a token sees what came before it on the prefix and on its own branch."""
+    position_ST, branch_ST = tree
+    step = torch.arange(position_ST.shape[1], device=like.device)
+    apart = (branch_ST[:, None] != 0) & (branch_ST[:, None] != branch_ST[:, :, None])
+    hidden = apart | (step > step[:, None])
+    if heads.window is not None:
+        hidden |= position_ST[:, :, None] - position_ST[:, None] >= heads.window
+    return like.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf")).unsqueeze(1)
+
+
 def _probabilities(q: Tensor, k: Tensor, bucket: Bucket, heads: Heads) -> Tensor:
     """softmax(scale q k^T + mask) [S J, G T, T] of folded q and k."""
+    if bucket.tree is not None:
+        scores = torch.bmm(q * heads.scale, k.transpose(1, 2))
+        by_sequence = scores.view(bucket.count, heads.query, bucket.length, bucket.length)
+        by_sequence += _tree_mask(bucket.tree, heads, q)
+        return torch.softmax(scores, dim=-1)
     mask = _mask(bucket, heads, q)
     return torch.softmax(torch.baddbmm(mask, q, k.transpose(1, 2), alpha=heads.scale), dim=-1)
 
 
 def _is_plain(bucket: Bucket, like: Tensor) -> bool:
-    return like.device.type == "cpu" and bucket.length <= _PLAIN_LENGTH
+    return like.device.type == "cpu" and (bucket.length <= PLAIN_LENGTH or bucket.tree is not None)
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, heads: Heads) -> Tensor:

@@ -64,6 +64,11 @@ class Backbone(Protocol):
     dtype: torch.dtype
     device: torch.device
 
+    @property
+    def longest_tree(self) -> int:
+        """Most tokens of a tree of sequences that ``hidden`` takes; 0 if it takes none (`engine.prefixes`)."""
+        ...
+
     def sites(self) -> list[Site]:
         """Every matrix that can be adapted."""
         ...

@@ -20,7 +20,8 @@ from sota_ml_researcher.engine.lora import LoraLayout
 from sota_ml_researcher.engine.losses import LOSSES, TARGETS
 from sota_ml_researcher.engine.model_head import head_backward, score
 from sota_ml_researcher.engine.model_parts import ActiveLora, Backbone
-from sota_ml_researcher.engine.packing import PackedLoss, pack_loss, pack_tokens, plan_batches
+from sota_ml_researcher.engine.packing import PackedLoss, PackedTokens, pack_loss, pack_trees, plan_batches
+from sota_ml_researcher.engine.prefixes import plan_trees
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +75,22 @@ def loss_pass(
     lora = layout.active(flat_P, backbone.dtype, grad=True)
     if not backward:
         cache.begin(owner)
-    for members in plan_batches([len(item.tokens_T) for item in items], budget_tokens):
-        chosen = [items[index] for index in members]
-        key = batch_key(chosen)
+    sequences = [item.tokens_T for item in items]
+    trees = plan_trees(sequences, backbone.head.weight_VD.shape[1], backbone.longest_tree)
+    for chosen in plan_batches([tree.length for tree in trees], budget_tokens):
+        batch = [trees[place] for place in chosen]
+        members = [member for tree in batch for member in tree.members]
+        found = [items[index] for index in members]
+        packed, places = pack_trees(sequences, batch, backbone.device)
+        scored = pack_loss(found, places, backbone.device, with_inputs=not isinstance(objective.loss, CustomLoss))
+        key = batch_key(found)
         forward = cache.take(owner, key) if backward else None
-        packed = pack_loss(chosen, backbone.device, with_inputs=not isinstance(objective.loss, CustomLoss))
         if forward is None:
             with counted_bytes() as size:
-                forward = _forward(backbone, lora, chosen, packed)
+                forward = _forward(backbone, lora, packed, scored)
             if not backward:
                 cache.put(key, forward, size[0])
-        logprobs = _run_batch(backbone, layout, forward, chosen, packed, objective, metrics, grad_P)
+        logprobs = _run_batch(backbone, layout, forward, found, scored, objective, metrics, grad_P)
         for index, values in zip(members, logprobs, strict=True):
             outputs[index] = {"logprobs": values}
     for name in metrics:
@@ -93,8 +99,7 @@ def loss_pass(
     return LossResult(outputs, metrics), grad_P
 
 
-def _forward(backbone: Backbone, lora: ActiveLora, items: Sequence[TrainItem], packed: PackedLoss) -> Forward:
-    tokens = pack_tokens([item.tokens_T for item in items], backbone.device)
+def _forward(backbone: Backbone, lora: ActiveLora, tokens: PackedTokens, packed: PackedLoss) -> Forward:
     pair = lora.pairs.get(backbone.head.name)
     with torch.enable_grad():
         hidden_ND = backbone.hidden(tokens, lora)

@@ -78,6 +78,11 @@ class TransformersBackbone:
         finally:
             self._lora = None
 
+    @property
+    def longest_tree(self) -> int:
+        """None: transformers' own attention masks are left alone."""
+        return 0
+
     def sites(self) -> list[Site]:
         """Every matrix that can be adapted."""
         return self._sites

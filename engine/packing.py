@@ -20,6 +20,7 @@ from torch import Tensor
 from sota_ml_researcher.engine.custom_loss import CustomLoss
 from sota_ml_researcher.engine.interface import RequestRejectedError, TrainItem
 from sota_ml_researcher.engine.losses import LOSSES, TARGETS, LossDefinition, LossInputs
+from sota_ml_researcher.engine.prefixes import Tree, lay_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +33,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class PackedTokens:
-    """Sequences laid end to end. ``lengths`` sums to N; positions restart at 0 in each sequence."""
+    """Sequences, or trees of them (`engine.prefixes`), laid end to end. ``lengths`` sums to N.
+
+    Positions restart at 0 in each sequence. ``branches_N`` says which branch of its tree a token is on, 0 being what
+    all share; it is None where every sequence stands alone.
+    """
 
     tokens_N: Tensor
     positions_N: Tensor
     lengths: tuple[int, ...]
+    branches_N: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,19 +167,34 @@ def plan_batches(lengths: Sequence[int], budget_tokens: int) -> list[list[int]]:
     return batches
 
 
-def pack_tokens(sequences: Sequence[NDArray[Any]], device: torch.device) -> PackedTokens:
-    """Lay sequences end to end on ``device``."""
-    lengths = tuple(len(sequence) for sequence in sequences)
-    tokens = torch.from_numpy(np.concatenate(sequences).astype(np.int64, copy=False))
-    positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))
-    return PackedTokens(tokens.to(device), positions.to(device), lengths)
+def pack_trees(
+    sequences: Sequence[NDArray[Any]], trees: Sequence[Tree], device: torch.device
+) -> tuple[PackedTokens, list[NDArray[np.int64]]]:
+    """Lay trees end to end on ``device``; also the packed places of each member's tokens, in the trees' order."""
+    tokens, positions, branches, places = lay_out(sequences, trees)
+    branches_N = torch.from_numpy(branches).to(device) if any(tree.prefix for tree in trees) else None
+    packed = PackedTokens(
+        torch.from_numpy(tokens).to(device),
+        torch.from_numpy(positions).to(device),
+        tuple(tree.length for tree in trees),
+        branches_N,
+    )
+    return packed, places
 
 
-def pack_loss(items: Sequence[TrainItem], device: torch.device, *, with_inputs: bool = True) -> PackedLoss:
-    """Flatten the targets and, ``with_inputs``, all other loss inputs of ``items``, which then are of one shape."""
+def pack_loss(
+    items: Sequence[TrainItem],
+    places: Sequence[NDArray[np.int64]],
+    device: torch.device,
+    *,
+    with_inputs: bool = True,
+) -> PackedLoss:
+    """Flatten the targets and, ``with_inputs``, all other loss inputs of ``items``, which then are of one shape.
+
+    ``places`` are the packed places of each item's tokens.
+    """
     targets = [item.loss_inputs[TARGETS] for item in items]
-    starts = np.cumsum([0, *(len(item.tokens_T) for item in items)])
-    rows = [start + _rows(target) for start, target in zip(starts, targets, strict=False)]
+    rows = [np.repeat(place, target.size // len(place)) for place, target in zip(places, targets, strict=True)]
     owner = [np.full(target.size, index, dtype=np.int64) for index, target in enumerate(targets)]
     keys = sorted({key for item in items for key in item.loss_inputs if key != TARGETS}) if with_inputs else []
     tensors = {key: _flat_floats([_value(item, key) for item in items], device) for key in keys}
@@ -183,10 +204,6 @@ def pack_loss(items: Sequence[TrainItem], device: torch.device, *, with_inputs: 
         inputs=LossInputs(tensors, _flat_integers(owner, device), len(items)),
         shapes=tuple(target.shape for target in targets),
     )
-
-
-def _rows(target: NDArray[Any]) -> NDArray[np.int64]:
-    return np.repeat(np.arange(target.shape[0]), target.size // target.shape[0])
 
 
 def _value(item: TrainItem, key: str) -> NDArray[Any]:
