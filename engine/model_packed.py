@@ -139,12 +139,11 @@ class PackedBackbone:
         heads = self._layers[0].heads
         # Plain fp32 products over the cache are twice as fast as bf16 ones on a CPU: a row has few queries.
         cache_dtype = torch.float32 if self.device.type == "cpu" else self.dtype
-        cache = Cache(len(self._layers) if room else 0, lengths, repeats, room, heads, cache_dtype, self.device)
+        cache = Cache(len(self._layers), lengths, repeats, room, heads, cache_dtype, self.device)
         x = self._embed(torch.cat(list(prompts)))
         for index, layer in enumerate(self._layers):
             q, k, v = self._projections(x, layer, cos, sin, lora)
-            if room:
-                cache.fill(index, k, v)
+            cache.fill(index, k, v)
             x = self._rest(attend(q, k, v, layer.heads, buckets).flatten(1), x, layer, lora)
         hidden_ND = rms_norm(x, self._final_norm, self._eps)[0]
         ends = torch.tensor(lengths, device=self.device).cumsum(0) - 1

@@ -80,7 +80,7 @@ class Backbone(Protocol):
     def prefill(
         self, prompts: Sequence[Tensor], repeats: Sequence[int], room: int, lora: ActiveLora | None
     ) -> tuple[Any, Tensor, Tensor]:
-        """Read prompts and make a cache with ``room`` free places a row; with none, ``step`` cannot follow.
+        """Read prompts and make a cache with ``room`` free places a row.
 
         Returns:
             The cache, with prompt i in ``repeats[i]`` consecutive rows; the hidden states [N, D] of all prompt

@@ -18,6 +18,8 @@ from torch import Tensor
 from sota_ml_researcher.engine.interface import Continuation, SampleAsk, SampleOutput, SampleSettings, StopReason
 from sota_ml_researcher.engine.model_head import logits_of
 from sota_ml_researcher.engine.model_parts import ActiveLora, Backbone, Pair
+from sota_ml_researcher.engine.packing import pack_trees
+from sota_ml_researcher.engine.prefixes import plan_trees
 from sota_ml_researcher.engine.sampling_choice import Cuts, RandomRow, choose
 from sota_ml_researcher.engine.sampling_prompt import prompt_answers, wants_prompt
 from sota_ml_researcher.engine.sampling_stops import Stops
@@ -118,9 +120,8 @@ class Batch:
     def advance(self, joining: Sequence[Piece]) -> bool:
         """Let ``joining`` in, then write one token to every row. False when there is none."""
         short = [piece for piece in joining if piece.limit == 1]
-        if short:  # nothing follows their first token, so that they need no cache
-            _, hidden_BD, rows = self._prefill(short)
-            self._draw(hidden_BD, rows, self._cuts_of(rows))
+        if short:
+            self._write_one(short)
         long = [piece for piece in joining if piece.limit > 1]
         if long:
             self._join(*self._prefill(long))
@@ -154,25 +155,54 @@ class Batch:
         self._state = self._backbone.keep(self._state, left)
         return tokens_B[left]
 
+    def _write_one(self, pieces: Sequence[Piece]) -> None:
+        """One token for each: nothing follows it, so that they need no cache, and prompts that begin alike share."""
+        groups = self._by_prompt(pieces)
+        prompts = [members[0].piece.request.prompt_T for members in groups]
+        backbone = self._backbone
+        trees = plan_trees(prompts, backbone.head.weight_VD.shape[1], backbone.longest_tree)
+        trees.sort(key=lambda tree: tree.length)
+        packed, places = pack_trees(prompts, trees, backbone.device)
+        hidden_ND = backbone.hidden(packed, self._lora)
+        rows: list[_Row] = []
+        last: list[Tensor] = []
+        for member, place in zip([m for tree in trees for m in tree.members], places, strict=True):
+            hidden_TD = hidden_ND[torch.from_numpy(place).to(backbone.device)]
+            self._answer(groups[member], hidden_TD)
+            new = [row for running in groups[member] for row in running.rows]
+            rows += new
+            last += [hidden_TD[-1]] * len(new)
+        self._draw(torch.stack(last), rows, self._cuts_of(rows))
+
     def _prefill(self, pieces: Sequence[Piece]) -> tuple[Any, Tensor, list[_Row]]:
         """Read each different prompt once; rows come in the order of the prompts."""
-        owners: dict[bytes, list[_Running]] = {}
-        for piece in sorted(pieces, key=lambda piece: len(piece.request.prompt_T)):
-            owners.setdefault(piece.request.prompt_T.astype(np.int64).tobytes(), []).append(self._start(piece))
-            self.places += piece.places
+        groups = self._by_prompt(pieces)
         device = self._backbone.device
-        prompts = [torch.from_numpy(np.frombuffer(key, dtype=np.int64).copy()).to(device) for key in owners]
-        rows_of = [[row for running in members for row in running.rows] for members in owners.values()]
+        prompts = [
+            torch.from_numpy(members[0].piece.request.prompt_T.astype(np.int64)).to(device) for members in groups
+        ]
+        rows_of = [[row for running in members for row in running.rows] for members in groups]
         room = max(piece.limit for piece in pieces) - 1
         state, packed_ND, last_BD = self._backbone.prefill(prompts, [len(rows) for rows in rows_of], room, self._lora)
-        sizes = [len(prompt) for prompt in prompts]
-        for hidden_TD, members in zip(torch.split(packed_ND, sizes), owners.values(), strict=True):
-            for running in members:
-                if wants_prompt(running.piece.request) and running.piece.first == 0:
-                    running.answers = prompt_answers(
-                        running.piece.request, hidden_TD, self._backbone.head, self._pair, self._scaling
-                    )
+        for hidden_TD, members in zip(torch.split(packed_ND, [len(p) for p in prompts]), groups, strict=True):
+            self._answer(members, hidden_TD)
         return state, last_BD, [row for rows in rows_of for row in rows]
+
+    def _by_prompt(self, pieces: Sequence[Piece]) -> list[list[_Running]]:
+        """Start the pieces: those with the same prompt together, short prompts first."""
+        groups: dict[bytes, list[_Running]] = {}
+        for piece in sorted(pieces, key=lambda piece: len(piece.request.prompt_T)):
+            groups.setdefault(piece.request.prompt_T.astype(np.int64).tobytes(), []).append(self._start(piece))
+            self.places += piece.places
+        return list(groups.values())
+
+    def _answer(self, members: Sequence[_Running], hidden_TD: Tensor) -> None:
+        """What the requests ask about the prompt they have in common."""
+        for running in members:
+            if wants_prompt(running.piece.request) and running.piece.first == 0:
+                running.answers = prompt_answers(
+                    running.piece.request, hidden_TD, self._backbone.head, self._pair, self._scaling
+                )
 
     def _start(self, piece: Piece) -> _Running:
         request = piece.request
