@@ -46,8 +46,8 @@ class Usage:
         if price is None:
             return None if self != Usage() else 0.0
         total = 0.0
-        for name, tokens in asdict(self).items():
-            rate = getattr(price, name)
+        for name in self.__slots__:
+            tokens, rate = getattr(self, name), getattr(price, name)
             if tokens and rate is None:
                 return None
             total += tokens * (rate or 0.0) * PER_TOKEN
