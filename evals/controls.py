@@ -114,9 +114,7 @@ def check_scores(
     p_value = _lean(first, second)
     if p_value is not None and p_value < _limit("judge.control.lean"):
         time, count = ("first", first) if first > second else ("second", second)
-        problems.append(
-            f"of {len(both)} answers scored twice {count} scored higher the {time} time (p {p_value:.2g})"
-        )
+        problems.append(f"of {len(both)} answers scored twice {count} scored higher the {time} time (p {p_value:.2g})")
     limit = _limit("judge.control.repeat")
     if difference is not None and difference > limit:
         problems.append(

@@ -295,16 +295,17 @@ def _price(ref: JudgeRef, config: JudgeEvalConfig) -> Price | None:
 
 
 def _conclude(folder: Path) -> dict[str, Any]:
-    """Statistics, report and log in a process of their own: their libraries would double this one's memory.
+    """Statistics and report, then the log, in processes of their own: their libraries would double this one's memory.
 
     Raises:
         ResearcherError: With what went wrong there.
     """
-    command = [sys.executable, "-m", "sota_ml_researcher.evals.conclude", str(folder)]
     environment = {k: v for k, v in os.environ.items() if not k.endswith(("_API_KEY", "_TOKEN", "_SECRET"))}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode != 0:
-        last = next(iter(reversed(done.stderr.strip().splitlines())), "it said nothing")
-        sys.stderr.write(done.stderr)
-        raise ResearcherError(f"the judgements are complete, and their analysis failed: {last}", where=str(folder))
+    for part in ("numbers", "log"):
+        command = [sys.executable, "-m", "sota_ml_researcher.evals.conclude", str(folder), part]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        if done.returncode != 0:
+            last = next(iter(reversed(done.stderr.strip().splitlines())), "it said nothing")
+            sys.stderr.write(done.stderr)
+            raise ResearcherError(f"the judgements are complete, and their analysis failed: {last}", where=str(folder))
     return json.loads((folder / VERDICT).read_bytes())

@@ -33,12 +33,15 @@ def run_benchmark(
     settings = load_benchmark_settings(Path(config).expanduser() if config else None, overrides)
     plan = plan_benchmark(with_checkpoints(settings, ("model", "baseline_model")))
     chosen = plan.settings.derived(named(plan))
-    facts: dict[str, Any] = {"items": plan.items, "answers": plan.answers}
+    facts: dict[str, Any] = {"items": plan.items, "answers": plan.answers, "grader_usd": plan.grader_usd}
     facts["config"] = chosen.config.model_dump(mode="json")
     counted = "as many items as the task has" if plan.items is None else f"{plan.items} items, {plan.answers} answers"
     what = (
         f"Benchmark {chosen.config.run_name} of {', '.join(m[-60:] for m in chosen.config.arms.values())}: {counted}."
     )
+    if plan.grader_usd != 0:
+        cost = "unknown" if plan.grader_usd is None else f"${plan.grader_usd:.3g}"
+        what += f" Grader: {cost} ({plan.grader_note})."
     if plan.needs_confirmation and plan_id is None:
         offered = plans.offer("benchmark", plan.plan_id)
         following = f"run_benchmark with the same arguments and plan_id='{offered}' starts it"

@@ -96,8 +96,8 @@ class MeteredContext:
         return self._inner.spent(cost_usd)
 
     def judged(self, total_usd: float) -> None:
-        """What judges outside the backend have cost the job so far."""
-        self._meter.judges_usd = total_usd
+        """What judges outside the backend have cost the job so far; a resumed job counts up to it again."""
+        self._meter.judges_usd = max(self._meter.judges_usd, total_usd)
 
     def stop_requested(self) -> str | None:
         """Why the run has to stop, the purse included."""
