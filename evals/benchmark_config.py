@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sota_ml_researcher.evals.judge_catalog import Price, parse_judge, price_of
 from sota_ml_researcher.evals.judge_config import JudgePrice, PositiveReal
 from sota_ml_researcher.training.config_resolution import Settings, load_settings
-from sota_ml_researcher.training.sft_config import BackendName
+from sota_ml_researcher.training.names import BackendName
 
 Scorer = Literal["exact", "includes", "math", "model_graded"]
 DATA_ENDINGS = (".jsonl", ".json", ".csv", ".parquet")

@@ -88,7 +88,7 @@ def grader_of(context: RunContext, config: BenchmarkConfig) -> Generator[Model |
 
 def _load(config: BenchmarkConfig) -> Model:
     judge = parse_judge(config.judge_model or "")
-    kept = GenerateConfig(cache=CachePolicy(expiry=None))
+    kept = GenerateConfig(max_tokens=_MAX_TOKENS, cache=CachePolicy(expiry=None))
     if judge.kind == "anthropic":
         return get_model(f"anthropic/{judge.model}", config=kept)
     if judge.kind == "openai":

@@ -102,7 +102,7 @@ class TinkerModelAPI(ModelAPI):
             raise ConfigError(
                 "this task gives the model tools, and a chat template does not say how the model's calls are read",
                 where="renderer",
-                fix="Name the cookbook's renderer of this model's family, such as qwen3, kimi_k2 or gpt_oss_no_sysprompt",
+                fix="Name the cookbook's renderer of this model's family, such as qwen3 or kimi_k2",
             )
         messages = for_renderer(input)
         prompt = renderer.tool_prompt(messages, declared)

@@ -29,6 +29,7 @@ from starlette.routing import Route
 
 KEY = "sk-ant-test"
 MODEL = "claude-haiku-5-5"
+GRADE = "It agrees with the criterion.\n\nGRADE: C"
 Answer = Callable[["Asked"], dict[str, Any] | str | None]
 
 
@@ -173,7 +174,8 @@ class Judges:
         }
 
     def _message(self, body: dict[str, Any]) -> dict[str, Any]:
-        given = self.answer(self._asked(body["system"][0]["text"], body["messages"]))
+        is_judge = bool(body.get("tools"))  # a grader is asked for prose
+        given = self.answer(self._asked(body["system"][0]["text"], body["messages"])) if is_judge else GRADE
         stop = "tool_use"
         if given is None:
             content, stop = [], "refusal"
@@ -204,7 +206,7 @@ class Judges:
         message: dict[str, Any] = {"role": "assistant", "content": None}
         finish = "stop"
         if "tools" not in body:
-            message["content"] = "It agrees with the criterion.\n\nGRADE: C"
+            message["content"] = GRADE
         elif isinstance(given, dict):
             function = body["tools"][0]["function"]
             call = {"name": function["name"], "arguments": json.dumps(self._arguments(given, function["parameters"]))}

@@ -1,7 +1,7 @@
 """A model judged against itself, many times over, through everything that comes after the judge.
 
-Two answers of one model to a prompt differ by chance; the judge sees a part of that, adds noise of its own, and leans to
-the answer it is shown first. None of it favours an arm, so that every verdict but "not distinguishable" is an error.
+Two answers of one model to a prompt differ by chance; the judge sees a part of that, adds noise of its own, and leans
+to the answer it is shown first. None of it favours an arm, so that every verdict but "not distinguishable" is an error.
 """
 
 from __future__ import annotations
@@ -29,21 +29,17 @@ def one_evaluation(prompts: int, rng: np.random.Generator, *, cluster_size: int 
         judge_model=("judge",),
         bootstrap_draws=200,
     )
+    clusters = [str(n // cluster_size) if cluster_size > 1 else None for n in range(prompts)]
     items = [
-        EvalItem(
-            i, ({"role": "user", "content": i},), None, str(n // cluster_size) if cluster_size > 1 else None, None, n
-        )
-        for n, i in enumerate(ids)
+        EvalItem(i, ({"role": "user", "content": i},), None, cluster, None, 1)
+        for i, cluster in zip(ids, clusters, strict=True)
     ]
-    answers = {
-        arm: [Response("x" * int(n), "stop", None) for n in rng.integers(20, 200, prompts)] for arm in config.arms
-    }
+    lengths = {arm: rng.integers(20, 200, prompts) for arm in config.arms}
+    answers = {arm: [Response("x" * int(n), "stop", None) for n in given] for arm, given in lengths.items()}
     shared = np.repeat(rng.normal(size=prompts // cluster_size), cluster_size)  # prompts of one source go one way
     margins = shared if cluster_size == 1 else 0.6 * shared + 0.8 * rng.normal(size=prompts)
     judgments = [
-        Judgment(
-            f"{i}-{first}", "judge", "pair", i, first, second, verdict=_verdict(sign * margin, rng), scores=_SCORES
-        )
+        Judgment(f"{i}-{first}", "judge", "pair", i, first, second, _verdict(sign * margin, rng), _SCORES)
         for i, margin in zip(ids, margins, strict=True)
         for first, second, sign in (("tuned", "baseline", 1), ("baseline", "tuned", -1))
     ]

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from mcp_types import CallToolResult
 from pydantic import Field
 
-from sota_ml_researcher.evals.benchmark_config import load_benchmark_settings
 from sota_ml_researcher.jobs import plans
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.start import start_job
@@ -28,6 +27,7 @@ def run_benchmark(
     model_graded (judge_model). Gives scores with intervals and the paired difference. Use it for tasks with right
     answers. Not for open questions: run_judge_eval. Then wait_for_job.
     """
+    from sota_ml_researcher.evals.benchmark_config import load_benchmark_settings
     from sota_ml_researcher.evals.benchmark_plan import named, plan_benchmark
 
     settings = load_benchmark_settings(Path(config).expanduser() if config else None, overrides)

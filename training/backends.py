@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from sota_ml_researcher.core.errors import BackendError, ConfigError
-from sota_ml_researcher.training.sft_config import BackendName
+from sota_ml_researcher.training.names import BackendName
 
 TINKER_KEY = "TINKER_API_KEY"
 CLUSTER_KEY = "ML_RESEARCHER_CLUSTER_KEY"

@@ -378,9 +378,7 @@ def test_scores_that_drift_fail_the_evaluation(tmp_path: Path, judges: Judges) -
 
     judges.answer = kinder_the_second_time
     config = sums(tmp_path, 25) | {"judge_model": MODEL, "mode": "absolute", "parallel_judges": 1}
-    with pytest.raises(
-        JudgeFailedError, match=r"of 20 answers scored twice 20 scored higher the second time.*differ by"
-    ):
+    with pytest.raises(JudgeFailedError, match=r"answers scored twice 20 scored higher the second time.*differ by"):
         evaluate(tmp_path, config)
     assert len(judges.answered) == 16 + 40  # the answers that count were never paid for
     controls = json.loads((tmp_path / "run" / "controls.json").read_text())
@@ -394,9 +392,7 @@ def test_scores_drawn_at_random_fail_the_evaluation(tmp_path: Path, judges: Judg
         return honest(asked) if is_test(asked) else {"reason": "", "quality": (chance.randint(1, 5), None)}
 
     judges.answer = anything
-    with pytest.raises(
-        JudgeFailedError, match=r"20 answers scored twice differ by 0\.\d+ on average.*0.125 is the most"
-    ):
+    with pytest.raises(JudgeFailedError, match=r"20 answers scored twice differ by 0\.\d+ on average"):
         evaluate(tmp_path, sums(tmp_path, 25) | {"judge_model": MODEL, "mode": "absolute"})
 
 
