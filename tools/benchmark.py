@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from mcp_types import CallToolResult
 from pydantic import Field
@@ -14,6 +14,9 @@ from sota_ml_researcher.jobs.start import start_job
 from sota_ml_researcher.tools.answers import answer
 from sota_ml_researcher.tools.arms import with_checkpoints
 from sota_ml_researcher.tools.evaluate import Evaluation
+
+if TYPE_CHECKING:
+    from sota_ml_researcher.evals.benchmark_plan import BenchmarkPlan
 
 
 def run_benchmark(
@@ -43,15 +46,20 @@ def run_benchmark(
         cost = "unknown" if plan.grader_usd is None else f"${plan.grader_usd:.3g}"
         what += f" Grader: {cost} ({plan.grader_note})."
     if plan.needs_confirmation and plan_id is None:
-        offered = plans.offer("benchmark", plan.plan_id)
+        offered = plans.offer("benchmark", _mark(plan))
         following = f"run_benchmark with the same arguments and plan_id='{offered}' starts it"
         shown = Evaluation(job_id=None, plan_id=offered, plan=facts | {"state": "planned"}, next=following)
         return answer(shown, f"Plan only, it may cost money. {what}\nNext: {following}")
     if plan_id is not None:
-        plans.redeem(plan_id, "benchmark", plan.plan_id)
+        plans.redeem(plan_id, "benchmark", _mark(plan))
     steps = plan.answers or 1
     job = start_job(Registry(), "benchmark", chosen.config, chosen.origins, files=plan.files, total_steps=steps)
     following = f"wait_for_job(job_id='{job.id}')"
     facts |= {"state": job.state.value, "run_folder": str(job.folder)}
     shown = Evaluation(job_id=job.id, plan_id=None, plan=facts, next=following)
     return answer(shown, f"{job.id}: {job.state.value}. {what}\nFiles: {job.folder}\nNext: {following}")
+
+
+def _mark(plan: BenchmarkPlan) -> str:
+    """What the yes is bound to: every setting, every byte of the task's file, and the price that was shown."""
+    return f"{plan.plan_id} {plan.grader_usd}"
