@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,15 @@ class Usage:
         if price is None:
             return None if self != Usage() else 0.0
         total = 0.0
-        for name in self.__slots__:
+        for name in _KINDS:
             tokens, rate = getattr(self, name), getattr(price, name)
             if tokens and rate is None:
                 return None
             total += tokens * (rate or 0.0) * PER_TOKEN
         return total
+
+
+_KINDS = tuple(f.name for f in fields(Usage))
 
 
 class Meter:
