@@ -10,6 +10,7 @@ from urllib.parse import urlparse
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from sota_ml_researcher.core.errors import BackendError
 from sota_ml_researcher.evals.judge_catalog import Price, parse_judge, price_of
 from sota_ml_researcher.evals.judge_config import JudgePrice, PositiveReal
 from sota_ml_researcher.training.config_resolution import Settings, load_settings
@@ -91,6 +92,21 @@ def grader_may_cost(config: BenchmarkConfig) -> bool:
     return judge is not None and (
         judge.kind == "anthropic" or (judge.kind == "openai" and address not in {"localhost", "127.0.0.1", "::1"})
     )
+
+
+def require_grader_key(config: BenchmarkConfig) -> None:
+    """See that the key of a grader of Anthropic is set.
+
+    Raises:
+        BackendError: If it is not.
+    """
+    is_anthropic = config.judge_model is not None and parse_judge(config.judge_model).kind == "anthropic"
+    if is_anthropic and not (os.environ.get("ANTHROPIC_API_KEY") or os.environ.get("ANTHROPIC_AUTH_TOKEN")):
+        raise BackendError(
+            "ANTHROPIC_API_KEY is not set, and a grader of Anthropic needs it",
+            where="judge_model",
+            fix="Export ANTHROPIC_API_KEY for the server, or use openai:MODEL with judge_base_url, or tinker:MODEL",
+        )
 
 
 def grader_price(config: BenchmarkConfig) -> Price | None:

@@ -16,7 +16,7 @@ from inspect_ai.hooks import Hooks, ModelCacheUsageData, ModelUsageData, hooks
 from inspect_ai.model import CachePolicy, GenerateConfig, Model, ModelUsage, get_model
 
 from sota_ml_researcher.evals.arms import fingerprint
-from sota_ml_researcher.evals.benchmark_config import BenchmarkConfig, grader_may_cost, grader_price
+from sota_ml_researcher.evals.benchmark_config import BenchmarkConfig, grader_may_cost, grader_price, require_grader_key
 from sota_ml_researcher.evals.inspect_provider import TinkerModelAPI
 from sota_ml_researcher.evals.judge_base import Usage
 from sota_ml_researcher.evals.judge_catalog import parse_judge
@@ -70,6 +70,7 @@ def grader_of(context: RunContext, config: BenchmarkConfig) -> Generator[Model |
     if config.judge_model is None:
         yield None
         return
+    require_grader_key(config)
     grader = _load(config)
     price = grader_price(config)
     if price is None and grader_may_cost(config):

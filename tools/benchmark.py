@@ -30,7 +30,7 @@ def run_benchmark(
     model_graded (judge_model). Gives scores with intervals and the paired difference. Use it for tasks with right
     answers. Not for open questions: run_judge_eval. Then wait_for_job.
     """
-    from sota_ml_researcher.evals.benchmark_config import load_benchmark_settings
+    from sota_ml_researcher.evals.benchmark_config import load_benchmark_settings, require_grader_key
     from sota_ml_researcher.evals.benchmark_plan import named, plan_benchmark
 
     settings = load_benchmark_settings(Path(config).expanduser() if config else None, overrides)
@@ -50,6 +50,7 @@ def run_benchmark(
         following = f"run_benchmark with the same arguments and plan_id='{offered}' starts it"
         shown = Evaluation(job_id=None, plan_id=offered, plan=facts | {"state": "planned"}, next=following)
         return answer(shown, f"Plan only, it may cost money. {what}\nNext: {following}")
+    require_grader_key(chosen.config)
     if plan_id is not None:
         plans.redeem(plan_id, "benchmark", _mark(plan))
     steps = plan.answers or 1

@@ -17,7 +17,7 @@ from inspect_ai.solver import generate, use_tools
 from inspect_ai.tool import Tool, tool
 from loopback_judges import KEY, MODEL, Judges, serving
 
-from sota_ml_researcher.core.errors import ModelError
+from sota_ml_researcher.core.errors import BackendError, ModelError
 from sota_ml_researcher.evals.benchmark_config import load_benchmark_settings
 from sota_ml_researcher.evals.benchmark_plan import plan_benchmark
 from sota_ml_researcher.evals.grader import grader_of
@@ -161,12 +161,18 @@ def test_what_the_grader_costs_is_counted_and_a_resume_asks_nothing_twice(tmp_pa
     assert dict(os.environ) == before
 
 
-def test_a_grader_without_a_price_is_said_and_a_benchmark_without_one_has_none(tmp_path: Path) -> None:
+def test_a_grader_without_a_price_is_said_and_a_benchmark_without_one_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
     settings = graded(judge_model="claude-none-1")
     context = Context(tmp_path)
     with grader_of(context, settings.config):
         pass
     assert ("warn", "no price of claude-none-1 here: what it costs is not counted") in context.alerts
+    monkeypatch.delenv("ANTHROPIC_API_KEY")
+    with pytest.raises(BackendError, match="a grader of Anthropic needs it"), grader_of(context, settings.config):
+        pass
     plain = load_benchmark_settings(None, {"task": "demo:sft_test", "model": "demo", "scorer": "exact"})
     with grader_of(context, plain.config) as grader:
         assert grader is None

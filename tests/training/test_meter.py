@@ -6,6 +6,7 @@ import pytest
 
 from sota_ml_researcher.core.errors import ConfigError
 from sota_ml_researcher.training import meter as meter_module
+from sota_ml_researcher.training.backends import before_connecting, connect
 from sota_ml_researcher.training.budget import MeteredContext, require_price_for_cap
 from sota_ml_researcher.training.estimate import estimate_cost
 from sota_ml_researcher.training.meter import Meter, Usage, read_usage
@@ -169,24 +170,32 @@ def test_a_resumed_job_that_counts_up_again_never_costs_less_than_before(tmp_pat
     assert meter.cost_usd == 0.6
 
 
-def test_the_sdk_is_loaded_by_the_first_connection_and_not_before(tmp_path: Path) -> None:
+def test_the_sdk_is_not_loaded_before_the_first_connection(tmp_path: Path) -> None:
     """It brings torch: 260 MB that an evaluation of answer files does without."""
-    (tmp_path / "config.yaml").write_text("backend: cluster\n")
+    (tmp_path / "config.yaml").write_text("backend: embedded\n")
     code = f"""
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from sota_ml_researcher.training.backends import connect
+from sota_ml_researcher.training import backends
 from sota_ml_researcher.training.budget import with_purse
 
 folder = Path({str(tmp_path)!r})
 worker = SimpleNamespace(folder=folder, spent=lambda usd: None)
 with with_purse(worker, folder / "config.yaml"):
-    before = "tinker" in sys.modules
-    connect("cluster", "http://127.0.0.1:9")
-    from tinker.lib.public_interfaces.sampling_client import SamplingClient
-    counted = SamplingClient._sample_async_impl.__qualname__
-print(before, counted.startswith("metered"), SamplingClient._sample_async_impl.__qualname__.startswith("metered"))
+    print("tinker" in sys.modules, len(backends._preparations))
+print(len(backends._preparations))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "True", "False"]
+    assert done.stdout.split() == ["False", "1", "0"]
+
+
+def test_the_first_connection_is_prepared_for_once() -> None:
+    prepared: list[str] = []
+    with before_connecting(lambda: prepared.append("now")):
+        assert not prepared
+        for _ in range(2):
+            connect("cluster", "http://127.0.0.1:9")
+        assert prepared == ["now"]
+    connect("cluster", "http://127.0.0.1:9")
+    assert prepared == ["now"]
