@@ -148,7 +148,7 @@ def annotations_of(tool: ToolSpec) -> ToolAnnotations:
 def build_server() -> ResearcherServer:
     """The server with everything registered, ready to run on a transport."""
     # The command line has set up logging; the SDK would import rich (20 ms) for a handler that is then not installed.
-    sdk_server.configure_logging = _logging_is_set_up
+    sdk_server.configure_logging = _logging_is_set_up  # pyright: ignore[reportPrivateImportUsage]
     server = ResearcherServer(
         "ml-researcher",
         title="ML researcher",
