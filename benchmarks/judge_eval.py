@@ -1,6 +1,6 @@
 """Figures of the judge evaluation, measured against judges on loopback that answer as the real service does.
 
-    python -m benchmarks.judge_eval [--pairs 1000] [--concurrency 50] [--delay 0.2]
+    python -m benchmarks.judge_eval [--pairs 1000] [--concurrency 50] [--delay 0.2] [--only undisturbed]
 
 Each case is a job of its own, in its own process, as users start it. Prints one JSON object.
 """
@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,14 +35,16 @@ from sota_ml_researcher.jobs import control, watch
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.start import start_job
 from sota_ml_researcher.jobs.states import ACTIVE, Job
+from tests.same_model import not_distinguishable
 
+PARTS = ("undisturbed", "with_20_percent_faults", "killed_and_resumed", "statistics", "same_model")
 LOOPBACK = Path(__file__).parents[1] / "tests" / "loopback_judges.py"
 
 
 @contextmanager
 def loopback(**options: float) -> Generator[str]:
     """Judges in a process of their own; yields the address."""
-    arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    arguments = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     process = subprocess.Popen([sys.executable, str(LOOPBACK), *arguments], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -70,11 +72,11 @@ def write_sums(folder: Path, pairs: int) -> dict[str, Any]:
 
 
 class PeakMemory(threading.Thread):
-    """Resident memory of a worker and its children together, sampled every 50 ms."""
+    """Resident memory of a worker, and of its largest child, sampled every 50 ms."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
-        self.peak_mb = self.own_peak_mb = 0.0
+        self.worker_mb = self.child_mb = 0.0
         self._process = psutil.Process(pid)
 
     def run(self) -> None:
@@ -82,11 +84,11 @@ class PeakMemory(threading.Thread):
         while True:
             try:
                 own = self._process.memory_info().rss
-                largest = max([own, *(c.memory_info().rss for c in self._process.children(recursive=True))])
+                child = max([0, *(c.memory_info().rss for c in self._process.children(recursive=True))])
             except psutil.Error:
                 return
-            self.own_peak_mb = max(self.own_peak_mb, own / 2**20)
-            self.peak_mb = max(self.peak_mb, largest / 2**20)
+            self.worker_mb = max(self.worker_mb, own / 2**20)
+            self.child_mb = max(self.child_mb, child / 2**20)
             time.sleep(0.05)
 
 
@@ -131,15 +133,17 @@ def undisturbed(config: dict[str, Any], delay: float, concurrency: int) -> dict[
         "judging_s": judges["judging_s"],
         "ratio": round(judges["judging_s"] / ideal, 3),
         "whole_job_s": round(total_s, 1),
-        "peak_mb": round(memory.peak_mb),
-        "worker_peak_mb": round(memory.own_peak_mb),
+        "worker_peak_mb": round(memory.worker_mb),
+        "analysis_peak_mb": round(memory.child_mb),
         "verdict": json.loads((job.folder / "metrics.json").read_text())["comparisons"][0]["mean"],
     }
 
 
 def with_faults(config: dict[str, Any], delay: float) -> dict[str, Any]:
-    with loopback(delay=delay, faults=0.2) as url:
-        job = finish(start(config))
+    """A fifth of the requests is answered 429 or 529, or not at all until the client's patience ends."""
+    patience_s, retry_after_s = 5 * delay, 0.5
+    with loopback(delay=delay, faults=0.2, hang=3 * patience_s, retry_after=retry_after_s) as url:
+        job = finish(start(config | {"judge_timeout_s": patience_s}))
         seen = stats(url)
     metrics = json.loads((job.folder / "metrics.json").read_text())
     lines = (job.folder / "judgments.jsonl").read_text().splitlines()
@@ -147,6 +151,8 @@ def with_faults(config: dict[str, Any], delay: float) -> dict[str, Any]:
     return {
         "calls_answered": seen["answered"],
         "most_answers_to_one": seen["most"],
+        "faults_by_status_0_is_silence": seen["faults"],
+        "asked_again_before_retry_after": seen["early"],
         "judgements": len(lines),
         "distinct": len(keys),
         "unscored": sum(c["missing"] for c in metrics["unscored"]["by_arm"].values()),
@@ -196,15 +202,17 @@ def statistics() -> dict[str, float]:
     return {"items": 10_000, "draws": 2000, "seconds": round(time.perf_counter() - began, 2)}
 
 
-def same_model(repeats: int = 1000, prompts: int = 200) -> dict[str, float]:
-    """A model against itself: how often the interval of a random judge's scores holds one half."""
-    rng = np.random.default_rng(1)
-    held = 0
-    for _ in range(repeats):
-        scores = rng.choice([0, 0.5, 1], size=prompts, p=[0.35, 0.3, 0.35])
-        interval = mean_interval(scores).interval
-        held += interval is None or interval.low <= 0.5 <= interval.high
-    return {"repeats": repeats, "prompts": prompts, "not_distinguishable": held / repeats}
+def same_model(repeats: int = 1000, prompts: int = 200) -> list[dict[str, float]]:
+    """A model against itself, from judgements to the verdict, with and without clusters."""
+    return [
+        {
+            "repeats": repeats,
+            "prompts": prompts,
+            "prompts_a_cluster": size,
+            "not_distinguishable": not_distinguishable(repeats, prompts, seed=1, cluster_size=size) / repeats,
+        }
+        for size in (1, 5)
+    ]
 
 
 def main() -> None:
@@ -212,18 +220,20 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=1000)
     parser.add_argument("--concurrency", type=int, default=50)
     parser.add_argument("--delay", type=float, default=0.2)
+    parser.add_argument("--only", choices=PARTS, help="one part alone")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         os.environ["ML_RESEARCHER_HOME"] = str(Path(name) / "home")
         config = write_sums(Path(name), options.pairs)
         config |= {"judge_model": "claude-haiku-5-5", "parallel_judges": options.concurrency}
-        found = {
-            "undisturbed": undisturbed(config, options.delay, options.concurrency),
-            "with_20_percent_faults": with_faults(config, options.delay),
-            "killed_and_resumed": killed(config, options.delay, options.concurrency),
-            "statistics": statistics(),
-            "same_model": same_model(),
+        parts: dict[str, Callable[[], Any]] = {
+            "undisturbed": lambda: undisturbed(config, options.delay, options.concurrency),
+            "with_20_percent_faults": lambda: with_faults(config, options.delay),
+            "killed_and_resumed": lambda: killed(config, options.delay, options.concurrency),
+            "statistics": statistics,
+            "same_model": same_model,
         }
+        found = {name: part() for name, part in parts.items() if options.only in (None, name)}
     print(json.dumps(found, indent=2))
 
 

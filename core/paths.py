@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from platformdirs import user_data_path
-
 from sota_ml_researcher.core.errors import StorageError
 
 HOME_VARIABLE = "ML_RESEARCHER_HOME"
@@ -19,8 +17,14 @@ def home() -> Path:
         StorageError: If the folder cannot be created or written to.
     """
     chosen = os.environ.get(HOME_VARIABLE)
-    root = Path(chosen).expanduser() if chosen else user_data_path("ml-researcher", appauthor=False)
+    root = Path(chosen).expanduser() if chosen else _data_folder()
     return writable_folder(root.absolute(), hint=f"Set {HOME_VARIABLE} to a folder you can write to")
+
+
+def _data_folder() -> Path:
+    from platformdirs import user_data_path
+
+    return user_data_path("ml-researcher", appauthor=False)
 
 
 def jobs_database() -> Path:

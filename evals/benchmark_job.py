@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, cast
 from inspect_ai import Task, eval
 from inspect_ai.dataset import Sample
 from inspect_ai.log import EvalLog
-from inspect_ai.model import ChatMessageAssistant, ChatMessageSystem, ChatMessageUser, GenerateConfig, Model, get_model
+from inspect_ai.model import ChatMessageAssistant, ChatMessageSystem, ChatMessageUser, GenerateConfig, Model
 from inspect_ai.scorer import Scorer, exact, includes, math, model_graded_qa, value_to_float
 
 from sota_ml_researcher.core.errors import ConfigError, ResearcherError
@@ -25,8 +24,8 @@ from sota_ml_researcher.evals import eval_files
 from sota_ml_researcher.evals.arms import fingerprint, load_items
 from sota_ml_researcher.evals.benchmark_config import BenchmarkConfig, load_benchmark_settings
 from sota_ml_researcher.evals.benchmark_numbers import ItemScores, benchmark_numbers, benchmark_text
+from sota_ml_researcher.evals.grader import grader_of
 from sota_ml_researcher.evals.inspect_provider import StoppedError, TinkerModelAPI
-from sota_ml_researcher.evals.judge_catalog import parse_judge
 from sota_ml_researcher.evals.responses import Sampling
 from sota_ml_researcher.evals.test_set import EvalItem
 from sota_ml_researcher.training.backends import connect
@@ -64,13 +63,15 @@ def run_benchmark_job(context: RunContext, config_file: Path) -> Outcome:
     per_arm = (len(items) if items else config.num_samples or 0) * config.epochs
     context.started(max(1, per_arm * len(config.arms)))
     logs: dict[str, EvalLog] = {}
-    for name, model in config.arms.items():
-        log = _run_arm(context, config, model, items, context.folder / LOGS / name, progress)
-        if context.stop_requested() is not None:
-            return Outcome(False, context.stop_requested(), progress.done, {})
-        if log.status != "success":
-            raise _task_failed(log, context.folder)
-        logs[name] = log
+    with grader_of(context, config) as grader:
+        for name, model in config.arms.items():
+            task: Any = _task(config, items, grader) if items is not None else config.task
+            log = _run_arm(context, config, model, task, context.folder / LOGS / name, progress)
+            if context.stop_requested() is not None:
+                return Outcome(False, context.stop_requested(), progress.done, {})
+            if log.status != "success":
+                raise _task_failed(log, context.folder)
+            logs[name] = log
     scores = {name: item_scores(log) for name, log in logs.items()}
     numbers = benchmark_numbers(scores, arms=config.arms, limit=_UNSCORED_LIMIT)
     text = benchmark_text(numbers, task=Path(config.task).name)
@@ -108,21 +109,20 @@ def _run_arm(
     context: RunContext,
     config: BenchmarkConfig,
     model: str,
-    items: Sequence[EvalItem] | None,
+    task: Any,
     log_dir: Path,
     progress: _Progress,
 ) -> EvalLog:
     provider = _provider(context, config, model, progress)
-    task: Any = _task(config, items) if items is not None else config.task
     try:
         (log,) = eval(
             task,
             model=Model(provider, GenerateConfig()),
-            task_args={} if items is not None else dict(config.task_args),
+            task_args={} if config.has_rows else dict(config.task_args),
             log_dir=str(log_dir),
             log_format="json",
             epochs=config.epochs,
-            limit=None if items is not None else config.num_samples,
+            limit=None if config.has_rows else config.num_samples,
             max_samples=config.parallel_samples,
             temperature=config.temperature,
             max_tokens=config.max_response_tokens,
@@ -169,7 +169,7 @@ def _provider(context: RunContext, config: BenchmarkConfig, model: str, progress
     )
 
 
-def _task(config: BenchmarkConfig, items: Sequence[EvalItem]) -> Task:
+def _task(config: BenchmarkConfig, items: Sequence[EvalItem], grader: Model | None) -> Task:
     samples = [
         Sample(
             id=item.id,
@@ -179,32 +179,14 @@ def _task(config: BenchmarkConfig, items: Sequence[EvalItem]) -> Task:
         )
         for item in items
     ]
-    return Task(dataset=samples, scorer=_scorer(config), name=Path(config.task).stem)
+    return Task(dataset=samples, scorer=_scorer(config, grader), name=Path(config.task).stem)
 
 
-def _scorer(config: BenchmarkConfig) -> Scorer:
-    if config.scorer == "model_graded":
-        return model_graded_qa(model=_grader(config))
+def _scorer(config: BenchmarkConfig, grader: Model | None) -> Scorer:
+    if grader is not None:
+        return model_graded_qa(model=grader)
     plain: Mapping[str, Any] = {"exact": exact, "includes": includes, "math": math}
     return plain[config.scorer or "exact"]()
-
-
-def _grader(config: BenchmarkConfig) -> Model:
-    judge = parse_judge(config.judge_model or "")
-    if judge.kind == "anthropic":
-        return get_model(f"anthropic/{judge.model}")
-    if judge.kind == "openai":
-        address = config.judge_base_url or os.environ.get("OPENAI_BASE_URL")
-        key = os.environ.get("OPENAI_API_KEY", "none")
-        return get_model(f"openai/{judge.model}", base_url=address, api_key=key, responses_api=False)
-    backend = connect(config.backend, config.base_url)
-    is_checkpoint = judge.model.startswith("tinker://")
-    base = base_model_of(backend, judge.model) if is_checkpoint else judge.model
-    renderer = load_renderer(base)
-    wire = judge.model if is_checkpoint else resolve_model(base).wire_name
-    sampling = Sampling(wire, config.backend, config.base_url or "", renderer.name, fingerprint(base), 2048, 0.0, 0)
-    provider = _API(backend, renderer, sampling, should_stop=lambda: False, on_answer=lambda: None)
-    return Model(provider, GenerateConfig(temperature=0.0, max_tokens=2048))
 
 
 def _task_failed(log: EvalLog, folder: Path) -> ResearcherError:

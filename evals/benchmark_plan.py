@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from sota_ml_researcher.core.errors import ConfigError, DataError, MissingDependencyError
 from sota_ml_researcher.core.files import sha256_of
 from sota_ml_researcher.evals.arms import load_items, resolve_arm
-from sota_ml_researcher.evals.benchmark_config import BenchmarkConfig
-from sota_ml_researcher.evals.judge_catalog import parse_judge
+from sota_ml_researcher.evals.benchmark_config import BenchmarkConfig, grader_may_cost, grader_price
 from sota_ml_researcher.training.config_resolution import Origin, Settings
+
+_GRADING_PROMPT_TOKENS = 800  # Inspect's instructions, a question of ordinary length and its criterion
+_GRADE_TOKENS = 400  # some steps of reasoning and the grade
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,8 @@ class BenchmarkPlan:
         settings: The config with absolute paths.
         items: Items, or None when only the task knows.
         answers: Answers to sample, or None.
+        grader_usd: What the grader may cost: 0 without one that is paid, None where it is not known.
+        grader_note: How that was estimated, and the day of the prices.
         needs_confirmation: Whether it may cost money.
         plan_id: Changes with every setting and every byte of the task's file.
         files: The task's file, if it is one.
@@ -35,6 +37,8 @@ class BenchmarkPlan:
     settings: Settings[BenchmarkConfig]
     items: int | None
     answers: int | None
+    grader_usd: float | None
+    grader_note: str
     needs_confirmation: bool
     plan_id: str
     files: tuple[Path, ...]
@@ -60,7 +64,8 @@ def plan_benchmark(settings: Settings[BenchmarkConfig]) -> BenchmarkPlan:
     whole = json.dumps([config.model_dump(mode="json"), [sha256_of(f) for f in files]], sort_keys=True)
     answers = None if items is None else items * config.epochs * len(config.arms)
     plan_id = hashlib.sha256(whole.encode()).hexdigest()[:12]
-    return BenchmarkPlan(settings, items, answers, _may_cost(config), plan_id, files)
+    usd, note = _grader_cost(config, answers)
+    return BenchmarkPlan(settings, items, answers, usd, note, _may_cost(config), plan_id, files)
 
 
 def _task(settings: Settings[BenchmarkConfig]) -> str:
@@ -94,14 +99,19 @@ def _count(config: BenchmarkConfig) -> int | None:
     return len(items)
 
 
+def _grader_cost(config: BenchmarkConfig, answers: int | None) -> tuple[float | None, str]:
+    if not grader_may_cost(config) or answers is None:
+        return 0.0, "no grader is paid by the call"
+    price = grader_price(config)
+    if price is None:
+        return None, f"no price of {config.judge_model} here; give judge_price: {{input: .., output: ..}}"
+    tokens_in = _GRADING_PROMPT_TOKENS + config.max_response_tokens
+    usd = answers * price.cost(tokens_in, _GRADE_TOKENS)
+    return usd, f"at most about {tokens_in:,} tokens in and {_GRADE_TOKENS} out an answer, prices of {price.as_of}"
+
+
 def _may_cost(config: BenchmarkConfig) -> bool:
-    if config.backend == "tinker":
-        return True
-    if config.judge_model is None:
-        return False
-    kind = parse_judge(config.judge_model).kind
-    address = urlparse(config.judge_base_url or os.environ.get("OPENAI_BASE_URL") or "").hostname
-    return kind == "anthropic" or (kind == "openai" and address not in {"localhost", "127.0.0.1", "::1"})
+    return config.backend == "tinker" or grader_may_cost(config)
 
 
 def named(plan: BenchmarkPlan) -> dict[str, tuple[Any, Origin]]:

@@ -32,6 +32,7 @@ class Call:
         second: The arm shown as B; None in absolute mode.
         answer_a: The first answer.
         answer_b: The second answer, or None.
+        again: Whether an answer that was asked about is asked about once more, to see whether its score holds.
     """
 
     key: str
@@ -41,10 +42,11 @@ class Call:
     second: str | None
     answer_a: str
     answer_b: str | None
+    again: bool = False
 
     def question(self, prompter: Prompter) -> Question:
         """The call as a judge sees it."""
-        return prompter.question(self.item, self.answer_a, self.answer_b)
+        return prompter.question(self.item, self.answer_a, self.answer_b, again=self.again)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ def pairs_of(arms: Sequence[str]) -> list[tuple[str, str]]:
 def count_calls(arms: int, items: int, canaries: int, *, pairwise: bool, both_orders: bool) -> int:
     """How many questions one judge is asked (`build_calls` makes as many)."""
     if not pairwise:
-        return arms * items + 2 * canaries
+        return arms * items + 2 * canaries + 2 * control_count(items)
     pairs = arms * (arms - 1) // 2
     return pairs * items * (2 if both_orders else 1) + 2 * canaries + control_count(items)
 
@@ -75,15 +77,22 @@ def build_calls(material: Material, judge: Judge, prompter: Prompter) -> tuple[l
     """The tests of the judge itself, and the questions that count."""
     make = _Maker(judge, prompter)
     if prompter.mode == "absolute":
-        tests = [make("canary", c.item, side, None, a, None) for c in material.canaries for side, a in _sides(c)]
+        known = [make("canary", c.item, side, None, a, None) for c in material.canaries for side, a in _sides(c)]
+        twice = [
+            make("control", item, arm, None, text, None, again=again)
+            for item, arm, text in _control_answers(material)
+            for again in (False, True)
+        ]
         main = [
             make("absolute", item, arm, None, response.text, None)
             for arm, responses in material.answers.items()
             for item, response in zip(material.items, responses, strict=True)
         ]
-        return tests, main
-    tests = [call for canary in material.canaries for call in _canary_pair(make, canary)]
-    return tests + _controls(make, material), _pair_calls(make, material)
+        return known + twice, main
+    known = [call for canary in material.canaries for call in _canary_pair(make, canary)]
+    # One order: the other is the same question.
+    beside = [make("control", item, arm, arm, text, text) for item, arm, text in _control_answers(material)]
+    return known + beside, _pair_calls(make, material)
 
 
 class _Maker:
@@ -91,13 +100,20 @@ class _Maker:
         self._salt = json.dumps([judge.name, dict(judge.settings), prompter.prompt_hash], sort_keys=True)
 
     def __call__(
-        self, kind: CallKind, item: EvalItem, first: str, second: str | None, answer_a: str, answer_b: str | None
+        self,
+        kind: CallKind,
+        item: EvalItem,
+        first: str,
+        second: str | None,
+        answer_a: str,
+        answer_b: str | None,
+        *,
+        again: bool = False,
     ) -> Call:
-        whole = json.dumps(
-            [self._salt, kind, item.id, item.prompt_key, item.reference, first, second, answer_a, answer_b]
-        )
+        content = [self._salt, kind, item.id, item.prompt_key, item.reference, first, second, answer_a, answer_b]
+        whole = json.dumps([*content, "again"] if again else content)
         key = hashlib.sha256(whole.encode("utf-8", "replace")).hexdigest()[:32]
-        return Call(key, kind, item, first, second, answer_a, answer_b)
+        return Call(key, kind, item, first, second, answer_a, answer_b, again)
 
 
 def _sides(canary: Canary) -> list[tuple[str, str]]:
@@ -111,17 +127,13 @@ def _canary_pair(make: _Maker, canary: Canary) -> list[Call]:
     ]
 
 
-def _controls(make: _Maker, material: Material) -> list[Call]:
-    """Answers beside themselves, taken from the arms in turn; one order, as the other is the same question."""
+def _control_answers(material: Material) -> list[tuple[EvalItem, str, str]]:
+    """Answers to be judged against themselves, taken from the arms in turn: prompt, arm, answer."""
     chooser = random.Random(material.seed)
     chosen = sorted(chooser.sample(range(len(material.items)), control_count(len(material.items))))
     arms = list(material.answers)
-    calls: list[Call] = []
-    for turn, index in enumerate(chosen):
-        arm = arms[turn % len(arms)]
-        text = material.answers[arm][index].text
-        calls.append(make("control", material.items[index], arm, arm, text, text))
-    return calls
+    taken = [(index, arms[turn % len(arms)]) for turn, index in enumerate(chosen)]
+    return [(material.items[index], arm, material.answers[arm][index].text) for index, arm in taken]
 
 
 def _pair_calls(make: _Maker, material: Material) -> list[Call]:

@@ -1,7 +1,8 @@
-"""The last part of an evaluation, in a process of its own: ``python -m sota_ml_researcher.evals.conclude RUN_FOLDER``.
+"""The last part of an evaluation: ``python -m sota_ml_researcher.evals.conclude RUN_FOLDER [numbers | log]``.
 
-Reads what the worker gathered and writes metrics.json, verdict.txt, report.html, plots and the Inspect log. It can be
-run again at any time: it changes nothing that was gathered.
+Reads what the worker gathered and writes metrics.json, verdict.txt, report.html and plots (``numbers``), then the
+Inspect log (``log``). It can be run again at any time: it changes nothing that was gathered. The worker runs the two
+parts in processes of their own, one after the other: the libraries of both would take 300 MB together.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from sota_ml_researcher.evals.human_labels import read_labels
 from sota_ml_researcher.evals.judge_config import load_judge_settings
 from sota_ml_researcher.evals.judgments import JUDGMENTS, read_judgments
 from sota_ml_researcher.evals.report_html import Sample, report_html
-from sota_ml_researcher.evals.report_pictures import pictures
 from sota_ml_researcher.evals.responses import Response
 from sota_ml_researcher.evals.rubric import load_rubric
 from sota_ml_researcher.evals.test_set import EvalItem
@@ -49,8 +49,26 @@ def read_evidence(folder: Path) -> Evidence:
     )
 
 
+NUMBERS, LOG = "numbers", "log"
+
+
 def conclude_run(folder: Path) -> dict[str, Any]:
     """Compute and write everything; returns what ``verdict.json`` holds."""
+    verdict = write_numbers(folder)
+    write_log(folder)
+    return verdict
+
+
+def write_log(folder: Path) -> None:
+    """Write the evaluation as a log of Inspect, from what `write_numbers` found."""
+    from sota_ml_researcher.evals.inspect_log import write_inspect_log
+
+    metrics, run = (json.loads((folder / name).read_bytes()) for name in (eval_files.METRICS, eval_files.RUN))
+    write_inspect_log(folder / eval_files.INSPECT_LOG, read_evidence(folder), metrics, run)
+
+
+def write_numbers(folder: Path) -> dict[str, Any]:
+    """Compute and write everything but the log; returns what ``verdict.json`` holds."""
     evidence = read_evidence(folder)
     metrics = conclude(evidence)
     run = json.loads((folder / eval_files.RUN).read_bytes())
@@ -60,9 +78,6 @@ def conclude_run(folder: Path) -> dict[str, Any]:
     _write_json(folder / eval_files.METRICS, metrics)
     write_atomically(folder / eval_files.VERDICT_TEXT, text)
     _write_report(folder, evidence, metrics, text)
-    from sota_ml_researcher.evals.inspect_log import write_inspect_log
-
-    write_inspect_log(folder / eval_files.INSPECT_LOG, evidence, metrics, run)
     main = next(c for c in metrics["comparisons"] if c["arm"] == TUNED)
     verdict = {
         "verdict": metrics["verdict"],
@@ -84,6 +99,8 @@ def _write_report(folder: Path, evidence: Evidence, metrics: Mapping[str, Any], 
         for i, item in enumerate(evidence.items)
         if item.id in effects
     ]
+    from sota_ml_researcher.evals.report_pictures import pictures
+
     images = pictures(metrics, lengths)
     (folder / eval_files.PLOTS).mkdir(exist_ok=True)
     for name, png in images.items():
@@ -127,9 +144,11 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Entry point: ``RUN_FOLDER`` is the only argument."""
+    """Entry point: ``RUN_FOLDER`` and perhaps one of the two parts."""
+    parts = {NUMBERS: write_numbers, LOG: write_log}
     try:
-        conclude_run(Path(arguments[0]))
+        for part in arguments[1:] or parts:
+            parts[part](Path(arguments[0]))
     except ResearcherError as error:
         print(str(error), file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""Tests of the judge itself, run in every evaluation: pairs with a known answer, and an answer beside itself."""
+"""Tests of the judge itself, run in every evaluation: pairs with a known answer, and an answer against itself."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from statistics import fmean
 from typing import Any, cast
 
 from sota_ml_researcher.core.errors import DataError
@@ -32,10 +33,11 @@ class ControlResult:
         canaries_right: Canary questions answered right (each pair in both orders).
         canaries: Canary questions asked and readable.
         unreadable: Control and canary questions without a readable verdict.
-        same_first: Identical answers where it preferred the first.
-        same_second: Identical answers where it preferred the second.
-        same_tie: Identical answers it called a tie.
+        same_first: Identical answers where it preferred the first; in absolute mode, scored the first time higher.
+        same_second: The same for the second.
+        same_tie: Identical answers it called a tie, or scored alike both times.
         lean_p_value: Of preferring first and second equally often; None without a preference.
+        repeat_difference: Mean distance of the two scores of one answer, scores from 0 to 1; None in pairwise mode.
         problems: Why it failed; empty when it passed.
     """
 
@@ -47,6 +49,7 @@ class ControlResult:
     same_second: int
     same_tie: int
     lean_p_value: float | None
+    repeat_difference: float | None
     problems: tuple[str, ...]
 
 
@@ -74,35 +77,75 @@ def control_count(items: int) -> int:
     return min(items, int(cast("int", rule("judge.control.size").value)))
 
 
-def check_judge(judge: str, canary_scores: Sequence[float | None], same_choices: Sequence[str | None]) -> ControlResult:
-    """Judge the judge.
+def check_pairs(judge: str, canary_scores: Sequence[float | None], same_choices: Sequence[str | None]) -> ControlResult:
+    """Judge a judge that compares.
 
     Args:
         judge: Its name.
         canary_scores: 1 where it chose the good answer, 0.5 a tie, 0 the bad one, None unreadable.
         same_choices: What it chose between an answer and itself: ``A``, ``B``, ``tie`` or None.
     """
-    from sota_ml_researcher.evals.statistics_tests import sign_test
-
-    read = [s for s in canary_scores if s is not None]
-    right = sum(s == 1.0 for s in read)
     first, second, tie = (sum(c == which for c in same_choices) for which in ("A", "B", "tie"))
-    unreadable = len(canary_scores) - len(read) + sum(c is None for c in same_choices)
-    p_value = sign_test([1.0] * first + [-1.0] * second).p_value
-    problems: list[str] = []
-    wanted = float(cast("float", rule("judge.canary.pass").value))
-    if not read:
-        problems.append("it gave no readable verdict on any pair with a known answer")
-    elif right / len(read) < wanted:
-        problems.append(
-            f"it was right on {right} of {len(read)} pairs with a known answer, and {wanted:.0%} is the least"
-        )
-    if p_value is not None and p_value < float(cast("float", rule("judge.control.lean").value)):
+    right, read, problems = _canaries(canary_scores)
+    p_value = _lean(first, second)
+    if p_value is not None and p_value < _limit("judge.control.lean"):
         side, count = ("first", first) if first > second else ("second", second)
         problems.append(
             f"between an answer and itself it chose the {side} {count} of {first + second} times (p {p_value:.2g})"
         )
-    return ControlResult(judge, right, len(read), unreadable, first, second, tie, p_value, tuple(problems))
+    unreadable = len(canary_scores) - read + sum(c is None for c in same_choices)
+    return ControlResult(judge, right, read, unreadable, first, second, tie, p_value, None, tuple(problems))
+
+
+def check_scores(
+    judge: str, canary_scores: Sequence[float | None], twice: Sequence[tuple[float | None, float | None]]
+) -> ControlResult:
+    """Judge a judge that scores answers one by one.
+
+    Args:
+        judge: Its name.
+        canary_scores: 1 where it scored the good answer higher, 0.5 alike, 0 the bad one, None unreadable.
+        twice: The two scores of one answer, 0 to 1; None where one is unreadable.
+    """
+    both = [(a, b) for a, b in twice if a is not None and b is not None]
+    first, second, alike = sum(a > b for a, b in both), sum(a < b for a, b in both), sum(a == b for a, b in both)
+    difference = fmean(abs(a - b) for a, b in both) if both else None
+    right, read, problems = _canaries(canary_scores)
+    p_value = _lean(first, second)
+    if p_value is not None and p_value < _limit("judge.control.lean"):
+        time, count = ("first", first) if first > second else ("second", second)
+        problems.append(f"of {len(both)} answers scored twice {count} scored higher the {time} time (p {p_value:.2g})")
+    limit = _limit("judge.control.repeat")
+    if difference is not None and difference > limit:
+        problems.append(
+            f"{len(both)} answers scored twice differ by {difference:.2f} on average (scores 0 to 1), "
+            f"and {limit:g} is the most (judge.control.repeat)"
+        )
+    unreadable = len(canary_scores) - read + sum(a is None or b is None for a, b in twice)
+    return ControlResult(judge, right, read, unreadable, first, second, alike, p_value, difference, tuple(problems))
+
+
+def _canaries(scores: Sequence[float | None]) -> tuple[int, int, list[str]]:
+    """How many are right, how many could be read, and what is wrong with that."""
+    read = [s for s in scores if s is not None]
+    right = sum(s == 1.0 for s in read)
+    wanted = _limit("judge.canary.pass")
+    if not read:
+        return 0, 0, ["it gave no readable verdict on any pair with a known answer"]
+    if right / len(read) >= wanted:
+        return right, len(read), []
+    problem = f"it was right on {right} of {len(read)} pairs with a known answer, and {wanted:.0%} is the least"
+    return right, len(read), [problem]
+
+
+def _lean(first: int, second: int) -> float | None:
+    from sota_ml_researcher.evals.statistics_tests import sign_test
+
+    return sign_test([1.0] * first + [-1.0] * second).p_value
+
+
+def _limit(name: str) -> float:
+    return float(cast("float", rule(name).value))
 
 
 def _shipped() -> list[Canary]:

@@ -4,10 +4,11 @@ Answers are kept by the hash of what they depend on, the how-manieth asking of o
 benchmark samples nothing twice and epochs still differ.
 """
 # pyright: basic
-# reason: Inspect's message types are wide unions of which only text is used here
+# reason: Inspect's message types are wide unions
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -28,8 +29,10 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 from sota_ml_researcher.core.errors import ConfigError
 from sota_ml_researcher.evals.responses import Response, ResponseCache, Sampling
 from sota_ml_researcher.evals.test_set import EvalItem
+from sota_ml_researcher.evals.tool_calling import as_answer, for_renderer, has_calls, offered
 from sota_ml_researcher.training.backend_errors import backend_errors
 from sota_ml_researcher.training.backends import Backend
+from sota_ml_researcher.training.cookbook_renderer import CookbookRenderer
 from sota_ml_researcher.training.formats import Message
 from sota_ml_researcher.training.rendering import ChatRenderer
 
@@ -68,28 +71,55 @@ class TinkerModelAPI(ModelAPI):
         """Answer a conversation once.
 
         Raises:
-            ConfigError: If the task wants tools, which a chat template here does not declare.
+            ConfigError: If the task wants tools, and the renderer is a chat template.
             BackendError: If the backend refuses.
         """
-        if tools:
-            raise ConfigError("this task gives the model tools, which are not supported here", where="task")
         if self._should_stop():
             raise StoppedError
-        messages = tuple(Message(role=m.role, content=m.text) for m in input)
-        response = await self._answer(messages, config)
+        declared = offered(tools, tool_choice)
+        if declared or has_calls(input):
+            message, response = await self._with_tools(input, declared, config)
+        else:
+            messages = tuple(Message(role=m.role, content=m.text) for m in input)
+            prompt = self._renderer.generation_prompt(messages)
+            response = await self._answer(messages, prompt, self._renderer.decode, config)
+            message = ChatMessageAssistant(content=response.text, model=self.model_name, source="generate")
         self._on_answer()
-        choice = ChatCompletionChoice(
-            message=ChatMessageAssistant(content=response.text, model=self.model_name, source="generate"),
-            stop_reason="max_tokens" if response.stop_reason == "length" else "stop",
-        )
+        ended = "max_tokens" if response.stop_reason == "length" else "tool_calls" if message.tool_calls else "stop"
         usage = ModelUsage(output_tokens=response.tokens or 0, total_tokens=response.tokens or 0)
+        choice = ChatCompletionChoice(message=message, stop_reason=ended)
         return ModelOutput(model=self.model_name, choices=[choice], usage=usage)
 
     def max_connections(self) -> int:
         """How many answers Inspect may ask for at once."""
         return 64
 
-    async def _answer(self, messages: tuple[Message, ...], config: GenerateConfig) -> Response:
+    async def _with_tools(
+        self, input: list[ChatMessage], declared: list[dict[str, Any]], config: GenerateConfig
+    ) -> tuple[ChatMessageAssistant, Response]:
+        renderer = self._renderer
+        if not isinstance(renderer, CookbookRenderer):
+            raise ConfigError(
+                "this task gives the model tools, and a chat template does not say how the model's calls are read",
+                where="renderer",
+                fix="Name the cookbook's renderer of this model's family, such as qwen3 or kimi_k2",
+            )
+        messages = for_renderer(input)
+        prompt = renderer.tool_prompt(messages, declared)
+        # What the prompt shows decides the answer: it stands for the conversation, calls and tools included.
+        asked = (Message(role="user", content=json.dumps(["tools", renderer.text_of(prompt)])),)
+        response = await self._answer(asked, prompt, renderer.text_of, config)
+        turn = renderer.read_turn(response.text)
+        return as_answer(turn, model=self.model_name, turns_before=len(input)), response
+
+    async def _answer(
+        self,
+        messages: tuple[Message, ...],
+        prompt: list[int],
+        read: Callable[[list[int]], str],
+        config: GenerateConfig,
+    ) -> Response:
+        """The answer to ``messages``, whose tokens are ``prompt``; ``read`` makes text of what was sampled."""
         item = EvalItem("", messages, None, None, None, 0)
         base = self._sampling
         times = self._asked[item.prompt_key]
@@ -107,11 +137,11 @@ class TinkerModelAPI(ModelAPI):
         key = chosen.key(item)
         known = self._cache.get(key)
         if known is None:
-            known = await self._sample(messages, chosen)
+            known = await self._sample(prompt, read, chosen)
             self._cache.put(key, known)
         return known
 
-    async def _sample(self, messages: tuple[Message, ...], chosen: Sampling) -> Response:
+    async def _sample(self, prompt: list[int], read: Callable[[list[int]], str], chosen: Sampling) -> Response:
         with backend_errors(self._backend):
             client = await self._connected()
             params = tinker.SamplingParams(
@@ -121,10 +151,9 @@ class TinkerModelAPI(ModelAPI):
                 seed=chosen.seed,
                 stop=self._renderer.stop,
             )
-            prompt = tinker.ModelInput.from_ints(self._renderer.generation_prompt(messages))
-            result: Any = await client.sample(prompt, 1, params).result_async()
+            result: Any = await client.sample(tinker.ModelInput.from_ints(prompt), 1, params).result_async()
         sequence = result.sequences[0]
-        return Response(self._renderer.decode(sequence.tokens), str(sequence.stop_reason), len(sequence.tokens))
+        return Response(read(sequence.tokens), str(sequence.stop_reason), len(sequence.tokens))
 
     async def _connected(self) -> tinker.SamplingClient:
         if self._client is None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from sota_ml_researcher.evals.judge_catalog import JudgeRef, parse_judge
 from sota_ml_researcher.training.config_resolution import Settings, load_settings
-from sota_ml_researcher.training.sft_config import BackendName
+from sota_ml_researcher.training.names import BackendName
 
 RETIRED_KEYS: Mapping[str, str] = {
     "api_key": "Remove it: keys come from the environment (ANTHROPIC_API_KEY, OPENAI_API_KEY), never from a file",

@@ -18,7 +18,8 @@ from sota_ml_researcher.core.errors import BackendError, ResearcherError
 from sota_ml_researcher.core.files import write_atomically
 from sota_ml_researcher.evals.arms import Arm, load_items, resolve_arm, sampled_arms
 from sota_ml_researcher.evals.calls import Call, Material, build_calls, count_calls
-from sota_ml_researcher.evals.controls import ControlResult, check_judge, load_canaries
+from sota_ml_researcher.evals.control_results import control_result
+from sota_ml_researcher.evals.controls import ControlResult, load_canaries
 from sota_ml_researcher.evals.eval_files import CONTROLS, ITEMS, RESPONSES, RUN, VERDICT
 from sota_ml_researcher.evals.judge_base import Judge
 from sota_ml_researcher.evals.judge_catalog import JudgeRef, Price, price_of
@@ -27,7 +28,7 @@ from sota_ml_researcher.evals.judge_prompt import Prompter
 from sota_ml_researcher.evals.judging import Judging, Spending
 from sota_ml_researcher.evals.judgments import JUDGMENTS, Journal, Judgment, read_judgments
 from sota_ml_researcher.evals.responses import Response
-from sota_ml_researcher.evals.rubric import Rubric, load_rubric
+from sota_ml_researcher.evals.rubric import load_rubric
 from sota_ml_researcher.evals.test_set import EvalItem
 from sota_ml_researcher.training.run_context import Outcome, RunContext
 
@@ -208,29 +209,6 @@ class _Evaluation:
         write_atomically(self._context.folder / RUN, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
 
-def control_result(judge: str, tests: Sequence[Call], judged: dict[str, Judgment], prompter: Prompter) -> ControlResult:
-    """How a judge did on the tests of itself."""
-    canaries = [judged[c.key] for c in tests if c.kind == "canary"]
-    if prompter.mode == "absolute":
-        return check_judge(judge, _absolute_canaries(canaries, prompter.rubric), [])
-    scores = [None if j.verdict is None else {"A": 1.0, "tie": 0.5, "B": 0.0}[j.verdict] for j in canaries]
-    scores = [s if s is None or j.first == "good" else 1.0 - s for s, j in zip(scores, canaries, strict=True)]
-    same = [judged[c.key].verdict for c in tests if c.kind == "control"]
-    return check_judge(judge, scores, same)
-
-
-def _absolute_canaries(canaries: Sequence[Judgment], rubric: Rubric) -> list[float | None]:
-    by_item: dict[str, dict[str, float | None]] = {}
-    for judgment in canaries:
-        value = None if judgment.unscored else rubric.weighted(judgment.scores)
-        by_item.setdefault(judgment.item, {})[judgment.first] = value
-    scores: list[float | None] = []
-    for sides in by_item.values():
-        good, bad = sides["good"], sides["bad"]
-        scores.append(None if good is None or bad is None else 1.0 if good > bad else 0.5 if good == bad else 0.0)
-    return scores
-
-
 def make_judge(ref: JudgeRef, config: JudgeEvalConfig, prompter: Prompter, folder: Path) -> Judge:
     """The judge a name means.
 
@@ -317,16 +295,17 @@ def _price(ref: JudgeRef, config: JudgeEvalConfig) -> Price | None:
 
 
 def _conclude(folder: Path) -> dict[str, Any]:
-    """Statistics, report and log in a process of their own: their libraries would double this one's memory.
+    """Statistics and report, then the log, in processes of their own: their libraries would double this one's memory.
 
     Raises:
         ResearcherError: With what went wrong there.
     """
-    command = [sys.executable, "-m", "sota_ml_researcher.evals.conclude", str(folder)]
     environment = {k: v for k, v in os.environ.items() if not k.endswith(("_API_KEY", "_TOKEN", "_SECRET"))}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode != 0:
-        last = next(iter(reversed(done.stderr.strip().splitlines())), "it said nothing")
-        sys.stderr.write(done.stderr)
-        raise ResearcherError(f"the judgements are complete, and their analysis failed: {last}", where=str(folder))
+    for part in ("numbers", "log"):
+        command = [sys.executable, "-m", "sota_ml_researcher.evals.conclude", str(folder), part]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        if done.returncode != 0:
+            last = next(iter(reversed(done.stderr.strip().splitlines())), "it said nothing")
+            sys.stderr.write(done.stderr)
+            raise ResearcherError(f"the judgements are complete, and their analysis failed: {last}", where=str(folder))
     return json.loads((folder / VERDICT).read_bytes())

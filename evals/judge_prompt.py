@@ -75,10 +75,10 @@ class Prompter:
         whole = json.dumps([PROMPT_VERSION, self.system, self.schema, self._max_chars, _TOOL_RULE])
         return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
-    def question(self, item: EvalItem, answer_a: str, answer_b: str | None = None) -> Question:
-        """The question about one pair of answers (or one answer)."""
+    def question(self, item: EvalItem, answer_a: str, answer_b: str | None = None, *, again: bool = False) -> Question:
+        """The question about one pair of answers (or one answer); ``again`` fences the same with another number."""
         reference = item.reference if self.rubric.use_reference else None
-        number = _number(item.prompt_text, reference or "", answer_a, answer_b or "")
+        number = _number(item.prompt_text, reference or "", answer_a, answer_b or "", *(["again"] if again else []))
         parts = [_fenced("request", number, item.prompt_text)]
         if reference is not None:
             parts.append("A correct answer, for comparison:\n" + _fenced("reference", number, reference))

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,9 @@ class Judgment:
     usage: Usage = field(default_factory=Usage)
 
 
+_FIELDS = tuple(f.name for f in fields(Judgment))
+
+
 class Journal:
     """Appends judgements to a file that a kill cannot corrupt.
 
@@ -76,7 +79,8 @@ class Journal:
         Raises:
             StorageError: If the disk is full.
         """
-        line = json.dumps(asdict(judgment), ensure_ascii=False) + "\n"
+        record = {name: getattr(judgment, name) for name in _FIELDS}
+        line = json.dumps(record | {"usage": asdict(judgment.usage)}, ensure_ascii=False) + "\n"
         with storage_errors(self._path):
             self._file.write(line.encode("utf-8", "replace"))
             if time.monotonic() - self._synced >= _SYNC_S:

@@ -85,9 +85,20 @@ def _judge(judge: Mapping[str, Any], controls: Sequence[Mapping[str, Any]]) -> s
         text += f" same verdict in both orders {judge['consistency']:.0%}, {judge['flips']} flips;"
     if control is not None:
         text += f" {control['canaries_right']} of {control['canaries']} known pairs right"
-        same = control["same_first"] + control["same_second"] + control["same_tie"]
-        text += f"; an answer beside itself: {control['same_tie']} of {same} ties" if same else ""
+        text += _same(control)
     return text + "."
+
+
+def _same(control: Mapping[str, Any]) -> str:
+    asked = control["same_first"] + control["same_second"] + control["same_tie"]
+    if not asked:
+        return ""
+    if control["repeat_difference"] is None:
+        return f"; an answer beside itself: {control['same_tie']} of {asked} ties"
+    return (
+        f"; an answer scored twice: {control['same_tie']} of {asked} alike, "
+        f"mean difference {control['repeat_difference']:.3f}"
+    )
 
 
 def _missing(metrics: Mapping[str, Any]) -> str:

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sota_ml_researcher.core.errors import ConfigError, JobError
-from sota_ml_researcher.core.yaml_loading import load_yaml
 from sota_ml_researcher.jobs import run_files
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.states import Job
-from sota_ml_researcher.training.sft_config import BackendName
+from sota_ml_researcher.training.names import BackendName
 
 PathKind = Literal["state_path", "sampler_path"]
 
@@ -32,6 +31,8 @@ def trained_model(job: Job) -> TrainedModel:
     Raises:
         JobError: If the job trains nothing.
     """
+    from sota_ml_researcher.core.yaml_loading import load_yaml
+
     data: Mapping[str, Any] = load_yaml(job.folder / run_files.CONFIG).data
     if "base_model" not in data or "lora_rank" not in data:
         raise JobError(f"job {job.id} trains no model")

@@ -6,14 +6,14 @@ import os
 import signal
 from contextlib import suppress
 
-import psutil
-
 # Clock readings of one process differ by rounding alone; two processes with one pid are seconds apart.
 _SAME_START_S = 2.0
 
 
 def start_time_of(pid: int) -> float | None:
     """When ``pid`` started (seconds since the epoch), or None if there is no such live process."""
+    import psutil
+
     try:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
@@ -43,6 +43,8 @@ def kill_session(pid: int, pid_started: float | None) -> bool:
         if hasattr(os, "killpg") and os.getpgid(pid) == pid:
             os.killpg(pid, signal.SIGKILL)
         else:
+            import psutil
+
             psutil.Process(pid).kill()
         return True
     return False

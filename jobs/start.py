@@ -18,9 +18,9 @@ from sota_ml_researcher.jobs import run_files
 from sota_ml_researcher.jobs.launch import spawn_worker
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.states import Job, JobState
-from sota_ml_researcher.training.config_resolution import Origin, render_config
 
 if TYPE_CHECKING:
+    from sota_ml_researcher.training.config_resolution import Origin
     from sota_ml_researcher.training.sft_plan import SftPlan  # brings numpy, which the server does without at start
 
 _RECORDED = ("sota-ml-researcher", "tinker", "tinker-cookbook", "torch", "transformers", "tokenizers", "numpy")
@@ -70,6 +70,8 @@ def start_job(
     Raises:
         StorageError: If the run folder cannot be written; no job is left behind then.
     """
+    from sota_ml_researcher.training.config_resolution import render_config
+
     runs = writable_folder(Path(config.output_dir) if config.output_dir else home() / "runs")
     job = registry.create(
         kind=kind,

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import anyio.to_thread
 from mcp.server import MCPServer
+from mcp.server.mcpserver import server as sdk_server
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.shared.exceptions import MCPError
 from mcp_types import INVALID_PARAMS, Resource, Tool, ToolAnnotations
@@ -146,6 +147,8 @@ def annotations_of(tool: ToolSpec) -> ToolAnnotations:
 
 def build_server() -> ResearcherServer:
     """The server with everything registered, ready to run on a transport."""
+    # The command line has set up logging; the SDK would import rich (20 ms) for a handler that is then not installed.
+    sdk_server.configure_logging = _logging_is_set_up  # pyright: ignore[reportPrivateImportUsage]
     server = ResearcherServer(
         "ml-researcher",
         title="ML researcher",
@@ -163,6 +166,10 @@ def build_server() -> ResearcherServer:
     resources.register(server)
     prompts.register(server, [tool.function.__name__ for tool in TOOLS])
     return server
+
+
+def _logging_is_set_up(level: Any = "INFO") -> None:
+    """In the place of the SDK's own set-up."""
 
 
 def _description(function: Callable[..., Any]) -> str:

@@ -17,8 +17,8 @@ from sota_ml_researcher.jobs import spending, watch
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.states import Job
 from sota_ml_researcher.training import backends
+from sota_ml_researcher.training.names import BackendName
 from sota_ml_researcher.training.prices import load_prices
-from sota_ml_researcher.training.sft_config import BackendName
 
 if TYPE_CHECKING:
     from sota_ml_researcher.training.billing import Billed

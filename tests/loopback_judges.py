@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
+import itertools
 import json
 import random
 import re
@@ -28,6 +29,7 @@ from starlette.routing import Route
 
 KEY = "sk-ant-test"
 MODEL = "claude-haiku-5-5"
+GRADE = "It agrees with the criterion.\n\nGRADE: C"
 Answer = Callable[["Asked"], dict[str, Any] | str | None]
 
 
@@ -172,7 +174,8 @@ class Judges:
         }
 
     def _message(self, body: dict[str, Any]) -> dict[str, Any]:
-        given = self.answer(self._asked(body["system"][0]["text"], body["messages"]))
+        is_judge = bool(body.get("tools"))  # a grader is asked for prose
+        given = self.answer(self._asked(body["system"][0]["text"], body["messages"])) if is_judge else GRADE
         stop = "tool_use"
         if given is None:
             content, stop = [], "refusal"
@@ -203,7 +206,7 @@ class Judges:
         message: dict[str, Any] = {"role": "assistant", "content": None}
         finish = "stop"
         if "tools" not in body:
-            message["content"] = "It agrees with the criterion.\n\nGRADE: C"
+            message["content"] = GRADE
         elif isinstance(given, dict):
             function = body["tools"][0]["function"]
             call = {"name": function["name"], "arguments": json.dumps(self._arguments(given, function["parameters"]))}
@@ -223,11 +226,20 @@ class Judges:
         return JSONResponse({"object": "list", "data": data})
 
     async def stats(self, request: Request) -> Response:
-        return JSONResponse(
-            {"answered": len(self.answered), "most": max(self.answered.values(), default=0), "peak": self.peak}
-        )
+        found = {"answered": len(self.answered), "most": max(self.answered.values(), default=0), "peak": self.peak}
+        return JSONResponse(found | {"faults": self.faults_seen(), "early": self.early()})
 
     # Shared
+
+    def faults_seen(self) -> dict[str, int]:
+        """How often each fault was answered; 0 is silence."""
+        seen = Counter(str(status) for past in self.times.values() for _, status in past if status != 200)
+        return dict(sorted(seen.items()))
+
+    def early(self) -> int:
+        """How often a question came again before the ``retry-after`` it was answered with was over."""
+        pairs = [pair for past in self.times.values() for pair in itertools.pairwise(past)]
+        return sum(b[0] - a[0] < self.retry_after_s for a, b in pairs if a[1] not in (0, 200))
 
     def _refusal(self, request: Request, model: str) -> Response | None:
         given = request.headers.get("x-api-key") or request.headers.get("authorization", "").removeprefix("Bearer ")
@@ -303,8 +315,18 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--delay", type=float, default=0.2)
     parser.add_argument("--faults", type=float, default=0.0)
+    parser.add_argument("--retry-after", type=float, default=0.05)
+    parser.add_argument("--hang", type=float, default=0.0, help="a third of the faults is silence of so many seconds")
     options = parser.parse_args()
-    judges = Judges(delay_s=options.delay, faults=options.faults, keep_bodies=False)
+    statuses = (429, 529, 0) if options.hang else (429, 529)
+    judges = Judges(
+        delay_s=options.delay,
+        faults=options.faults,
+        fault_statuses=statuses,
+        retry_after_s=options.retry_after,
+        hang_s=options.hang,
+        keep_bodies=False,
+    )
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # else asyncio leaves Nagle on
     listener.bind(("127.0.0.1", 0))
     print(json.dumps({"url": f"http://127.0.0.1:{listener.getsockname()[1]}"}), flush=True)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pydantic import BaseModel
 
 from sota_ml_researcher.core.errors import ConfigError
 from sota_ml_researcher.tools.models import resolve_target
-from sota_ml_researcher.training.config_resolution import Origin, Settings
+
+if TYPE_CHECKING:
+    from sota_ml_researcher.training.config_resolution import Origin, Settings
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 _JOB_ID = re.compile(r"^[a-z]+-[0-9a-f]{6}(:(best|final))?$")
@@ -28,6 +30,8 @@ def with_checkpoints(settings: Settings[ConfigT], keys: Sequence[str]) -> Settin
         ConfigError: If two jobs ran in different places.
         JobError: If there is no such job, or it has no checkpoint.
     """
+    from sota_ml_researcher.training.config_resolution import Origin
+
     changes: dict[str, tuple[Any, Origin]] = {}
     found: dict[str, Any] = {}
 

@@ -8,13 +8,11 @@ from mcp_types import CallToolResult
 from pydantic import BaseModel, Field
 
 from sota_ml_researcher.core.errors import JobError
-from sota_ml_researcher.core.yaml_loading import load_yaml
-from sota_ml_researcher.jobs import run_files, spending, watch
+from sota_ml_researcher.jobs import run_files, watch
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.tools.answers import answer, number
 from sota_ml_researcher.training import backends
-from sota_ml_researcher.training.prices import load_prices
-from sota_ml_researcher.training.sft_config import BackendName
+from sota_ml_researcher.training.names import BackendName
 
 _SHOWN = 15
 
@@ -40,7 +38,10 @@ def manage_checkpoints(
     Use it for storage and its cost; to take one home use export_checkpoint. Ask the user before deleting. superseded_of
     lists all of a job but its final and its best.
     """
+    from sota_ml_researcher.core.yaml_loading import load_yaml
+    from sota_ml_researcher.jobs import spending
     from sota_ml_researcher.training.housekeeping import delete_checkpoints, stored_checkpoints
+    from sota_ml_researcher.training.prices import load_prices
 
     if delete and superseded_of:
         raise JobError("delete and superseded_of are both given", fix="List first, then delete what the user agreed to")

@@ -14,7 +14,7 @@ from sota_ml_researcher.core.errors import ConfigError
 from sota_ml_researcher.tools.answers import answer, number
 from sota_ml_researcher.tools.background import Report, run_in_background
 from sota_ml_researcher.training.models import demo_data
-from sota_ml_researcher.training.sft_config import COMPONENTS, BackendName, Component
+from sota_ml_researcher.training.names import COMPONENTS, BackendName, Component
 
 if TYPE_CHECKING:
     from sota_ml_researcher.training.capacity import CapacityReport

@@ -14,7 +14,6 @@ from pydantic import BaseModel, Field
 
 from sota_ml_researcher.core.errors import ConfigError, JobError
 from sota_ml_researcher.core.files import append_json_line, read_json_lines
-from sota_ml_researcher.evals.judge_config import JudgeEvalConfig, load_judge_settings
 from sota_ml_researcher.jobs import plans
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.start import start_job
@@ -22,10 +21,11 @@ from sota_ml_researcher.jobs.states import ACTIVE
 from sota_ml_researcher.jobs.watch import look
 from sota_ml_researcher.tools.answers import answer
 from sota_ml_researcher.tools.arms import with_checkpoints
-from sota_ml_researcher.training.config_resolution import Settings
 
 if TYPE_CHECKING:
+    from sota_ml_researcher.evals.judge_config import JudgeEvalConfig
     from sota_ml_researcher.evals.judge_plan import JudgePlan
+    from sota_ml_researcher.training.config_resolution import Settings
 
 _ARMS = ("baseline_model", "finetuned_model", "other_models")
 _PACKETS_AT_ONCE = 3
@@ -63,6 +63,8 @@ async def run_judge_eval(
     claude-..., openai:MODEL, tinker:MODEL, check:exact (references, no key), or assistant (you judge: submit_verdicts).
     Use it for "is it really better?"; for a look at answers use sample_model.
     """
+    from sota_ml_researcher.evals.judge_config import load_judge_settings
+
     settings = load_judge_settings(Path(config).expanduser() if config else None, overrides)
     plan = await anyio.to_thread.run_sync(_plan, settings)
     await _check_keys(plan)

@@ -15,14 +15,13 @@ from pydantic import BaseModel, Field
 
 from sota_ml_researcher.core.errors import ConfigError, JobError
 from sota_ml_researcher.core.paths import home
-from sota_ml_researcher.core.yaml_loading import load_yaml
 from sota_ml_researcher.jobs import run_files
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.tools.answers import answer
 from sota_ml_researcher.tools.background import Report, forget, run_in_background
 from sota_ml_researcher.training import backends
 from sota_ml_researcher.training.export import ExportFormat, ExportRequest
-from sota_ml_researcher.training.sft_config import BackendName
+from sota_ml_researcher.training.names import BackendName
 
 if TYPE_CHECKING:
     from sota_ml_researcher.training.export import ExportResult
@@ -120,6 +119,8 @@ def find_source(model: str, backend: BackendName | None, base_url: str | None) -
     if not saved:
         kind = "best checkpoint" if which == "best" else "checkpoint"
         raise JobError(f"job {job_id} ({job.state}) has no {kind} yet", fix="wait_for_job shows when it has one")
+    from sota_ml_researcher.core.yaml_loading import load_yaml
+
     config = load_yaml(job.folder / run_files.CONFIG).data
     step = saved[-1].get("step", saved[-1].get("next_step"))
     return Source(

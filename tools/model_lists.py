@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import BaseModel
 
 from sota_ml_researcher.core.errors import BackendError
 from sota_ml_researcher.training import backends
-from sota_ml_researcher.training.hyperparameters import recommended_learning_rate
-from sota_ml_researcher.training.model_catalog import catalog_entry, load_catalog
-from sota_ml_researcher.training.model_configs import ModelConfig
-from sota_ml_researcher.training.models import DEMO_NAME
-from sota_ml_researcher.training.prices import PriceTable, load_prices
-from sota_ml_researcher.training.sft_config import BackendName
+from sota_ml_researcher.training.names import BackendName
+
+if TYPE_CHECKING:
+    from sota_ml_researcher.training.prices import PriceTable
 
 
 class ModelLine(BaseModel):
@@ -40,6 +40,8 @@ def models_of(backend: BackendName, base_url: str | None) -> tuple[str, list[Mod
     Raises:
         BackendError: If a cluster does not answer, or a key is refused.
     """
+    from sota_ml_researcher.training.model_catalog import load_catalog
+
     if backend == "embedded":
         return _embedded()
     if backend == "tinker":
@@ -57,12 +59,17 @@ def with_advice(lines: list[ModelLine], backend: BackendName) -> list[ModelLine]
     Raises:
         ConfigError: If the price file is broken.
     """
+    from sota_ml_researcher.training.prices import load_prices
+
     table = load_prices()
     ranks = "powers of two" if backend == "tinker" else "any from 1"
     return [line.model_copy(update={"ranks": ranks, **_rate(line), **_prices(line, table, backend)}) for line in lines]
 
 
 def _rate(line: ModelLine) -> dict[str, float]:
+    from sota_ml_researcher.training.hyperparameters import recommended_learning_rate
+    from sota_ml_researcher.training.model_configs import ModelConfig
+
     if line.hidden_size is None:
         return {}
     config = ModelConfig(line.name, {"hidden_size": line.hidden_size}, "table")
@@ -80,6 +87,7 @@ def _prices(line: ModelLine, table: PriceTable, backend: BackendName) -> dict[st
 def _embedded() -> tuple[str, list[ModelLine]]:
     """The engine trains any causal LM folder; what it has loaded now is named, the demo model always."""
     from sota_ml_researcher.training.engine_process import running_engine
+    from sota_ml_researcher.training.models import DEMO_NAME
 
     demo = ModelLine(name=DEMO_NAME, trainable=True, sampleable=True, renderers=["chat_template"])
     url = running_engine()
@@ -93,6 +101,8 @@ def _live(connection: backends.Backend) -> list[ModelLine]:
 
 
 def _line(served: backends.SupportedModel) -> ModelLine:
+    from sota_ml_researcher.training.model_catalog import catalog_entry
+
     entry = catalog_entry(served.name)
     return ModelLine(
         name=served.name,
@@ -106,5 +116,7 @@ def _line(served: backends.SupportedModel) -> ModelLine:
 
 
 def _table(source: str) -> tuple[str, list[ModelLine]]:
+    from sota_ml_researcher.training.model_catalog import load_catalog
+
     names = [backends.SupportedModel(entry.name, None, None, None) for entry in load_catalog().models]
     return source, [_line(name) for name in names]

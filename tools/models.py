@@ -10,11 +10,10 @@ from pydantic import BaseModel, Field
 from sota_ml_researcher.core.errors import ConfigError
 from sota_ml_researcher.jobs.checkpoints import checkpoint_path, trained_model
 from sota_ml_researcher.jobs.registry import Registry
-from sota_ml_researcher.jobs.worker import RECIPES
 from sota_ml_researcher.tools.answers import answer, number
 from sota_ml_researcher.tools.model_lists import ModelLine, models_of, with_advice
 from sota_ml_researcher.training import backends
-from sota_ml_researcher.training.sft_config import BackendName
+from sota_ml_researcher.training.names import BackendName
 
 _SHOWN_PROMPTS = 3
 _MAX_PROMPTS = 256
@@ -115,6 +114,7 @@ def resolve_target(model: str, backend: BackendName | None, base_url: str | None
         JobError: If it names a job without a checkpoint.
         ModelError: If it names no model.
     """
+    from sota_ml_researcher.jobs.worker import RECIPES
     from sota_ml_researcher.training.models import resolve_model
 
     if model.startswith("tinker://"):

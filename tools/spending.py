@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 from sota_ml_researcher.jobs import plans
-from sota_ml_researcher.training.prices import load_prices
 
 if TYPE_CHECKING:
     from sota_ml_researcher.training.estimate import CostEstimate
@@ -59,9 +58,13 @@ class Gate:
         )
 
     def _charges(self) -> bool:
+        from sota_ml_researcher.training.prices import load_prices
+
         return self.paid or load_prices().charges(str(getattr(self.config, "backend", "embedded")))
 
     def _mark(self) -> str:
+        from sota_ml_researcher.training.prices import load_prices
+
         prices = load_prices().model_dump_json()
         return plans.fingerprint(self.kind, self.config.model_dump(mode="json"), self.files, prices=prices)
 

@@ -16,7 +16,6 @@ from sota_ml_researcher.tools.answers import answer, duration, number
 from sota_ml_researcher.tools.spending import Gate, cost_text
 from sota_ml_researcher.training import backends
 from sota_ml_researcher.training.engine_process import check_installed
-from sota_ml_researcher.training.sft_config import load_sft_settings
 
 if TYPE_CHECKING:
     from sota_ml_researcher.training.sft_plan import SftPlan  # brings numpy, which the server does without at start
@@ -59,6 +58,7 @@ def start_sft(
     shows each value with where it came from. Call with validate_only=true first. Then wait_for_job.
     On a backend that charges, the first call only returns the plan: show it, and call again with its plan_id.
     """
+    from sota_ml_researcher.training.sft_config import load_sft_settings
     from sota_ml_researcher.training.sft_plan import plan_sft
 
     settings = load_sft_settings(Path(config).expanduser() if config else None, overrides)

@@ -17,17 +17,17 @@ from sota_ml_researcher.jobs.start import start_job
 from sota_ml_researcher.tools.answers import answer, number
 from sota_ml_researcher.tools.spending import Gate, cost_text
 from sota_ml_researcher.training import backends
-from sota_ml_researcher.training.config_resolution import Origin, Settings
-from sota_ml_researcher.training.dpo_config import DpoConfig, load_dpo_settings
 from sota_ml_researcher.training.models import resolve_model
-from sota_ml_researcher.training.reward_config import RewardPart
-from sota_ml_researcher.training.rl_config import RlConfig, load_rl_settings
 
 if TYPE_CHECKING:
+    from sota_ml_researcher.training.config_resolution import Origin, Settings
+    from sota_ml_researcher.training.dpo_config import DpoConfig
     from sota_ml_researcher.training.dpo_plan import DpoPlan
+    from sota_ml_researcher.training.reward_config import RewardPart
+    from sota_ml_researcher.training.rl_config import RlConfig
     from sota_ml_researcher.training.rl_plan import RlPlan
 
-ConfigT = TypeVar("ConfigT", DpoConfig, RlConfig)
+ConfigT = TypeVar("ConfigT", "DpoConfig", "RlConfig")
 ConfigPath = Annotated[str | None, Field(description="Path of a YAML config, as template:// has them")]
 Overrides = Annotated[dict[str, Any] | None, Field(description="Settings that win over the file's")]
 ValidateOnly = Annotated[bool, Field(description="Only show the plan")]
@@ -60,6 +60,7 @@ def start_dpo(
     Use it for pairs of a better and a worse answer. Not for single answers (start_sft) or a score (start_grpo). Needs
     base_model and train_file (prompt, chosen, rejected); load_checkpoint takes an SFT job's id.
     """
+    from sota_ml_researcher.training.dpo_config import load_dpo_settings
     from sota_ml_researcher.training.dpo_plan import plan_dpo
 
     settings = load_dpo_settings(_path(config), overrides)
@@ -83,6 +84,7 @@ def start_grpo(
     Needs base_model, train_file (prompts, and answer or tests), and reward_type or rewards. Try the reward first:
     check_dataset with reward_config. Then wait_for_job; rollouts.jsonl shows what the model said.
     """
+    from sota_ml_researcher.training.rl_config import load_rl_settings
     from sota_ml_researcher.training.rl_plan import plan_rl
 
     settings = load_rl_settings(_path(config), overrides)
@@ -118,6 +120,8 @@ def with_reward_checkpoints(settings: Settings[RlConfig]) -> Settings[RlConfig]:
 
 def _from_jobs(settings: Settings[ConfigT]) -> tuple[Settings[ConfigT], str | None]:
     """``load_checkpoint`` as a path, and the job it names."""
+    from sota_ml_researcher.training.config_resolution import Origin
+
     config = settings.config
     if config.load_checkpoint is None:
         return settings, None

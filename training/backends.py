@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from sota_ml_researcher.core.errors import BackendError, ConfigError
-from sota_ml_researcher.training.sft_config import BackendName
+from sota_ml_researcher.training.names import BackendName
 
 TINKER_KEY = "TINKER_API_KEY"
 CLUSTER_KEY = "ML_RESEARCHER_CLUSTER_KEY"
@@ -15,6 +17,7 @@ CLUSTER_KEY = "ML_RESEARCHER_CLUSTER_KEY"
 LOCAL_KEY = "tml-local"
 TINKER_URL = "https://tinker.thinkingmachines.dev/services/tinker-prod"
 _TIMEOUT_S = 15.0
+_preparations: list[Callable[[], None]] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,17 @@ class SupportedModel:
     sampleable: bool | None
 
 
+@contextmanager
+def before_connecting(prepare: Callable[[], None]) -> Generator[None]:
+    """Call ``prepare`` once, before the first connection inside the block; never if there is none."""
+    _preparations.append(prepare)
+    try:
+        yield
+    finally:
+        if prepare in _preparations:
+            _preparations.remove(prepare)
+
+
 def connect(name: BackendName, base_url: str | None = None) -> Backend:
     """The backend a config names; starts the embedded engine if it is not running.
 
@@ -43,6 +57,8 @@ def connect(name: BackendName, base_url: str | None = None) -> Backend:
         BackendError: If a key is missing or the engine does not start.
         ConfigError: If a cluster has no address.
     """
+    while _preparations:
+        _preparations.pop()()
     if name == "embedded":
         from sota_ml_researcher.training.engine_process import ensure_engine
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from sota_ml_researcher.core.errors import ConfigError
 from sota_ml_researcher.core.yaml_loading import load_yaml
+from sota_ml_researcher.training.backends import before_connecting
 from sota_ml_researcher.training.meter import Meter
 from sota_ml_researcher.training.prices import PriceTable, load_prices
 from sota_ml_researcher.training.run_context import AlertLevel, RunContext, StopReason
+
+# How often the registry hears of the cost and is asked what all jobs cost: a judge's calls come faster than that.
+_TELL_EVERY_S = 0.25
 
 
 class PaidConfig(Protocol):
@@ -54,6 +59,7 @@ class MeteredContext:
         self._meter = meter
         self._step = 0
         self._stopped = False
+        self._told_at = float("-inf")
 
     @property
     def job_id(self) -> str:
@@ -90,8 +96,8 @@ class MeteredContext:
         return self._inner.spent(cost_usd)
 
     def judged(self, total_usd: float) -> None:
-        """What judges outside the backend have cost the job so far."""
-        self._meter.judges_usd = total_usd
+        """What judges outside the backend have cost the job so far; a resumed job counts up to it again."""
+        self._meter.judges_usd = max(self._meter.judges_usd, total_usd)
 
     def stop_requested(self) -> str | None:
         """Why the run has to stop, the purse included."""
@@ -112,7 +118,7 @@ class MeteredContext:
         cost, cap = self._meter.cost_usd, self._meter.cap_usd
         if cost is None:
             return False
-        over_all = self._inner.spent(cost)
+        over_all = self._tell(cost)
         if self._meter.crossed_alert():
             self.alert("warn", f"${cost:.4g} of the ${cap:g} cap is spent", step=self._step)
         if over_all is None and not self._meter.exhausted():
@@ -122,6 +128,13 @@ class MeteredContext:
         self.alert("warn", f"stopping: {why}; a checkpoint is saved. {way_out}", step=self._step)
         return True
 
+    def _tell(self, cost_usd: float) -> str | None:
+        now = time.monotonic()
+        if now - self._told_at < _TELL_EVERY_S:
+            return None
+        self._told_at = now
+        return self._inner.spent(cost_usd)
+
 
 @contextmanager
 def with_purse(context: RunContext, config_file: Path) -> Generator[MeteredContext]:
@@ -130,16 +143,23 @@ def with_purse(context: RunContext, config_file: Path) -> Generator[MeteredConte
     Raises:
         ConfigError: If the price file is broken, or the cap cannot be held.
     """
-    from sota_ml_researcher.training.metering import metered
-    from sota_ml_researcher.training.queue_watch import watching_queue
-
     settings: dict[str, Any] = dict(load_yaml(config_file).data)
     backend, cap = str(settings.get("backend") or "embedded"), settings.get("max_cost_usd")
     table = load_prices()
     price = table.model(backend, str(settings.get("base_model") or ""))
     meter = Meter(context.folder, price, free=not table.charges(backend), cap_usd=cap)
     purse = MeteredContext(context, meter)
-    with metered(meter), watching_queue(purse):
+    with ExitStack() as listening:
+
+        def listen() -> None:
+            # The SDK brings torch, 1.6 s and 260 MB: judging files of answers does without both.
+            from sota_ml_researcher.training.metering import metered
+            from sota_ml_researcher.training.queue_watch import watching_queue
+
+            listening.enter_context(metered(meter))
+            listening.enter_context(watching_queue(purse))
+
+        listening.enter_context(before_connecting(listen))
         try:
             yield purse
         finally:

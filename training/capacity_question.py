@@ -9,8 +9,8 @@ from pathlib import Path
 from sota_ml_researcher.training.capacity import CapacityReport, DataSize, capacity_report
 from sota_ml_researcher.training.model_configs import load_model_config
 from sota_ml_researcher.training.models import resolve_model
+from sota_ml_researcher.training.names import BackendName, Component
 from sota_ml_researcher.training.rendering import ChatRenderer, Rendered, load_renderer
-from sota_ml_researcher.training.sft_config import BackendName, Component
 from sota_ml_researcher.training.sft_dataset import count_tokens, rendered_rows
 
 

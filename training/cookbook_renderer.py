@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from sota_ml_researcher.core.errors import DataError, MissingDependencyError, ModelError
@@ -90,6 +90,36 @@ class CookbookRenderer:
     def generation_prompt(self, messages: Sequence[Message]) -> list[int]:
         """The prompt's tokens."""
         return self._renderer.build_generation_prompt(list(messages)).to_ints()
+
+    def tool_prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The tokens after which the model answers, with ``tools`` declared as its family declares them.
+
+        Args:
+            messages: The cookbook's own, tool calls and their results among them.
+            tools: Each with ``name``, ``description`` and ``parameters`` (a JSON schema); none is allowed.
+
+        Raises:
+            ModelError: If this renderer has no form for tools.
+        """
+        whole = list(messages)
+        if tools:
+            system = str(whole.pop(0)["content"]) if whole and whole[0]["role"] == "system" else ""
+            try:
+                whole = [*self._renderer.create_conversation_prefix_with_tools(list(tools), system), *whole]
+            except NotImplementedError as error:
+                raise ModelError(
+                    f"the renderer '{self.name}' has no form for tools", where="renderer", fix="Use another model"
+                ) from error
+        return self._renderer.build_generation_prompt(whole).to_ints()
+
+    def read_turn(self, text: str) -> Mapping[str, Any]:
+        """The cookbook's message in a sampled turn: content, tool calls, and calls that could not be read.
+
+        Args:
+            text: The whole turn as sampled (`text_of`), with the token that ended it: some families mark a call there.
+        """
+        message, _ = self._renderer.parse_response(self._tokenizer.encode(text, add_special_tokens=False))
+        return message
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The answer's text, reasoning included."""

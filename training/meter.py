@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import threading
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from sota_ml_researcher.training.prices import PER_TOKEN, ModelPrice
 USAGE = "usage.json"
 # The share of a cap at which whoever watches is told.
 ALERT_SHARE = 0.8
+# Judges answer hundreds of times a second, and what each call took is kept with its verdict: a resume counts it again
+# from there. Only what the backend is sent has to be on disk before the next step.
+_JUDGES_SAVED_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +46,15 @@ class Usage:
         if price is None:
             return None if self != Usage() else 0.0
         total = 0.0
-        for name, tokens in asdict(self).items():
-            rate = getattr(price, name)
+        for name in _KINDS:
+            tokens, rate = getattr(self, name), getattr(price, name)
             if tokens and rate is None:
                 return None
             total += tokens * (rate or 0.0) * PER_TOKEN
         return total
+
+
+_KINDS = tuple(f.name for f in fields(Usage))
 
 
 class Meter:
@@ -69,6 +76,7 @@ class Meter:
         self._lock = threading.Lock()  # the loop's thread counts while the heartbeat's reads and writes
         self._usage = read_usage(folder)
         self._written = (self._usage, self.judges_usd)
+        self._written_at = float("-inf")
         self._step_began = self.cost_usd or 0.0
         self._dearest_step = 0.0
         self._alerted = self._share() >= ALERT_SHARE
@@ -94,7 +102,8 @@ class Meter:
         cost = self.cost_usd or 0.0
         self._dearest_step = max(self._dearest_step, cost - self._step_began)
         self._step_began = cost
-        self.save()
+        if self._usage != self._written[0] or time.monotonic() - self._written_at >= _JUDGES_SAVED_EVERY_S:
+            self.save()
 
     def exhausted(self) -> bool:
         """Whether another step like the dearest so far would pass the cap."""
@@ -114,7 +123,7 @@ class Meter:
         if state != self._written:
             costs = {"judges_usd": self.judges_usd, "cost_usd": self.cost_usd, "cap_usd": self.cap_usd}
             write_atomically(self._path, json.dumps({"tokens": asdict(state[0]), **costs}, indent=2) + "\n")
-            self._written = state
+            self._written, self._written_at = state, time.monotonic()
 
     def _share(self) -> float:
         return (self.cost_usd or 0.0) / self.cap_usd if self.cap_usd else 0.0

@@ -9,10 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sota_ml_researcher.training.config_resolution import Settings, load_settings
-
-BackendName = Literal["embedded", "tinker", "cluster"]
-Component = Literal["mlp", "attn", "unembed"]
-COMPONENTS: tuple[Component, ...] = ("mlp", "attn", "unembed")
+from sota_ml_researcher.training.names import COMPONENTS, BackendName, Component
 
 RETIRED_KEYS: Mapping[str, str] = {
     "checkpoint_dir": "Remove it: checkpoints live on the backend; output_dir chooses where the run folder goes",

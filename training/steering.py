@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import tinker
 
 from sota_ml_researcher.core.errors import ResearcherError
-from sota_ml_researcher.training.sft_config import COMPONENTS, Component
+from sota_ml_researcher.training.names import COMPONENTS, Component
 
 
 class StopTrainingError(Exception):

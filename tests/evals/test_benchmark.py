@@ -4,7 +4,7 @@ from typing import Any
 import anyio
 import pytest
 from eval_helpers import Context, evaluate, sums, write_lines
-from loopback_judges import Judges, serving
+from loopback_judges import KEY, MODEL, Judges, serving
 from mcp import Client
 from mcp_types import CallToolResult, TextContent
 
@@ -79,6 +79,7 @@ def test_unscored_items_are_counted_and_too_many_forbid_a_verdict() -> None:
         ({"task": "gsm8k"}, "there is no task 'gsm8k' here"),
         ({"task": "demo:sft_test", "scorer": "exact", "baseline_model": "demo:sft_test_tuned.jsonl"}, "no such"),
         ({"task": "demo:sft_test", "scorer": "exact", "epochs": 0}, "epochs"),
+        ({"task": "demo:sft_test", "scorer": "exact", "max_cost_usd": 1}, "no grader with a known price"),
         ({"task": "demo:sft_test", "scorer": "exact", "epoch": 2}, "Did you mean 'epochs'"),
     ],
 )
@@ -152,7 +153,7 @@ def test_the_template_runs_as_shipped_and_says_better() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("stop_engine")
-def test_task_files_and_graded_rows_run(tmp_path: Path) -> None:
+def test_task_files_and_graded_rows_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sota_ml_researcher.evals.benchmark_job import run_benchmark_job
 
     def run(name: str, config: dict[str, Any]) -> dict[str, Any]:
@@ -171,6 +172,14 @@ def test_task_files_and_graded_rows_run(tmp_path: Path) -> None:
         graded = {"scorer": "model_graded", "judge_model": "openai:local-judge", "judge_base_url": f"{url}/openai"}
         scores = run("graded", {"task": "demo:sft_test", "num_samples": 3, **graded})
     assert scores["model_graded_qa"]["model"]["mean"] == 1.0
+    judges = Judges()
+    with serving(judges) as url:
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", url)
+        monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+        graded = {"scorer": "model_graded", "judge_model": MODEL}
+        scores = run("claude", {"task": "demo:sft_test", "num_samples": 3, **graded})
+    assert scores["model_graded_qa"]["model"]["mean"] == 1.0
+    assert sorted(judges.answered.values()) == [1, 1, 1]
     with pytest.raises(ConfigError, match="Task named 'nothing' not found"):
         run("nothing", {"task": f"{tmp_path / 'task.py'}@nothing"})
 

@@ -9,7 +9,7 @@ from eval_helpers import sums, write_lines
 
 from sota_ml_researcher.core.errors import ConfigError, DataError, ModelError
 from sota_ml_researcher.evals.calls import Material, build_calls, count_calls
-from sota_ml_researcher.evals.controls import check_judge, load_canaries
+from sota_ml_researcher.evals.controls import check_pairs, check_scores, load_canaries
 from sota_ml_researcher.evals.judge_catalog import parse_judge, price_of
 from sota_ml_researcher.evals.judge_config import load_judge_settings
 from sota_ml_researcher.evals.judge_local import CHECKS, ReferenceCheck
@@ -324,13 +324,26 @@ def test_own_canaries_need_a_good_and_a_bad_answer(tmp_path: Path) -> None:
 
 def test_the_rules_for_a_judge_by_hand() -> None:
     # 13 of 16 is 81%, above 80%; 9 of 10 at the first place: twice (1 + 10) / 1024 is .021, above 1%
-    passing = check_judge("j", [1.0] * 13 + [0.0] * 3, ["A"] * 9 + ["B"] + ["tie"] * 10)
+    passing = check_pairs("j", [1.0] * 13 + [0.0] * 3, ["A"] * 9 + ["B"] + ["tie"] * 10)
     assert passing.problems == ()
     assert passing.lean_p_value == pytest.approx(22 / 1024)
-    assert len(check_judge("j", [1.0] * 12 + [0.5] * 4, ["tie"] * 20).problems) == 1
-    assert "always" not in str(check_judge("j", [None] * 16, [None] * 20).problems)
-    assert "no readable verdict" in check_judge("j", [None] * 16, [None] * 20).problems[0]
-    assert "chose the second 20 of 20" in check_judge("j", [1.0] * 16, ["B"] * 20).problems[0]
+    assert len(check_pairs("j", [1.0] * 12 + [0.5] * 4, ["tie"] * 20).problems) == 1
+    assert "always" not in str(check_pairs("j", [None] * 16, [None] * 20).problems)
+    assert "no readable verdict" in check_pairs("j", [None] * 16, [None] * 20).problems[0]
+    assert "chose the second 20 of 20" in check_pairs("j", [1.0] * 16, ["B"] * 20).problems[0]
+
+
+def test_the_rules_for_a_judge_that_scores_by_hand() -> None:
+    # 10 of 20 differ by a quarter, as often up as down: 0.125 on average, which is allowed; 11 of 20 are not
+    steps = [(0.5, 0.75), (0.75, 0.5)] * 5
+    passing = check_scores("j", [1.0] * 8, [*steps, *[(0.5, 0.5)] * 9, (None, 0.5), (1.0, 1.0)])
+    assert passing.problems == ()
+    assert (passing.repeat_difference, passing.unreadable, passing.lean_p_value) == (0.125, 1, 1.0)
+    assert "differ by 0.14" in check_scores("j", [1.0] * 8, [*steps, (0.5, 0.75), *[(0.5, 0.5)] * 9]).problems[0]
+    # 8 of 8 upwards: twice 1 / 256 is .0078, below 1%, though the average is small
+    drift = check_scores("j", [1.0] * 8, [(0.5, 0.55)] * 8 + [(1.0, 1.0)] * 12)
+    assert "8 scored higher the second time (p 0.0078)" in drift.problems[0]
+    assert check_scores("j", [1.0] * 8, [(None, None)] * 20).repeat_difference is None
 
 
 def test_prices_are_found_for_dated_ids_and_long_prompts_cost_more() -> None:

@@ -3,6 +3,7 @@ import time
 
 import numpy as np
 import pytest
+from same_model import not_distinguishable
 from scipy import stats
 
 from sota_ml_researcher.evals.statistics_agreement import judge_accuracy, krippendorff_alpha, rogan_gladen
@@ -322,6 +323,20 @@ def test_intervals_cover_in_a_quick_simulation(size: int, ties: float) -> None:
 def test_intervals_cover_95_percent_within_one(n: int, size: int, ties: float, bootstrap: bool) -> None:
     repeats = 4000 if bootstrap else 20_000  # a standard error of 0.34 and 0.15 points
     assert coverage(n, size, ties, repeats, 11, bootstrap=bootstrap) == pytest.approx(0.95, abs=0.01)
+
+
+@pytest.mark.parametrize("cluster_size", [1, 5])
+def test_a_model_against_itself_is_seldom_told_apart_in_a_quick_simulation(cluster_size: int) -> None:
+    # 100 repeats at 95%: fewer than 88 in one run of four hundred
+    assert not_distinguishable(100, 100, seed=5, cluster_size=cluster_size) >= 88
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("prompts", "cluster_size"), [(50, 1), (200, 1), (200, 5)])
+def test_a_model_against_itself_is_not_distinguishable_in_94_of_100(prompts: int, cluster_size: int) -> None:
+    repeats = 2000  # a standard error of half a point
+    assert not_distinguishable(repeats, prompts, seed=6, cluster_size=cluster_size) >= 0.94 * repeats
 
 
 @pytest.mark.slow

@@ -236,6 +236,18 @@ def test_the_server_imports_nothing_heavy_at_start_up() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_the_server_starts_without_what_only_a_call_needs() -> None:
+    """Configs, prices and YAML took 60 ms of every start."""
+    code = (
+        "import sys; from sota_ml_researcher.server.app import build_server; build_server(); "
+        "late = ('_config', '.prices', '.meter', '.worker', '.rules', '.config_resolution'); "
+        "print([m for m in sys.modules if m.startswith('sota_ml_researcher.') and m.endswith(late)], "
+        "[m for m in ('yaml', 'rich', 'psutil', 'tokenizers', 'jinja2') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[] []"
+
+
 def test_stdout_carries_the_protocol_alone(own_home: Path) -> None:
     parameters = StdioServerParameters(command=sys.executable, args=SERVE, env=dict(os.environ))
 

@@ -1,8 +1,12 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from sota_ml_researcher.core.errors import ConfigError
+from sota_ml_researcher.training import meter as meter_module
+from sota_ml_researcher.training.backends import before_connecting, connect
 from sota_ml_researcher.training.budget import MeteredContext, require_price_for_cap
 from sota_ml_researcher.training.estimate import estimate_cost
 from sota_ml_researcher.training.meter import Meter, Usage, read_usage
@@ -134,3 +138,64 @@ def test_an_estimate_has_a_range_and_a_date_and_says_unknown() -> None:
     assert (known.low, known.expected, known.high, known.price_date) == (2.0, 4.0, 6.0, "2026-10-07")
     assert estimate_cost(table(), "tinker", "m", usages).expected is None
     assert estimate_cost(table(), "embedded", "m", usages).expected == 0.0
+
+
+def test_judges_that_answer_quickly_are_not_held_up_by_bookkeeping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes: list[Path] = []
+    monkeypatch.setattr(meter_module, "write_atomically", lambda path, text: writes.append(path))
+    context = Context(tmp_path)
+    purse = MeteredContext(context, Meter(tmp_path, None, free=True, cap_usd=1.0))
+    for call in range(1, 1001):
+        purse.judged(call * 1e-4)
+        purse.progress(call)
+        assert purse.stop_requested() is None
+    assert len(writes) <= 5 and len(context.costs) <= 20  # as many as seconds, and quarters of them, began
+    purse.settle()
+    assert context.costs[-1] == pytest.approx(0.1)
+    purse.judged(1.01)
+    assert purse.stop_requested() == StopReason.BUDGET  # the cap itself is looked at every time
+
+
+def test_a_resumed_job_that_counts_up_again_never_costs_less_than_before(tmp_path: Path) -> None:
+    purse = MeteredContext(Context(tmp_path), Meter(tmp_path, None, free=True, cap_usd=None))
+    purse.judged(0.5)
+    purse.settle()
+    meter = Meter(tmp_path, None, free=True, cap_usd=None)
+    again = MeteredContext(Context(tmp_path), meter)
+    again.judged(0.1)
+    assert meter.cost_usd == 0.5
+    again.judged(0.6)
+    assert meter.cost_usd == 0.6
+
+
+def test_the_sdk_is_not_loaded_before_the_first_connection(tmp_path: Path) -> None:
+    """It brings torch: 260 MB that an evaluation of answer files does without."""
+    (tmp_path / "config.yaml").write_text("backend: embedded\n")
+    code = f"""
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from sota_ml_researcher.training import backends
+from sota_ml_researcher.training.budget import with_purse
+
+folder = Path({str(tmp_path)!r})
+worker = SimpleNamespace(folder=folder, spent=lambda usd: None)
+with with_purse(worker, folder / "config.yaml"):
+    print("tinker" in sys.modules, len(backends._preparations))
+print(len(backends._preparations))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "1", "0"]
+
+
+def test_the_first_connection_is_prepared_for_once() -> None:
+    prepared: list[str] = []
+    with before_connecting(lambda: prepared.append("now")):
+        assert not prepared
+        for _ in range(2):
+            connect("cluster", "http://127.0.0.1:9")
+        assert prepared == ["now"]
+    connect("cluster", "http://127.0.0.1:9")
+    assert prepared == ["now"]
