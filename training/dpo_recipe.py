@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +30,7 @@ from sota_ml_researcher.training.cookbook_loop import (
     save_stopped,
     service_client_factory,
     tokenizer_of,
+    watched,
     watched_thread,
 )
 from sota_ml_researcher.training.dpo_config import DpoConfig, load_dpo_settings
@@ -75,8 +77,9 @@ def run_dpo(context: RunContext, config: DpoConfig) -> Outcome:
         config=config,
         should_stop=lambda: context.stop_requested() is not None,
         on_step=context.progress,
-        on_saved=lambda path, step: resume_point.note_state(context.folder, path, step),
+        on_saved=partial(resume_point.note_state, context.folder),
         next_step=point.next_step if point else 0,
+        tokens_submitted=point.tokens if point else 0,
         reference=ReferenceSums(context.folder),
     )
     context.started(total_steps)
@@ -152,13 +155,14 @@ class _DpoRun:
         tokenizer = tokenizer_of(self._model)
         tokenizer_utils.register_tokenizer(self._model.wire_name, lambda: tokenizer)
         try:
-            asyncio.run(self._measure_reference())
+            asyncio.run(watched(self._measure_reference(), self._backend, self._steering))
             with injected(train_dpo, ServiceClient=self._client):
                 watched_thread(lambda: train_dpo.main(self._loop_config()), self._backend, self._steering)
         except StopTrainingError:
-            asyncio.run(save_stopped(self._context.folder, self._steering, batches_per_epoch=len(self._data)))
+            saving = save_stopped(self._context.folder, self._steering, batches_per_epoch=len(self._data))
+            asyncio.run(watched(saving, self._backend, self._steering))
             return self._context.stop_requested() or StopReason.CANCEL
-        asyncio.run(self._final_validation())
+        asyncio.run(watched(self._final_validation(), self._backend, self._steering))
         return None
 
     async def _measure_reference(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -73,7 +74,7 @@ def run_rl(context: RunContext, config: RlConfig) -> Outcome:
     forget_rollouts(context.folder, point.next_step if point else 0)
     if point:
         context.alert("info", f"going on from the checkpoint with {point.next_step} steps", step=point.next_step)
-    run = _RlRun(context, config, backend, train_set, held_out, total_steps, point.next_step if point else 0)
+    run = _RlRun(context, config, backend, train_set, held_out, total_steps, point)
     context.started(total_steps)
     context.progress(run.steering.next_step)
     with backend_errors(backend):
@@ -98,7 +99,7 @@ class _RlRun:
         problems: Sequence[Problem],
         held_out: Sequence[Problem],
         total_steps: int,
-        next_step: int,
+        point: resume_point.ResumePoint | None,
     ) -> None:
         self._context = context
         self._config = config
@@ -118,8 +119,9 @@ class _RlRun:
             config=config,
             should_stop=self._should_stop,
             on_step=context.progress,
-            on_saved=lambda path, step: resume_point.note_state(context.folder, path, step),
-            next_step=next_step,
+            on_saved=partial(resume_point.note_state, context.folder),
+            next_step=point.next_step if point else 0,
+            tokens_submitted=point.tokens if point else 0,
         )
         recorder = Recorder(context.folder, config.keep_rollouts, self._on_failure)
         self._sampling = Sampling(config, self._renderer, self.scorers, recorder, self._should_stop_sampling)
@@ -153,14 +155,18 @@ class _RlRun:
 
     async def _run_loop(self) -> str | None:
         try:
-            if self._context.attempt == 1:
-                await check_before_training(self._context, self._backend, self._sampling, self._problems)
-            await watched(train.main(self._loop_config()), self._backend, self.steering)
+            await watched(self._check_and_train(), self._backend, self.steering)
         except StopTrainingError:
-            await save_stopped(self._context.folder, self.steering, batches_per_epoch=None)
+            saving = save_stopped(self._context.folder, self.steering, batches_per_epoch=None)
+            await watched(saving, self._backend, self.steering)
             return self._context.stop_requested() or StopReason.CANCEL
-        await self._final_validation()
+        await watched(self._final_validation(), self._backend, self.steering)
         return None
+
+    async def _check_and_train(self) -> None:
+        if self.steering.next_step == 0:
+            await check_before_training(self._context, self._backend, self._sampling, self._problems)
+        await train.main(self._loop_config())
 
     def _should_stop(self) -> bool:
         return self._context.stop_requested() is not None

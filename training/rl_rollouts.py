@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -24,7 +23,7 @@ from tinker_cookbook.rl.types import (
     Trajectory,
 )
 
-from sota_ml_researcher.core.files import append_json_line, read_json_lines, write_atomically
+from sota_ml_researcher.core.files import append_json_line, read_json_lines, write_json_lines
 from sota_ml_researcher.training.rendering import ChatRenderer
 from sota_ml_researcher.training.reward_rules import overlong_penalty
 from sota_ml_researcher.training.reward_scorers import Response, Score, Scorers
@@ -132,7 +131,7 @@ def forget_rollouts(folder: Path, next_step: int) -> None:
     path = folder / ROLLOUTS
     kept = [r for r in read_json_lines(path) if r["step"] < next_step]
     if path.exists():
-        write_atomically(path, "".join(json.dumps(r) + "\n" for r in kept))
+        write_json_lines(path, kept)
 
 
 class PromptEnv(Env):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def run_sft(context: RunContext, config: SftConfig) -> Outcome:
     resume_point.prepare_folder(context.folder, point, batches_per_epoch=len(data))
     if point:
         context.alert("info", f"going on from the checkpoint with {point.next_step} steps", step=point.next_step)
-    steering = _steering(context, config, point.next_step if point else 0)
+    steering = _steering(context, config, point)
     context.started(total_steps)
     context.progress(steering.next_step)
     run = _SftRun(context, config, backend, renderer, steering, total_steps, tokenizer_of(model))
@@ -90,13 +91,14 @@ def _load(config: SftConfig, renderer: ChatRenderer) -> tuple[SftData, SftData |
     return load(config.train_file), load(config.val_file) if config.val_file else None
 
 
-def _steering(context: RunContext, config: SftConfig, next_step: int) -> Steering:
+def _steering(context: RunContext, config: SftConfig, point: resume_point.ResumePoint | None) -> Steering:
     return Steering(
         config=config,
         should_stop=lambda: context.stop_requested() is not None,
         on_step=context.progress,
-        on_saved=lambda path, step: resume_point.note_state(context.folder, path, step),
-        next_step=next_step,
+        on_saved=partial(resume_point.note_state, context.folder),
+        next_step=point.next_step if point else 0,
+        tokens_submitted=point.tokens if point else 0,
     )
 
 
@@ -127,10 +129,11 @@ class _SftRun:
         try:
             await watched(train.main(self._loop_config(model_name, data, validation)), self._backend, self._steering)
         except StopTrainingError:
-            await save_stopped(self._context.folder, self._steering, batches_per_epoch=len(data))
+            saving = save_stopped(self._context.folder, self._steering, batches_per_epoch=len(data))
+            await watched(saving, self._backend, self._steering)
             return self._context.stop_requested() or StopReason.CANCEL
         if validation is not None:
-            await self._final_validation(validation)
+            await watched(self._final_validation(validation), self._backend, self._steering)
         return None
 
     def _validation(self, held_out: SftData | None) -> Validation | None:
