@@ -31,7 +31,6 @@ from sota_ml_researcher.training.cookbook_loop import (
     service_client_factory,
     tokenizer_of,
     watched,
-    watched_thread,
 )
 from sota_ml_researcher.training.dpo_config import DpoConfig, load_dpo_settings
 from sota_ml_researcher.training.dpo_scores import (
@@ -86,7 +85,7 @@ def run_dpo(context: RunContext, config: DpoConfig) -> Outcome:
     context.progress(steering.next_step)
     run = _DpoRun(context, config, backend, renderer, steering, data, held_out, total_steps)
     with backend_errors(backend):
-        stopped = run.train()
+        stopped = watched(run.train, backend, steering)
     return Outcome(stopped is None, stopped, steering.next_step, _summary(context.folder, steering, began))
 
 
@@ -155,14 +154,13 @@ class _DpoRun:
         tokenizer = tokenizer_of(self._model)
         tokenizer_utils.register_tokenizer(self._model.wire_name, lambda: tokenizer)
         try:
-            asyncio.run(watched(self._measure_reference(), self._backend, self._steering))
+            asyncio.run(self._measure_reference())
             with injected(train_dpo, ServiceClient=self._client):
-                watched_thread(lambda: train_dpo.main(self._loop_config()), self._backend, self._steering)
+                train_dpo.main(self._loop_config())
         except StopTrainingError:
-            saving = save_stopped(self._context.folder, self._steering, batches_per_epoch=len(self._data))
-            asyncio.run(watched(saving, self._backend, self._steering))
+            asyncio.run(save_stopped(self._context.folder, self._steering, batches_per_epoch=len(self._data)))
             return self._context.stop_requested() or StopReason.CANCEL
-        asyncio.run(watched(self._final_validation(), self._backend, self._steering))
+        asyncio.run(self._final_validation())
         return None
 
     async def _measure_reference(self) -> None:

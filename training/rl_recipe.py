@@ -78,7 +78,7 @@ def run_rl(context: RunContext, config: RlConfig) -> Outcome:
     context.started(total_steps)
     context.progress(run.steering.next_step)
     with backend_errors(backend):
-        stopped = run.train()
+        stopped = watched(run.train, backend, run.steering)
     return Outcome(stopped is None, stopped, run.steering.next_step, _summary(context.folder, run.steering, began))
 
 
@@ -155,18 +155,14 @@ class _RlRun:
 
     async def _run_loop(self) -> str | None:
         try:
-            await watched(self._check_and_train(), self._backend, self.steering)
+            if self.steering.next_step == 0:
+                await check_before_training(self._context, self._backend, self._sampling, self._problems)
+            await train.main(self._loop_config())
         except StopTrainingError:
-            saving = save_stopped(self._context.folder, self.steering, batches_per_epoch=None)
-            await watched(saving, self._backend, self.steering)
+            await save_stopped(self._context.folder, self.steering, batches_per_epoch=None)
             return self._context.stop_requested() or StopReason.CANCEL
-        await watched(self._final_validation(), self._backend, self.steering)
+        await self._final_validation()
         return None
-
-    async def _check_and_train(self) -> None:
-        if self.steering.next_step == 0:
-            await check_before_training(self._context, self._backend, self._sampling, self._problems)
-        await train.main(self._loop_config())
 
     def _should_stop(self) -> bool:
         return self._context.stop_requested() is not None

@@ -23,7 +23,7 @@ from tinker_cookbook.supervised.types import SupervisedDataset, SupervisedDatase
 from sota_ml_researcher.core.files import append_json_line, read_json_lines
 from sota_ml_researcher.training import resume_point
 from sota_ml_researcher.training.backend_errors import backend_errors
-from sota_ml_researcher.training.backends import Backend, connect
+from sota_ml_researcher.training.backends import connect
 from sota_ml_researcher.training.best_checkpoint import read_best
 from sota_ml_researcher.training.cookbook_loop import (
     injected,
@@ -68,11 +68,11 @@ def run_sft(context: RunContext, config: SftConfig) -> Outcome:
     steering = _steering(context, config, point)
     context.started(total_steps)
     context.progress(steering.next_step)
-    run = _SftRun(context, config, backend, renderer, steering, total_steps, tokenizer_of(model))
+    run = _SftRun(context, config, renderer, steering, total_steps, tokenizer_of(model))
     client = service_client_factory(context.job_id, backend, steering)
     with backend_errors(backend), injected(train, ServiceClient=client):
         tokenizer_utils.register_tokenizer(model.wire_name, lambda: run.tokenizer)
-        stopped = asyncio.run(run.train(model.wire_name, data, held_out))
+        stopped = watched(lambda: asyncio.run(run.train(model.wire_name, data, held_out)), backend, steering)
     summary = _summary(context.folder, steering, time.monotonic() - began)
     return Outcome(stopped is None, stopped, steering.next_step, summary)
 
@@ -109,7 +109,6 @@ class _SftRun:
         self,
         context: RunContext,
         config: SftConfig,
-        backend: Backend,
         renderer: ChatRenderer,
         steering: Steering,
         total_steps: int,
@@ -118,7 +117,6 @@ class _SftRun:
         self.tokenizer = tokenizer
         self._context = context
         self._config = config
-        self._backend = backend
         self._renderer = renderer
         self._steering = steering
         self._total_steps = total_steps
@@ -127,13 +125,12 @@ class _SftRun:
         """Run the loop; returns why it stopped early, or None."""
         validation = self._validation(held_out)
         try:
-            await watched(train.main(self._loop_config(model_name, data, validation)), self._backend, self._steering)
+            await train.main(self._loop_config(model_name, data, validation))
         except StopTrainingError:
-            saving = save_stopped(self._context.folder, self._steering, batches_per_epoch=len(data))
-            await watched(saving, self._backend, self._steering)
+            await save_stopped(self._context.folder, self._steering, batches_per_epoch=len(data))
             return self._context.stop_requested() or StopReason.CANCEL
         if validation is not None:
-            await watched(self._final_validation(validation), self._backend, self._steering)
+            await self._final_validation(validation)
         return None
 
     def _validation(self, held_out: SftData | None) -> Validation | None:
