@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,7 @@ def heartbeat_gaps(seconds: float) -> dict[str, Any]:
             "    return len(response) % 3\n"
         )
         beats = _watch_beats(Path(folder), script, seconds)
-    gaps = sorted(later - earlier for earlier, later in zip(beats, beats[1:], strict=False))
+    gaps = sorted(later - earlier for earlier, later in pairwise(beats))
     if not gaps:
         raise SystemExit("the job ended before it could be watched")
     return {"beats": len(beats), "every_s": 0.5, "median_s": round(statistics.median(gaps), 3), "most_s": gaps[-1]}

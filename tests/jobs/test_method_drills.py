@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -193,3 +194,18 @@ def test_an_engine_that_dies_before_the_first_step_is_noticed(
     call("resume_job", job_id=job_id)
     assert finished(job_id)["state"] == "succeeded"
     assert [r["step"] for r in records(Registry().get(job_id))] == list(range(settings["num_steps"] + 1))
+
+
+def test_a_killed_asynchronous_run_takes_each_step_once(tmp_path: Path, tiny_weights: Path) -> None:
+    """Which samples a step gets depends on the clock there, so only the books can be compared."""
+    settings = {**rl_config(tmp_path, tiny_weights), "max_steps_off_policy": 2, "num_substeps": 1}
+    job_id = call("start_grpo", overrides=settings)["job_id"]
+    kill_worker(wait_until(job_id, lambda j: j.step >= 7))
+    assert finished(job_id)["state"] == "interrupted"
+    call("resume_job", job_id=job_id)
+    assert finished(job_id)["state"] == "succeeded"
+    job = Registry().get(job_id)
+    assert [r["step"] for r in records(job)] == list(range(settings["num_steps"] + 1))
+    kept = Counter(json.loads(line)["step"] for line in rollouts(job))
+    assert set(kept) == set(range(settings["num_steps"]))
+    assert max(kept.values()) <= 8  # keep_rollouts: none is there twice
