@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sota_ml_researcher.core.files import append_json_line, drop_torn_line, read_json_lines, write_json_lines
 
@@ -40,13 +41,18 @@ def find_resume_point(folder: Path) -> ResumePoint | None:
     A state can be ahead of the metrics by the steps the loop had submitted but not yet logged; going on from it
     would leave a hole in the loss curve, so the state before it is taken.
     """
-    logged = {r["step"] for r in read_json_lines(folder / METRICS) if "step" in r}
+    logged = {r["step"] for r in read_json_lines(folder / METRICS) if _is_of_a_step(r)}
     states = [
         ResumePoint(str(r["state_path"]), int(r["next_step"]), int(r.get("tokens", 0)))
         for r in read_json_lines(folder / STATES)
     ]
     complete = [s for s in states if all(step in logged for step in range(s.next_step))]
     return max(complete, key=lambda s: s.next_step, default=None)
+
+
+def _is_of_a_step(record: dict[str, Any]) -> bool:
+    """Whether a step was logged, and not only a validation beside it, which overlapping steps log by itself."""
+    return "step" in record and any(not name.startswith(("step", "test/", "time/")) for name in record)
 
 
 def prepare_folder(folder: Path, point: ResumePoint | None, *, batches_per_epoch: int | None) -> None:

@@ -39,6 +39,7 @@ from sota_ml_researcher.training.rl_config import RlConfig, load_rl_settings
 from sota_ml_researcher.training.rl_dry_run import check_before_training
 from sota_ml_researcher.training.rl_kl import kl_penalty_with_estimate
 from sota_ml_researcher.training.rl_models import model_scorers
+from sota_ml_researcher.training.rl_overlap import OverlappingData
 from sota_ml_researcher.training.rl_rollouts import PromptData, Recorder, Sampling, forget_rollouts
 from sota_ml_researcher.training.rl_rows import Problem, load_problems
 from sota_ml_researcher.training.rl_steering import SteeredRlService
@@ -123,9 +124,12 @@ class _RlRun:
             next_step=point.next_step if point else 0,
             tokens_submitted=point.tokens if point else 0,
         )
-        recorder = Recorder(context.folder, config.keep_rollouts, self._on_failure)
+        overlapping = config.max_steps_off_policy is not None
+        clock = (lambda: self.steering.next_step) if overlapping else None
+        recorder = Recorder(context.folder, config.keep_rollouts, self._on_failure, clock)
         self._sampling = Sampling(config, self._renderer, self.scorers, recorder, self._should_stop_sampling)
-        self._data = PromptData(self._sampling, problems, total_steps)
+        data = PromptData(self._sampling, problems, total_steps)
+        self._data = OverlappingData(data, self._enough) if overlapping else data
         self._validation = (
             RewardValidation(held_out, self._sampling, self.steering, context.folder) if held_out else None
         )
@@ -158,11 +162,29 @@ class _RlRun:
             if self.steering.next_step == 0:
                 await check_before_training(self._context, self._backend, self._sampling, self._problems)
             await train.main(self._loop_config())
+            self._check_all_taken()
         except StopTrainingError:
             await save_stopped(self._context.folder, self.steering, batches_per_epoch=None)
             return self._context.stop_requested() or StopReason.CANCEL
         await self._final_validation()
         return None
+
+    def _check_all_taken(self) -> None:
+        """Overlapping steps end with the data: then they stop early, or there were too few groups to learn from.
+
+        Raises:
+            StopTrainingError: If the run was asked to stop.
+        """
+        taken = self.steering.next_step
+        if taken >= self._total_steps:
+            return
+        if self._should_stop():
+            raise StopTrainingError
+        message = f"only {taken} of {self._total_steps} steps: the other groups had one reward throughout or were stale"
+        self._context.alert("warn", message, step=taken)
+
+    def _enough(self) -> bool:
+        return self.steering.next_step >= self._total_steps or self._should_stop()
 
     def _should_stop(self) -> bool:
         return self._context.stop_requested() is not None

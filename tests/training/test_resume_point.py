@@ -66,3 +66,12 @@ def test_a_torn_line_is_cut_off_before_anything_is_appended_to_it(tmp_path: Path
     log_steps(tmp_path, 2)
     assert [r["step"] for r in read_json_lines(tmp_path / METRICS)] == [0, 1, 2]
     assert (tmp_path / "reference.jsonl").read_text() == ""
+
+
+def test_a_validation_logged_by_itself_is_no_logged_step(tmp_path: Path) -> None:
+    log_steps(tmp_path, 0, 1)
+    append_json_line(tmp_path / METRICS, {"step": 2, "test/reward": 0.5, "time/total": 1.0})
+    note_state(tmp_path, "tinker://a", 3, 300)
+    assert find_resume_point(tmp_path) is None
+    log_steps(tmp_path, 2)
+    assert find_resume_point(tmp_path) == ResumePoint("tinker://a", 3, 300)
