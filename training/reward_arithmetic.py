@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import math
-import operator
 import re
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -31,13 +30,13 @@ _ARITHMETIC = re.compile(r"[\d.+\-*/() ]+")
 _LIST = re.compile(r"(\\\{|[\[(])(.+,.+)(\\\}|[\])])")
 _THOUSANDS = re.compile(r"\d,\d{3}(?!\d)")
 _OPERATIONS: Mapping[type[ast.AST], Callable[..., float]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
+    ast.Add: float.__add__,
+    ast.Sub: float.__sub__,
+    ast.Mult: float.__mul__,
+    ast.Div: float.__truediv__,
     ast.Pow: math.pow,
-    ast.USub: operator.neg,
-    ast.UAdd: operator.pos,
+    ast.USub: float.__neg__,
+    ast.UAdd: float.__pos__,
 }
 # Results are remembered for texts of so many characters together, and so many of them: tens of megabytes at most.
 _SHORT, _KEPT = 300, 16_384
