@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,9 +66,18 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def _as_line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False, separators=(", ", ": ")) + "\n"
+
+
+def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Replace ``path`` by these records, in one step, each as `append_json_line` would have written it."""
+    write_atomically(path, "".join(map(_as_line, records)))
+
+
 def append_json_line(path: Path, record: dict[str, Any]) -> None:
     """Append one JSON object as one line, in one write, and fsync it."""
-    line = json.dumps(record, ensure_ascii=False, separators=(", ", ": ")) + "\n"
+    line = _as_line(record)
     with storage_errors(path), path.open("ab") as file:
         file.write(line.encode())
         file.flush()
@@ -85,6 +94,15 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 return
             if line.strip():
                 yield json.loads(line)
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cut off a last line that a kill or a power cut left without its end, so that the next one starts a line."""
+    with storage_errors(path), path.open("rb+") as file:
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            file.truncate(whole)
 
 
 def sha256_of(path: Path) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import tinker
 from tinker_cookbook import tokenizer_utils
@@ -21,6 +20,7 @@ from sota_ml_researcher.training.engine_process import engine_died
 from sota_ml_researcher.training.models import ModelRef
 from sota_ml_researcher.training.steering import SteeredServiceClient, Steering
 
+T = TypeVar("T")
 _WATCH_S = 2.0
 
 
@@ -74,31 +74,20 @@ def injected(loop: ModuleType, /, *, ServiceClient: Callable[..., Any], **functi
             setattr(module, name, value)
 
 
-async def watched(loop: Coroutine[Any, Any, None], backend: Backend, steering: Steering) -> None:
-    """Run a loop, and give up when the embedded engine dies: the SDK would go on calling it for ever.
+def watched(run: Callable[[], T], backend: Backend, steering: Steering) -> T:
+    """Run something that talks to the backend, and give up when the embedded engine dies: the SDK would call for ever.
+
+    It runs in a thread, because some of the SDK's calls block, and in one that cannot keep a finished worker alive.
 
     Raises:
         BackendError: If the engine's process ended.
     """
-    running = asyncio.create_task(loop)
-    while not running.done():
-        await asyncio.wait({running}, timeout=_WATCH_S)
-        if not running.done():
-            try:
-                require_engine(backend, steering)
-            except BackendError:
-                running.cancel()
-                raise
-    await running
-
-
-def watched_thread(loop: Callable[[], None], backend: Backend, steering: Steering) -> None:
-    """`watched` for a loop that blocks: it runs in a thread that cannot keep a finished worker alive."""
+    results: list[T] = []
     failures: list[BaseException] = []
 
     def body() -> None:
         try:
-            loop()
+            results.append(run())
         except BaseException as error:  # carried over to the caller's thread, whatever it is
             failures.append(error)
 
@@ -110,6 +99,7 @@ def watched_thread(loop: Callable[[], None], backend: Backend, steering: Steerin
             require_engine(backend, steering)
     if failures:
         raise failures[0]
+    return results[0]
 
 
 def require_engine(backend: Backend, steering: Steering) -> None:

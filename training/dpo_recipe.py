@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ from sota_ml_researcher.training.cookbook_loop import (
     save_stopped,
     service_client_factory,
     tokenizer_of,
-    watched_thread,
+    watched,
 )
 from sota_ml_researcher.training.dpo_config import DpoConfig, load_dpo_settings
 from sota_ml_researcher.training.dpo_scores import (
@@ -75,15 +76,16 @@ def run_dpo(context: RunContext, config: DpoConfig) -> Outcome:
         config=config,
         should_stop=lambda: context.stop_requested() is not None,
         on_step=context.progress,
-        on_saved=lambda path, step: resume_point.note_state(context.folder, path, step),
+        on_saved=partial(resume_point.note_state, context.folder),
         next_step=point.next_step if point else 0,
+        tokens_submitted=point.tokens if point else 0,
         reference=ReferenceSums(context.folder),
     )
     context.started(total_steps)
     context.progress(steering.next_step)
     run = _DpoRun(context, config, backend, renderer, steering, data, held_out, total_steps)
     with backend_errors(backend):
-        stopped = run.train()
+        stopped = watched(run.train, backend, steering)
     return Outcome(stopped is None, stopped, steering.next_step, _summary(context.folder, steering, began))
 
 
@@ -154,7 +156,7 @@ class _DpoRun:
         try:
             asyncio.run(self._measure_reference())
             with injected(train_dpo, ServiceClient=self._client):
-                watched_thread(lambda: train_dpo.main(self._loop_config()), self._backend, self._steering)
+                train_dpo.main(self._loop_config())
         except StopTrainingError:
             asyncio.run(save_stopped(self._context.folder, self._steering, batches_per_epoch=len(self._data)))
             return self._context.stop_requested() or StopReason.CANCEL

@@ -82,6 +82,11 @@ def _discovered(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def _lives(folder: Path) -> bool:
+    found = _discovered(folder)
+    return found is not None and not engine_died(str(found.get("url")))
+
+
 def _healthy(url: str) -> bool:
     import httpx2
 
@@ -106,7 +111,8 @@ def _start(folder: Path) -> str:
     while time.monotonic() < deadline:
         if url := running_engine():
             return url
-        if process.poll() is not None:
+        # One that lives but did not answer in time, on a crowded machine, keeps its store: it is waited for.
+        if process.poll() is not None and not _lives(folder):
             raise BackendError(f"the embedded engine did not start: {_last_line(log)}", where=str(log))
         time.sleep(_POLL_S)
     process.kill()

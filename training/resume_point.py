@@ -7,12 +7,12 @@ it would take that step twice (tinker-cookbook issue 935).
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sota_ml_researcher.core.files import append_json_line, read_json_lines, write_atomically
+from sota_ml_researcher.core.files import append_json_line, drop_torn_line, read_json_lines, write_json_lines
 
 STATES = "states.jsonl"
 METRICS = "metrics.jsonl"
@@ -22,15 +22,17 @@ CHECKPOINTS = "checkpoints.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class ResumePoint:
-    """A saved state to go on from: its path and the number of steps in it."""
+    """A saved state to go on from: its path, the number of steps in it, and the tokens sent for them."""
 
     state_path: str
     next_step: int
+    tokens: int = 0
 
 
-def note_state(folder: Path, state_path: str, next_step: int) -> None:
-    """Write down that ``state_path`` holds ``next_step`` steps."""
-    append_json_line(folder / STATES, {"state_path": state_path, "next_step": next_step, "time": time.time()})
+def note_state(folder: Path, state_path: str, next_step: int, tokens: int) -> None:
+    """Write down that ``state_path`` holds ``next_step`` steps, for which ``tokens`` were sent."""
+    record = {"state_path": state_path, "next_step": next_step, "tokens": tokens, "time": time.time()}
+    append_json_line(folder / STATES, record)
 
 
 def find_resume_point(folder: Path) -> ResumePoint | None:
@@ -39,10 +41,18 @@ def find_resume_point(folder: Path) -> ResumePoint | None:
     A state can be ahead of the metrics by the steps the loop had submitted but not yet logged; going on from it
     would leave a hole in the loss curve, so the state before it is taken.
     """
-    logged = {r["step"] for r in read_json_lines(folder / METRICS) if "step" in r}
-    states = [ResumePoint(str(r["state_path"]), int(r["next_step"])) for r in read_json_lines(folder / STATES)]
+    logged = {r["step"] for r in read_json_lines(folder / METRICS) if _is_of_a_step(r)}
+    states = [
+        ResumePoint(str(r["state_path"]), int(r["next_step"]), int(r.get("tokens", 0)))
+        for r in read_json_lines(folder / STATES)
+    ]
     complete = [s for s in states if all(step in logged for step in range(s.next_step))]
     return max(complete, key=lambda s: s.next_step, default=None)
+
+
+def _is_of_a_step(record: dict[str, Any]) -> bool:
+    """Whether a step was logged, and not only a validation beside it, which overlapping steps log by itself."""
+    return "step" in record and any(not name.startswith(("step", "test/", "time/")) for name in record)
 
 
 def prepare_folder(folder: Path, point: ResumePoint | None, *, batches_per_epoch: int | None) -> None:
@@ -51,6 +61,8 @@ def prepare_folder(folder: Path, point: ResumePoint | None, *, batches_per_epoch
     Metrics of steps that will be taken again move to ``metrics.discarded.jsonl``; the loop's own checkpoint file
     gets a record that names the next batch, counted from the run's start where ``batches_per_epoch`` is None.
     """
+    for path in folder.glob("*.jsonl"):
+        drop_torn_line(path)
     next_step = point.next_step if point else 0
     _set_aside_metrics(folder, next_step)
     if point is None:
@@ -74,4 +86,4 @@ def _set_aside_metrics(folder: Path, next_step: int) -> None:
         return
     for record in records[len(kept) :] if kept == records[: len(kept)] else [r for r in records if r not in kept]:
         append_json_line(folder / DISCARDED, record)
-    write_atomically(folder / METRICS, "".join(json.dumps(r) + "\n" for r in kept))
+    write_json_lines(folder / METRICS, kept)

@@ -9,19 +9,22 @@ from __future__ import annotations
 import importlib
 import re
 from fractions import Fraction
-from functools import lru_cache
 from typing import Any
+
+from sota_ml_researcher.training.reward_arithmetic import (
+    DECIMALS,
+    NUMBER,
+    exact_value,
+    normal,
+    plainly_equal,
+    remembered,
+)
 
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _HASHES = re.compile(r"####\s*(.+)")
 _SENTENCE = re.compile(r"\banswer\s*(?:is|:|=)\s*:?\s*(.+?)(?:\.?\s*$|\.\s|\n)", re.IGNORECASE | re.MULTILINE)
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+]?\.\d+")
-_PLAIN = re.compile(rf"({_NUMBER.pattern})(?:\s*/\s*({_NUMBER.pattern}))?")
-_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}|\\[dt]?frac\s*(\d)\s*(\d)")
-_MIXED = re.compile(r"([-+]?)(\d+)\s+(\d+)\s*/\s*(\d+)")
 _UNIT = re.compile(r"[a-zA-Z°µ²³]+(?:\s*/\s*[a-zA-Z]+)?(?:\^?[23])?\.?$")
 _LONGEST = 20_000
-_DECIMALS = Fraction(1, 10**6)
 
 
 def answer_in(response: str) -> str | None:
@@ -37,10 +40,10 @@ def answer_in(response: str) -> str | None:
     whole = text.strip()
     if "=" in whole and "\n" not in whole:
         return whole.rsplit("=", 1)[1].strip()
-    if len(whole) <= 80 and len(_NUMBER.findall(whole)) > 1 and "," in whole and _value(whole) is None:
+    if len(whole) <= 80 and len(NUMBER.findall(whole)) > 1 and "," in whole and exact_value(whole) is None:
         return None
-    if len(set(_NUMBER.findall(whole))) == 1 and len(whole) > 24:
-        return str(_NUMBER.findall(whole)[0])
+    if len(set(NUMBER.findall(whole))) == 1 and len(whole) > 24:
+        return str(NUMBER.findall(whole)[0])
     return whole or None
 
 
@@ -71,7 +74,7 @@ def is_right(response: str, gold: str) -> bool:
             return False
         scales = {Fraction(1), Fraction(1, 100)} if percent != given_percent else {Fraction(1)}
         return any(_close(value * scale, right) or _close(value, right * scale) for scale in scales)
-    if _normal(given) == _normal(gold):
+    if normal(given) == normal(gold):
         return True
     if (right is None) != (value is None) and len(given) > 200:
         return False
@@ -83,62 +86,29 @@ def _close(one: Fraction, other: Fraction) -> bool:
     if one == other:
         return True
     exact = one.denominator == 1 and other.denominator == 1
-    return not exact and abs(one - other) <= _DECIMALS * max(abs(one), abs(other))
+    return not exact and abs(one - other) <= DECIMALS * max(abs(one), abs(other))
 
 
 def _measured(text: str) -> tuple[Fraction | None, str, bool]:
     """A text's number, its unit, and whether it is a percentage."""
-    cleaned = _normal(text)
+    cleaned = normal(text)
     percent = cleaned.endswith("%")
     cleaned = cleaned.rstrip("%").strip()
-    value = _value(cleaned)
+    value = exact_value(cleaned)
     if value is not None:
         return value, "", percent
     unit = _UNIT.search(cleaned)
     if unit is None or not cleaned[: unit.start()].strip():
         return None, "", percent
-    return _value(cleaned[: unit.start()].strip()), unit.group().rstrip(".").lower(), percent
+    return exact_value(cleaned[: unit.start()].strip()), unit.group().rstrip(".").lower(), percent
 
 
-@lru_cache(maxsize=65536)
-def _normal(text: str) -> str:
-    """A text without what carries no meaning in an answer."""
-    text = text.strip().strip("$").replace("\\$", "").replace("\\%", "%").replace("\\!", "").replace("\u2212", "-")
-    text = re.sub(r"\\(?:left|right|,|;|:|quad)\b|\\[,;:! ]", "", text)
-    text = re.sub(r"\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}", r" \1", text)
-    text = re.sub(r"\^\s*\{?\\circ\}?|\\degree", "°", text)
-    text = _FRACTION.sub(lambda m: f"({m[1] or m[3]})/({m[2] or m[4]})", text)
-    text = re.sub(r"\(([-+]?[\d.,]+)\)", r"\1", text)
-    return re.sub(r"\s+", " ", text).strip().rstrip(".").strip("$€£").strip()
-
-
-@lru_cache(maxsize=65536)
-def _value(text: str) -> Fraction | None:
-    """The number a text is, exactly, or None if it is not just a number."""
-    mixed = _MIXED.fullmatch(text)
-    if mixed:
-        sign, whole, over, under = mixed.groups()
-        if int(under) == 0:
-            return None
-        value = int(whole) + Fraction(int(over), int(under))
-        return -value if sign == "-" else value
-    plain = _PLAIN.fullmatch(text)
-    if plain is None or len(text) > 60:
-        return None
-    numerator, denominator = plain.groups()
-    if any(_exponent(part) > 50 for part in (numerator, denominator) if part):
-        return None
-    under = Fraction(denominator.replace(",", "")) if denominator else Fraction(1)
-    return Fraction(numerator.replace(",", "")) / under if under else None
-
-
-def _exponent(number: str) -> int:
-    parts = re.split("[eE]", number)
-    return abs(int(parts[1])) if len(parts) == 2 else 0
-
-
+@remembered
 def _verified(given: str, gold: str) -> bool:
     """Symbolic equality. Slow, and it may not end: the caller sees to a time limit."""
+    settled = plainly_equal(given, gold)
+    if settled is not None:
+        return settled
     verifier: Any = importlib.import_module("math_verify")
     try:
         return bool(verifier.verify(_parsed(gold), _parsed(given), timeout_seconds=None))
@@ -146,7 +116,7 @@ def _verified(given: str, gold: str) -> bool:
         return False
 
 
-@lru_cache(maxsize=4096)
+@remembered
 def _parsed(text: str) -> Any:
     verifier: Any = importlib.import_module("math_verify")
     wrapped = text if "$" in text or "\\boxed" in text else f"${text}$"

@@ -157,6 +157,10 @@ class RlConfig(BaseModel):
             raise ValueError(f"clip_ratio belongs to loss_fn ppo, gspo or cispo; {self.loss_fn} does not clip")
         if self.clip_ratio is not None and min(self.clip_pair(self.clip_ratio)) < 0:
             raise ValueError("clip_ratio must not be negative")
+        if self.loss_fn == "cispo" and self.clip_ratio is not None and self.clip_pair(self.clip_ratio)[1] < 1:
+            raise ValueError(
+                "clip_ratio of cispo is the lowest and highest weight: a highest below 1 damps every update"
+            )
 
     @staticmethod
     def clip_pair(ratio: float | tuple[float, float]) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,6 +39,7 @@ from sota_ml_researcher.training.rl_config import RlConfig, load_rl_settings
 from sota_ml_researcher.training.rl_dry_run import check_before_training
 from sota_ml_researcher.training.rl_kl import kl_penalty_with_estimate
 from sota_ml_researcher.training.rl_models import model_scorers
+from sota_ml_researcher.training.rl_overlap import OverlappingData
 from sota_ml_researcher.training.rl_rollouts import PromptData, Recorder, Sampling, forget_rollouts
 from sota_ml_researcher.training.rl_rows import Problem, load_problems
 from sota_ml_researcher.training.rl_steering import SteeredRlService
@@ -73,11 +75,11 @@ def run_rl(context: RunContext, config: RlConfig) -> Outcome:
     forget_rollouts(context.folder, point.next_step if point else 0)
     if point:
         context.alert("info", f"going on from the checkpoint with {point.next_step} steps", step=point.next_step)
-    run = _RlRun(context, config, backend, train_set, held_out, total_steps, point.next_step if point else 0)
+    run = _RlRun(context, config, backend, train_set, held_out, total_steps, point)
     context.started(total_steps)
     context.progress(run.steering.next_step)
     with backend_errors(backend):
-        stopped = run.train()
+        stopped = watched(run.train, backend, run.steering)
     return Outcome(stopped is None, stopped, run.steering.next_step, _summary(context.folder, run.steering, began))
 
 
@@ -98,7 +100,7 @@ class _RlRun:
         problems: Sequence[Problem],
         held_out: Sequence[Problem],
         total_steps: int,
-        next_step: int,
+        point: resume_point.ResumePoint | None,
     ) -> None:
         self._context = context
         self._config = config
@@ -118,12 +120,16 @@ class _RlRun:
             config=config,
             should_stop=self._should_stop,
             on_step=context.progress,
-            on_saved=lambda path, step: resume_point.note_state(context.folder, path, step),
-            next_step=next_step,
+            on_saved=partial(resume_point.note_state, context.folder),
+            next_step=point.next_step if point else 0,
+            tokens_submitted=point.tokens if point else 0,
         )
-        recorder = Recorder(context.folder, config.keep_rollouts, self._on_failure)
+        overlapping = config.max_steps_off_policy is not None
+        clock = (lambda: self.steering.next_step) if overlapping else None
+        recorder = Recorder(context.folder, config.keep_rollouts, self._on_failure, clock)
         self._sampling = Sampling(config, self._renderer, self.scorers, recorder, self._should_stop_sampling)
-        self._data = PromptData(self._sampling, problems, total_steps)
+        data = PromptData(self._sampling, problems, total_steps)
+        self._data = OverlappingData(data, self._enough) if overlapping else data
         self._validation = (
             RewardValidation(held_out, self._sampling, self.steering, context.folder) if held_out else None
         )
@@ -153,14 +159,32 @@ class _RlRun:
 
     async def _run_loop(self) -> str | None:
         try:
-            if self._context.attempt == 1:
+            if self.steering.next_step == 0:
                 await check_before_training(self._context, self._backend, self._sampling, self._problems)
-            await watched(train.main(self._loop_config()), self._backend, self.steering)
+            await train.main(self._loop_config())
+            self._check_all_taken()
         except StopTrainingError:
             await save_stopped(self._context.folder, self.steering, batches_per_epoch=None)
             return self._context.stop_requested() or StopReason.CANCEL
         await self._final_validation()
         return None
+
+    def _check_all_taken(self) -> None:
+        """Overlapping steps end with the data: then they stop early, or there were too few groups to learn from.
+
+        Raises:
+            StopTrainingError: If the run was asked to stop.
+        """
+        taken = self.steering.next_step
+        if taken >= self._total_steps:
+            return
+        if self._should_stop():
+            raise StopTrainingError
+        message = f"only {taken} of {self._total_steps} steps: the other groups had one reward throughout or were stale"
+        self._context.alert("warn", message, step=taken)
+
+    def _enough(self) -> bool:
+        return self.steering.next_step >= self._total_steps or self._should_stop()
 
     def _should_stop(self) -> bool:
         return self._context.stop_requested() is not None

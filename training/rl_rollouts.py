@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -24,7 +23,7 @@ from tinker_cookbook.rl.types import (
     Trajectory,
 )
 
-from sota_ml_researcher.core.files import append_json_line, read_json_lines, write_atomically
+from sota_ml_researcher.core.files import append_json_line, read_json_lines, write_json_lines
 from sota_ml_researcher.training.rendering import ChatRenderer
 from sota_ml_researcher.training.reward_rules import overlong_penalty
 from sota_ml_researcher.training.reward_scorers import Response, Score, Scorers
@@ -84,15 +83,20 @@ class StepStatistics:
 class Recorder:
     """Statistics by step, and the rollouts kept for people in ``rollouts.jsonl``."""
 
-    def __init__(self, folder: Path, keep: int, on_failure: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: Path, keep: int, on_failure: Callable[[str], None], clock: Callable[[], int] | None = None
+    ) -> None:
+        """Record into ``folder``; with a ``clock``, groups belong to the step it shows when they are scored."""
         self._path = folder / ROLLOUTS
+        self._clock = clock
         self._keep = keep
         self._on_failure = on_failure
         self._steps: dict[int, StepStatistics] = {}
 
     def note(self, step: int, problem: Problem, responses: Sequence[Response], scores: Sequence[Score]) -> None:
         """Take in one group."""
-        found = self._steps.setdefault(step, StepStatistics())
+        found = self._steps.setdefault(self._window(step), StepStatistics())
+        step = self._clock() if self._clock else step
         found.rewards.append([score.reward for score in scores])
         for response, score in zip(responses, scores, strict=True):
             found.tokens.append(response.tokens)
@@ -109,8 +113,11 @@ class Recorder:
                 append_json_line(self._path, _record(step, problem, response, score))
 
     def take(self, step: int) -> dict[str, float]:
-        """The metrics of a step, once."""
-        return self._steps.pop(step, StepStatistics()).metrics()
+        """The metrics of a step, once; with a clock, of what was scored since they were last taken."""
+        return self._steps.pop(self._window(step), StepStatistics()).metrics()
+
+    def _window(self, step: int) -> int:
+        return 0 if self._clock else step
 
 
 def _record(step: int, problem: Problem, response: Response, score: Score) -> dict[str, Any]:
@@ -132,7 +139,7 @@ def forget_rollouts(folder: Path, next_step: int) -> None:
     path = folder / ROLLOUTS
     kept = [r for r in read_json_lines(path) if r["step"] < next_step]
     if path.exists():
-        write_atomically(path, "".join(json.dumps(r) + "\n" for r in kept))
+        write_json_lines(path, kept)
 
 
 class PromptEnv(Env):

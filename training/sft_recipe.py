@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tinker_cookbook.supervised.types import SupervisedDataset, SupervisedDatase
 from sota_ml_researcher.core.files import append_json_line, read_json_lines
 from sota_ml_researcher.training import resume_point
 from sota_ml_researcher.training.backend_errors import backend_errors
-from sota_ml_researcher.training.backends import Backend, connect
+from sota_ml_researcher.training.backends import connect
 from sota_ml_researcher.training.best_checkpoint import read_best
 from sota_ml_researcher.training.cookbook_loop import (
     injected,
@@ -64,14 +65,14 @@ def run_sft(context: RunContext, config: SftConfig) -> Outcome:
     resume_point.prepare_folder(context.folder, point, batches_per_epoch=len(data))
     if point:
         context.alert("info", f"going on from the checkpoint with {point.next_step} steps", step=point.next_step)
-    steering = _steering(context, config, point.next_step if point else 0)
+    steering = _steering(context, config, point)
     context.started(total_steps)
     context.progress(steering.next_step)
-    run = _SftRun(context, config, backend, renderer, steering, total_steps, tokenizer_of(model))
+    run = _SftRun(context, config, renderer, steering, total_steps, tokenizer_of(model))
     client = service_client_factory(context.job_id, backend, steering)
     with backend_errors(backend), injected(train, ServiceClient=client):
         tokenizer_utils.register_tokenizer(model.wire_name, lambda: run.tokenizer)
-        stopped = asyncio.run(run.train(model.wire_name, data, held_out))
+        stopped = watched(lambda: asyncio.run(run.train(model.wire_name, data, held_out)), backend, steering)
     summary = _summary(context.folder, steering, time.monotonic() - began)
     return Outcome(stopped is None, stopped, steering.next_step, summary)
 
@@ -90,13 +91,14 @@ def _load(config: SftConfig, renderer: ChatRenderer) -> tuple[SftData, SftData |
     return load(config.train_file), load(config.val_file) if config.val_file else None
 
 
-def _steering(context: RunContext, config: SftConfig, next_step: int) -> Steering:
+def _steering(context: RunContext, config: SftConfig, point: resume_point.ResumePoint | None) -> Steering:
     return Steering(
         config=config,
         should_stop=lambda: context.stop_requested() is not None,
         on_step=context.progress,
-        on_saved=lambda path, step: resume_point.note_state(context.folder, path, step),
-        next_step=next_step,
+        on_saved=partial(resume_point.note_state, context.folder),
+        next_step=point.next_step if point else 0,
+        tokens_submitted=point.tokens if point else 0,
     )
 
 
@@ -107,7 +109,6 @@ class _SftRun:
         self,
         context: RunContext,
         config: SftConfig,
-        backend: Backend,
         renderer: ChatRenderer,
         steering: Steering,
         total_steps: int,
@@ -116,7 +117,6 @@ class _SftRun:
         self.tokenizer = tokenizer
         self._context = context
         self._config = config
-        self._backend = backend
         self._renderer = renderer
         self._steering = steering
         self._total_steps = total_steps
@@ -125,7 +125,7 @@ class _SftRun:
         """Run the loop; returns why it stopped early, or None."""
         validation = self._validation(held_out)
         try:
-            await watched(train.main(self._loop_config(model_name, data, validation)), self._backend, self._steering)
+            await train.main(self._loop_config(model_name, data, validation))
         except StopTrainingError:
             await save_stopped(self._context.folder, self._steering, batches_per_epoch=len(data))
             return self._context.stop_requested() or StopReason.CANCEL

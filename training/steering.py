@@ -48,7 +48,7 @@ class Steering:
         config: The job's settings.
         should_stop: Asked before each step.
         on_step: Told the number of steps done, after each.
-        on_saved: Told (state path, steps in it) when a training state is saved.
+        on_saved: Told (state path, steps in it, tokens sent for them) when a training state is saved.
         next_step: Steps submitted so far, counted from the start of the job.
         stopped: Whether steps are refused now.
     """
@@ -56,7 +56,7 @@ class Steering:
     config: AdapterSettings
     should_stop: Callable[[], bool]
     on_step: Callable[[int], None]
-    on_saved: Callable[[str, int], None]
+    on_saved: Callable[[str, int, int], None]
     next_step: int = 0
     stopped: bool = False
     client: SteeredTrainingClient | None = None
@@ -170,9 +170,9 @@ class SteeredTrainingClient:
 
     async def save_state_async(self, name: str, ttl_seconds: int | None = None) -> Any:
         """Save a training state, noting how many steps are in it."""
-        step = self._steering.next_step
+        step, tokens = self._steering.next_step, self._steering.tokens_submitted
         future = await self.inner.save_state_async(name, ttl_seconds=ttl_seconds)
-        return _SaveFuture(future, lambda path: self._steering.on_saved(path, step))
+        return _SaveFuture(future, lambda path: self._steering.on_saved(path, step, tokens))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import anyio
@@ -17,6 +18,7 @@ from mcp import Client, StdioServerParameters
 from sota_ml_researcher.jobs import control, run_files
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.states import JobState
+from sota_ml_researcher.training.engine_process import ensure_engine
 
 pytestmark = [pytest.mark.drill, pytest.mark.usefixtures("stop_engine"), pytest.mark.timeout(300)]
 
@@ -96,3 +98,17 @@ def test_a_hard_cancel_ends_the_worker_at_once(tmp_path: Path, tiny_weights: Pat
     wait_until(job.id, lambda j: j.step >= 3)
     control.cancel(Registry(), job.id)
     assert wait_until(job.id, ended).state is JobState.CANCELLED
+
+
+def test_an_engine_too_busy_to_answer_is_waited_for(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sota_ml_researcher.training.engine_process._HEALTH_TIMEOUT_S", 0.5)
+    url = ensure_engine()
+    engine = psutil.Process(json.loads((own_home / "engine" / "engine.json").read_bytes())["pid"])
+    engine.suspend()
+    waking = threading.Timer(15, engine.resume)  # long enough for a second engine to start, and to find the store taken
+    waking.start()
+    try:
+        assert ensure_engine() == url
+    finally:
+        waking.cancel()
+        engine.resume()

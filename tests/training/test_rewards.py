@@ -1,4 +1,5 @@
 import asyncio
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -6,6 +7,7 @@ from typing import Any
 import pytest
 
 from sota_ml_researcher.core.errors import ConfigError, DataError
+from sota_ml_researcher.training import reward_arithmetic
 from sota_ml_researcher.training.reward_check import Sampled, check_reward, require_usable
 from sota_ml_researcher.training.reward_config import RewardPart
 from sota_ml_researcher.training.reward_math import answer_in, is_right
@@ -235,3 +237,59 @@ def test_a_judge_s_verdict_is_its_last_score() -> None:
     assert read_verdict("Score: 10/10") == 1.0
     assert read_verdict("7") == 0.7
     assert read_verdict("I cannot grade 3 of these") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (r"2\sqrt{3}", 2 * 3**0.5),
+        (r"\frac{\sqrt{3}}{2}", 3**0.5 / 2),
+        (r"1/2\sqrt3", 3**0.5 / 2),
+        (r"3 - 4\sqrt{5}\pi", 3 - 4 * 5**0.5 * math.pi),
+        (r"\sqrt{2}^2", 2.0),
+        (r"2^{-1}", 0.5),
+        (r"-2^2", -4.0),
+        (r"2\pi^2", 2 * math.pi**2),
+        (r"2(3+\sqrt{4})", 10.0),
+        *(
+            (text, None)
+            for text in ("xy+1", "5 cm", "1 1/2", r"\sqrt[3]{8}", "10!", "9**9", r"50\%", "e^2", "2i+1", "", "0^{-1}")
+        ),
+    ],
+)
+def test_plain_constants_are_computed_and_nothing_else_is(text: str, value: float | None) -> None:
+    found = reward_arithmetic.computed(text)
+    assert (found and found.value) == (None if value is None else pytest.approx(value, rel=1e-12))
+
+
+@pytest.mark.parametrize(
+    ("response", "gold", "right"),
+    [
+        (r"\boxed{2\sqrt{2}}", r"\sqrt{8}", True),
+        (r"\boxed{1.414214}", r"\sqrt{2}", True),
+        (r"\boxed{1.42}", r"\sqrt{2}", False),
+        (r"\boxed{2\frac{1}{2}}", "2.5", True),  # a mixed number, not 21/2
+        (r"\boxed{2\frac{1}{2}}", "10.5", False),
+        ("2(3)", "23", False),
+        ("(-2)^2", "4", True),
+        ("(-2)^2", "-4", False),
+        (r"\boxed{x^2-x-6}", "(x+2)(x-3)", True),
+        (r"\boxed{x^2-x+6}", "(x+2)(x-3)", False),
+        (r"\boxed{y^2-y-6}", "(x+2)(x-3)", False),
+        (r"\boxed{[2, 5)}", "[2,5)", True),
+        (r"\boxed{[2, 6)}", "[2,5)", False),
+        (r"\boxed{[2, 5]}", "[2,5)", False),
+        (r"\boxed{\{3,\frac{1}{2}\}}", r"\{0.5, 3\}", True),
+        (r"\boxed{\{3, 4\}}", r"\{0.5, 3\}", False),
+    ],
+)
+def test_brackets_roots_and_mixed_numbers_mean_what_they_say(response: str, gold: str, right: bool) -> None:
+    assert is_right(response, gold) is right
+
+
+def test_what_is_remembered_is_bounded_and_long_texts_are_not_kept() -> None:
+    calls: list[str] = []
+    remembered = reward_arithmetic.remembered(lambda text: calls.append(text) or len(text))
+    for text in ("short", "short", "long" * 200, "long" * 200):
+        remembered(text)
+    assert [len(text) for text in calls] == [5, 800, 800]

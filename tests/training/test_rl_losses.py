@@ -63,6 +63,7 @@ def test_clip_ranges_reach_the_platform_as_thresholds(changes: dict[str, Any], e
         ({"reward_type": None, "rewards": [{"type": "regex", "pattern": "("}]}, "pattern is no regular expression"),
         ({"reward_type": "custom"}, "reward custom needs script"),
         ({"clip_ratio": 0.2}, "clip_ratio belongs to loss_fn"),
+        ({"loss_fn": "cispo", "clip_ratio": (0.2, 0.28)}, "of cispo is the lowest and highest weight"),
         ({"overlong_buffer_tokens": 256}, "must be smaller than max_response_tokens"),
         ({"lr_schedule": "linear"}, "the loop keeps the learning rate constant"),
         ({"reward_typ": "math"}, "Did you mean 'reward_type'"),

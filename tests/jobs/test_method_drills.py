@@ -1,0 +1,214 @@
+"""DPO and RL jobs killed on purpose and resumed, all through the MCP tools: `make drill`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from job_helpers import wait_until
+from mcp import Client
+from test_dpo_job import write_pairs
+
+from sota_ml_researcher.core.paths import engine_folder
+from sota_ml_researcher.jobs import run_files
+from sota_ml_researcher.jobs.registry import Registry
+from sota_ml_researcher.jobs.states import ACTIVE, Job
+from sota_ml_researcher.server.app import build_server
+
+pytestmark = [pytest.mark.drill, pytest.mark.usefixtures("stop_engine"), pytest.mark.timeout(300)]
+
+# What depends on the clock or on the name of a run; everything else must repeat.
+_OF_THE_MOMENT = ("time/", "batch_time", "state_path", "sampler_path")
+
+
+def call(tool: str, **arguments: Any) -> dict[str, Any]:
+    async def run() -> Any:
+        async with Client(build_server()) as client:
+            return await client.call_tool(tool, arguments)
+
+    result = anyio.run(run)
+    assert not result.is_error, result.content
+    return dict(result.structured_content or {})
+
+
+def finished(job_id: str) -> dict[str, Any]:
+    for _ in range(5):
+        shown = call("wait_for_job", job_id=job_id, timeout_s=55)
+        if shown["state"] not in {state.value for state in ACTIVE}:
+            return shown
+    raise AssertionError(f"{job_id} does not end: {shown}")
+
+
+def kill_worker(job: Job) -> None:
+    assert job.pid is not None
+    os.kill(job.pid, signal.SIGKILL)
+
+
+def kill_engine() -> None:
+    os.kill(json.loads((engine_folder() / "engine.json").read_bytes())["pid"], signal.SIGKILL)
+
+
+def records(job: Job) -> list[dict[str, Any]]:
+    found = run_files.recent_metrics(job.folder, limit=10_000)
+    return [{k: v for k, v in r.items() if not k.startswith(_OF_THE_MOMENT)} for r in found]
+
+
+def rollouts(job: Job) -> list[str]:
+    path = job.folder / "rollouts.jsonl"
+    return sorted(path.read_text().splitlines()) if path.exists() else []
+
+
+def final_weights(job: Job) -> bytes:
+    result = run_files.result(job.folder)
+    assert result is not None
+    run, kind, name = str(result["final_checkpoint"]["sampler_path"]).removeprefix("tinker://").split("/")
+    (found,) = (engine_folder() / "checkpoints").glob(f"{run.replace(':', '%3A')}/{kind}/{name}/*.safetensors")
+    return found.read_bytes()
+
+
+def same_end(job_id: str, whole_id: str, steps: int) -> None:
+    """A resumed run is the undisturbed one: each step once, the same numbers, rollouts, weights and token count."""
+    job, whole = Registry().get(job_id), Registry().get(whole_id)
+    found = records(job)
+    assert [r["step"] for r in found] == list(range(steps + 1))
+    assert found == records(whole)
+    assert rollouts(job) == rollouts(whole)
+    assert final_weights(job) == final_weights(whole)
+    ours, theirs = run_files.result(job.folder), run_files.result(whole.folder)
+    assert ours is not None and theirs is not None
+    assert ours["tokens_trained"] == theirs["tokens_trained"]
+    assert ours["best_checkpoint"]["step"] == theirs["best_checkpoint"]["step"]
+
+
+def dpo_config(folder: Path, model: Path) -> dict[str, Any]:
+    return {
+        "base_model": str(model),
+        "train_file": str(write_pairs(folder / "train.jsonl", 200, 1)),
+        "val_file": str(write_pairs(folder / "val.jsonl", 8, 2)),
+        "num_steps": 60,
+        "batch_size": 8,
+        "lora_rank": 4,
+        "learning_rate": 2e-2,
+        "checkpoint_every": 7,
+        "eval_every": 11,
+    }
+
+
+def rl_config(folder: Path, model: Path) -> dict[str, Any]:
+    path = folder / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"say {n}", "answer": str(n)}) + "\n" for n in range(13)))
+    return {
+        "base_model": str(model),
+        "train_file": str(path),
+        "val_file": str(path),
+        "rewards": [{"type": "length", "target_tokens": 2}, {"type": "regex", "pattern": ".*[a-m].*", "weight": 0.5}],
+        "group_size": 4,
+        "batch_size": 3,
+        "max_response_tokens": 6,
+        "num_steps": 20,
+        "num_substeps": 2,
+        "kl_coef": 0.05,
+        "lora_rank": 4,
+        "learning_rate": 1e-3,
+        "checkpoint_every": 3,
+        "eval_every": 5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("tool", "config", "kills"),
+    [("start_dpo", dpo_config, (0, 10, 43)), ("start_grpo", rl_config, (0, 4, 13))],
+    ids=["dpo", "rl"],
+)
+def test_a_killed_worker_s_resume_repeats_the_undisturbed_run(
+    tool: str,
+    config: Callable[[Path, Path], dict[str, Any]],
+    kills: tuple[int, ...],
+    tmp_path: Path,
+    tiny_weights: Path,
+) -> None:
+    settings = config(tmp_path, tiny_weights)
+    whole = call(tool, overrides=settings)["job_id"]
+    assert finished(whole)["state"] == "succeeded"
+    job_id = call(tool, overrides=settings)["job_id"]
+    for kill_at in kills:  # the same job, killed again and again
+        job = wait_until(job_id, lambda j, at=kill_at: j.state.value == "running" and j.step >= at)
+        kill_worker(job)
+        shown = finished(job_id)
+        assert shown["state"] == "interrupted"
+        assert shown["step"] < settings["num_steps"], "it was killed too late to show anything"
+        call("resume_job", job_id=job_id)
+    shown = finished(job_id)
+    assert (shown["state"], shown["attempt"]) == ("succeeded", len(kills) + 1), shown
+    same_end(job_id, whole, settings["num_steps"])
+
+
+@pytest.mark.parametrize(
+    ("tool", "config", "kill_at"), [("start_dpo", dpo_config, 25), ("start_grpo", rl_config, 8)], ids=["dpo", "rl"]
+)
+@pytest.mark.parametrize("both", [True, False], ids=["worker and engine", "engine"])
+def test_a_run_outlives_its_engine(
+    tool: str,
+    config: Callable[[Path, Path], dict[str, Any]],
+    kill_at: int,
+    both: bool,
+    tmp_path: Path,
+    tiny_weights: Path,
+) -> None:
+    settings = config(tmp_path, tiny_weights)
+    whole = call(tool, overrides=settings)["job_id"]
+    assert finished(whole)["state"] == "succeeded"
+    job_id = call(tool, overrides=settings)["job_id"]
+    job = wait_until(job_id, lambda j: j.step >= kill_at)
+    kill_engine()
+    if both:
+        kill_worker(job)
+    shown = finished(job_id)
+    assert shown["state"] == ("interrupted" if both else "failed")
+    assert "Traceback" not in str(shown)
+    call("resume_job", job_id=job_id)
+    shown = finished(job_id)
+    assert (shown["state"], shown["attempt"]) == ("succeeded", 2), shown
+    same_end(job_id, whole, settings["num_steps"])
+
+
+@pytest.mark.parametrize(("tool", "config"), [("start_dpo", dpo_config), ("start_grpo", rl_config)], ids=["dpo", "rl"])
+def test_an_engine_that_dies_before_the_first_step_is_noticed(
+    tool: str, config: Callable[[Path, Path], dict[str, Any]], tmp_path: Path, tiny_weights: Path
+) -> None:
+    """While the reference is measured, or the reward tried: the loop, which has its own watch, does not run yet."""
+    settings = config(tmp_path, tiny_weights)
+    job_id = call(tool, overrides=settings)["job_id"]
+    wait_until(job_id, lambda j: j.state.value == "running")
+    kill_engine()
+    shown = finished(job_id)
+    assert shown["state"] == "failed"
+    assert "the embedded engine ended at step 0" in str(shown)
+    call("resume_job", job_id=job_id)
+    assert finished(job_id)["state"] == "succeeded"
+    assert [r["step"] for r in records(Registry().get(job_id))] == list(range(settings["num_steps"] + 1))
+
+
+def test_a_killed_asynchronous_run_takes_each_step_once(tmp_path: Path, tiny_weights: Path) -> None:
+    """Which samples a step gets depends on the clock there, so only the books can be compared."""
+    settings = {**rl_config(tmp_path, tiny_weights), "max_steps_off_policy": 2, "num_substeps": 1}
+    job_id = call("start_grpo", overrides=settings)["job_id"]
+    kill_worker(wait_until(job_id, lambda j: j.step >= 7))
+    assert finished(job_id)["state"] == "interrupted"
+    call("resume_job", job_id=job_id)
+    assert finished(job_id)["state"] == "succeeded"
+    job = Registry().get(job_id)
+    # Validations are lines of their own there, because they overlap the steps.
+    steps = [r["step"] for r in records(job) if "optim/lr" in r]
+    assert steps == list(range(settings["num_steps"]))
+    assert records(job)[-1]["step"] == settings["num_steps"]
+    kept = Counter(json.loads(line)["step"] for line in rollouts(job))
+    assert set(kept) <= set(range(settings["num_steps"] + 1))
+    assert max(kept.values()) <= 2 * 8  # keep_rollouts; what is scored between two steps may count for either
