@@ -47,7 +47,7 @@ def dpo_cost(
 def rl_cost(
     settings: Settings[RlConfig], prompts: int, prompt_tokens: int, held_out: tuple[int, int], total_steps: int
 ) -> CostEstimate:
-    """From answers of one token that teach nothing, over half of what is allowed, to all of it.
+    """From answers of one token that teach nothing, over half of what is allowed (tokens and turns), to all of it.
 
     Args:
         settings: The job's settings, all derived.
@@ -66,25 +66,43 @@ def rl_cost(
     mean_prompt = prompt_tokens / prompts
     validations = _validations(config.eval_every, total_steps)
 
-    def usage(answer: float, *, taught: float) -> Usage:
+    def usage(answer: float, turns: float, *, taught: float) -> Usage:
         samples = groups * config.group_size
-        train = round(samples * (mean_prompt + answer - 1) * taught)
-        reference = round(samples * (mean_prompt + answer)) if config.kl_coef else 0
+        said = _said_between(config) * (turns - 1)
+        whole = mean_prompt + answer * turns + said
+        # A later turn's prompt is that episode's own: all before it, sent again.
+        again = (turns - 1) * mean_prompt + (answer * turns + said) * (turns - 1) / 2
+        held_out_samples = held_out[0] * validations * _VALIDATION_SAMPLES
+        reference = round(samples * whole) if config.kl_coef else 0
         return Usage(
-            train=train,
-            prefill=round(groups * mean_prompt) + held_out[1] * validations + reference,
-            sample=round(samples * answer + held_out[0] * validations * _VALIDATION_SAMPLES * answer),
+            train=round(samples * (whole - 1) * taught),
+            prefill=round(groups * mean_prompt + (samples + held_out_samples) * again)
+            + held_out[1] * validations
+            + reference,
+            sample=round((samples + held_out_samples) * answer * turns),
         )
 
     longest = config.max_response_tokens
-    low = usage(1, taught=0.0 if config.drop_constant_groups else 1.0)
-    return estimate_cost(
-        table, config.backend, config.base_model, [low, usage(longest / 2, taught=1.0), usage(longest, taught=1.0)]
-    )
+    most = config.environment.max_turns if config.environment else 1
+    low = usage(1, 1, taught=0.0 if config.drop_constant_groups else 1.0)
+    expected, high = usage(longest / 2, (1 + most) / 2, taught=1.0), usage(longest, most, taught=1.0)
+    return estimate_cost(table, config.backend, config.base_model, [low, expected, high])
+
+
+def _said_between(config: RlConfig) -> float:
+    """Tokens the environment says between two turns: what retry says, and of a file as much as the model may say."""
+    if config.environment is None:
+        return 0
+    if config.environment.type == "retry" and not config.environment.show_errors:
+        return _MARKUP_TOKENS + len(config.environment.feedback) / _CHARS_PER_TOKEN
+    return _MARKUP_TOKENS + config.max_response_tokens
 
 
 # Answers to each held-out prompt in a validation (`rl_validation.SAMPLES`).
 _VALIDATION_SAMPLES = 4
+# Of a message's role and its ends in a chat template; and of English text.
+_MARKUP_TOKENS = 8
+_CHARS_PER_TOKEN = 4
 
 
 def _trained(counts: PreferenceCounts) -> int:

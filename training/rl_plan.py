@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from sota_ml_researcher.core.errors import ConfigError
+from sota_ml_researcher.core.errors import ConfigError, DataError
 from sota_ml_researcher.doctrine.rules import rule
 from sota_ml_researcher.training import hyperparameters
 from sota_ml_researcher.training.config_resolution import Origin, Settings
+from sota_ml_researcher.training.environments import make_environment, opened, prober
 from sota_ml_researcher.training.estimate import CostEstimate
 from sota_ml_researcher.training.hyperparameters import Derived
 from sota_ml_researcher.training.job_estimates import rl_cost
@@ -26,6 +27,10 @@ from sota_ml_researcher.training.rl_config import CLIP_RULES, RlConfig
 from sota_ml_researcher.training.rl_rows import Problem, load_problems
 
 _MODEL_GIVEN = {"judge", "preference_model"}
+# Rows whose episodes are begun once before the job starts.
+_TRIED_ROWS = 2000
+# A config in which the environment is the only thing that gives rewards.
+_ALONE = {"reward_type": None, "rewards": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +74,65 @@ def plan_rl(settings: Settings[RlConfig]) -> RlPlan:
     tests: list[Problem] = []
     if config.val_file is not None:
         tests = load_problems(Path(config.val_file), config.parts(), skip_bad_rows=config.skip_bad_rows)
+    settings = _with_limit(settings)
+    config = settings.config
+    problems, tests = openings(config, problems), openings(config, tests)
     longest, prompt_tokens = _prompt_lengths(config, problems)
     held_out = (len(tests), _prompt_lengths(config, tests)[1] if tests else 0)
     settings, total_steps = _with_schedule(settings, len(problems))
     report = probe_reward(settings.config, problems)
     config = settings.config
-    sampled = total_steps * min(config.batch_size or 1, len(problems)) * config.group_size * config.max_response_tokens
-    warnings = tuple(_warnings(config, total_steps, report))
+    turns = config.environment.max_turns if config.environment else 1
+    groups = total_steps * min(config.batch_size or 1, len(problems))
+    sampled = groups * config.group_size * turns * config.max_response_tokens
+    warnings = tuple(_warnings(config, total_steps, report, longest))
     cost = rl_cost(settings, len(problems), prompt_tokens, held_out, total_steps)
     return RlPlan(settings, len(problems), total_steps, sampled, longest, report, warnings, cost)
+
+
+def openings(config: RlConfig, problems: list[Problem]) -> list[Problem]:
+    """The problems as their episodes begin; the first thousands of rows are tried, the rest stay as they are.
+
+    Raises:
+        ConfigError: If the environment cannot be used.
+        DataError: If it cannot begin an episode for some row, unless bad rows are to be skipped.
+    """
+    if config.environment is None or config.environment.type != "custom" or not problems:
+        return problems
+
+    async def begin() -> list[Problem]:
+        scorers = Scorers((), max_tokens=config.max_response_tokens)
+        environment = make_environment(config.model_copy(update=_ALONE), scorers)
+        assert environment is not None
+        try:
+            return await opened(environment, problems[:_TRIED_ROWS], seed=config.seed)
+        finally:
+            await environment.close()
+
+    try:
+        return [*asyncio.run(begin()), *problems[_TRIED_ROWS:]]
+    except DataError:
+        if not config.skip_bad_rows:
+            raise
+        return problems
+
+
+def _with_limit(settings: Settings[RlConfig]) -> Settings[RlConfig]:
+    """The environment's token limit, which no model's context may be smaller than."""
+    config = settings.config
+    model = load_model_config(resolve_model(config.base_model))
+    if config.environment is None or not model.has("max_position_embeddings"):
+        return settings
+    context = model.integer("max_position_embeddings")
+    given = config.environment.max_trajectory_tokens
+    if given is not None and given > context:
+        raise ConfigError(
+            f"max_trajectory_tokens {given} is more than the model's context of {context}",
+            where=settings.place("environment"),
+            fix=f"Set it to {context} or less, or leave it out",
+        )
+    environment = config.environment.model_copy(update={"max_trajectory_tokens": given or context})
+    return settings.derived({"environment": (environment, settings.origins["environment"])})
 
 
 def probe_reward(config: RlConfig, problems: list[Problem]) -> RewardReport | None:
@@ -87,15 +142,21 @@ def probe_reward(config: RlConfig, problems: list[Problem]) -> RewardReport | No
         ConfigError: If the reward cannot be used at all.
     """
     parts = [part for part in config.parts() if part.type not in _MODEL_GIVEN]
-    if not parts:
+    of_its_own = config.environment is not None and config.environment.type == "custom"
+    if not parts and not of_its_own:
         return None
+    config = config.model_copy(update={"reward_type": None, "reward_script": None, "rewards": tuple(parts) or None})
 
     async def probe() -> RewardReport:
         scorers = Scorers(parts, max_tokens=config.max_response_tokens, allow_unsandboxed=config.allow_unsandboxed)
+        environment = make_environment(config, scorers)
         try:
-            return await check_reward(scorers, parts, problems, group_size=config.group_size)
+            probed = prober(config, environment, scorers)
+            return await check_reward(probed, parts, problems, group_size=config.group_size)
         finally:
             await scorers.close()
+            if environment is not None:
+                await environment.close()
 
     return asyncio.run(probe())
 
@@ -113,6 +174,12 @@ def _with_paths(settings: Settings[RlConfig]) -> Settings[RlConfig]:
             found[key] = (str(settings.data_file(key, name)), settings.origins[key])
     if config.rewards is not None:
         found["rewards"] = (tuple(_absolute(settings, part) for part in config.rewards), settings.origins["rewards"])
+    if config.environment is not None and config.environment.script is not None:
+        script = str(settings.data_file("environment", config.environment.script))
+        found["environment"] = (
+            config.environment.model_copy(update={"script": script}),
+            settings.origins["environment"],
+        )
     if config.output_dir is not None:
         found["output_dir"] = (str(Path(config.output_dir).expanduser().absolute()), settings.origins["output_dir"])
     return settings.derived(found)
@@ -134,12 +201,14 @@ def _prompt_lengths(config: RlConfig, problems: list[Problem]) -> tuple[int, int
     lengths = [(len(renderer.generation_prompt(problem.messages)), problem.line) for problem in problems]
     longest, line = max(lengths)
     model = load_model_config(resolve_model(config.base_model))
-    if model.has("max_position_embeddings"):
-        context = model.integer("max_position_embeddings")
+    own = config.environment.max_trajectory_tokens if config.environment else None
+    if own is not None or model.has("max_position_embeddings"):
+        context = own or model.integer("max_position_embeddings")
+        name = "max_trajectory_tokens" if own is not None else "the model's context"
         if longest + config.max_response_tokens > context:
             raise ConfigError(
                 f"the prompt of line {line} has {longest} tokens; with max_response_tokens "
-                f"{config.max_response_tokens} that is more than the model's context of {context}",
+                f"{config.max_response_tokens} that is more than {name} of {context}",
                 where="max_response_tokens",
                 fix=f"Set it to {max(1, context - longest)} or less, or shorten the prompt",
             )
@@ -183,8 +252,12 @@ def _batch(rows: int) -> Derived:
     return Derived(rows, "rl.batch", f"all {rows} prompts, below the usual {usual}")
 
 
-def _warnings(config: RlConfig, total_steps: int, report: RewardReport | None) -> list[str]:
+def _warnings(config: RlConfig, total_steps: int, report: RewardReport | None, longest: int) -> list[str]:
     found = list(report.warnings) if report is not None else []
+    if config.environment is not None and (limit := config.environment.max_trajectory_tokens) is not None:
+        needed = longest + config.environment.max_turns * config.max_response_tokens
+        if needed > limit:
+            found.append(f"an episode of all its turns may need {needed:,} tokens and ends at {limit:,}")
     if config.num_substeps > hyperparameters.integer("rl.substeps") and config.loss_fn == "importance_sampling":
         found.append(
             "several optimizer steps a batch go with loss_fn ppo, which bounds how far they move (rl.substeps)"

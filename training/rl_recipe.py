@@ -30,6 +30,7 @@ from sota_ml_researcher.training.cookbook_loop import (
     watched,
 )
 from sota_ml_researcher.training.dpo_recipe import check_same_base
+from sota_ml_researcher.training.environments import make_environment
 from sota_ml_researcher.training.models import resolve_model
 from sota_ml_researcher.training.rendering import load_renderer
 from sota_ml_researcher.training.reward_scorers import Scorers
@@ -122,7 +123,10 @@ class _RlRun:
             next_step=next_step,
         )
         recorder = Recorder(context.folder, config.keep_rollouts, self._on_failure)
-        self._sampling = Sampling(config, self._renderer, self.scorers, recorder, self._should_stop_sampling)
+        self.environment = make_environment(config, self.scorers)
+        self._sampling = Sampling(
+            config, self._renderer, self.scorers, recorder, self._should_stop_sampling, self.environment
+        )
         self._data = PromptData(self._sampling, problems, total_steps)
         self._validation = (
             RewardValidation(held_out, self._sampling, self.steering, context.folder) if held_out else None
@@ -150,6 +154,8 @@ class _RlRun:
             return await self._run_loop()
         finally:
             await self.scorers.close()
+            if self.environment is not None:
+                await self.environment.close()
 
     async def _run_loop(self) -> str | None:
         try:
@@ -263,7 +269,7 @@ def _summary(folder: Path, steering: Steering, began: float) -> dict[str, object
     last = next((r for r in reversed(saved) if r.get("state_path") and r.get("sampler_path")), None)
     best = read_best(folder, HELD_OUT)
     shown: dict[str, object] = {}
-    for name in ("reward/mean", HELD_OUT, "response/tokens", "optim/entropy"):
+    for name in ("reward/mean", HELD_OUT, "response/tokens", "episode/turns", "optim/entropy"):
         values = [r[name] for r in records if name in r]
         shown |= {f"first_{name}": values[0] if values else None, f"last_{name}": values[-1] if values else None}
     return {

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -25,32 +24,18 @@ from tinker_cookbook.rl.types import (
 )
 
 from sota_ml_researcher.core.files import append_json_line, read_json_lines, write_atomically
+from sota_ml_researcher.training.environments import Environment, Episode
 from sota_ml_researcher.training.rendering import ChatRenderer
 from sota_ml_researcher.training.reward_rules import overlong_penalty
 from sota_ml_researcher.training.reward_scorers import Response, Score, Scorers
 from sota_ml_researcher.training.rl_config import RlConfig
 from sota_ml_researcher.training.rl_rows import Problem
+from sota_ml_researcher.training.rl_seeds import GroupKey, group_key, seed_of
+from sota_ml_researcher.training.rl_turns import Table, TurnEnv, make_turn_envs
 from sota_ml_researcher.training.steering import StopTrainingError
 
 ROLLOUTS = "rollouts.jsonl"
 _KEPT_TEXT = 20_000
-
-
-@dataclass(frozen=True, slots=True)
-class GroupKey:
-    """Which group a sample belongs to: its seed, and how many samples it has."""
-
-    seed: int
-    members: int
-
-
-group_key: ContextVar[GroupKey | None] = ContextVar("group_key", default=None)
-
-
-def seed_of(*parts: int) -> int:
-    """A seed for one request: the same in every run of a job, another for every group."""
-    digest = hashlib.blake2b(",".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % (2**31 - 1)
 
 
 @dataclass(slots=True)
@@ -60,6 +45,7 @@ class StepStatistics:
     rewards: list[list[float]] = field(default_factory=list[list[float]])
     parts: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     tokens: list[int] = field(default_factory=list[int])
+    episodes: list[Episode] = field(default_factory=list[Episode])
     cut: int = 0
     failed: int = 0
     kept: int = 0
@@ -78,7 +64,28 @@ class StepStatistics:
             "response/tokens": fmean(self.tokens),
             "response/cut": self.cut / len(flat),
         }
-        return found | {f"reward/{name}": fmean(values) for name, values in self.parts.items()}
+        found |= {f"reward/{name}": fmean(values) for name, values in self.parts.items()}
+        return found | episode_metrics(self.episodes)
+
+
+def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
+    """What episodes of several turns were like.
+
+    ``episode/turns`` and ``episode/tokens`` are means; ``episode/reward_turn_N`` is the mean reward of the N-th turn,
+    before discount, of the episodes that came so far; ``episode/ended_REASON`` the share of episodes.
+    """
+    if not episodes:
+        return {}
+    found = {
+        "episode/turns": fmean([len(e.turns) for e in episodes]),
+        "episode/tokens": fmean([e.tokens for e in episodes]),
+    }
+    for n in range(max(len(e.turns) for e in episodes)):
+        reached = [e.turns[n].score.reward for e in episodes if len(e.turns) > n and not e.turns[n].score.failed]
+        if reached:
+            found[f"episode/reward_turn_{n + 1}"] = fmean(reached)
+    ended = Counter(e.stop for e in episodes)
+    return found | {f"episode/ended_{reason}": count / len(episodes) for reason, count in ended.items()}
 
 
 class Recorder:
@@ -90,9 +97,17 @@ class Recorder:
         self._on_failure = on_failure
         self._steps: dict[int, StepStatistics] = {}
 
-    def note(self, step: int, problem: Problem, responses: Sequence[Response], scores: Sequence[Score]) -> None:
-        """Take in one group."""
+    def note(
+        self,
+        step: int,
+        problem: Problem,
+        responses: Sequence[Response],
+        scores: Sequence[Score],
+        episodes: Sequence[Episode] = (),
+    ) -> None:
+        """Take in one group; ``episodes`` are what the responses come from where there is an environment."""
         found = self._steps.setdefault(step, StepStatistics())
+        found.episodes += episodes
         found.rewards.append([score.reward for score in scores])
         for response, score in zip(responses, scores, strict=True):
             found.tokens.append(response.tokens)
@@ -103,10 +118,11 @@ class Recorder:
             for name, value in score.parts.items():
                 found.parts.setdefault(name, []).append(value)
         share = max(1, self._keep // 4)
-        for response, score in list(zip(responses, scores, strict=True))[:share]:
+        for i, (response, score) in enumerate(list(zip(responses, scores, strict=True))[:share]):
             if found.kept < self._keep:
                 found.kept += 1
-                append_json_line(self._path, _record(step, problem, response, score))
+                spoken = _spoken(episodes[i]) if episodes else {}
+                append_json_line(self._path, {**_record(step, problem, response, score), **spoken})
 
     def take(self, step: int) -> dict[str, float]:
         """The metrics of a step, once."""
@@ -125,6 +141,21 @@ def _record(step: int, problem: Problem, response: Response, score: Score) -> di
         "cut": response.cut,
         "note": score.note,
     }
+
+
+def _spoken(episode: Episode) -> dict[str, Any]:
+    """An episode turn by turn: the opening, and for each turn what was said to and fro and its reward."""
+    turns = [
+        {
+            "reply": turn.reply[:_KEPT_TEXT],
+            "tokens": turn.tokens,
+            "reward": None if turn.score.failed else turn.score.reward,
+            "parts": dict(turn.score.parts),
+            "environment": [{**m, "content": m["content"][:_KEPT_TEXT]} for m in turn.messages],
+        }
+        for turn in episode.turns
+    ]
+    return {"opening": list(episode.opening.messages), "turns": turns, "ended": episode.stop}
 
 
 def forget_rollouts(folder: Path, next_step: int) -> None:
@@ -173,6 +204,15 @@ class Sampling:
     scorers: Scorers
     recorder: Recorder
     stopped: Callable[[], bool]
+    environment: Environment | None = None
+
+    def table(self, stopped: Callable[[], bool] | None = None) -> Table | None:
+        """What episodes of several turns share; None where an episode is one answer."""
+        settings = self.config.environment
+        if self.environment is None or settings is None:
+            return None
+        limit = settings.max_trajectory_tokens
+        return Table(self.config, self.renderer, self.environment, limit, stopped or self.stopped)
 
 
 @dataclass(frozen=True)
@@ -187,8 +227,11 @@ class PromptGroup(EnvGroupBuilder):
     async def make_envs(self) -> Sequence[Env]:
         """One environment a sample."""
         shared, config = self.sampling, self.sampling.config
-        tokens = shared.renderer.generation_prompt(self.problem.messages)
         group = GroupKey(seed_of(config.seed, self.step, self.place), config.group_size)
+        table = shared.table()
+        if table is not None:
+            return await make_turn_envs(table, self.problem, group)
+        tokens = shared.renderer.generation_prompt(self.problem.messages)
         return [PromptEnv(tokens, shared.renderer.stop, group, shared.stopped) for _ in range(config.group_size)]
 
     async def compute_group_rewards(
@@ -196,13 +239,18 @@ class PromptGroup(EnvGroupBuilder):
     ) -> list[tuple[float, Metrics]]:
         """Score the responses. One that could not be scored gets the mean of the others: no advantage either way."""
         shared = self.sampling
-        responses = [response_of(shared.renderer, t) for t in trajectory_group]
-        scores = await shared.scorers.score_group(self.problem, responses)
+        episodes = [env.episode for env in env_group if isinstance(env, TurnEnv)]
+        if shared.environment is not None:
+            responses = [_last_response(e) for e in episodes]
+            scores = await shared.environment.total(self.problem, episodes)
+        else:
+            responses = [response_of(shared.renderer, t) for t in trajectory_group]
+            scores = await shared.scorers.score_group(self.problem, responses)
         scores = [self._with_penalty(s, r) for s, r in zip(scores, responses, strict=True)]
         known = [score.reward for score in scores if not score.failed]
         fallback = fmean(known) if known else 0.0
         scores = [Score(fallback, s.parts, s.note, True) if s.failed else s for s in scores]
-        shared.recorder.note(self.step, self.problem, responses, scores)
+        shared.recorder.note(self.step, self.problem, responses, scores, episodes)
         return [(score.reward, {}) for score in scores]
 
     def _with_penalty(self, score: Score, response: Response) -> Score:
@@ -224,6 +272,14 @@ def response_of(renderer: ChatRenderer, trajectory: Trajectory) -> Response:
     last = trajectory.transitions[-1]
     tokens = [token for transition in trajectory.transitions for token in transition.ac.tokens]
     return Response(renderer.decode(last.ac.tokens), len(tokens), bool(last.metrics.get("cut")))
+
+
+def _last_response(episode: Episode) -> Response:
+    """The last thing said in an episode; nothing where it could not begin."""
+    if not episode.turns:
+        return Response("", 0)
+    last = episode.turns[-1]
+    return Response(last.reply, last.tokens, episode.stop == "max_tokens")
 
 
 class PromptData(RLDataset):
