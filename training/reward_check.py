@@ -119,13 +119,19 @@ def require_usable(report: RewardReport, *, force: bool) -> None:
     """Refuse a reward that cannot teach anything.
 
     Raises:
-        ConfigError: If it was constant on the dry run and the user did not insist.
+        ConfigError: If it was constant on the dry run, or failed throughout, and the user did not insist.
         DataError: If tests fail on the data's own solutions.
     """
     if report.references_failed and not force:
         lines = ", ".join(map(str, report.references_failed[:5]))
         raise DataError(
             f"the tests fail on the row's own solution (lines {lines})", fix="Mend the tests, or set force: true"
+        )
+    if report.samples and report.failed == report.samples and not force:
+        raise ConfigError(
+            f"the reward could not be computed for any of the {report.samples} samples: {report.failures[0]}",
+            where="reward_type",
+            fix="Mend what it names; or set force: true",
         )
     if report.constant and not force:
         value = next(iter(report.distribution))

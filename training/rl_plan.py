@@ -65,7 +65,7 @@ def plan_rl(settings: Settings[RlConfig]) -> RlPlan:
         DataError: If the data cannot be used.
         ModelError: If the model, its tokenizer or its chat template cannot be had.
     """
-    settings = _with_paths(settings)
+    settings = prepared(settings)
     config = settings.config
     require_accepted_rank(config.lora_rank, config.backend, where=settings.place("lora_rank"))
     problems = load_problems(
@@ -74,8 +74,6 @@ def plan_rl(settings: Settings[RlConfig]) -> RlPlan:
     tests: list[Problem] = []
     if config.val_file is not None:
         tests = load_problems(Path(config.val_file), config.parts(), skip_bad_rows=config.skip_bad_rows)
-    settings = _with_limit(settings)
-    config = settings.config
     problems, tests = openings(config, problems), openings(config, tests)
     longest, prompt_tokens = _prompt_lengths(config, problems)
     held_out = (len(tests), _prompt_lengths(config, tests)[1] if tests else 0)
@@ -120,8 +118,10 @@ def openings(config: RlConfig, problems: list[Problem]) -> list[Problem]:
 def _with_limit(settings: Settings[RlConfig]) -> Settings[RlConfig]:
     """The environment's token limit, which no model's context may be smaller than."""
     config = settings.config
+    if config.environment is None:
+        return settings
     model = load_model_config(resolve_model(config.base_model))
-    if config.environment is None or not model.has("max_position_embeddings"):
+    if not model.has("max_position_embeddings"):
         return settings
     context = model.integer("max_position_embeddings")
     given = config.environment.max_trajectory_tokens
@@ -133,6 +133,16 @@ def _with_limit(settings: Settings[RlConfig]) -> Settings[RlConfig]:
         )
     environment = config.environment.model_copy(update={"max_trajectory_tokens": given or context})
     return settings.derived({"environment": (environment, settings.origins["environment"])})
+
+
+def prepared(settings: Settings[RlConfig]) -> Settings[RlConfig]:
+    """The settings with absolute paths and the environment's token limit.
+
+    Raises:
+        ConfigError: If a file does not exist, or the limit is more than the model's context.
+        ModelError: If the model is not known.
+    """
+    return _with_limit(_with_paths(settings))
 
 
 def probe_reward(config: RlConfig, problems: list[Problem]) -> RewardReport | None:

@@ -122,7 +122,8 @@ class _RlRun:
             on_saved=lambda path, step: resume_point.note_state(context.folder, path, step),
             next_step=next_step,
         )
-        recorder = Recorder(context.folder, config.keep_rollouts, self._on_failure)
+        batch = min(config.batch_size or 1, len(problems))
+        recorder = Recorder(context.folder, config.keep_rollouts, self._on_failure, batch=batch)
         self.environment = make_environment(config, self.scorers)
         self._sampling = Sampling(
             config, self._renderer, self.scorers, recorder, self._should_stop_sampling, self.environment
@@ -179,7 +180,7 @@ class _RlRun:
         self._failures += 1
         if self._failures == 1 or self._failures % 100 == 0:
             step = self.steering.next_step
-            message = f"a reward could not be computed ({self._failures} so far); such samples get no advantage: {note}"
+            message = f"a reward could not be computed ({self._failures} so far); such samples are left out: {note}"
             self._context.alert("warn", message, step=step)
 
     def _with_statistics(self, original: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +23,14 @@ from tinker_cookbook.rl.types import (
     Trajectory,
 )
 
+from sota_ml_researcher.core.errors import ResearcherError
 from sota_ml_researcher.core.files import append_json_line, read_json_lines, write_atomically
 from sota_ml_researcher.training.environments import Environment, Episode
+from sota_ml_researcher.training.hyperparameters import number
 from sota_ml_researcher.training.rendering import ChatRenderer
 from sota_ml_researcher.training.reward_rules import overlong_penalty
 from sota_ml_researcher.training.reward_scorers import Response, Score, Scorers
+from sota_ml_researcher.training.rl_advantages import UNSCORED
 from sota_ml_researcher.training.rl_config import RlConfig
 from sota_ml_researcher.training.rl_rows import Problem
 from sota_ml_researcher.training.rl_seeds import GroupKey, group_key, seed_of
@@ -36,13 +39,18 @@ from sota_ml_researcher.training.steering import StopTrainingError
 
 ROLLOUTS = "rollouts.jsonl"
 _KEPT_TEXT = 20_000
+_LEAST_GROUPS = 8
+
+
+class RewardFailedError(ResearcherError, RuntimeError):
+    """Too many samples could not be scored: what is left is no fair sample of what the model does."""
 
 
 @dataclass(slots=True)
 class StepStatistics:
     """What the samples of one step were like, before any group is left out."""
 
-    rewards: list[list[float]] = field(default_factory=list[list[float]])
+    rewards: list[list[float]] = field(default_factory=list[list[float]])  # of samples that were scored
     parts: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     tokens: list[int] = field(default_factory=list[int])
     episodes: list[Episode] = field(default_factory=list[Episode])
@@ -50,20 +58,28 @@ class StepStatistics:
     failed: int = 0
     kept: int = 0
 
+    @property
+    def samples(self) -> int:
+        """How many there were, scored or not."""
+        return len(self.tokens)
+
     def metrics(self) -> dict[str, float]:
         """As logged: ``reward/...`` and ``response/...``."""
-        flat = [reward for group in self.rewards for reward in group]
-        if not flat:
+        if not self.samples:
             return {}
-        mean = fmean(flat)
         found = {
-            "reward/mean": mean,
-            "reward/std": math.sqrt(fmean([(r - mean) ** 2 for r in flat])),
-            "reward/constant_groups": fmean([float(len(set(group)) == 1) for group in self.rewards]),
-            "reward/failed": self.failed / len(flat),
+            "reward/failed": self.failed / self.samples,
             "response/tokens": fmean(self.tokens),
-            "response/cut": self.cut / len(flat),
+            "response/cut": self.cut / self.samples,
         }
+        flat = [reward for group in self.rewards for reward in group]
+        if flat:
+            mean = fmean(flat)
+            found |= {
+                "reward/mean": mean,
+                "reward/std": math.sqrt(fmean([(r - mean) ** 2 for r in flat])),
+                "reward/constant_groups": fmean([float(len(set(group)) == 1) for group in self.rewards]),
+            }
         found |= {f"reward/{name}": fmean(values) for name, values in self.parts.items()}
         return found | episode_metrics(self.episodes)
 
@@ -91,11 +107,20 @@ def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
 class Recorder:
     """Statistics by step, and the rollouts kept for people in ``rollouts.jsonl``."""
 
-    def __init__(self, folder: Path, keep: int, on_failure: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, keep: int, on_failure: Callable[[str], None], *, batch: int = 1) -> None:
+        """Prepare to record.
+
+        Args:
+            folder: The run's.
+            keep: Rollouts kept of each step.
+            on_failure: Told why a sample could not be scored.
+            batch: Groups of a step: the failures of so many (and at least of eight) are looked at together.
+        """
         self._path = folder / ROLLOUTS
         self._keep = keep
         self._on_failure = on_failure
         self._steps: dict[int, StepStatistics] = {}
+        self._lately: deque[float] = deque(maxlen=max(batch, _LEAST_GROUPS))
 
     def note(
         self,
@@ -105,17 +130,22 @@ class Recorder:
         scores: Sequence[Score],
         episodes: Sequence[Episode] = (),
     ) -> None:
-        """Take in one group; ``episodes`` are what the responses come from where there is an environment."""
+        """Take in one group; ``episodes`` are what the responses come from where there is an environment.
+
+        Raises:
+            RewardFailedError: If too many of the last samples could not be scored.
+        """
         found = self._steps.setdefault(step, StepStatistics())
         found.episodes += episodes
-        found.rewards.append([score.reward for score in scores])
+        known = [score.reward for score in scores if not score.failed]
+        found.rewards += [known] if known else []
         for response, score in zip(responses, scores, strict=True):
             found.tokens.append(response.tokens)
             found.cut += response.cut
             found.failed += score.failed
             if score.failed:
                 self._on_failure(score.note)
-            for name, value in score.parts.items():
+            for name, value in {} if score.failed else score.parts.items():
                 found.parts.setdefault(name, []).append(value)
         share = max(1, self._keep // 4)
         for i, (response, score) in enumerate(list(zip(responses, scores, strict=True))[:share]):
@@ -123,6 +153,19 @@ class Recorder:
                 found.kept += 1
                 spoken = _spoken(episodes[i]) if episodes else {}
                 append_json_line(self._path, {**_record(step, problem, response, score), **spoken})
+
+        self._check(fmean([float(score.failed) for score in scores]), scores)
+
+    def _check(self, failed: float, scores: Sequence[Score]) -> None:
+        self._lately.append(failed)
+        share = fmean(self._lately)
+        if len(self._lately) == self._lately.maxlen and share > number("reward.unscored"):
+            last = next((s.note for s in scores if s.failed), "")
+            raise RewardFailedError(
+                f"{share:.0%} of the samples of the last {len(self._lately)} prompts could not be scored; last: {last}",
+                where="reward",
+                fix="Mend what it names, then resume_job goes on from the last checkpoint",
+            )
 
     def take(self, step: int) -> dict[str, float]:
         """The metrics of a step, once."""
@@ -135,7 +178,7 @@ def _record(step: int, problem: Problem, response: Response, score: Score) -> di
         "line": problem.line,
         "prompt": problem.prompt[:_KEPT_TEXT],
         "response": response.text[:_KEPT_TEXT],
-        "reward": score.reward,
+        "reward": None if score.failed else score.reward,
         "parts": dict(score.parts),
         "tokens": response.tokens,
         "cut": response.cut,
@@ -237,7 +280,11 @@ class PromptGroup(EnvGroupBuilder):
     async def compute_group_rewards(
         self, trajectory_group: list[Trajectory], env_group: Sequence[Env]
     ) -> list[tuple[float, Metrics]]:
-        """Score the responses. One that could not be scored gets the mean of the others: no advantage either way."""
+        """Score the responses.
+
+        One that could not be scored is marked so (`rl_advantages`: it gets no advantage), and its reward here is one
+        that leaves a constant group constant.
+        """
         shared = self.sampling
         episodes = [env.episode for env in env_group if isinstance(env, TurnEnv)]
         if shared.environment is not None:
@@ -247,11 +294,9 @@ class PromptGroup(EnvGroupBuilder):
             responses = [response_of(shared.renderer, t) for t in trajectory_group]
             scores = await shared.scorers.score_group(self.problem, responses)
         scores = [self._with_penalty(s, r) for s, r in zip(scores, responses, strict=True)]
-        known = [score.reward for score in scores if not score.failed]
-        fallback = fmean(known) if known else 0.0
-        scores = [Score(fallback, s.parts, s.note, True) if s.failed else s for s in scores]
         shared.recorder.note(self.step, self.problem, responses, scores, episodes)
-        return [(score.reward, {}) for score in scores]
+        neutral = next((score.reward for score in scores if not score.failed), 0.0)
+        return [(neutral if s.failed else s.reward, {UNSCORED: float(s.failed)}) for s in scores]
 
     def _with_penalty(self, score: Score, response: Response) -> Score:
         config = self.sampling.config
