@@ -112,7 +112,7 @@ async def _check_reward(reward_config: str, train: Path, base_model: str | None,
     from sota_ml_researcher.training.rl_config import load_rl_settings
 
     changes = {"train_file": str(train)} | ({"base_model": base_model} if base_model else {})
-    settings = with_reward_checkpoints(load_rl_settings(Path(reward_config).expanduser(), changes))
+    settings, _ = with_reward_checkpoints(load_rl_settings(Path(reward_config).expanduser(), changes))
     config_path = _identity(Path(reward_config).expanduser())
 
     def work(report: Report, cancelled: threading.Event) -> RewardReport:

@@ -14,6 +14,9 @@ from sota_ml_researcher.training.sft_plan import passes
 
 # A custom loss is a forward pass, then the gradient: the SDK sends the batch twice.
 _CUSTOM_PASSES = 2
+# Held-out pairs on which a reward model's accuracy is measured at the end; each with two labels in two orders.
+MEASURED_PAIRS = 200
+_LABELS_AND_ORDERS = 4
 
 
 def dpo_cost(
@@ -34,6 +37,9 @@ def dpo_cost(
     if config.eval_every and (total_steps - 1) % config.eval_every:
         validations += 1  # this loop also validates before its last step
     usage = Usage(train=round(_CUSTOM_PASSES * pairs * epochs) + tests * validations)
+    if config.loss == "reward_model" and held_out is not None:
+        measured = min(1.0, MEASURED_PAIRS / max(1, held_out.rows))
+        usage = usage.plus(Usage(prefill=round(_LABELS_AND_ORDERS * held_out.tokens * measured)))
     if config.loss != "reward_model":
         visited = min(1.0, epochs)
         seen = round((pairs + rows) * visited) + tests + test_rows

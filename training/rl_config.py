@@ -93,7 +93,9 @@ class RlConfig(BaseModel):
     kl_estimator: Literal["k1"] = Field(
         "k1", description="k1: log p - log ref at the sampled tokens; its gradient is right"
     )
-    ref_model: str | None = Field(None, description="Of the KL: null is the base model; or a tinker:// sampler path")
+    ref_model: str | None = Field(
+        None, description="Of the KL: null is where the run starts (if that is a job), else base; a job, or a path"
+    )
     num_substeps: Positive = Field(1, description="Optimizer steps a batch; more than one wants loss_fn ppo")
     max_steps_off_policy: Positive | None = Field(
         None, description="Set: sampling and training overlap, samples at most so many steps old"
@@ -149,8 +151,6 @@ class RlConfig(BaseModel):
             raise ValueError("base_url belongs to backend: cluster (or tinker); the embedded engine finds its own")
         if self.overlong_buffer_tokens >= self.max_response_tokens:
             raise ValueError("overlong_buffer_tokens must be smaller than max_response_tokens")
-        if self.ref_model is not None and not self.ref_model.startswith("tinker://"):
-            raise ValueError("ref_model must be null or a tinker:// sampler path")
         self._check_loss()
         self.parts()
         return self

@@ -46,6 +46,11 @@ def model_scorers(
     return found
 
 
+def preference_model(backend: Backend, sampler_path: str, renderer: ChatRenderer) -> PreferenceModel:
+    """A preference model by its checkpoint."""
+    return PreferenceModel(_Model(backend, sampler_path), renderer)
+
+
 class _Model:
     """A sampling client, made when it is first asked."""
 
@@ -134,7 +139,6 @@ class PreferenceModel:
 
     async def __call__(self, problem: Problem, responses: Sequence[Response]) -> list[float]:
         """One score a response, of 0 to 1; 0.5 where all are alike."""
-        client = await self.model.client()
         n = len(responses)
         reach = min(n - 1, _OPPONENTS)
         pairs = {
@@ -142,7 +146,7 @@ class PreferenceModel:
         }
         ordered = sorted(pairs)
         chances = await asyncio.gather(
-            *[self._first_wins(client, problem, responses[i].text, responses[j].text) for i, j in ordered]
+            *[self.prefers(problem.messages, responses[i].text, responses[j].text) for i, j in ordered]
         )
         wins: dict[int, list[float]] = {i: [] for i in range(n)}
         for (i, j), chance in zip(ordered, chances, strict=True):
@@ -150,17 +154,19 @@ class PreferenceModel:
             wins[j].append(1 - chance)
         return [fmean(found) if found else 0.5 for found in wins.values()]
 
-    async def _first_wins(self, client: Any, problem: Problem, first: str, second: str) -> float:
+    async def prefers(self, prompt: Sequence[Message], first: str, second: str) -> float:
+        """The probability that the first of two answers is the better one, both orders averaged."""
         if first == second:
             return 0.5
+        client = await self.model.client()
         there, back = await asyncio.gather(
-            self._says_a(client, problem, first, second), self._says_a(client, problem, second, first)
+            self._says_a(client, prompt, first, second), self._says_a(client, prompt, second, first)
         )
         return (there + 1 - back) / 2
 
-    async def _says_a(self, client: Any, problem: Problem, first: str, second: str) -> float:
+    async def _says_a(self, client: Any, prompt: Sequence[Message], first: str, second: str) -> float:
         """The probability of the label A against B."""
-        return await choice(client, self.renderer, comparison_prompt(problem.messages, first, second), ("A", "B"))
+        return await choice(client, self.renderer, comparison_prompt(prompt, first, second), ("A", "B"))
 
 
 async def _asked(answer: Coroutine[Any, Any, T]) -> T:

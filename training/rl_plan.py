@@ -280,6 +280,11 @@ def _warnings(config: RlConfig, total_steps: int, report: RewardReport | None, l
         found.append(f"samples may be {config.max_steps_off_policy} steps old; under 5 is safe (rl.staleness)")
     if any(part.type in _MODEL_GIVEN for part in config.parts()) and config.kl_coef == 0:
         found.append("a learned reward without kl_coef invites reward hacking (rl.kl_coef, reward.hacking)")
+    if any(part.type == "preference_model" for part in config.parts()):
+        found.append(
+            "a preference_model compares the answers of a group, so its mean stays at 0.5: watch a check with "
+            "weight 0 beside it, or run_judge_eval"
+        )
     if config.max_steps_off_policy and config.drop_constant_groups:
         found.append("overlapping steps: a resumed run draws other samples than an undisturbed one")
     if config.val_file is None:

@@ -66,7 +66,7 @@ def run_rl(context: RunContext, config: RlConfig) -> Outcome:
 
     train_set, held_out = problems(config.train_file), problems(config.val_file) if config.val_file else []
     backend = connect(config.backend, config.base_url)
-    given = {"ref_model": config.ref_model, "load_checkpoint": config.load_checkpoint}
+    given = {"ref_model": reference_path(config), "load_checkpoint": config.load_checkpoint}
     check_same_base(backend, config.base_model, given)
     total_steps = config.num_steps or steps_of(config, len(train_set))
     point = resume_point.find_resume_point(context.folder) if context.attempt > 1 else None
@@ -80,6 +80,11 @@ def run_rl(context: RunContext, config: RlConfig) -> Outcome:
     with backend_errors(backend):
         stopped = run.train()
     return Outcome(stopped is None, stopped, run.steering.next_step, _summary(context.folder, run.steering, began))
+
+
+def reference_path(config: RlConfig) -> str | None:
+    """The sampler path of the KL's reference; None for the base model."""
+    return None if config.ref_model == "base" else config.ref_model
 
 
 def steps_of(config: RlConfig, prompts: int) -> int:
@@ -194,7 +199,7 @@ class _RlRun:
     def _loop_config(self) -> train.Config:
         config = self._config
         hours = config.checkpoint_ttl_hours
-        reference = train.KLReferenceConfig(base_model=self._model.wire_name, load_checkpoint_path=config.ref_model)
+        reference = train.KLReferenceConfig(base_model=self._model.wire_name, load_checkpoint_path=reference_path(config))
         off_policy = config.max_steps_off_policy
         batch = min(config.batch_size or 1, len(self._problems))
         return train.Config(
