@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -84,6 +85,8 @@ def start_grpo(
     Needs base_model, train_file (prompts, and answer or tests), and reward_type or rewards. Try the reward first:
     check_dataset with reward_config. Then wait_for_job; rollouts.jsonl shows what the model said.
     """
+    from sota_ml_researcher.evals.reward_judge import check_service_judges
+    from sota_ml_researcher.evals.reward_judge_plan import judge_cost, with_judges
     from sota_ml_researcher.training.rl_plan import plan_rl
 
     settings = load_rl_settings(_path(config), overrides)
@@ -94,12 +97,17 @@ def start_grpo(
     plan = plan_rl(settings)
     shown = plan.settings.config
     _preflight(shown.base_model, shown.backend, shown.base_url)
+    judges = judge_cost(plan)
+    if judges is not None:
+        asyncio.run(check_service_judges(shown.parts()))
+        plan = replace(plan, cost=with_judges(plan.cost, judges))
     run = _planned(plan.settings, plan.total_steps, plan.rows, plan.most_sampled_tokens, plan.warnings)
     run.details = {"longest_prompt": plan.longest_prompt}
     if plan.report is not None:
         run.details["probes"] = {probe.name: probe.share for probe in plan.report.probes}
     what = f"RL ({shown.loss_fn}, {' + '.join(part.type for part in shown.parts())} reward)"
-    return _finish(run, plan, "grpo", parents, what, "prompts", validate_only=validate_only, plan_id=plan_id)
+    paid = judges is not None and judges.paid
+    return _finish(run, plan, "grpo", parents, what, "prompts", validate_only=validate_only, plan_id=plan_id, paid=paid)
 
 
 def with_reward_checkpoints(settings: Settings[RlConfig]) -> tuple[Settings[RlConfig], list[Link]]:
@@ -209,10 +217,11 @@ def _finish(
     *,
     validate_only: bool,
     plan_id: str | None,
+    paid: bool = False,
 ) -> CallToolResult:
     config = plan.settings.config
     files = [Path(f) for f in (config.train_file, config.val_file) if f]
-    gate = Gate("grpo" if kind == "grpo" else "dpo", config, files)
+    gate = Gate("grpo" if kind == "grpo" else "dpo", config, files, paid)
     run.cost = asdict(plan.cost)
     if validate_only or gate.needs_plan(plan_id):
         run.plan_id = None if validate_only else gate.offer()

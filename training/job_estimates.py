@@ -67,7 +67,8 @@ def rl_cost(
     """
     config = settings.config
     table = load_prices()
-    require_price_for_cap(config, table, where=settings.place("max_cost_usd"))
+    judged = any(part.is_service_judge for part in config.parts())
+    require_price_for_cap(config, table, where=settings.place("max_cost_usd"), judged=judged)
     groups = total_steps * min(config.batch_size or 1, prompts)
     mean_prompt = prompt_tokens / prompts
     validations = _validations(config.eval_every, total_steps)
@@ -95,6 +96,14 @@ def rl_cost(
     return estimate_cost(table, config.backend, config.base_model, [low, expected, high])
 
 
+def scored_samples(config: RlConfig, groups: int, held_out: int, total_steps: int) -> int:
+    """How often a response is scored: in training, in validations, and in the dry run; each turn of a retry counts."""
+    turns = config.environment.max_turns if config.environment and config.environment.type == "retry" else 1
+    validated = held_out * _VALIDATION_SAMPLES * _validations(config.eval_every, total_steps)
+    tried = _DRY_RUN_ROWS * min(config.group_size, _DRY_RUN_SAMPLES) + _PROBES
+    return (groups * config.group_size + validated + tried) * turns
+
+
 def _said_between(config: RlConfig) -> float:
     """Tokens the environment says between two turns: what retry says, and of a file as much as the model may say."""
     if config.environment is None:
@@ -106,6 +115,8 @@ def _said_between(config: RlConfig) -> float:
 
 # Answers to each held-out prompt in a validation (`rl_validation.SAMPLES`).
 _VALIDATION_SAMPLES = 4
+# Prompts that the dry run samples, of a group's size each at most, and what its probes say.
+_DRY_RUN_ROWS, _DRY_RUN_SAMPLES, _PROBES = 8, 16, 15
 # Of a message's role and its ends in a chat template; and of English text.
 _MARKUP_TOKENS = 8
 _CHARS_PER_TOKEN = 4

@@ -46,8 +46,16 @@ class Score:
 class GroupScorer(Protocol):
     """A check that looks at all the responses to a problem at once, such as a preference model."""
 
-    async def __call__(self, problem: Problem, responses: Sequence[Response]) -> list[float]:
-        """One score a response."""
+    async def __call__(self, problem: Problem, responses: Sequence[Response]) -> list[Score]:
+        """One score a response; a failed one where there is none.
+
+        Raises:
+            ScoringFailedError: If no response can be scored.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of what it holds."""
         ...
 
 
@@ -106,15 +114,15 @@ class Scorers:
         return [self._combined([column[r] for column in columns]) for r in range(len(responses))]
 
     async def close(self) -> None:
-        """End the child processes."""
-        for pool in (self._rules, *self._custom.values()):
-            await pool.close()
+        """End the child processes, and let go of judges."""
+        for each in (self._rules, *self._custom.values(), *self._models.values()):
+            await each.close()
 
     async def _column(self, index: int, problem: Problem, responses: Sequence[Response]) -> list[Score]:
         """One check on every response."""
         if index in self._models:
             try:
-                return [Score(value) for value in await self._models[index](problem, responses)]
+                return await self._models[index](problem, responses)
             except ScoringFailedError as error:
                 return [Score(0.0, note=str(error), failed=True) for _ in responses]
         return await all_of([self._one(index, problem, response) for response in responses])

@@ -15,7 +15,7 @@ from sota_ml_researcher.training.config_resolution import Origin, Settings
 from sota_ml_researcher.training.environments import make_environment, opened, prober
 from sota_ml_researcher.training.estimate import CostEstimate
 from sota_ml_researcher.training.hyperparameters import Derived
-from sota_ml_researcher.training.job_estimates import rl_cost
+from sota_ml_researcher.training.job_estimates import rl_cost, scored_samples
 from sota_ml_researcher.training.model_configs import load_model_config
 from sota_ml_researcher.training.models import resolve_model
 from sota_ml_researcher.training.ranks import require_accepted_rank
@@ -43,6 +43,7 @@ class RlPlan:
         total_steps: Steps of the whole run.
         most_sampled_tokens: Tokens the run will sample at most.
         longest_prompt: Tokens of the longest prompt.
+        samples: Responses that will be scored at most, validations and dry run included.
         report: What the reward gave to probes, or None where only a model can tell.
         warnings: What the user should know before spending time or money.
     """
@@ -52,6 +53,7 @@ class RlPlan:
     total_steps: int
     most_sampled_tokens: int
     longest_prompt: int
+    samples: int
     report: RewardReport | None
     warnings: tuple[str, ...]
     cost: CostEstimate
@@ -85,7 +87,8 @@ def plan_rl(settings: Settings[RlConfig]) -> RlPlan:
     sampled = groups * config.group_size * turns * config.max_response_tokens
     warnings = tuple(_warnings(config, total_steps, report, longest))
     cost = rl_cost(settings, len(problems), prompt_tokens, held_out, total_steps)
-    return RlPlan(settings, len(problems), total_steps, sampled, longest, report, warnings, cost)
+    scored = scored_samples(config, groups, len(tests), total_steps)
+    return RlPlan(settings, len(problems), total_steps, sampled, longest, scored, report, warnings, cost)
 
 
 def openings(config: RlConfig, problems: list[Problem]) -> list[Problem]:

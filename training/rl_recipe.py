@@ -35,10 +35,10 @@ from sota_ml_researcher.training.models import resolve_model
 from sota_ml_researcher.training.rendering import load_renderer
 from sota_ml_researcher.training.reward_scorers import Scorers
 from sota_ml_researcher.training.rl_advantages import advantages_of
-from sota_ml_researcher.training.rl_config import RlConfig, load_rl_settings
+from sota_ml_researcher.training.rl_config import RlConfig
 from sota_ml_researcher.training.rl_dry_run import check_before_training
 from sota_ml_researcher.training.rl_kl import kl_penalty_with_estimate
-from sota_ml_researcher.training.rl_models import model_scorers
+from sota_ml_researcher.training.rl_models import JudgeMaker, model_scorers
 from sota_ml_researcher.training.rl_rollouts import PromptData, Recorder, Sampling, forget_rollouts
 from sota_ml_researcher.training.rl_rows import Problem, load_problems
 from sota_ml_researcher.training.rl_steering import SteeredRlService
@@ -47,13 +47,13 @@ from sota_ml_researcher.training.run_context import Outcome, RunContext, StopRea
 from sota_ml_researcher.training.steering import Steering, StopTrainingError
 
 
-def run_grpo_job(context: RunContext, config_file: Path) -> Outcome:
-    """Run the RL job whose resolved config lies in ``config_file`` (see `run_rl`)."""
-    return run_rl(context, load_rl_settings(config_file, None).config)
-
-
-def run_rl(context: RunContext, config: RlConfig) -> Outcome:
+def run_rl(context: RunContext, config: RlConfig, *, judges: JudgeMaker | None = None) -> Outcome:
     """Train until the last step or until the worker asks to stop; either way a checkpoint is saved.
+
+    Args:
+        context: The worker.
+        config: The job's settings, all derived.
+        judges: Makes the judges that a service answers for.
 
     Raises:
         ResearcherError: For bad data, a reward that cannot be used, or a backend that refuses.
@@ -74,7 +74,7 @@ def run_rl(context: RunContext, config: RlConfig) -> Outcome:
     forget_rollouts(context.folder, point.next_step if point else 0)
     if point:
         context.alert("info", f"going on from the checkpoint with {point.next_step} steps", step=point.next_step)
-    run = _RlRun(context, config, backend, train_set, held_out, total_steps, point.next_step if point else 0)
+    run = _RlRun(context, config, backend, train_set, held_out, total_steps, point.next_step if point else 0, judges)
     context.started(total_steps)
     context.progress(run.steering.next_step)
     with backend_errors(backend):
@@ -105,6 +105,7 @@ class _RlRun:
         held_out: Sequence[Problem],
         total_steps: int,
         next_step: int,
+        judges: JudgeMaker | None,
     ) -> None:
         self._context = context
         self._config = config
@@ -118,7 +119,7 @@ class _RlRun:
             config.parts(),
             max_tokens=config.max_response_tokens,
             allow_unsandboxed=config.allow_unsandboxed,
-            models=model_scorers(config.parts(), config.base_model, backend, self._renderer),
+            models=model_scorers(config.parts(), config.base_model, backend, self._renderer, judges),
         )
         self.steering = Steering(
             config=config,
