@@ -147,9 +147,9 @@ def next_step(job: Job) -> str:
 def summary(shown: JobView) -> str:
     """A job in a few lines."""
     steps = f"step {shown.step}" + (f" of {shown.total_steps}" if shown.total_steps else "")
+    made_from = ", ".join(f"{parent['job_id']} ({parent['role']})" for parent in shown.parents)
     lines = [f"{shown.job_id} ({shown.name}): {shown.state}, {steps}, {shown.base_model} on {shown.backend}."]
-    if shown.parents:
-        lines.append("Made from " + ", ".join(f"{p['job_id']} ({p['role']})" for p in shown.parents) + ".")
+    lines += [f"Made from {made_from}."] * bool(made_from)
     if shown.eta_s is not None:
         lines.append(f"About {duration(shown.eta_s)} left at the measured pace.")
     names = ("train_mean_nll", "test/nll", "dpo_loss", "test/accuracy", "chosen_logratio", "reward/mean", "test/reward")

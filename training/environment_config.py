@@ -28,7 +28,8 @@ class EnvironmentConfig(BaseModel):
         default_factory=_usual_turns, description="Turns of the model at most"
     )
     discount: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="Reward of turn t times discount^(t-1); null: for retry that of rule rl.retry_discount, else 1"
+        None,
+        description="Reward of turn t times discount^(t-1); null: for retry that of rule rl.retry_discount, else 1",
     )
     pass_share: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="retry: share of the attainable reward at which an answer counts as right"

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from sota_ml_researcher.core.errors import DataError
 from sota_ml_researcher.training.environment_config import EnvironmentConfig

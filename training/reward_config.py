@@ -72,7 +72,9 @@ class RewardPart(BaseModel):
         if not value:
             raise ValueError(f"reward {self.type} needs {name}")
         if self.is_service_judge and self.judge_style == "yes_no":
-            raise ValueError(f"judge_style yes_no reads probabilities, which {self.judge_model} does not give: use score")
+            raise ValueError(
+                f"judge_style yes_no reads probabilities, which {self.judge_model} does not give: use score"
+            )
         if self.pattern is not None:
             try:
                 re.compile(self.pattern)

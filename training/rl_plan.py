@@ -266,11 +266,8 @@ def _batch(rows: int) -> Derived:
 
 
 def _warnings(config: RlConfig, total_steps: int, report: RewardReport | None, longest: int) -> list[str]:
-    found = list(report.warnings) if report is not None else []
-    if config.environment is not None and (limit := config.environment.max_trajectory_tokens) is not None:
-        needed = longest + config.environment.max_turns * config.max_response_tokens
-        if needed > limit:
-            found.append(f"an episode of all its turns may need {needed:,} tokens and ends at {limit:,}")
+    found = [*(report.warnings if report is not None else []), *_episode_warnings(config, longest)]
+    found += _learned_warnings(config)
     if config.num_substeps > hyperparameters.integer("rl.substeps") and config.loss_fn == "importance_sampling":
         found.append(
             "several optimizer steps a batch go with loss_fn ppo, which bounds how far they move (rl.substeps)"
@@ -281,17 +278,33 @@ def _warnings(config: RlConfig, total_steps: int, report: RewardReport | None, l
         )
     if (config.max_steps_off_policy or 0) > hyperparameters.integer("rl.staleness"):
         found.append(f"samples may be {config.max_steps_off_policy} steps old; under 5 is safe (rl.staleness)")
-    if any(part.type in _MODEL_GIVEN for part in config.parts()) and config.kl_coef == 0:
-        found.append("a learned reward without kl_coef invites reward hacking (rl.kl_coef, reward.hacking)")
-    if any(part.type == "preference_model" for part in config.parts()):
-        found.append(
-            "a preference_model compares the answers of a group, so its mean stays at 0.5: watch a check with "
-            "weight 0 beside it, or run_judge_eval"
-        )
     if config.max_steps_off_policy and config.drop_constant_groups:
         found.append("overlapping steps: a resumed run draws other samples than an undisturbed one")
     if config.val_file is None:
         found.append("no val_file: held-out reward cannot be seen and no best checkpoint is kept")
     if total_steps < 10:
         found.append(f"only {total_steps} steps")
+    return found
+
+
+def _episode_warnings(config: RlConfig, longest: int) -> list[str]:
+    if config.environment is None or config.environment.max_trajectory_tokens is None:
+        return []
+    limit = config.environment.max_trajectory_tokens
+    needed = longest + config.environment.max_turns * config.max_response_tokens
+    if needed <= limit:
+        return []
+    return [f"an episode of all its turns may need {needed:,} tokens and ends at {limit:,} (environment)"]
+
+
+def _learned_warnings(config: RlConfig) -> list[str]:
+    types = {part.type for part in config.parts()}
+    found: list[str] = []
+    if types & _MODEL_GIVEN and config.kl_coef == 0:
+        found.append("a learned reward without kl_coef invites reward hacking (rl.kl_coef, reward.hacking)")
+    if "preference_model" in types:
+        found.append(
+            "a preference_model compares the answers of a group, so its mean stays at 0.5: watch a check with "
+            "weight 0 beside it, or run_judge_eval"
+        )
     return found

@@ -200,7 +200,9 @@ class _RlRun:
     def _loop_config(self) -> train.Config:
         config = self._config
         hours = config.checkpoint_ttl_hours
-        reference = train.KLReferenceConfig(base_model=self._model.wire_name, load_checkpoint_path=reference_path(config))
+        reference = train.KLReferenceConfig(
+            base_model=self._model.wire_name, load_checkpoint_path=reference_path(config)
+        )
         off_policy = config.max_steps_off_policy
         batch = min(config.batch_size or 1, len(self._problems))
         return train.Config(

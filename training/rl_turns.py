@@ -130,9 +130,7 @@ class TurnEnv(Env):
             return StepResult(0.0, True, nothing, table.renderer.stop, metrics=metrics)
         # Each later turn is a request of its own, with a seed that says whose it is.
         group_key.set(GroupKey(self._seed(len(episode.turns), kind=1), 1))
-        return StepResult(
-            0.0, False, tinker.ModelInput.from_ints(self._shown), table.renderer.stop, metrics=metrics
-        )
+        return StepResult(0.0, False, tinker.ModelInput.from_ints(self._shown), table.renderer.stop, metrics=metrics)
 
     def _open(self) -> None:
         table = self._table

@@ -36,9 +36,7 @@ class Sampled:
     episodes: list[Episode]
 
 
-async def sample_and_score(
-    client: Any, sampling: Sampling, problem: Problem, *, samples: int, seed: int
-) -> Sampled:
+async def sample_and_score(client: Any, sampling: Sampling, problem: Problem, *, samples: int, seed: int) -> Sampled:
     """Sample some responses to a problem as training does, or play some episodes, and score them."""
     table = sampling.table(stopped=lambda: False)
     if table is not None:

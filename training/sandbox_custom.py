@@ -14,7 +14,7 @@ import random
 import sys
 import traceback
 
-# For each kind of file: its functions, arguments to try them with, how they are to look, and whether they must be there.
+# For each kind of file: its functions, arguments to try them with, how those are named, and whether it must be there.
 FUNCTIONS = {
     "reward": {"reward": (("prompt", "response", {}), "(prompt, response, row)", True)},
     "environment": {
