@@ -12,9 +12,9 @@ from collections.abc import Callable
 from sota_ml_researcher.demo.tasks import LETTERS, word
 from sota_ml_researcher.training.rl_models import yes_no_question
 
-SMALL = "Is it the word in small letters?"
-CAPITALS = "Is it the word in capitals?"
-EITHER = "Is it the word, in small letters or in capitals?"
+SMALL = "Small letters?"
+CAPITALS = "In capitals?"
+EITHER = "Right letters?"
 RUBRICS: dict[str, Callable[[str, str], bool]] = {
     SMALL: lambda given, response: response == given,
     CAPITALS: lambda given, response: response == given.upper(),
