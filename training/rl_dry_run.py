@@ -27,7 +27,7 @@ from sota_ml_researcher.training.reward_check import (
 )
 from sota_ml_researcher.training.reward_scorers import Scorers
 from sota_ml_researcher.training.rl_config import RlConfig
-from sota_ml_researcher.training.rl_models import model_scorers
+from sota_ml_researcher.training.rl_models import asked_in_jobs_only, model_scorers
 from sota_ml_researcher.training.rl_rollouts import Recorder, Sampling
 from sota_ml_researcher.training.rl_rows import Problem
 from sota_ml_researcher.training.rl_seeds import seed_of
@@ -69,6 +69,9 @@ def dry_run_once(config: RlConfig, problems: Sequence[Problem]) -> RewardReport:
         ConfigError: If the reward cannot be used.
         BackendError: If the backend does not answer.
     """
+    for part in config.parts():
+        if part.is_service_judge:
+            raise asked_in_jobs_only(part)
     backend = connect(config.backend, config.base_url)
     renderer = load_renderer(config.base_model, config.renderer)
 

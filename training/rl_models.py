@@ -56,11 +56,7 @@ def model_scorers(
     for i, part in enumerate(parts):
         if part.is_service_judge:
             if judges is None:
-                raise ConfigError(
-                    f"the judge {part.judge_model} costs money and is asked in a job only",
-                    where="rewards",
-                    fix="start_grpo shows its cost, and the job tries the reward before its first step",
-                )
+                raise asked_in_jobs_only(part)
             found[i] = judges(i)
         elif part.type == "judge":
             name = part.judge_model or base_model
@@ -69,6 +65,15 @@ def model_scorers(
         elif part.type == "preference_model":
             found[i] = PreferenceModel(_Model(backend, str(part.checkpoint)), renderer)
     return found
+
+
+def asked_in_jobs_only(part: RewardPart) -> ConfigError:
+    """Why a judge behind a service is not asked outside of a job."""
+    return ConfigError(
+        f"the judge {part.judge_model} may cost money, so that only a job asks it",
+        where="rewards",
+        fix="start_grpo shows its cost first, and the job tries the reward before its first step",
+    )
 
 
 def preference_model(backend: Backend, sampler_path: str, renderer: ChatRenderer) -> PreferenceModel:

@@ -134,9 +134,7 @@ def test_a_judge_that_cannot_be_asked_is_found_before_the_job(
 
 
 def test_probabilities_cannot_be_had_from_a_service() -> None:
-    with pytest.raises(
-        ValueError, match="judge_style yes_no reads probabilities, which claude-haiku-5-5 does not give"
-    ):
+    with pytest.raises(ValueError, match="yes_no reads probabilities, which claude-haiku-5-5 does not"):
         part(judge_style="yes_no")
     assert part().style == "score"
     assert part(judge_model=None).style == "yes_no"
@@ -169,9 +167,17 @@ def test_the_template_with_claude_as_judge_shows_its_cost_and_waits_for_a_yes(ju
     assert content["cost"]["expected"] > 0
     assert "judge calls at most" in text
     assert judges.answered.total() == 0
-    failed, text, _ = call("check_dataset", train_file="demo:say_train", reward_config=str(template_path("rlaif")))
-    assert failed  # a judge alone, and no samples wanted: there is nothing to probe
-    assert "nothing to probe without sampling" in text
+
+
+def test_a_judge_that_may_cost_money_is_not_asked_without_a_plan(tmp_path: Path, judges: Judges) -> None:
+    config = tmp_path / "rl.yaml"
+    text = template_path("rlaif").read_text()
+    assert "judge_model: demo-judge" in text
+    config.write_text(text.replace("judge_model: demo-judge", f"judge_model: {MODEL}"))
+    failed, text, _ = call("check_dataset", train_file="demo:say_train", reward_config=str(config), base_model="demo")
+    assert failed
+    assert f"the judge {MODEL} may cost money, so that only a job asks it. start_grpo shows its cost first" in text
+    assert judges.answered.total() == 0
 
 
 def test_a_wrong_key_is_told_with_the_plan(judges: Judges, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""RL jobs of several turns on the embedded engine: their record, their resume, and what is learnt in the second turn."""
+"""RL jobs of several turns on the embedded engine: their record, their resume, what is learnt in the second turn."""
 
 import json
 import random
