@@ -82,8 +82,8 @@ def start_grpo(
     """Start reinforcement learning from rewards (GRPO, Dr. GRPO, DAPO, PPO, CISPO, GSPO) as a background job.
 
     Use it if a program can score answers. Not for pairs: start_dpo.
-    Needs base_model, train_file (prompts, and answer or tests), and reward_type or rewards. Try the reward first:
-    check_dataset with reward_config. Then wait_for_job; rollouts.jsonl shows what the model said.
+    Needs base_model, train_file (prompts, and answer or tests), and reward_type, rewards or environment. Try the reward
+    first: check_dataset with reward_config. Then wait_for_job; rollouts.jsonl shows what the model said.
     """
     from sota_ml_researcher.evals.reward_judge import check_service_judges
     from sota_ml_researcher.evals.reward_judge_plan import judge_cost, with_judges
@@ -105,7 +105,7 @@ def start_grpo(
     run.details = {"longest_prompt": plan.longest_prompt}
     if plan.report is not None:
         run.details["probes"] = {probe.name: probe.share for probe in plan.report.probes}
-    what = f"RL ({shown.loss_fn}, {' + '.join(part.type for part in shown.parts())} reward)"
+    what = f"RL ({shown.loss_fn}, {_rewarded_by(shown)})"
     paid = judges is not None and judges.paid
     return _finish(run, plan, "grpo", parents, what, "prompts", validate_only=validate_only, plan_id=plan_id, paid=paid)
 
@@ -127,6 +127,16 @@ def with_reward_checkpoints(settings: Settings[RlConfig]) -> tuple[Settings[RlCo
         return part.model_copy(update={"checkpoint": path})
 
     return settings.derived({"rewards": (tuple(map(resolved, config.rewards)), settings.origins["rewards"])}), links
+
+
+def _rewarded_by(config: RlConfig) -> str:
+    """Where the reward comes from, in a few words."""
+    checks = " + ".join(part.type for part in config.parts())
+    found = [f"{checks} reward"] * bool(checks)
+    if config.environment is not None:
+        name = Path(config.environment.script).name if config.environment.script else config.environment.type
+        found.append(f"environment {name}, {config.environment.max_turns} turns at most")
+    return ", ".join(found)
 
 
 def _with_reference(settings: Settings[RlConfig]) -> tuple[Settings[RlConfig], list[Link]]:

@@ -79,11 +79,12 @@ def rl_cost(
         whole = mean_prompt + answer * turns + said
         # A later turn's prompt is that episode's own: all before it, sent again.
         again = (turns - 1) * mean_prompt + (answer * turns + said) * (turns - 1) / 2
+        judged = _read_by_judges(config, mean_prompt, answer)
         held_out_samples = held_out[0] * validations * _VALIDATION_SAMPLES
         reference = round(samples * whole) if config.kl_coef else 0
         return Usage(
             train=round(samples * (whole - 1) * taught),
-            prefill=round(groups * mean_prompt + (samples + held_out_samples) * again)
+            prefill=round(groups * mean_prompt + (samples + held_out_samples) * (again + judged * turns))
             + held_out[1] * validations
             + reference,
             sample=round((samples + held_out_samples) * answer * turns),
@@ -94,6 +95,19 @@ def rl_cost(
     low = usage(1, 1, taught=0.0 if config.drop_constant_groups else 1.0)
     expected, high = usage(longest / 2, (1 + most) / 2, taught=1.0), usage(longest, most, taught=1.0)
     return estimate_cost(table, config.backend, config.base_model, [low, expected, high])
+
+
+def _read_by_judges(config: RlConfig, mean_prompt: float, answer: float) -> float:
+    """Tokens that judges and preference models on the backend read for one response."""
+    total = 0.0
+    for part in config.parts():
+        if part.type == "preference_model":
+            # Half of its comparisons are its own; each is asked in two orders with two labels.
+            total += _OPPONENTS / 2 * _LABELS_AND_ORDERS * (mean_prompt + 2 * answer + _MARKUP_TOKENS)
+        elif part.type == "judge" and not part.is_service_judge:
+            asked = mean_prompt + answer + _MARKUP_TOKENS + len(part.rubric or "") / _CHARS_PER_TOKEN
+            total += 2 * asked if part.style == "yes_no" else asked + _INSTRUCTIONS_TOKENS
+    return total
 
 
 def scored_samples(config: RlConfig, groups: int, held_out: int, total_steps: int) -> int:
@@ -119,6 +133,9 @@ _VALIDATION_SAMPLES = 4
 _DRY_RUN_ROWS, _DRY_RUN_SAMPLES, _PROBES = 8, 16, 15
 # Of a message's role and its ends in a chat template; and of English text.
 _MARKUP_TOKENS = 8
+# What a judge that writes a score is told besides; and what a preference model compares a response with at most.
+_INSTRUCTIONS_TOKENS = 120
+_OPPONENTS = 6
 _CHARS_PER_TOKEN = 4
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
 from typing import Any, Literal, TypeVar
 
 import tinker
@@ -29,8 +29,8 @@ JudgeMaker = Callable[[int], GroupScorer]
 _VERDICT = re.compile(r"\bscore\s*[:=]?\s*(10|\d)(?:\s*/\s*10)?\b", re.IGNORECASE)
 _LONE = re.compile(r"\b(10|\d)\b")
 _SHOWN = 8000
-# With more members than this each is compared with so many others, not with all.
-_OPPONENTS = 7
+# With more different responses than one and these each is compared with so many others, not with all.
+_OPPONENTS = 6
 
 
 def model_scorers(
@@ -187,28 +187,30 @@ def read_verdict(text: str) -> float | None:
 class PreferenceModel:
     """A model that was trained to say which of two responses is better (`reward_model_recipe`).
 
-    A response's score is its mean probability of being preferred to the others of its group, both orders averaged.
+    A response's score is its mean probability of being preferred to the others of its group, both orders averaged. The
+    same two responses are compared once.
     """
 
     model: _Model
     renderer: ChatRenderer
+    chances: dict[tuple[str, str, str], float] = field(default_factory=dict[tuple[str, str, str], float])
 
     async def __call__(self, problem: Problem, responses: Sequence[Response]) -> list[Score]:
         """One score a response, of 0 to 1; 0.5 where all are alike."""
-        n = len(responses)
-        reach = min(n - 1, _OPPONENTS)
-        pairs = {
-            (min(i, j), max(i, j)) for i in range(n) for j in ((i + d) % n for d in range(1, reach // 2 + 2)) if i != j
-        }
-        ordered = sorted(pairs)
-        chances = await asyncio.gather(
-            *[self.prefers(problem.messages, responses[i].text, responses[j].text) for i, j in ordered]
-        )
-        wins: dict[int, list[float]] = {i: [] for i in range(n)}
-        for (i, j), chance in zip(ordered, chances, strict=True):
-            wins[i].append(chance)
-            wins[j].append(1 - chance)
-        return [Score(fmean(found) if found else 0.5) for found in wins.values()]
+        counts = Counter(response.text for response in responses)
+        texts = list(counts)
+        pairs = compared_pairs(len(texts))
+        chances = await asyncio.gather(*[self.prefers(problem.messages, texts[i], texts[j]) for i, j in pairs])
+        # A response equals its doubles: half a win each.
+        wins = [0.5 * (counts[text] - 1) for text in texts]
+        games = [float(counts[text] - 1) for text in texts]
+        for (i, j), chance in zip(pairs, chances, strict=True):
+            wins[i] += chance * counts[texts[j]]
+            wins[j] += (1 - chance) * counts[texts[i]]
+            games[i] += counts[texts[j]]
+            games[j] += counts[texts[i]]
+        scores = {text: w / n if n else 0.5 for text, w, n in zip(texts, wins, games, strict=True)}
+        return [Score(scores[response.text]) for response in responses]
 
     async def close(self) -> None:
         """Nothing is held."""
@@ -217,15 +219,25 @@ class PreferenceModel:
         """The probability that the first of two answers is the better one, both orders averaged."""
         if first == second:
             return 0.5
-        client = await self.model.client()
-        there, back = await asyncio.gather(
-            self._says_a(client, prompt, first, second), self._says_a(client, prompt, second, first)
-        )
-        return (there + 1 - back) / 2
+        key = (str([message["content"] for message in prompt]), first, second)
+        if key not in self.chances:
+            client = await self.model.client()
+            there, back = await asyncio.gather(
+                self._says_a(client, prompt, first, second), self._says_a(client, prompt, second, first)
+            )
+            self.chances[key] = (there + 1 - back) / 2
+        return self.chances[key]
 
     async def _says_a(self, client: Any, prompt: Sequence[Message], first: str, second: str) -> float:
         """The probability of the label A against B."""
         return await choice(client, self.renderer, comparison_prompt(prompt, first, second), ("A", "B"))
+
+
+def compared_pairs(n: int) -> list[tuple[int, int]]:
+    """Which of n different responses are compared: all, or in a large group each with its next ones round a ring."""
+    reach = n - 1 if n <= _OPPONENTS + 1 else _OPPONENTS // 2
+    pairs = {(min(i, j), max(i, j)) for i in range(n) for j in ((i + d) % n for d in range(1, reach + 1)) if i != j}
+    return sorted(pairs)
 
 
 async def _asked(answer: Coroutine[Any, Any, T]) -> T:
