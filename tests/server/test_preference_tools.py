@@ -62,3 +62,20 @@ def test_a_reward_file_that_cannot_be_used_stops_the_plan(tmp_path: Path) -> Non
     failed, text, _ = call("start_grpo", overrides=overrides, validate_only=True)
     assert failed
     assert "mine.py: this reward cannot be used: reward must take (prompt, response, row)" in text
+
+
+@pytest.mark.skipif(isolation().mode is None, reason="no isolation here")
+def test_an_environment_is_tried_and_planned_like_a_reward(tmp_path: Path) -> None:
+    (tmp_path / "game.py").write_text(
+        "def step(messages, reply, row):\n    return {'messages': 'more', 'reward': 0.1}\n"
+    )
+    config = tmp_path / "rl.yaml"
+    config.write_text("base_model: demo\ntrain_file: demo:say_train\nenvironment: game.py\nmax_response_tokens: 8\n")
+    failed, text, content = call("check_dataset", train_file="demo:say_train", reward_config=str(config))
+    assert not failed, text
+    assert {probe["share"] for probe in content["report"]["probes"]} == {0.3}
+    failed, text, content = call("start_grpo", config=str(config), overrides={"num_steps": 10}, validate_only=True)
+    assert not failed, text
+    assert "environment game.py, 3 turns at most" in text
+    assert content["config"]["environment"]["script"] == str(tmp_path / "game.py")
+    assert content["config"]["environment"]["max_trajectory_tokens"] == 512
