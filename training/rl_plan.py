@@ -70,6 +70,7 @@ def plan_rl(settings: Settings[RlConfig]) -> RlPlan:
     settings = prepared(settings)
     config = settings.config
     require_accepted_rank(config.lora_rank, config.backend, where=settings.place("lora_rank"))
+    _check_judges(config, settings.place("rewards"))
     problems = load_problems(
         Path(config.train_file), config.parts(), system_prompt=config.system_prompt, skip_bad_rows=config.skip_bad_rows
     )
@@ -89,6 +90,26 @@ def plan_rl(settings: Settings[RlConfig]) -> RlPlan:
     cost = rl_cost(settings, len(problems), prompt_tokens, held_out, total_steps)
     scored = scored_samples(config, groups, len(tests), total_steps)
     return RlPlan(settings, len(problems), total_steps, sampled, longest, scored, report, warnings, cost)
+
+
+def _check_judges(config: RlConfig, where: str) -> None:
+    """See that judges on the run's backend can be there.
+
+    Raises:
+        ConfigError: If one is a folder on this machine and the backend is not.
+        ModelError: If one is no model.
+    """
+    for part in config.parts():
+        if part.type != "judge" or part.is_service_judge or part.judge_model is None:
+            continue
+        if part.judge_model.startswith("tinker://"):
+            continue
+        if resolve_model(part.judge_model).path is not None and config.backend != "embedded":
+            raise ConfigError(
+                f"the judge {part.judge_model} is a folder on this machine, and backend {config.backend} cannot see it",
+                where=where,
+                fix="Name a model that the backend serves, a tinker:// sampler path, or claude-...",
+            )
 
 
 def openings(config: RlConfig, problems: list[Problem]) -> list[Problem]:

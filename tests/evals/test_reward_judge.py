@@ -141,6 +141,23 @@ def test_probabilities_cannot_be_had_from_a_service() -> None:
     assert part(judge_model=None, rubric="Good prose.").style == "score"
 
 
+@pytest.mark.parametrize(
+    ("model", "changes", "message"),
+    [
+        ("claud-haiku", {}, "claud-haiku: no such model"),
+        (
+            "demo-judge",
+            {"base_model": "Qwen/Qwen3-8B", "backend": "tinker"},
+            "the judge demo-judge is a folder on this machine, and backend tinker cannot see it",
+        ),
+    ],
+)
+def test_a_judge_that_cannot_be_there_stops_the_plan(model: str, changes: dict[str, Any], message: str) -> None:
+    failed, text, _ = call("start_grpo", config=str(template_path("rlaif")), overrides={**with_judge(model), **changes})
+    assert failed
+    assert message in text
+
+
 # Through the tools
 
 
