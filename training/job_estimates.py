@@ -14,9 +14,9 @@ from sota_ml_researcher.training.sft_plan import passes
 
 # A custom loss is a forward pass, then the gradient: the SDK sends the batch twice.
 _CUSTOM_PASSES = 2
-# Held-out pairs on which a reward model's accuracy is measured at the end; each with two labels in two orders.
+# Held-out pairs on which a reward model's accuracy is measured at the end; each in two orders.
 MEASURED_PAIRS = 200
-_LABELS_AND_ORDERS = 4
+_ORDERS = 2
 
 
 def dpo_cost(
@@ -39,7 +39,7 @@ def dpo_cost(
     usage = Usage(train=round(_CUSTOM_PASSES * pairs * epochs) + tests * validations)
     if config.loss == "reward_model" and held_out is not None:
         measured = min(1.0, MEASURED_PAIRS / max(1, held_out.rows))
-        usage = usage.plus(Usage(prefill=round(_LABELS_AND_ORDERS * held_out.tokens * measured)))
+        usage = usage.plus(Usage(prefill=round(_ORDERS * held_out.tokens * measured)))
     if config.loss != "reward_model":
         visited = min(1.0, epochs)
         seen = round((pairs + rows) * visited) + tests + test_rows
@@ -102,8 +102,8 @@ def _read_by_judges(config: RlConfig, mean_prompt: float, answer: float) -> floa
     total = 0.0
     for part in config.parts():
         if part.type == "preference_model":
-            # Half of its comparisons are its own; each is asked in two orders with two labels.
-            total += _OPPONENTS / 2 * _LABELS_AND_ORDERS * (mean_prompt + 2 * answer + _MARKUP_TOKENS)
+            # Half of its comparisons are its own; each is asked in two orders.
+            total += _OPPONENTS / 2 * _ORDERS * (mean_prompt + 2 * answer + _MARKUP_TOKENS)
         elif part.type == "judge" and not part.is_service_judge:
             asked = mean_prompt + answer + _MARKUP_TOKENS + len(part.rubric or "") / _CHARS_PER_TOKEN
             total += 2 * asked if part.style == "yes_no" else asked + _INSTRUCTIONS_TOKENS

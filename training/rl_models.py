@@ -229,8 +229,11 @@ class PreferenceModel:
         return self.chances[key]
 
     async def _says_a(self, client: Any, prompt: Sequence[Message], first: str, second: str) -> float:
-        """The probability of the label A against B."""
-        return await choice(client, self.renderer, comparison_prompt(prompt, first, second), ("A", "B"))
+        """The probability of the label A: a trained model gives what is left to B."""
+        asked = comparison_prompt(prompt, first, second)
+        (answer,) = self.renderer.render_many([[*asked, Message(role="assistant", content="A")]])
+        start = len(self.renderer.generation_prompt(asked))
+        return math.exp(min(0.0, await _sum_from(client, answer.tokens, start)))
 
 
 def compared_pairs(n: int) -> list[tuple[int, int]]:

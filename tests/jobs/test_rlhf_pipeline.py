@@ -82,15 +82,18 @@ def test_sft_reward_model_and_rl_run_one_on_the_other(tmp_path: Path) -> None:
                 {"type": "preference_model", "checkpoint": model["job_id"]},
                 {"type": "exact", "weight": 0},
             ],
-            kl_coef=0.01,
-            batch_size=8,
-            num_steps=30,
+            kl_coef=0.05,
+            learning_rate=1e-4,
+            num_substeps=1,
+            group_size=8,
+            batch_size=16,
+            num_steps=20,
             eval_every=0,
         )
         gold = records(rl, "reward/exact")
         assert fmean(gold[:1]) <= 0.4
         assert fmean(gold[-4:]) >= 0.7
-        assert fmean(records(rl, "reward/mean")) == pytest.approx(0.5)
+        assert fmean(records(rl, "reward/mean")) == pytest.approx(0.5, abs=0.02)
         assert records(rl, "kl/k1")[0] == pytest.approx(0.0, abs=1e-3)  # the reference is where the run starts
         links = [(p["job_id"], p["role"]) for p in rl["parents"]]
         assert sorted(links) == sorted(
