@@ -145,7 +145,8 @@ class Recorder:
             found.failed += score.failed
             if score.failed:
                 self._on_failure(score.note)
-            for name, value in {} if score.failed else score.parts.items():
+                continue
+            for name, value in score.parts.items():
                 found.parts.setdefault(name, []).append(value)
         share = max(1, self._keep // 4)
         for i, (response, score) in enumerate(list(zip(responses, scores, strict=True))[:share]):
