@@ -22,7 +22,7 @@ from sota_ml_researcher.training.sft_plan import plan_sft
 
 needs_sandbox = pytest.mark.skipif(isolation().mode is None, reason="no isolation here")
 
-# The tiny model has learnt nothing: it is rewarded for letters it says by chance, and its environment draws lots.
+# Rewards letters that the demo model says by chance; the environment draws lots.
 LOTS = """
 import random
 
@@ -52,11 +52,14 @@ def curve(job: Job) -> dict[int, dict[str, float]]:
 
 @needs_sandbox
 @pytest.mark.usefixtures("stop_engine")
-def test_episodes_are_kept_turn_by_turn_and_a_resumed_job_plays_the_same(tmp_path: Path, tiny_weights: Path) -> None:
-    script = tmp_path / "lots.py"
+def test_episodes_are_kept_turn_by_turn_and_a_resumed_job_plays_the_same(tmp_path: Path) -> None:
+    script, data = tmp_path / "lots.py", tmp_path / "words.jsonl"
     script.write_text(LOTS)
+    data.write_text("".join(json.dumps({"prompt": f"say {a}{b}e"}) + "\n" for a in "klm" for b in "aou"))
     environment = {"type": "custom", "script": str(script), "max_turns": 3}
-    config = tiny(tmp_path, tiny_weights, rewards=None, environment=environment, num_steps=4, checkpoint_every=1)
+    changes = {"base_model": "demo", "train_file": str(data), "val_file": str(data), "max_response_tokens": 8}
+    changes |= {"rewards": None, "environment": environment, "num_steps": 4, "checkpoint_every": 1}
+    config = tiny(tmp_path, tmp_path, **changes)
     whole = wait_until(start_rl(None, **config).id, ended)
     assert whole.state is JobState.SUCCEEDED, whole.error
     steps = curve(whole)
