@@ -111,7 +111,7 @@ class ServiceJudge:
         self._prompter = prompter_of(part)
         path = folder / JUDGMENTS
         earlier = [j for j in read_judgments(path) if j.judge == self._judge.name]
-        self._known = {j.key: j for j in earlier if j.unscored is None}
+        self._known = {j.key: self._scored(j) for j in earlier if j.unscored is None}
         self._journal = Journal(path)
         spending = Spending({self._judge.name: price_of_judge(part)}, None, tell=judged)
         for judgment in earlier:
@@ -137,22 +137,20 @@ class ServiceJudge:
             self._places = asyncio.Semaphore(_GROUPS)
         calls = [self._call(problem, response) for response in responses]
         new = list({call.key: call for call in calls if call.key not in self._known}.values())
-        found: dict[str, Judgment] = {}
+        lost: dict[str, str] = {}
         if new:
             async with self._places:
                 found = await self._judging.ask_all(new) or {}
-        self._known |= {key: judgment for key, judgment in found.items() if judgment.unscored is None}
-        return [self._score(problem, self._known.get(call.key) or found.get(call.key)) for call in calls]
+            self._known |= {key: self._scored(j) for key, j in found.items() if j.unscored is None}
+            lost = {key: judgment.unscored for key, judgment in found.items() if judgment.unscored is not None}
+        return [self._known.get(call.key) or _unscored(problem, lost.get(call.key, "not asked")) for call in calls]
 
     async def close(self) -> None:
         """Let go of the service and the journal."""
         await self._judge.close()
         self._journal.close()
 
-    def _score(self, problem: Problem, judgment: Judgment | None) -> Score:
-        if judgment is None or judgment.unscored is not None:
-            why = judgment.unscored if judgment else "not asked"
-            return Score(0.0, note=f"line {problem.line}: judge: {why}", failed=True)
+    def _scored(self, judgment: Judgment) -> Score:
         return Score(self._prompter.rubric.weighted(judgment.scores), note=judgment.reason[:300])
 
     def _call(self, problem: Problem, response: Response) -> Call:
@@ -164,3 +162,7 @@ class ServiceJudge:
         whole = json.dumps(["reward", settings, item.prompt_key, reference, response.text], sort_keys=True)
         key = hashlib.sha256(whole.encode("utf-8", "replace")).hexdigest()[:32]
         return Call(key, "absolute", item, _ARM, None, response.text, None)
+
+
+def _unscored(problem: Problem, why: str) -> Score:
+    return Score(0.0, note=f"line {problem.line}: judge: {why}", failed=True)

@@ -24,11 +24,15 @@ from sota_ml_researcher.training.reward_scorers import GroupScorer, Response, Sc
 from sota_ml_researcher.training.rl_rows import Problem
 
 T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
 # Makes what asks the judge at a place among the checks.
 JudgeMaker = Callable[[int], GroupScorer]
 _VERDICT = re.compile(r"\bscore\s*[:=]?\s*(10|\d)(?:\s*/\s*10)?\b", re.IGNORECASE)
 _LONE = re.compile(r"\b(10|\d)\b")
 _SHOWN = 8000
+# Answers kept in memory: those to the same response come soon after each other.
+_REMEMBERED = 50_000
 # With more different responses than one and these each is compared with so many others, not with all.
 _OPPONENTS = 6
 
@@ -120,14 +124,16 @@ class Judge:
     async def __call__(self, problem: Problem, responses: Sequence[Response]) -> list[Score]:
         """Grades as shares of 1; a response whose verdict cannot be read has none."""
         keys = [(problem.prompt, response.text) for response in responses]
-        new = list(dict.fromkeys(key for key in keys if key not in self.verdicts))
+        found = {key: self.verdicts[key] for key in keys if key in self.verdicts}
+        new = list(dict.fromkeys(key for key in keys if key not in found))
         if new:
             client = await self.model.client()
-            found = dict(zip(new, await asyncio.gather(*[self._score(client, *key) for key in new]), strict=True))
-            self.verdicts.update({key: score for key, score in found.items() if not score.failed})
-        else:
-            found = {}
-        return [self.verdicts.get(key) or found[key] for key in keys]
+            scores = await asyncio.gather(*[self._score(client, *key) for key in new])
+            found |= dict(zip(new, scores, strict=True))
+            for key in new:
+                if not found[key].failed:
+                    _keep(self.verdicts, key, found[key])
+        return [found[key] for key in keys]
 
     async def close(self) -> None:
         """Nothing is held."""
@@ -220,13 +226,16 @@ class PreferenceModel:
         if first == second:
             return 0.5
         key = (str([message["content"] for message in prompt]), first, second)
-        if key not in self.chances:
-            client = await self.model.client()
-            there, back = await asyncio.gather(
-                self._says_a(client, prompt, first, second), self._says_a(client, prompt, second, first)
-            )
-            self.chances[key] = (there + 1 - back) / 2
-        return self.chances[key]
+        known = self.chances.get(key)
+        if known is not None:
+            return known
+        client = await self.model.client()
+        there, back = await asyncio.gather(
+            self._says_a(client, prompt, first, second), self._says_a(client, prompt, second, first)
+        )
+        chance = (there + 1 - back) / 2
+        _keep(self.chances, key, chance)
+        return chance
 
     async def _says_a(self, client: Any, prompt: Sequence[Message], first: str, second: str) -> float:
         """The probability of the label A: a trained model gives what is left to B."""
@@ -234,6 +243,13 @@ class PreferenceModel:
         (answer,) = self.renderer.render_many([[*asked, Message(role="assistant", content="A")]])
         start = len(self.renderer.generation_prompt(asked))
         return math.exp(min(0.0, await _sum_from(client, answer.tokens, start)))
+
+
+def _keep(known: dict[K, V], key: K, value: V) -> None:
+    """Remember an answer, and forget the oldest when there are too many."""
+    known[key] = value
+    if len(known) > _REMEMBERED:
+        del known[next(iter(known))]
 
 
 def compared_pairs(n: int) -> list[tuple[int, int]]:
