@@ -139,6 +139,6 @@ def test_the_rlaif_template_teaches_what_its_rubric_says(monkeypatch: pytest.Mon
         return sum(r[name] for r in records[-4:]) / 4
 
     assert last("reward/judge") >= records[0]["reward/judge"] + 0.3
-    # The judge does not know the answers: what it prefers is what people would.
+    # The judge looks at the letters' size more than at the word; the pull to the base model keeps the word.
     assert records[0]["reward/exact"] <= 0.4
-    assert last("reward/exact") >= 0.7
+    assert last("reward/exact") >= 1.4 * records[0]["reward/exact"]

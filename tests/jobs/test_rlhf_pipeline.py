@@ -66,7 +66,7 @@ def test_sft_reward_model_and_rl_run_one_on_the_other(tmp_path: Path) -> None:
             loss="reward_model",
             load_checkpoint=sft["job_id"],
             num_epochs=None,
-            num_steps=40,
+            num_steps=30,
             learning_rate=1e-3,
         )
         assert model["job_id"].startswith("reward_model-")
@@ -77,9 +77,10 @@ def test_sft_reward_model_and_rl_run_one_on_the_other(tmp_path: Path) -> None:
             "ppo",
             load_checkpoint=sft["job_id"],
             reward_type=None,
-            # The second check only watches: it knows what people would say, and the reward model does not know it.
+            # The others only watch: the reward model knows of small letters, and nothing of the right word.
             rewards=[
                 {"type": "preference_model", "checkpoint": model["job_id"]},
+                {"type": "regex", "pattern": "[a-z]+", "weight": 0},
                 {"type": "exact", "weight": 0},
             ],
             kl_coef=0.05,
@@ -87,12 +88,13 @@ def test_sft_reward_model_and_rl_run_one_on_the_other(tmp_path: Path) -> None:
             num_substeps=1,
             group_size=8,
             batch_size=16,
-            num_steps=20,
+            num_steps=14,
             eval_every=0,
         )
-        gold = records(rl, "reward/exact")
-        assert fmean(gold[:1]) <= 0.4
-        assert fmean(gold[-4:]) >= 0.7
+        small, right = records(rl, "reward/regex"), records(rl, "reward/exact")
+        assert small[0] <= 0.65
+        assert fmean(small[-4:]) >= 0.8
+        assert fmean(right[-4:]) >= 1.4 * right[0]
         assert fmean(records(rl, "reward/mean")) == pytest.approx(0.5, abs=0.02)
         assert records(rl, "kl/k1")[0] == pytest.approx(0.0, abs=1e-3)  # the reference is where the run starts
         links = [(p["job_id"], p["role"]) for p in rl["parents"]]
