@@ -66,7 +66,7 @@ def test_sft_reward_model_and_rl_run_one_on_the_other(tmp_path: Path) -> None:
             loss="reward_model",
             load_checkpoint=sft["job_id"],
             num_epochs=None,
-            num_steps=30,
+            num_steps=40,
             learning_rate=1e-3,
         )
         assert model["job_id"].startswith("reward_model-")
