@@ -51,6 +51,8 @@ def curve(job: Job) -> dict[int, dict[str, float]]:
 
 
 @needs_sandbox
+@pytest.mark.slow
+@pytest.mark.timeout(200)
 @pytest.mark.usefixtures("stop_engine")
 def test_episodes_are_kept_turn_by_turn_and_a_resumed_job_plays_the_same(tmp_path: Path) -> None:
     script, data = tmp_path / "lots.py", tmp_path / "words.jsonl"
