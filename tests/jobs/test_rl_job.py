@@ -138,7 +138,7 @@ def test_the_rlaif_template_teaches_what_its_rubric_says(monkeypatch: pytest.Mon
     def last(name: str) -> float:
         return sum(r[name] for r in records[-4:]) / 4
 
-    assert last("reward/judge") >= records[0]["reward/judge"] + 0.3
+    assert last("reward/judge") >= records[0]["reward/judge"] + 0.25
     # The judge looks at the letters' size more than at the word; the pull to the base model keeps the word.
     assert records[0]["reward/exact"] <= 0.4
     assert last("reward/exact") >= 1.4 * records[0]["reward/exact"]
