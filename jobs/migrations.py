@@ -46,7 +46,16 @@ def m002_spend(db: sqlite3.Connection) -> None:
     )
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (m001_jobs, m002_spend)
+def m003_lineage(db: sqlite3.Connection) -> None:
+    """Which jobs a job was made from, and as what: the start of its weights, its reward, its reference."""
+    db.execute(
+        "CREATE TABLE lineage (job_id TEXT NOT NULL, parent_id TEXT NOT NULL, role TEXT NOT NULL,"
+        " PRIMARY KEY (job_id, parent_id, role))"
+    )
+    db.execute("INSERT INTO lineage SELECT id, parent, 'weights' FROM jobs WHERE parent IS NOT NULL")
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (m001_jobs, m002_spend, m003_lineage)
 
 
 def migrate(db: sqlite3.Connection) -> None:

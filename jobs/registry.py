@@ -19,7 +19,7 @@ from sota_ml_researcher.core.errors import JobError, StorageError
 from sota_ml_researcher.core.paths import jobs_database
 from sota_ml_researcher.core.suggestions import did_you_mean
 from sota_ml_researcher.jobs.migrations import migrate
-from sota_ml_researcher.jobs.states import ACTIVE, OCCUPYING, RESUMABLE, TRANSITIONS, CancelRequest, Job, JobState
+from sota_ml_researcher.jobs.states import ACTIVE, OCCUPYING, RESUMABLE, TRANSITIONS, CancelRequest, Job, JobState, Link
 
 _COLUMNS = tuple(Job.__dataclass_fields__)
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM jobs"
@@ -69,10 +69,12 @@ class Registry:
             db.execute("COMMIT")
 
     def create(
-        self, *, kind: str, name: str, backend: str, base_model: str, runs: Path, parent: str | None = None
+        self, *, kind: str, name: str, backend: str, base_model: str, runs: Path, parents: Iterable[Link] = ()
     ) -> Job:
         """Add a queued job with a fresh id and its folder ``runs/<id>``, which is created here."""
         now = self._clock()
+        links = list(dict.fromkeys(parents))
+        parent = next((link.job_id for link in links if link.role == "weights"), None)
         with self._transaction() as db:
             job_id = _fresh_id(db, kind)
             folder = runs / job_id
@@ -81,8 +83,28 @@ class Registry:
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (job_id, kind, name, JobState.QUEUED, backend, base_model, str(folder), now, now, parent),
             )
+            db.executemany(
+                "INSERT INTO lineage (job_id, parent_id, role) VALUES (?, ?, ?)",
+                [(job_id, link.job_id, link.role) for link in links],
+            )
             folder.mkdir(parents=True)
         return self.get(job_id)
+
+    def parents(self, job_id: str) -> list[Link]:
+        """The jobs that a job was made from, in the order they were started."""
+        return self._links("parent_id", "job_id", job_id)
+
+    def children(self, job_id: str) -> list[Link]:
+        """The jobs that were made from a job, in the order they were started."""
+        return self._links("job_id", "parent_id", job_id)
+
+    def _links(self, wanted: str, given: str, job_id: str) -> list[Link]:
+        query = (
+            f"SELECT {wanted}, role FROM lineage LEFT JOIN jobs ON jobs.id = {wanted}"
+            f" WHERE {given} = ? ORDER BY jobs.created, role"
+        )
+        with self._open() as db:
+            return [Link(*row) for row in db.execute(query, (job_id,))]
 
     def get(self, job_id: str) -> Job:
         """The job with this id.

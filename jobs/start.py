@@ -17,7 +17,7 @@ from sota_ml_researcher.core.paths import home, writable_folder
 from sota_ml_researcher.jobs import run_files
 from sota_ml_researcher.jobs.launch import spawn_worker
 from sota_ml_researcher.jobs.registry import Registry
-from sota_ml_researcher.jobs.states import Job, JobState
+from sota_ml_researcher.jobs.states import Job, JobState, Link
 
 if TYPE_CHECKING:
     from sota_ml_researcher.training.config_resolution import Origin
@@ -54,7 +54,7 @@ def start_job(
     *,
     files: Sequence[Path],
     total_steps: int,
-    parent: str | None = None,
+    parents: Sequence[Link] = (),
 ) -> Job:
     """Create the job's folder and row, and start its worker.
 
@@ -65,7 +65,7 @@ def start_job(
         origins: Where each of its values came from.
         files: The data files, absolute; the first names a job without ``run_name``.
         total_steps: Length of the whole run in steps.
-        parent: The job whose result this one builds on.
+        parents: The jobs whose results this one builds on.
 
     Raises:
         StorageError: If the run folder cannot be written; no job is left behind then.
@@ -79,7 +79,7 @@ def start_job(
         backend=config.backend,
         base_model=config.base_model,
         runs=runs,
-        parent=parent,
+        parents=parents,
     )
     try:
         write_atomically(job.folder / run_files.CONFIG, render_config(cast("BaseModel", config), origins))

@@ -44,6 +44,14 @@ class CancelRequest(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """A job that another was made from. ``role``: weights (where it starts), reward, or reference (of a KL)."""
+
+    job_id: str
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One row of the registry. Times are seconds since the epoch (UTC)."""
 

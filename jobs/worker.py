@@ -43,7 +43,7 @@ RECIPES = {
     "sft": "sota_ml_researcher.training.sft_recipe",
     "dpo": "sota_ml_researcher.training.dpo_recipe",
     "judge_eval": "sota_ml_researcher.evals.judge_job",
-    "grpo": "sota_ml_researcher.training.rl_recipe",
+    "grpo": "sota_ml_researcher.evals.grpo_job",
     "benchmark": "sota_ml_researcher.evals.benchmark_job",
     "reward_model": "sota_ml_researcher.training.reward_model_recipe",
 }

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from sota_ml_researcher.core.errors import ConfigError
 from sota_ml_researcher.tools.answers import answer, number
 from sota_ml_researcher.tools.background import Report, run_in_background
+from sota_ml_researcher.tools.start_preferences import with_reward_checkpoints
 from sota_ml_researcher.training.models import demo_data
 from sota_ml_researcher.training.names import COMPONENTS, BackendName, Component
 
@@ -111,14 +112,15 @@ async def _check_reward(reward_config: str, train: Path, base_model: str | None,
     from sota_ml_researcher.training.rl_config import load_rl_settings
 
     changes = {"train_file": str(train)} | ({"base_model": base_model} if base_model else {})
-    settings = load_rl_settings(Path(reward_config).expanduser(), changes)
+    settings, _ = with_reward_checkpoints(load_rl_settings(Path(reward_config).expanduser(), changes))
     config_path = _identity(Path(reward_config).expanduser())
 
     def work(report: Report, cancelled: threading.Event) -> RewardReport:
         from sota_ml_researcher.training.data_questions import reward_report
+        from sota_ml_researcher.training.rl_plan import prepared
 
         report.message = "scoring samples and probes"
-        return reward_report(settings.config, sample=base_model is not None)
+        return reward_report(prepared(settings).config, sample=base_model is not None)
 
     key = ("reward", config_path, _identity(train), base_model)
     found, progress = await run_in_background(key, work, ctx)
@@ -135,6 +137,8 @@ def _reward_text(report: RewardReport, following: str) -> str:
     if report.samples:
         counts = ", ".join(f"{value}: {count}" for value, count in report.distribution.items())
         lines.append(f"Mean {number(report.mean, 3)} ({counts}); constant groups {number(report.constant_groups, 3)}.")
+    if report.turns is not None:
+        lines.append(f"An episode has {report.turns:.1f} turns on average.")
     lines.append("Cheats earn: " + ", ".join(f"{p.name} {p.share:.0%}" for p in report.probes) + ".")
     lines += [f"Warning: {warning}" for warning in report.warnings]
     return "\n".join([*lines, f"Next: {following}"])

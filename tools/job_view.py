@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import BaseModel
 
 from sota_ml_researcher.jobs import run_files
+from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.states import ACTIVE, Job, JobState
 from sota_ml_researcher.jobs.watch import silence_s
 from sota_ml_researcher.tools.answers import duration, number
@@ -18,8 +20,8 @@ _SHOWN_STEPS = 50
 _VERDICT_CHARS = 1000
 _EVALUATIONS = {"judge_eval": "report.html", "benchmark": "inspect"}
 _SUPERVISED = ("train_mean_nll", "test/nll")
-_PREFERENCES = ("dpo_loss", "accuracy", "margin", "test/accuracy")
-_REWARDS = ("reward/mean", "test/reward", "reward/constant_groups", "response/tokens")
+_PREFERENCES = ("dpo_loss", "accuracy", "margin", "test/accuracy", "test/pair_accuracy")
+_REWARDS = ("reward/mean", "test/reward", "reward/constant_groups", "response/tokens", "episode/turns")
 _SERIES = ("step", *_SUPERVISED, *_PREFERENCES, *_REWARDS, "learning_rate")
 
 
@@ -51,6 +53,8 @@ class JobView(BaseModel):
     final_checkpoint: dict[str, Any] | None = None
     best_checkpoint: dict[str, Any] | None = None
     verdict: str | None = None
+    parents: list[dict[str, str]] = []
+    children: list[dict[str, str]] = []
     next: str = ""
 
 
@@ -58,6 +62,7 @@ def view(job: Job, *, since_step: int | None = None) -> JobView:
     """Everything about one job that fits an answer; the series holds what came after ``since_step``."""
     records = run_files.recent_metrics(job.folder, since_step=since_step, limit=_SHOWN_STEPS)
     result = run_files.result(job.folder) if job.state not in ACTIVE else None
+    registry = Registry()
     return JobView(
         **_row(job),
         eta_s=_eta_s(job),
@@ -72,6 +77,8 @@ def view(job: Job, *, since_step: int | None = None) -> JobView:
         final_checkpoint=(result or {}).get("final_checkpoint"),
         best_checkpoint=(result or {}).get("best_checkpoint"),
         verdict=(result or {}).get("verdict_text"),
+        parents=[asdict(link) for link in registry.parents(job.id)],
+        children=[asdict(link) for link in registry.children(job.id)],
         next=next_step(job),
     )
 
@@ -140,11 +147,13 @@ def next_step(job: Job) -> str:
 def summary(shown: JobView) -> str:
     """A job in a few lines."""
     steps = f"step {shown.step}" + (f" of {shown.total_steps}" if shown.total_steps else "")
+    made_from = ", ".join(f"{parent['job_id']} ({parent['role']})" for parent in shown.parents)
     lines = [f"{shown.job_id} ({shown.name}): {shown.state}, {steps}, {shown.base_model} on {shown.backend}."]
+    lines += [f"Made from {made_from}."] * bool(made_from)
     if shown.eta_s is not None:
         lines.append(f"About {duration(shown.eta_s)} left at the measured pace.")
     names = ("train_mean_nll", "test/nll", "dpo_loss", "test/accuracy", "chosen_logratio", "reward/mean", "test/reward")
-    names += ("reward/constant_groups", "learning_rate")
+    names += ("reward/constant_groups", "episode/turns", "test/pair_accuracy", "learning_rate")
     values = [f"{name} {number(shown.metrics[name])}" for name in names if name in shown.metrics]
     if values:
         lines.append("Latest: " + ", ".join(values) + ".")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import anyio
@@ -37,6 +38,7 @@ class JobLine(BaseModel):
     step: int
     total_steps: int | None
     created: str
+    parents: list[dict[str, str]] = []
 
 
 class JobChange(BaseModel):
@@ -76,8 +78,8 @@ def list_jobs(
     page = jobs[:limit]
     more = page[-1].created if len(jobs) > limit else None
     counts = {s.value: n for s, n in registry.counts().items()}
-    content = JobList(jobs=[_line(job) for job in page], counts=counts, before=more)
-    return answer(content, _list_text(page, counts))
+    content = JobList(jobs=[_line(job, registry) for job in page], counts=counts, before=more)
+    return answer(content, _list_text(page, content.jobs, counts))
 
 
 def get_job(job_id: JobId, since_step: SinceStep = None) -> Annotated[CallToolResult, JobView]:
@@ -163,7 +165,7 @@ def _state(name: str) -> JobState:
         raise JobError(f"there is no state '{name}'", fix=f"States: {', '.join(JobState)}") from error
 
 
-def _line(job: Job) -> JobLine:
+def _line(job: Job, registry: Registry) -> JobLine:
     return JobLine(
         job_id=job.id,
         name=job.name,
@@ -172,16 +174,19 @@ def _line(job: Job) -> JobLine:
         step=job.step,
         total_steps=job.total_steps,
         created=iso(job.created),
+        parents=[asdict(link) for link in registry.parents(job.id)],
     )
 
 
-def _list_text(jobs: list[Job], counts: dict[str, int]) -> str:
+def _list_text(jobs: list[Job], shown: list[JobLine], counts: dict[str, int]) -> str:
     if not jobs:
         return "No jobs. Next: start_sft(config=...) starts one; template://sft is a config that runs as it is."
     lines = [", ".join(f"{n} {state}" for state, n in sorted(counts.items()))]
-    for job in jobs[:12]:
+    for job, line in list(zip(jobs, shown, strict=True))[:12]:
         steps = f"{job.step}/{job.total_steps}" if job.total_steps else f"{job.step}"
+        made_from = ", ".join(dict.fromkeys(link["job_id"] for link in line.parents))
         lines.append(f"{job.id}  {job.state:<11}  step {steps:<11}  {age(job.created):<14}  {job.name}")
+        lines[-1] += f"  from {made_from}" if made_from else ""
     lines.append(f"Next: {next_step(jobs[0])}")
     return "\n".join(lines)
 

@@ -30,8 +30,16 @@ class PaidConfig(Protocol):
     def max_cost_usd(self) -> float | None: ...  # noqa: D102
 
 
-def require_price_for_cap(config: PaidConfig, table: PriceTable, *, where: str = "max_cost_usd") -> None:
+def require_price_for_cap(
+    config: PaidConfig, table: PriceTable, *, where: str = "max_cost_usd", judged: bool = False
+) -> None:
     """Refuse a cap that could not be held.
+
+    Args:
+        config: The job's settings.
+        table: The prices.
+        where: The cap's place, for the error.
+        judged: Whether the job pays judges besides its backend.
 
     Raises:
         ConfigError: If there is a cap and the model's price is unknown, or the backend charges nothing.
@@ -39,6 +47,8 @@ def require_price_for_cap(config: PaidConfig, table: PriceTable, *, where: str =
     if config.max_cost_usd is None:
         return
     if not table.charges(config.backend):
+        if judged:
+            return
         raise ConfigError(
             f"backend {config.backend} has no prices, so a cap means nothing", where=where, fix="Remove it"
         )

@@ -66,8 +66,9 @@ def reward_report(config: RlConfig, *, sample: bool) -> RewardReport:
         from sota_ml_researcher.training.rl_dry_run import dry_run_once
 
         return dry_run_once(config, problems)
-    from sota_ml_researcher.training.rl_plan import probe_reward
+    from sota_ml_researcher.training.rl_plan import openings, probe_reward
 
+    problems = openings(config, problems)
     report = probe_reward(config, problems)
     if report is None:
         raise DataError("only a model gives this reward: there is nothing to probe without sampling it")

@@ -10,6 +10,8 @@ from typing import Literal
 from sota_ml_researcher.core.errors import ModelError
 
 DEMO_NAME = "demo"
+# Judges the demo's answers by a rubric (`sota_ml_researcher.demo.judging`); it can do nothing else.
+DEMO_JUDGE = "demo-judge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,9 @@ def resolve_model(name: str) -> ModelRef:
     Raises:
         ModelError: If it looks like a path but is not a model folder, or is not of the form ``org/model``.
     """
-    if name == DEMO_NAME:
-        return ModelRef(name, Path(str(files("sota_ml_researcher.demo") / "model")))
+    packaged = {DEMO_NAME: "model", DEMO_JUDGE: "judge"}
+    if name in packaged:
+        return ModelRef(name, Path(str(files("sota_ml_researcher.demo") / packaged[name])))
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from sota_ml_researcher.core.errors import ConfigError, DataError
 from sota_ml_researcher.training.hyperparameters import number
 from sota_ml_researcher.training.reward_config import RewardPart
-from sota_ml_researcher.training.reward_scorers import Response, Score, Scorers, weight_of
+from sota_ml_researcher.training.reward_scorers import GroupScoring, Response, Score, attainable
 from sota_ml_researcher.training.rl_rows import Problem
 
 PROBED_ROWS = 3
@@ -44,6 +44,7 @@ class RewardReport(BaseModel):
         constant_groups: Share of groups that will have one reward throughout, and so teach nothing.
         seconds_per_call: Wall time of one score.
         references_failed: Lines whose own ``solution`` does not pass.
+        turns: Mean turns of an episode, where there is an environment.
     """
 
     samples: int
@@ -59,6 +60,7 @@ class RewardReport(BaseModel):
     references_failed: list[int]
     examples: list[dict[str, Any]]
     warnings: list[str]
+    turns: float | None = None
 
     @property
     def constant(self) -> bool:
@@ -75,7 +77,7 @@ class Sampled:
 
 
 async def check_reward(
-    scorers: Scorers,
+    scorers: GroupScoring,
     parts: Sequence[RewardPart],
     problems: Sequence[Problem],
     *,
@@ -117,13 +119,19 @@ def require_usable(report: RewardReport, *, force: bool) -> None:
     """Refuse a reward that cannot teach anything.
 
     Raises:
-        ConfigError: If it was constant on the dry run and the user did not insist.
+        ConfigError: If it was constant on the dry run, or failed throughout, and the user did not insist.
         DataError: If tests fail on the data's own solutions.
     """
     if report.references_failed and not force:
         lines = ", ".join(map(str, report.references_failed[:5]))
         raise DataError(
             f"the tests fail on the row's own solution (lines {lines})", fix="Mend the tests, or set force: true"
+        )
+    if report.samples and report.failed == report.samples and not force:
+        raise ConfigError(
+            f"the reward could not be computed for any of the {report.samples} samples: {report.failures[0]}",
+            where="reward_type",
+            fix="Mend what it names; or set force: true",
         )
     if report.constant and not force:
         value = next(iter(report.distribution))
@@ -140,9 +148,9 @@ def _example(group: Sampled) -> dict[str, Any]:
 
 
 async def _probe(
-    scorers: Scorers, parts: Sequence[RewardPart], problems: Sequence[Problem]
+    scorers: GroupScoring, parts: Sequence[RewardPart], problems: Sequence[Problem]
 ) -> tuple[list[Probe], list[str], int]:
-    most = sum(max(0.0, weight_of(part)) for part in parts) or 1.0
+    most = attainable(parts)
     found: dict[str, float] = {}
     notes: list[str] = []
     calls = 0
@@ -176,7 +184,7 @@ def probe_texts(problem: Problem) -> dict[str, str]:
 
 
 async def _references(
-    scorers: Scorers, parts: Sequence[RewardPart], problems: Sequence[Problem]
+    scorers: GroupScoring, parts: Sequence[RewardPart], problems: Sequence[Problem]
 ) -> tuple[int, list[int]]:
     """Whether the rows' own solutions pass their tests."""
     if not any(part.type == "code" for part in parts):

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,10 +60,17 @@ def run_tests(code: str, tests: Any, *, mode: Mode, limits: Limits, wall_s: floa
             program.start()
             _run_asserts(text, program, entry)
         except AssertionError as error:
-            return f"a test failed: {error or 'assertion'}"[:300]
+            return f"a test failed: {str(error) or _failed_line(text, error)}"[:300]
         except Exception as error:  # whatever a test raises is a failed test
             return f"{type(error).__name__}: {error}"[:300]
     return ""
+
+
+def _failed_line(text: str, error: BaseException) -> str:
+    """The line of the tests at which an assertion without a message failed."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "tests.py"]
+    lines = text.splitlines()
+    return lines[frames[-1].lineno - 1].strip() if frames and frames[-1].lineno else "assertion"
 
 
 def _run_examples(code: str, examples: Sequence[Mapping[str, Any]], mode: Mode, limits: Limits, deadline: float) -> str:

@@ -13,6 +13,19 @@ NEEDS_KEY = {"math": "answer", "exact": "answer", "code": "tests"}
 _PositiveSeconds = Annotated[float, Field(gt=0, le=600)]
 
 
+# How the names of judges behind a service begin; `evals.judge_catalog` reads the whole name.
+_SERVICES = ("claude-", "anthropic:", "openai:")
+
+
+class JudgePrice(BaseModel):
+    """A judge's price in US dollars a million tokens."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input: Annotated[float, Field(ge=0)]
+    output: Annotated[float, Field(ge=0)]
+
+
 class RewardPart(BaseModel):
     """One check and its weight."""
 
@@ -29,10 +42,20 @@ class RewardPart(BaseModel):
     target_tokens: Annotated[int, Field(gt=0)] | None = Field(None, description="length: full score up to here")
     script: str | None = Field(None, description="custom: a Python file with reward(prompt, response, row)")
     rubric: str | None = Field(None, description="judge: what a good response is, in words")
-    judge_model: str | None = Field(None, description="judge: model or tinker:// sampler path; null: the base model")
-    judge_style: Literal["score", "yes_no"] = Field(
-        "score", description="judge: it writes a score of 0 to 10; or its probability of yes against no (no sampling)"
+    judge_model: str | None = Field(
+        None,
+        description="judge: claude-... (Anthropic), openai:MODEL, or on the run's backend a model or tinker:// sampler "
+        "path; null: the base model",
     )
+    judge_style: Literal["score", "yes_no"] | None = Field(
+        None,
+        description="judge: it writes a score; or its probability of yes against no (no sampling), which is the "
+        "default for a rubric that is a question, where the judge has probabilities to give",
+    )
+    judge_base_url: str | None = Field(None, description="judge: endpoint of openai:MODEL; null: OPENAI_BASE_URL")
+    judge_price: JudgePrice | None = Field(None, description="judge: $ a million tokens; null: the shipped table")
+    judge_max_tokens: Annotated[int, Field(ge=64, le=64_000)] = Field(2048, description="judge: thought and verdict")
+    judge_timeout_s: _PositiveSeconds = Field(120.0, description="judge: seconds one call of a service may take")
     checkpoint: str | None = Field(None, description="preference_model: a reward_model job or tinker:// sampler path")
     timeout_s: _PositiveSeconds = Field(10.0, description="Seconds for one check; past it the check counts as failed")
 
@@ -48,12 +71,28 @@ class RewardPart(BaseModel):
         name, value = needed.get(self.type, ("", "given"))
         if not value:
             raise ValueError(f"reward {self.type} needs {name}")
+        if self.is_service_judge and self.judge_style == "yes_no":
+            raise ValueError(
+                f"judge_style yes_no reads probabilities, which {self.judge_model} does not give: use score"
+            )
         if self.pattern is not None:
             try:
                 re.compile(self.pattern)
             except re.error as error:
                 raise ValueError(f"pattern is no regular expression: {error}") from error
         return self
+
+    @property
+    def is_service_judge(self) -> bool:
+        """Whether a service outside of the training backend gives the score."""
+        return self.type == "judge" and (self.judge_model or "").startswith(_SERVICES)
+
+    @property
+    def style(self) -> Literal["score", "yes_no"]:
+        """How the judge answers."""
+        if self.judge_style is not None:
+            return self.judge_style
+        return "yes_no" if (self.rubric or "").rstrip().endswith("?") and not self.is_service_judge else "score"
 
     @property
     def name(self) -> str:

@@ -5,15 +5,27 @@ The pairs become comparisons in both orders, and the supervised loop does the re
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
-from sota_ml_researcher.core.errors import DataError
-from sota_ml_researcher.core.files import write_atomically
+from sota_ml_researcher.core.files import append_json_line, write_atomically
+from sota_ml_researcher.training.backend_errors import backend_errors
+from sota_ml_researcher.training.backends import Backend, connect
 from sota_ml_researcher.training.comparison_rows import comparison_conversations
 from sota_ml_researcher.training.data_files import at_line, read_rows
 from sota_ml_researcher.training.dpo_config import DpoConfig, load_dpo_settings
+from sota_ml_researcher.training.job_estimates import MEASURED_PAIRS
 from sota_ml_researcher.training.preference_data import parse_pair
+from sota_ml_researcher.training.preference_rows import Pair, text_of
+from sota_ml_researcher.training.rendering import load_renderer
+from sota_ml_researcher.training.resume_point import METRICS
+from sota_ml_researcher.training.rl_models import preference_model
 from sota_ml_researcher.training.run_context import Outcome, RunContext
 from sota_ml_researcher.training.sft_config import SftConfig
 from sota_ml_researcher.training.sft_recipe import run_sft
@@ -21,6 +33,8 @@ from sota_ml_researcher.training.sft_recipe import run_sft
 _OWN = {"beta", "loss", "label_smoothing", "ref_model"}
 # A pair is two rows: one in each order.
 ROWS_PER_PAIR = 2
+PAIR_ACCURACY = "test/pair_accuracy"
+_AT_ONCE = 16
 
 
 def run_reward_model_job(context: RunContext, config_file: Path) -> Outcome:
@@ -30,7 +44,29 @@ def run_reward_model_job(context: RunContext, config_file: Path) -> Outcome:
         ResearcherError: For bad data, a model that cannot be had, or a backend that refuses.
     """
     config = load_dpo_settings(config_file, None).config
-    return run_sft(context, comparison_config(context.folder, config))
+    outcome = run_sft(context, comparison_config(context.folder, config))
+    final: Any = outcome.summary.get("final_checkpoint")
+    if not outcome.finished or config.val_file is None or final is None:
+        return outcome
+    backend = connect(config.backend, config.base_url)
+    with backend_errors(backend):
+        accuracy = asyncio.run(pair_accuracy(config, backend, final["sampler_path"]))
+    append_json_line(context.folder / METRICS, {"step": outcome.step, PAIR_ACCURACY: accuracy})
+    return replace(outcome, summary={**outcome.summary, PAIR_ACCURACY: accuracy})
+
+
+async def pair_accuracy(config: DpoConfig, backend: Backend, sampler_path: str) -> float:
+    """Share of the held-out pairs (the first hundreds) whose better answer the model prefers, both orders averaged."""
+    pairs = list(islice(_pairs(str(config.val_file), config), MEASURED_PAIRS))
+    judge = preference_model(backend, sampler_path, load_renderer(config.base_model, config.renderer))
+    places = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(pair: Pair) -> float:
+        async with places:
+            chance = await judge.prefers(pair.prompt, text_of(pair.chosen), text_of(pair.rejected))
+        return 1.0 if chance > 0.5 else 0.5 if chance == 0.5 else 0.0
+
+    return fmean(await asyncio.gather(*[one(pair) for pair in pairs]))
 
 
 def comparison_config(folder: Path, config: DpoConfig) -> SftConfig:
@@ -49,14 +85,20 @@ def write_comparisons(folder: Path, name: str, file: str, config: DpoConfig) -> 
     Raises:
         DataError: For the first row that cannot be used, unless such rows are to be skipped.
     """
-    lines: list[str] = []
-    for row in read_rows(Path(file)):
-        pair = parse_pair(row)
-        if isinstance(pair, DataError):
-            if config.skip_bad_rows:
-                continue
-            raise at_line(Path(file), row.number, pair)
-        lines += [json.dumps({"messages": messages}) + "\n" for messages in comparison_conversations(pair)]
+    lines = [
+        json.dumps({"messages": messages}) + "\n"
+        for pair in _pairs(file, config)
+        for messages in comparison_conversations(pair)
+    ]
     path = folder / f"comparisons_{name}.jsonl"
     write_atomically(path, "".join(lines))
     return path
+
+
+def _pairs(file: str, config: DpoConfig) -> Iterator[Pair]:
+    for row in read_rows(Path(file)):
+        pair = parse_pair(row)
+        if isinstance(pair, Pair):
+            yield pair
+        elif not config.skip_bad_rows:
+            raise at_line(Path(file), row.number, pair)

@@ -30,7 +30,9 @@ class _Child:
 class ScoringPool:
     """Children of one command, handed out one request each."""
 
-    def __init__(self, command: Callable[[], Sandboxed], *, size: int, greets: bool, where: str) -> None:
+    def __init__(
+        self, command: Callable[[], Sandboxed], *, size: int, greets: bool, where: str, what: str = "reward"
+    ) -> None:
         """Prepare a pool; nothing starts before the first request.
 
         Args:
@@ -38,10 +40,12 @@ class ScoringPool:
             size: Most children at once.
             greets: Whether a child's first line says that it is ready, or why it cannot be.
             where: What the children run, for errors.
+            what: What they are, for errors.
         """
         self._command = command
         self._greets = greets
         self._where = where
+        self._what = what
         self._children = [_Child() for _ in range(size)]
         self._killed: list[asyncio.subprocess.Process] = []
         self._free: asyncio.Queue[_Child] | None = None
@@ -57,8 +61,7 @@ class ScoringPool:
         free = self._queue()
         child = await free.get()
         try:
-            async with asyncio.timeout(_START_S):
-                process = child.process or await self._start(child)
+            process = child.process or await self._start(child)
             async with asyncio.timeout(timeout_s):
                 answer = await self._exchange(process, request)
         except TimeoutError:
@@ -109,11 +112,24 @@ class ScoringPool:
             **command.options,
         )
         if self._greets:
-            assert process.stdout
-            hello = json.loads(await process.stdout.readuntil(b"\n"))
+            hello = await self._hello(process)
             if "fatal" in hello:
-                raise ConfigError(f"this reward cannot be used: {hello['fatal']}", where=self._where)
+                raise ConfigError(f"this {self._what} cannot be used: {hello['fatal']}", where=self._where)
         return process
+
+    async def _hello(self, process: asyncio.subprocess.Process) -> dict[str, Any]:
+        """A child's first line.
+
+        Raises:
+            ConfigError: If it does not come in good time.
+        """
+        assert process.stdout
+        try:
+            async with asyncio.timeout(_START_S):
+                return json.loads(await process.stdout.readuntil(b"\n"))
+        except TimeoutError:
+            problem = f"this {self._what} cannot be used: it is not loaded within {_START_S:g} s"
+            raise ConfigError(problem, where=self._where, fix="Move long work out of the file's top level") from None
 
     def _kill(self, child: _Child) -> None:
         process, child.process = child.process, None

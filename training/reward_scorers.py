@@ -19,9 +19,9 @@ from sota_ml_researcher.training.sandbox import Limits, Mode, Sandboxed, require
 
 T = TypeVar("T")
 _CHILD = "sota_ml_researcher.training.reward_child"
-_CUSTOM = Path(__file__).with_name("sandbox_custom.py")
+CUSTOM = Path(__file__).with_name("sandbox_custom.py")
 _GRACE_S = 5.0
-_CUSTOM_LIMITS = Limits(cpu_s=3600, memory_mb=4096, processes=64, tmp_mb=256)
+CUSTOM_LIMITS = Limits(cpu_s=3600, memory_mb=4096, processes=64, tmp_mb=256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,23 @@ class Score:
 class GroupScorer(Protocol):
     """A check that looks at all the responses to a problem at once, such as a preference model."""
 
-    async def __call__(self, problem: Problem, responses: Sequence[Response]) -> list[float]:
+    async def __call__(self, problem: Problem, responses: Sequence[Response]) -> list[Score]:
+        """One score a response; a failed one where there is none.
+
+        Raises:
+            ScoringFailedError: If no response can be scored.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of what it holds."""
+        ...
+
+
+class GroupScoring(Protocol):
+    """Whatever gives the responses to a problem their rewards."""
+
+    async def score_group(self, problem: Problem, responses: Sequence[Response]) -> list[Score]:
         """One score a response."""
         ...
 
@@ -94,22 +110,22 @@ class Scorers:
             ConfigError: If a custom reward cannot be used at all. A check that breaks on one response is a failed
                 score, not an error.
         """
-        columns = await _all([self._column(i, problem, responses) for i in range(len(self._parts))])
+        columns = await all_of([self._column(i, problem, responses) for i in range(len(self._parts))])
         return [self._combined([column[r] for column in columns]) for r in range(len(responses))]
 
     async def close(self) -> None:
-        """End the child processes."""
-        for pool in (self._rules, *self._custom.values()):
-            await pool.close()
+        """End the child processes, and let go of judges."""
+        for each in (self._rules, *self._custom.values(), *self._models.values()):
+            await each.close()
 
     async def _column(self, index: int, problem: Problem, responses: Sequence[Response]) -> list[Score]:
         """One check on every response."""
         if index in self._models:
             try:
-                return [Score(value) for value in await self._models[index](problem, responses)]
+                return await self._models[index](problem, responses)
             except ScoringFailedError as error:
                 return [Score(0.0, note=str(error), failed=True) for _ in responses]
-        return await _all([self._one(index, problem, response) for response in responses])
+        return await all_of([self._one(index, problem, response) for response in responses])
 
     async def _one(self, index: int, problem: Problem, response: Response) -> Score:
         part = self._parts[index]
@@ -124,7 +140,8 @@ class Scorers:
 
     async def _ask(self, index: int, part: RewardPart, problem: Problem, response: Response) -> dict[str, Any]:
         if part.type == "custom":
-            request = {"prompt": problem.prompt, "response": response.text, "row": dict(problem.row)}
+            given = {"prompt": problem.prompt, "response": response.text, "row": dict(problem.row)}
+            request = {"do": "reward", **given}
             return await self._custom[index].ask(request, timeout_s=part.timeout_s)
         request: dict[str, Any] = {"kind": part.type, "response": response.text, "answer": problem.row.get("answer")}
         if part.type == "exact":
@@ -161,12 +178,12 @@ class Scorers:
     def _custom_command(self, part: RewardPart) -> Any:
         def command() -> Sandboxed:
             files = {"reward": Path(str(part.script)).expanduser().resolve()}
-            return sandboxed(self._mode, _CUSTOM, ["{reward}"], limits=_CUSTOM_LIMITS, files=files, site=True)
+            return sandboxed(self._mode, CUSTOM, ["{reward}", "reward"], limits=CUSTOM_LIMITS, files=files, site=True)
 
         return command
 
 
-async def _all(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+async def all_of(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """Run them side by side; when one fails the others are stopped before its error goes on."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
@@ -176,6 +193,11 @@ async def _all(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
+
+
+def attainable(parts: Sequence[RewardPart]) -> float:
+    """The most that checks can give together; 1 where none can give anything."""
+    return sum(max(0.0, weight_of(part)) for part in parts) or 1.0
 
 
 def weight_of(part: RewardPart) -> float:

@@ -14,6 +14,8 @@ from sota_ml_researcher.training.rl_config import Advantage
 
 # As in TRL: keeps a group whose rewards hardly differ from dividing by nothing.
 _EPSILON = 1e-4
+# In a trajectory's metrics: 1 where its reward is not known.
+UNSCORED = "unscored"
 
 
 def group_advantages(rewards: Sequence[float], kind: Advantage) -> Tensor:
@@ -24,9 +26,23 @@ def group_advantages(rewards: Sequence[float], kind: Advantage) -> Tensor:
     """
     rewards_G = torch.tensor(rewards, dtype=torch.float32)
     centred_G = rewards_G - rewards_G.mean()
-    return centred_G if kind == "mean" else centred_G / (rewards_G.std() + _EPSILON)
+    if kind == "mean" or len(rewards) < 2:
+        return centred_G
+    return centred_G / (rewards_G.std() + _EPSILON)
 
 
 def advantages_of(kind: Advantage) -> Callable[[list[Any]], list[Tensor]]:
-    """The loop's ``compute_advantages`` with the job's choice."""
-    return lambda groups: [group_advantages(group.get_total_rewards(), kind) for group in groups]
+    """The loop's ``compute_advantages`` with the job's choice.
+
+    Samples that could not be scored (`UNSCORED` in their metrics) have no part in it, and advantage 0.
+    """
+    return lambda groups: [_of_group(group, kind) for group in groups]
+
+
+def _of_group(group: Any, kind: Advantage) -> Tensor:
+    rewards_G = group.get_total_rewards()
+    scored = [i for i, metrics in enumerate(group.metrics_G) if not metrics.get(UNSCORED)]
+    found_G = torch.zeros(len(rewards_G), dtype=torch.float32)
+    if scored:
+        found_G[scored] = group_advantages([rewards_G[i] for i in scored], kind)
+    return found_G

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sota_ml_researcher.training.config_resolution import Settings, load_settings
+from sota_ml_researcher.training.environment_config import EnvironmentConfig
 from sota_ml_researcher.training.reward_config import RewardPart, RewardType
 from sota_ml_researcher.training.sft_config import (
     COMPONENTS,
@@ -60,7 +61,10 @@ class RlConfig(BaseModel):
     reward_type: RewardType | None = Field(None, description="The check; or give rewards")
     reward_script: str | None = Field(None, description="custom: a Python file with reward(prompt, response, row)")
     rewards: tuple[RewardPart, ...] | None = Field(None, min_length=1, description="Several checks with weights")
-    allow_unsandboxed: bool = Field(False, description="Run code and custom rewards unshielded where no sandbox works")
+    environment: EnvironmentConfig | None = Field(
+        None, description="Several turns: retry, a Python file with step(messages, reply, row), or a mapping"
+    )
+    allow_unsandboxed: bool = Field(False, description="Run code and custom files unshielded where no sandbox works")
     force: bool = Field(False, description="Start although the dry run of the reward is constant")
 
     group_size: Annotated[int, Field(ge=2)] = Field(16, description="Samples a prompt; they are compared to each other")
@@ -89,7 +93,9 @@ class RlConfig(BaseModel):
     kl_estimator: Literal["k1"] = Field(
         "k1", description="k1: log p - log ref at the sampled tokens; its gradient is right"
     )
-    ref_model: str | None = Field(None, description="Of the KL: null is the base model; or a tinker:// sampler path")
+    ref_model: str | None = Field(
+        None, description="Of the KL: null is where the run starts (if that is a job), else base; a job, or a path"
+    )
     num_substeps: Positive = Field(1, description="Optimizer steps a batch; more than one wants loss_fn ppo")
     max_steps_off_policy: Positive | None = Field(
         None, description="Set: sampling and training overlap, samples at most so many steps old"
@@ -136,8 +142,7 @@ class RlConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> RlConfig:
-        if (self.reward_type is None) == (self.rewards is None):
-            raise ValueError("give either reward_type or rewards")
+        self._check_rewards()
         if self.num_steps is not None and self.num_epochs is not None:
             raise ValueError("num_steps and num_epochs are both set: keep one of them")
         if self.backend == "cluster" and not self.base_url:
@@ -146,11 +151,25 @@ class RlConfig(BaseModel):
             raise ValueError("base_url belongs to backend: cluster (or tinker); the embedded engine finds its own")
         if self.overlong_buffer_tokens >= self.max_response_tokens:
             raise ValueError("overlong_buffer_tokens must be smaller than max_response_tokens")
-        if self.ref_model is not None and not self.ref_model.startswith("tinker://"):
-            raise ValueError("ref_model must be null or a tinker:// sampler path")
         self._check_loss()
         self.parts()
         return self
+
+    def _check_rewards(self) -> None:
+        of_its_own = self.environment is not None and self.environment.type == "custom"
+        given = (self.reward_type is not None) + (self.rewards is not None)
+        if given == 2 or (given == 0 and not of_its_own):
+            raise ValueError("give either reward_type or rewards")
+        if self.environment is None:
+            return
+        if self.environment.type == "retry" and any(part.type == "preference_model" for part in self.parts()):
+            raise ValueError(
+                "environment retry needs checks that can say of one answer whether it is right; a preference_model "
+                "compares answers"
+            )
+        limit = self.environment.max_trajectory_tokens
+        if limit is not None and limit <= self.max_response_tokens:
+            raise ValueError(f"max_trajectory_tokens {limit} leaves no room for a prompt and max_response_tokens")
 
     def _check_loss(self) -> None:
         if self.clip_ratio is not None and self.loss_fn not in CLIP_RULES:

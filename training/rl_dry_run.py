@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import tinker
 from sota_ml_researcher.core.files import write_atomically
 from sota_ml_researcher.training.backend_errors import backend_errors
 from sota_ml_researcher.training.backends import Backend, connect
+from sota_ml_researcher.training.environments import make_environment, prober
 from sota_ml_researcher.training.models import resolve_model
 from sota_ml_researcher.training.rendering import load_renderer
 from sota_ml_researcher.training.reward_check import (
@@ -25,9 +27,10 @@ from sota_ml_researcher.training.reward_check import (
 )
 from sota_ml_researcher.training.reward_scorers import Scorers
 from sota_ml_researcher.training.rl_config import RlConfig
-from sota_ml_researcher.training.rl_models import model_scorers
-from sota_ml_researcher.training.rl_rollouts import Recorder, Sampling, seed_of
+from sota_ml_researcher.training.rl_models import asked_in_jobs_only, model_scorers
+from sota_ml_researcher.training.rl_rollouts import Recorder, Sampling
 from sota_ml_researcher.training.rl_rows import Problem
+from sota_ml_researcher.training.rl_seeds import seed_of
 from sota_ml_researcher.training.rl_validation import sample_and_score
 from sota_ml_researcher.training.run_context import RunContext
 
@@ -52,8 +55,11 @@ async def dry_run(backend: Backend, sampling: Sampling, problems: Sequence[Probl
             for problem in chosen
         ]
     )
-    sampled = [Sampled(problem, group) for problem, group in zip(chosen, groups, strict=True)]
-    return await check_reward(sampling.scorers, config.parts(), problems, group_size=config.group_size, sampled=sampled)
+    sampled = [Sampled(problem, group.outcomes) for problem, group in zip(chosen, groups, strict=True)]
+    probed = prober(config, sampling.environment, sampling.scorers)
+    report = await check_reward(probed, config.parts(), problems, group_size=config.group_size, sampled=sampled)
+    turns = [len(episode.turns) for group in groups for episode in group.episodes]
+    return report.model_copy(update={"turns": fmean(turns)}) if turns else report
 
 
 def dry_run_once(config: RlConfig, problems: Sequence[Problem]) -> RewardReport:
@@ -63,6 +69,9 @@ def dry_run_once(config: RlConfig, problems: Sequence[Problem]) -> RewardReport:
         ConfigError: If the reward cannot be used.
         BackendError: If the backend does not answer.
     """
+    for part in config.parts():
+        if part.is_service_judge:
+            raise asked_in_jobs_only(part)
     backend = connect(config.backend, config.base_url)
     renderer = load_renderer(config.base_model, config.renderer)
 
@@ -75,10 +84,14 @@ def dry_run_once(config: RlConfig, problems: Sequence[Problem]) -> RewardReport:
         )
         # Nothing is recorded here: the recorder's folder is never written to with keep 0.
         recorder = Recorder(Path(), 0, lambda note: None)
+        environment = make_environment(config, scorers)
+        sampling = Sampling(config, renderer, scorers, recorder, lambda: False, environment)
         try:
-            return await dry_run(backend, Sampling(config, renderer, scorers, recorder, lambda: False), problems)
+            return await dry_run(backend, sampling, problems)
         finally:
             await scorers.close()
+            if environment is not None:
+                await environment.close()
 
     with backend_errors(backend):
         return asyncio.run(run())

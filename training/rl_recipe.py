@@ -31,14 +31,15 @@ from sota_ml_researcher.training.cookbook_loop import (
     watched,
 )
 from sota_ml_researcher.training.dpo_recipe import check_same_base
+from sota_ml_researcher.training.environments import make_environment
 from sota_ml_researcher.training.models import resolve_model
 from sota_ml_researcher.training.rendering import load_renderer
 from sota_ml_researcher.training.reward_scorers import Scorers
 from sota_ml_researcher.training.rl_advantages import advantages_of
-from sota_ml_researcher.training.rl_config import RlConfig, load_rl_settings
+from sota_ml_researcher.training.rl_config import RlConfig
 from sota_ml_researcher.training.rl_dry_run import check_before_training
 from sota_ml_researcher.training.rl_kl import kl_penalty_with_estimate
-from sota_ml_researcher.training.rl_models import model_scorers
+from sota_ml_researcher.training.rl_models import JudgeMaker, model_scorers
 from sota_ml_researcher.training.rl_overlap import OverlappingData
 from sota_ml_researcher.training.rl_rollouts import PromptData, Recorder, Sampling, forget_rollouts
 from sota_ml_researcher.training.rl_rows import Problem, load_problems
@@ -48,13 +49,13 @@ from sota_ml_researcher.training.run_context import Outcome, RunContext, StopRea
 from sota_ml_researcher.training.steering import Steering, StopTrainingError
 
 
-def run_grpo_job(context: RunContext, config_file: Path) -> Outcome:
-    """Run the RL job whose resolved config lies in ``config_file`` (see `run_rl`)."""
-    return run_rl(context, load_rl_settings(config_file, None).config)
-
-
-def run_rl(context: RunContext, config: RlConfig) -> Outcome:
+def run_rl(context: RunContext, config: RlConfig, *, judges: JudgeMaker | None = None) -> Outcome:
     """Train until the last step or until the worker asks to stop; either way a checkpoint is saved.
+
+    Args:
+        context: The worker.
+        config: The job's settings, all derived.
+        judges: Makes the judges that a service answers for.
 
     Raises:
         ResearcherError: For bad data, a reward that cannot be used, or a backend that refuses.
@@ -67,7 +68,7 @@ def run_rl(context: RunContext, config: RlConfig) -> Outcome:
 
     train_set, held_out = problems(config.train_file), problems(config.val_file) if config.val_file else []
     backend = connect(config.backend, config.base_url)
-    given = {"ref_model": config.ref_model, "load_checkpoint": config.load_checkpoint}
+    given = {"ref_model": reference_path(config), "load_checkpoint": config.load_checkpoint}
     check_same_base(backend, config.base_model, given)
     total_steps = config.num_steps or steps_of(config, len(train_set))
     point = resume_point.find_resume_point(context.folder) if context.attempt > 1 else None
@@ -75,12 +76,17 @@ def run_rl(context: RunContext, config: RlConfig) -> Outcome:
     forget_rollouts(context.folder, point.next_step if point else 0)
     if point:
         context.alert("info", f"going on from the checkpoint with {point.next_step} steps", step=point.next_step)
-    run = _RlRun(context, config, backend, train_set, held_out, total_steps, point)
+    run = _RlRun(context, config, backend, train_set, held_out, total_steps, point, judges)
     context.started(total_steps)
     context.progress(run.steering.next_step)
     with backend_errors(backend):
         stopped = watched(run.train, backend, run.steering)
     return Outcome(stopped is None, stopped, run.steering.next_step, _summary(context.folder, run.steering, began))
+
+
+def reference_path(config: RlConfig) -> str | None:
+    """The sampler path of the KL's reference; None for the base model."""
+    return None if config.ref_model == "base" else config.ref_model
 
 
 def steps_of(config: RlConfig, prompts: int) -> int:
@@ -101,6 +107,7 @@ class _RlRun:
         held_out: Sequence[Problem],
         total_steps: int,
         point: resume_point.ResumePoint | None,
+        judges: JudgeMaker | None,
     ) -> None:
         self._context = context
         self._config = config
@@ -114,7 +121,7 @@ class _RlRun:
             config.parts(),
             max_tokens=config.max_response_tokens,
             allow_unsandboxed=config.allow_unsandboxed,
-            models=model_scorers(config.parts(), config.base_model, backend, self._renderer),
+            models=model_scorers(config.parts(), config.base_model, backend, self._renderer, judges),
         )
         self.steering = Steering(
             config=config,
@@ -126,8 +133,12 @@ class _RlRun:
         )
         overlapping = config.max_steps_off_policy is not None
         clock = (lambda: self.steering.next_step) if overlapping else None
-        recorder = Recorder(context.folder, config.keep_rollouts, self._on_failure, clock)
-        self._sampling = Sampling(config, self._renderer, self.scorers, recorder, self._should_stop_sampling)
+        batch = min(config.batch_size or 1, len(problems))
+        recorder = Recorder(context.folder, config.keep_rollouts, self._on_failure, clock, batch=batch)
+        self.environment = make_environment(config, self.scorers)
+        self._sampling = Sampling(
+            config, self._renderer, self.scorers, recorder, self._should_stop_sampling, self.environment
+        )
         data = PromptData(self._sampling, problems, total_steps)
         self._data = OverlappingData(data, self._enough) if overlapping else data
         self._validation = (
@@ -156,6 +167,8 @@ class _RlRun:
             return await self._run_loop()
         finally:
             await self.scorers.close()
+            if self.environment is not None:
+                await self.environment.close()
 
     async def _run_loop(self) -> str | None:
         try:
@@ -197,7 +210,7 @@ class _RlRun:
         self._failures += 1
         if self._failures == 1 or self._failures % 100 == 0:
             step = self.steering.next_step
-            message = f"a reward could not be computed ({self._failures} so far); such samples get no advantage: {note}"
+            message = f"a reward could not be computed ({self._failures} so far); such samples are left out: {note}"
             self._context.alert("warn", message, step=step)
 
     def _with_statistics(self, original: Any) -> Any:
@@ -211,7 +224,9 @@ class _RlRun:
     def _loop_config(self) -> train.Config:
         config = self._config
         hours = config.checkpoint_ttl_hours
-        reference = train.KLReferenceConfig(base_model=self._model.wire_name, load_checkpoint_path=config.ref_model)
+        reference = train.KLReferenceConfig(
+            base_model=self._model.wire_name, load_checkpoint_path=reference_path(config)
+        )
         off_policy = config.max_steps_off_policy
         batch = min(config.batch_size or 1, len(self._problems))
         return train.Config(
@@ -287,7 +302,7 @@ def _summary(folder: Path, steering: Steering, began: float) -> dict[str, object
     last = next((r for r in reversed(saved) if r.get("state_path") and r.get("sampler_path")), None)
     best = read_best(folder, HELD_OUT)
     shown: dict[str, object] = {}
-    for name in ("reward/mean", HELD_OUT, "response/tokens", "optim/entropy"):
+    for name in ("reward/mean", HELD_OUT, "response/tokens", "episode/turns", "optim/entropy"):
         values = [r[name] for r in records if name in r]
         shown |= {f"first_{name}": values[0] if values else None, f"last_{name}": values[-1] if values else None}
     return {

@@ -9,7 +9,7 @@ from typing import Any, cast
 import tinker
 
 from sota_ml_researcher.training.rl_config import RlConfig
-from sota_ml_researcher.training.rl_rollouts import group_key
+from sota_ml_researcher.training.rl_seeds import group_key
 from sota_ml_researcher.training.steering import (
     LossFuture,
     SteeredServiceClient,

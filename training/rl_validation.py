@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,9 +13,13 @@ import tinker
 from tinker_cookbook.eval.evaluators import SamplingClientEvaluator
 
 from sota_ml_researcher.training.best_checkpoint import BestKeeper
+from sota_ml_researcher.training.environments import Episode
 from sota_ml_researcher.training.reward_scorers import Response, Score
-from sota_ml_researcher.training.rl_rollouts import Sampling, seed_of
+from sota_ml_researcher.training.rl_rollouts import Sampling, episode_metrics
 from sota_ml_researcher.training.rl_rows import Problem
+from sota_ml_researcher.training.rl_seeds import GroupKey, seed_of
+from sota_ml_researcher.training.rl_steering import GroupSamplingClient
+from sota_ml_researcher.training.rl_turns import play_group
 from sota_ml_researcher.training.steering import Steering
 
 HELD_OUT = "test/reward"
@@ -23,10 +28,21 @@ SAMPLES = 4
 _HELD_OUT_SEEDS = -1
 
 
-async def sample_and_score(
-    client: Any, sampling: Sampling, problem: Problem, *, samples: int, seed: int
-) -> list[tuple[Response, Score]]:
-    """Sample some responses to a problem as training does, and score them."""
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What some samples for one problem came to; ``episodes`` are empty without an environment."""
+
+    outcomes: list[tuple[Response, Score]]
+    episodes: list[Episode]
+
+
+async def sample_and_score(client: Any, sampling: Sampling, problem: Problem, *, samples: int, seed: int) -> Sampled:
+    """Sample some responses to a problem as training does, or play some episodes, and score them."""
+    table = sampling.table(stopped=lambda: False)
+    if table is not None:
+        asking = client if isinstance(client, GroupSamplingClient) else GroupSamplingClient(client)
+        envs, responses, scores = await play_group(asking, table, problem, GroupKey(seed, samples))
+        return Sampled(list(zip(responses, scores, strict=True)), [env.episode for env in envs])
     config, renderer = sampling.config, sampling.renderer
     params = tinker.SamplingParams(
         max_tokens=config.max_response_tokens, temperature=config.temperature, stop=renderer.stop, seed=seed
@@ -37,7 +53,7 @@ async def sample_and_score(
         Response(renderer.decode(s.tokens), len(s.tokens), str(s.stop_reason) == "length") for s in result.sequences
     ]
     scores = await sampling.scorers.score_group(problem, responses)
-    return list(zip(responses, scores, strict=True))
+    return Sampled(list(zip(responses, scores, strict=True)), [])
 
 
 class RewardValidation(SamplingClientEvaluator):
@@ -64,9 +80,12 @@ class RewardValidation(SamplingClientEvaluator):
                 for problem in self._problems
             ]
         )
-        known = [score.reward for group in groups for _, score in group if not score.failed]
+        outcomes = [outcome for group in groups for outcome in group.outcomes]
+        known = [score.reward for _, score in outcomes if not score.failed]
         metrics = {HELD_OUT: fmean(known)} if known else {}
-        metrics["test/response_tokens"] = fmean([response.tokens for group in groups for response, _ in group])
+        metrics["test/response_tokens"] = fmean([response.tokens for response, _ in outcomes])
+        played = episode_metrics([episode for group in groups for episode in group.episodes])
+        metrics |= {f"test/{name}": value for name, value in played.items()}
         if known and self._steering.client is not None:
             await self._keeper.consider(self._steering.client, metrics[HELD_OUT])
         return metrics

@@ -75,8 +75,12 @@ def _order() -> tuple[Mode, ...]:
     return ("namespaces", "bubblewrap") if os.geteuid() == 0 else ("bubblewrap", "namespaces")
 
 
-def require_isolation(*, allow_unsandboxed: bool) -> Mode:
+def require_isolation(*, allow_unsandboxed: bool, where: str = "reward_type") -> Mode:
     """The mode to use.
+
+    Args:
+        allow_unsandboxed: Whether programs may run without isolation where there is none.
+        where: The setting that makes code run, for the error.
 
     Raises:
         ConfigError: If this machine cannot isolate programs and the user did not say that it may go without.
@@ -88,7 +92,7 @@ def require_isolation(*, allow_unsandboxed: bool) -> Mode:
         return "plain"
     raise ConfigError(
         f"code cannot be isolated on this machine ({found.reason})",
-        where="reward_type",
+        where=where,
         fix="Install bubblewrap or allow user namespaces; or set allow_unsandboxed: true, and the code runs as you do",
     )
 

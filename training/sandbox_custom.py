@@ -1,41 +1,75 @@
 # pyright: basic
 # Reason: it runs alone in the sandbox, as a script, and handles whatever a user wrote.
-"""Runs a custom reward inside the sandbox: ``sandbox_custom.py REWARD_FILE``. Standard library only.
+"""Runs a user's reward or environment inside the sandbox: ``sandbox_custom.py FILE reward|environment``.
 
-First it says whether the file can be used, then it answers one JSON line with one. What the file prints goes nowhere.
+Standard library only. First it says whether the file can be used, then it answers one JSON line with one. What the
+file prints goes nowhere.
 """
 
 import inspect
 import json
 import math
 import os
+import random
 import sys
 import traceback
 
+# For each kind of file: its functions, arguments to try them with, how those are named, and whether it must be there.
+FUNCTIONS = {
+    "reward": {"reward": (("prompt", "response", {}), "(prompt, response, row)", True)},
+    "environment": {
+        "step": (([], "reply", {}), "(messages, reply, row)", True),
+        "reset": (({},), "(row)", False),
+    },
+}
+STEP_KEYS = ("messages", "reward", "done", "state", "parts")
+LONGEST_STATE = 1 << 20
 
-def load(path):
-    """The reward function of a file, checked.
+
+def load(path, kind):
+    """The functions of a file, checked.
 
     Raises:
         ValueError: With what is wrong with it.
     """
     with open(path, encoding="utf-8") as file:  # noqa: PTH123
         source = file.read()
-    names = {"__name__": "reward"}
+    names = {"__name__": kind}
     try:
         exec(compile(source, path, "exec"), names)
     except SyntaxError as error:
         raise ValueError(f"line {error.lineno}: {error.msg}") from error
     except BaseException as error:
         raise ValueError(f"it fails when it is loaded: {where(error)}{type(error).__name__}: {error}") from error
-    function = names.get("reward")
+    return {name: function for name in FUNCTIONS[kind] if (function := usable(names.get(name), kind, name)) is not None}
+
+
+def usable(function, kind, name):
+    """A function that takes what it will be given, or None where it may be missing.
+
+    Raises:
+        ValueError: If it does not, or must be there and is not.
+    """
+    arguments, shape, needed = FUNCTIONS[kind][name]
+    if function is None and not needed:
+        return None
     if not callable(function):
-        raise ValueError("there is no function named reward")
+        raise ValueError(f"there is no function named {name}")
+    given = arguments if name != "step" or not takes_state(function) else (*arguments, None)
     try:
-        inspect.signature(function).bind("prompt", "response", {})
+        inspect.signature(function).bind(*given)
     except TypeError as error:
-        raise ValueError(f"reward must take (prompt, response, row): {error}") from error
+        raise ValueError(f"{name} must take {shape}: {error}") from error
     return function
+
+
+def takes_state(function):
+    """Whether a step wants the state as its fourth argument."""
+    try:
+        inspect.signature(function).bind([], "reply", {}, None)
+    except TypeError:
+        return False
+    return True
 
 
 def where(error):
@@ -69,6 +103,80 @@ def checked(value):
     return {"score": number(value, "what it returned"), "parts": {}}
 
 
+def conversation(value, name):
+    """Messages: text for one of the user's, or a list of them."""
+    if isinstance(value, str):
+        value = [{"role": "user", "content": value}]
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{name} is {type(value).__name__}, and text or a list of messages is needed")
+    for i, message in enumerate(value):
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str) or "role" not in message:
+            raise ValueError(f'{name}[{i}] must be {{"role": ..., "content": text}}; it is {str(message)[:80]}')
+    return list(value)
+
+
+def plain(state):
+    """A state that can be sent and kept."""
+    try:
+        text = json.dumps(state)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"state cannot be kept: {error}; use numbers, text, lists and dicts") from error
+    if len(text) > LONGEST_STATE:
+        raise ValueError(f"state is too large ({len(text):,} characters of JSON, {LONGEST_STATE:,} at most)")
+    return state
+
+
+def opened(value):
+    """What a reset returned: messages, or a dict of messages and a state."""
+    if isinstance(value, dict):
+        unknown = sorted(set(value) - {"messages", "state"})
+        if unknown or "messages" not in value:
+            raise ValueError(f'reset must return messages, or a dict of "messages" and "state"; it has {sorted(value)}')
+        return {"messages": conversation(value["messages"], "messages"), "state": plain(value.get("state"))}
+    return {"messages": conversation(value, "what reset returned"), "state": None}
+
+
+def answered(value, state):
+    """What a step returned."""
+    if not isinstance(value, dict):
+        shape = 'a dict with "messages" (or "done": True) and "reward"'
+        raise ValueError(f"step must return {shape}; it returned {type(value).__name__}")
+    unknown = sorted(set(map(str, value)) - set(STEP_KEYS))
+    if unknown:
+        raise ValueError(f"step returned the key {unknown[0]!r}; known: {', '.join(STEP_KEYS)}")
+    done = value.get("done", False)
+    if not isinstance(done, bool):
+        raise ValueError(f"done is {type(done).__name__}, and True or False is needed")
+    messages = conversation(value.get("messages") or [], "messages")
+    if not done and not messages:
+        raise ValueError("step returned neither messages nor done: True, so there is nothing to answer")
+    if any(message["role"] == "assistant" for message in messages):
+        raise ValueError("step returned an assistant's message: only the model speaks as the assistant")
+    parts = value.get("parts") or {}
+    if not isinstance(parts, dict):
+        raise ValueError(f"parts is {type(parts).__name__}, and a dict of numbers is needed")
+    return {
+        "messages": messages,
+        "reward": number(value.get("reward", 0.0), "reward"),
+        "done": done,
+        "state": plain(value.get("state", state)),
+        "parts": {str(k): number(v, f"parts[{k}]") for k, v in parts.items()},
+    }
+
+
+def act(functions, given):
+    """Do what one request asks for."""
+    if "seed" in given:
+        random.seed(given["seed"])
+    if given["do"] == "reset":
+        return opened(functions["reset"](given["row"])) if "reset" in functions else {"messages": None, "state": None}
+    if given["do"] == "step":
+        step, arguments = functions["step"], (given["messages"], given["reply"], given["row"])
+        value = step(*arguments, given["state"]) if takes_state(step) else step(*arguments)
+        return answered(value, given["state"])
+    return checked(functions["reward"](given["prompt"], given["response"], given["row"]))
+
+
 def main():
     """Load the file, then answer until there is nothing more to read."""
     requests = os.fdopen(os.dup(0), "r", encoding="utf-8")
@@ -83,7 +191,7 @@ def main():
         out.flush()
 
     try:
-        function = load(sys.argv[1])
+        functions = load(sys.argv[1], sys.argv[2])
     except ValueError as error:
         reply({"fatal": str(error)[:500]})
         return
@@ -94,7 +202,7 @@ def main():
     for line in requests:
         given = json.loads(line)
         try:
-            reply(checked(function(given["prompt"], given["response"], given["row"])))
+            reply(act(functions, given))
         except ValueError as error:
             reply({"error": f"{where(error)}{error}"[:500]})
         except BaseException as error:

@@ -6,7 +6,7 @@ import pytest
 
 from sota_ml_researcher.core.errors import JobError, StorageError
 from sota_ml_researcher.jobs.registry import Registry
-from sota_ml_researcher.jobs.states import TRANSITIONS, CancelRequest, Job, JobState
+from sota_ml_researcher.jobs.states import TRANSITIONS, CancelRequest, Job, JobState, Link
 
 
 @pytest.fixture
@@ -149,3 +149,28 @@ def test_a_database_that_is_not_one_is_named(tmp_path: Path) -> None:
     (tmp_path / "jobs.db").write_text("not a database, but long enough to be looked at " * 20)
     with pytest.raises(StorageError, match=r"jobs\.db.*cannot be used"):
         Registry(tmp_path / "jobs.db")
+
+
+def test_a_job_knows_what_it_was_made_from_and_what_was_made_from_it(registry: Registry) -> None:
+    runs = registry.path.parent / "runs"
+    common = {"backend": "embedded", "base_model": "demo", "runs": runs}
+    start = registry.create(kind="sft", name="start", **common)
+    reward = registry.create(kind="reward_model", name="reward", parents=[Link(start.id, "weights")], **common)
+    links = [Link(reward.id, "reward"), Link(start.id, "weights"), Link(start.id, "reference")]
+    policy = registry.create(kind="grpo", name="policy", parents=[*links, links[0]], **common)
+    assert policy.parent == start.id
+    expected = [Link(start.id, "reference"), Link(start.id, "weights"), Link(reward.id, "reward")]
+    assert registry.parents(policy.id) == expected
+    assert {link.job_id for link in registry.children(start.id)} == {reward.id, policy.id}
+    assert registry.parents(start.id) == []
+
+
+def test_parents_of_an_older_registry_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    registry = Registry(path)
+    start, policy = new_job(registry), new_job(registry)
+    with sqlite3.connect(path) as db:
+        db.execute("DROP TABLE lineage")
+        db.execute("UPDATE jobs SET parent = ? WHERE id = ?", (start.id, policy.id))
+        db.execute("PRAGMA user_version = 2")
+    assert Registry(path).parents(policy.id) == [Link(start.id, "weights")]

@@ -124,3 +124,21 @@ def test_every_variant_runs_to_its_end(tmp_path: Path, tiny_weights: Path, chang
     records = run_files.recent_metrics(job.folder, limit=100)
     if "kl_coef" in changes:
         assert {"kl/k1", "kl/k3", "reward/overlong"} <= set(records[0])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("stop_engine")
+def test_the_rlaif_template_teaches_what_its_rubric_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("job_helpers.PATIENCE_S", 280.0)
+    job = wait_until(start_rl(template_path("rlaif")).id, ended)
+    assert job.state is JobState.SUCCEEDED, job.error
+    records = [r for r in run_files.recent_metrics(job.folder, limit=1000) if "reward/judge" in r]
+
+    def last(name: str) -> float:
+        return sum(r[name] for r in records[-4:]) / 4
+
+    assert last("reward/judge") >= records[0]["reward/judge"] + 0.25
+    # The judge looks at the letters' size more than at the word; the pull to the base model keeps the word.
+    assert records[0]["reward/exact"] <= 0.4
+    assert last("reward/exact") >= 1.4 * records[0]["reward/exact"]

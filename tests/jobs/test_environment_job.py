@@ -1,0 +1,142 @@
+"""RL jobs of several turns on the embedded engine: their record, their resume, what is learnt in the second turn."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from job_helpers import ended, wait_until
+from test_rl_job import start_rl, tiny
+
+from sota_ml_researcher.demo import tasks
+from sota_ml_researcher.jobs import control, run_files
+from sota_ml_researcher.jobs.checkpoints import checkpoint_path
+from sota_ml_researcher.jobs.registry import Registry
+from sota_ml_researcher.jobs.start import start_sft_job
+from sota_ml_researcher.jobs.states import Job, JobState
+from sota_ml_researcher.templates.catalog import template_path
+from sota_ml_researcher.training.sandbox import isolation
+from sota_ml_researcher.training.sft_config import load_sft_settings
+from sota_ml_researcher.training.sft_plan import plan_sft
+
+needs_sandbox = pytest.mark.skipif(isolation().mode is None, reason="no isolation here")
+
+# Rewards letters that the demo model says by chance; the environment draws lots.
+LOTS = """
+import random
+
+def step(messages, reply, row, state):
+    turn = (state or 0) + 1
+    said = f"go on {random.randint(0, 9)}"
+    reward = sum(c in "aeiou" for c in reply) / 10
+    return {"messages": said, "reward": reward, "done": "z" in reply, "state": turn, "parts": {"turn": turn}}
+"""
+BOTH = '''
+"""The word is asked for twice: one answer must be in small letters and the other in capitals."""
+
+def step(messages, reply, row):
+    word = row["answer"]
+    first = [m["content"] for m in messages if m["role"] == "assistant"]
+    if not first:
+        return {"messages": row["prompt"], "reward": 0.2 * (reply.lower() == word)}
+    return {"reward": 0.8 * ({first[0], reply} == {word, word.upper()}), "done": True}
+'''
+
+
+def curve(job: Job) -> dict[int, dict[str, float]]:
+    records = run_files.recent_metrics(job.folder, limit=10_000)
+    kept = ("reward/mean", "test/reward", "episode/turns", "episode/reward_turn_2", "optim/entropy")
+    return {r["step"]: {name: r[name] for name in kept if name in r} for r in records}
+
+
+@needs_sandbox
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+@pytest.mark.usefixtures("stop_engine")
+def test_episodes_are_kept_turn_by_turn_and_a_resumed_job_plays_the_same(tmp_path: Path) -> None:
+    script, data = tmp_path / "lots.py", tmp_path / "words.jsonl"
+    script.write_text(LOTS)
+    data.write_text("".join(json.dumps({"prompt": f"say {a}{b}e"}) + "\n" for a in "klm" for b in "aou"))
+    environment = {"type": "custom", "script": str(script), "max_turns": 3}
+    changes = {"base_model": "demo", "train_file": str(data), "val_file": str(data), "max_response_tokens": 8}
+    changes |= {"rewards": None, "environment": environment, "num_steps": 4, "checkpoint_every": 1}
+    config = tiny(tmp_path, tmp_path, **changes)
+    whole = wait_until(start_rl(None, **config).id, ended)
+    assert whole.state is JobState.SUCCEEDED, whole.error
+    steps = curve(whole)
+    assert {"reward/mean", "test/reward", "episode/turns", "episode/reward_turn_2"} <= set(steps[0])
+    assert steps[0]["episode/turns"] > 1
+    rollouts = [json.loads(line) for line in (whole.folder / "rollouts.jsonl").read_text().splitlines()]
+    long = max(rollouts, key=lambda r: len(r["turns"]))
+    assert len(long["turns"]) > 1
+    assert long["turns"][0]["environment"][0]["content"].startswith("go on ")
+    assert [turn["parts"]["turn"] for turn in long["turns"]] == list(range(1, len(long["turns"]) + 1))
+    assert long["reward"] == pytest.approx(sum(turn["reward"] for turn in long["turns"]))
+    assert {r["ended"] for r in rollouts} <= {"completed", "max_turns", "max_tokens"}
+    report = json.loads((whole.folder / "reward_check.json").read_text())
+    assert report["turns"] > 1
+
+    cut = start_rl(None, **config)
+    wait_until(cut.id, lambda job: job.step >= 2)
+    control.cancel(Registry(), cut.id)
+    stopped = wait_until(cut.id, ended)
+    assert stopped.state is JobState.CANCELLED
+    control.resume(Registry(), cut.id)
+    resumed = wait_until(cut.id, ended)
+    assert (resumed.state, resumed.attempt) == (JobState.SUCCEEDED, 2), resumed.error
+    assert curve(resumed) == steps
+
+
+@needs_sandbox
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("stop_engine")
+def test_what_the_second_turn_must_answer_to_the_first_is_learnt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("job_helpers.PATIENCE_S", 280.0)
+    rng = random.Random(7)
+
+    def coin(word: str) -> dict[str, str]:
+        return {"role": "assistant", "content": word if rng.random() < 0.5 else word.upper()}
+
+    rows: list[Any] = []
+    for _, (prompt, _) in zip(range(800), tasks.distinct(tasks.say, 11), strict=False):
+        asked, word = {"role": "user", "content": prompt}, prompt.removeprefix("say ")
+        rows.append({"messages": [asked, coin(word), asked, coin(word)]})
+    data, script = tmp_path / "two_turns.jsonl", tmp_path / "both.py"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    script.write_text(BOTH)
+    changes = {"num_epochs": None, "num_steps": 60, "batch_size": 32, "learning_rate": 2e-3, "lora_rank": 16}
+    plan = plan_sft(load_sft_settings(template_path("sft"), {"train_file": str(data), "val_file": None, **changes}))
+    sft = wait_until(start_sft_job(Registry(), plan).id, ended)
+    assert sft.state is JobState.SUCCEEDED, sft.error
+    job = start_rl(
+        template_path("grpo"),
+        reward_type=None,
+        environment=str(script),
+        load_checkpoint=checkpoint_path(sft, "state_path"),
+        val_file=None,
+        num_steps=30,
+        num_substeps=1,
+    )
+    job = wait_until(job.id, ended)
+    assert job.state is JobState.SUCCEEDED, job.error
+    records = [r for r in run_files.recent_metrics(job.folder, limit=1000) if "reward/mean" in r]
+    assert records[0]["reward/mean"] <= 0.4
+    assert sum(r["reward/mean"] for r in records[-4:]) / 4 >= 0.6
+    assert sum(r["episode/reward_turn_2"] for r in records[-4:]) / 4 >= 0.45
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("stop_engine")
+def test_retry_teaches_to_be_right_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("job_helpers.PATIENCE_S", 280.0)
+    job = wait_until(start_rl(template_path("grpo"), environment="retry", num_steps=40, eval_every=0).id, ended)
+    assert job.state is JobState.SUCCEEDED, job.error
+    records = [r for r in run_files.recent_metrics(job.folder, limit=1000) if "reward/mean" in r]
+    assert records[0]["reward/mean"] <= 0.4
+    assert sum(r["reward/mean"] for r in records[-4:]) / 4 >= 0.7
+    assert records[-1]["episode/turns"] < records[0]["episode/turns"] - 0.5
