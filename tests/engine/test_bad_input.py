@@ -224,9 +224,9 @@ def test_running_out_of_memory_fails_the_request_and_not_the_engine(tiny_weights
         used = next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmSize"))
         unlimited = resource.prlimit(running.process.pid, resource.RLIMIT_AS)
         resource.prlimit(running.process.pid, resource.RLIMIT_AS, ((used + 60_000) * 1024, unlimited[1]))
-        long = datum([i % 200 + 5 for i in range(500)])
+        long = [datum([(i + start) % 200 + 5 for i in range(500)]) for start in range(64)]  # nothing to share
         with pytest.raises(tinker.RequestFailedError, match="memory"):
-            client.forward_backward([long] * 64, "cross_entropy").result()
+            client.forward_backward(long, "cross_entropy").result()
         resource.prlimit(running.process.pid, resource.RLIMIT_AS, unlimited)
         assert step(client, lr=0.0) == before
     finally:
