@@ -128,10 +128,10 @@ def sample(service: Any, meter: work.Meter, steps: int) -> float:
 def curve(service: Any, steps: int) -> dict[str, Any]:
     """Seconds of a supervised step by number of sequences, and by number of adapters that wait at once."""
     client = service.create_lora_training_client("bench", rank=work.RANK, seed=0).result()
-    (pool,) = work.sft_batches(1, ragged=False)
+    pool = [tokens for batch in work.sft_batches(4, ragged=False) for tokens in batch]
     by_count: dict[int, float] = {}
     for count in (1, 4, 16, 64):
-        data = [_datum(tokens) for tokens in (pool * 4)[:count]]
+        data = [_datum(tokens) for tokens in pool[:count]]
         meter = work.Meter()
         meter.run([lambda data=data: _step(client, data, "cross_entropy")] * (steps + 1))
         by_count[count] = round(min(meter.wall_s[1:]), 4)
@@ -164,7 +164,7 @@ def _run(given: argparse.Namespace, service: Any, url: str, pid: int) -> dict[st
 
     if given.method == "curve":
         return curve(service, given.steps)
-    meter = work.Meter(pid)
+    meter = work.Meter(pid, lambda: httpx2.get(f"{url}/api/v1/healthz").json()["compute_s"])
     works: dict[str, Callable[[], float]] = {
         "sft": lambda: sft(service, meter, given.steps, ragged=False),
         "ragged": lambda: sft(service, meter, given.steps, ragged=True),
@@ -172,12 +172,11 @@ def _run(given: argparse.Namespace, service: Any, url: str, pid: int) -> dict[st
         "grpo": lambda: grpo(service, meter, given.steps),
         "sample": lambda: sample(service, meter, given.steps),
     }
-    before = httpx2.get(f"{url}/api/v1/healthz").json()["compute_s"]
     tokens = works[given.method]()
     health = httpx2.get(f"{url}/api/v1/healthz").json()
     result = work.summary("engine", given.method, meter, tokens, _peak_mb(pid))
     # Everything between the client's call and its result that is not the compute thread's work.
-    overhead = 1 - (health["compute_s"] - before) / sum(meter.wall_s)
+    overhead = 1 - meter.computed_s / sum(meter.wall_s)
     return result | {"overhead": round(overhead, 4), "dtype": next(iter(health["loaded"].values()))["dtype"]}
 
 

@@ -52,12 +52,15 @@ class Meter:
     CPU seconds are what to compare on a machine that others use too: they do not grow while one waits for a core.
     """
 
-    def __init__(self, other_pid: int | None = None) -> None:
+    def __init__(self, other_pid: int | None = None, compute_s: Callable[[], float] | None = None) -> None:
+        """Measure this process, and ``other_pid``; ``compute_s`` tells the seconds the engine has computed so far."""
         import psutil
 
         self._processes = [psutil.Process(), *([psutil.Process(other_pid)] if other_pid else [])]
         self.wall_s: list[float] = []
         self.cpu_s: list[float] = []
+        self._compute_s = compute_s
+        self.computed_s = 0.0
         self._began = (0.0, 0.0)
 
     def _now(self) -> tuple[float, float]:
@@ -76,10 +79,12 @@ class Meter:
 
     def run(self, jobs: Sequence[Callable[[], None]]) -> None:
         """Time each of ``jobs``."""
+        before = self._compute_s() if self._compute_s else 0.0
         for job in jobs:
             self.start()
             job()
             self.stop()
+        self.computed_s = self._compute_s() - before if self._compute_s else 0.0
 
 
 def summary(who: str, method: str, meter: Meter, tokens: float, peak_mb: float | None = None) -> dict[str, Any]:
