@@ -156,20 +156,21 @@ class Batch:
         return tokens_B[left]
 
     def _write_one(self, pieces: Sequence[Piece]) -> None:
-        """One token for each: nothing follows it, so that they need no cache, and prompts that begin alike share."""
+        """One token for each: nothing follows it, so that they need no cache.
+
+        Prompts that begin alike do not share: which of them meet here is a matter of the clock, and the last bits of a
+        score must not be.
+        """
         groups = self._by_prompt(pieces)
         prompts = [members[0].piece.request.prompt_T for members in groups]
-        backbone = self._backbone
-        trees = plan_trees(prompts, backbone.head.weight_VD.shape[1], backbone.longest_tree)
-        trees.sort(key=lambda tree: tree.length)
-        packed, places = pack_trees(prompts, trees, backbone.device)
-        hidden_ND = backbone.hidden(packed, self._lora)
+        packed, places = pack_trees(prompts, plan_trees(prompts, 1, 0), self._backbone.device)
+        hidden_ND = self._backbone.hidden(packed, self._lora)
         rows: list[_Row] = []
         last: list[Tensor] = []
-        for member, place in zip([m for tree in trees for m in tree.members], places, strict=True):
-            hidden_TD = hidden_ND[torch.from_numpy(place).to(backbone.device)]
-            self._answer(groups[member], hidden_TD)
-            new = [row for running in groups[member] for row in running.rows]
+        for members, place in zip(groups, places, strict=True):
+            hidden_TD = hidden_ND[int(place[0]) : int(place[-1]) + 1]
+            self._answer(members, hidden_TD)
+            new = [row for running in members for row in running.rows]
             rows += new
             last += [hidden_TD[-1]] * len(new)
         self._draw(torch.stack(last), rows, self._cuts_of(rows))
