@@ -54,10 +54,11 @@ def curve(job: Job) -> dict[int, dict[str, float]]:
 def test_a_dpo_job_learns_and_a_cancelled_one_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, tiny_weights: Path
 ) -> None:
-    whole = wait_until(start_dpo(tmp_path, tiny_weights).id, ended)
+    long = {"num_steps": 100, "checkpoint_every": 20, "eval_every": 25}  # a worker looks for a cancel twice a second
+    whole = wait_until(start_dpo(tmp_path, tiny_weights, **long).id, ended)
     assert whole.state is JobState.SUCCEEDED, whole.error
     losses = curve(whole)
-    assert sorted(losses) == list(range(15))
+    assert sorted(losses) == list(range(101))
     assert losses[0]["dpo_loss"] == pytest.approx(0.693147, abs=1e-6)  # ln 2: policy and reference are the same
     assert losses[0]["test/accuracy"] == 0.5
     assert losses[13]["dpo_loss"] < 0.62
@@ -66,12 +67,12 @@ def test_a_dpo_job_learns_and_a_cancelled_one_goes_on_as_if_nothing_had_happened
     assert result["first_test/accuracy"] == 0.5
     assert result["best_checkpoint"]["sampler_path"].startswith("tinker://")
 
-    cut = start_dpo(tmp_path, tiny_weights)
+    cut = start_dpo(tmp_path, tiny_weights, **long)
     wait_until(cut.id, lambda job: job.step >= 3)
     control.cancel(Registry(), cut.id)
     stopped = wait_until(cut.id, ended)
     assert stopped.state is JobState.CANCELLED
-    assert 3 <= stopped.step < 14
+    assert 3 <= stopped.step < 100
     measured = (cut.folder / "reference.jsonl").read_text()
     control.resume(Registry(), cut.id)
     resumed = wait_until(cut.id, ended)
