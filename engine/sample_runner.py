@@ -88,8 +88,8 @@ class SampleRunner:
             return check([each for each in came if each.job.sampler.base_model == base_name])
 
         def finished(key: _Asked, output: SampleOutput) -> None:
-            running.pop(key.number, None)
             joint.finish(key.number, key.job.encode(output))
+            running.pop(key.number, None)
 
         try:
             base.sample_stream(check(asked), arrivals, finished)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
@@ -26,6 +25,7 @@ from sota_ml_researcher.evals.benchmark_config import BenchmarkConfig, load_benc
 from sota_ml_researcher.evals.benchmark_numbers import ItemScores, benchmark_numbers, benchmark_text
 from sota_ml_researcher.evals.grader import grader_of
 from sota_ml_researcher.evals.inspect_provider import StoppedError, TinkerModelAPI
+from sota_ml_researcher.evals.progress import Progress
 from sota_ml_researcher.evals.responses import Sampling
 from sota_ml_researcher.evals.test_set import EvalItem
 from sota_ml_researcher.training.backends import connect
@@ -41,16 +41,6 @@ _API: Any = TinkerModelAPI
 _MESSAGES = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
 
 
-@dataclass(slots=True)
-class _Progress:
-    context: RunContext
-    done: int = 0
-
-    def one(self) -> None:
-        self.done += 1
-        self.context.progress(self.done)
-
-
 def run_benchmark_job(context: RunContext, config_file: Path) -> Outcome:
     """Run the benchmark whose resolved config lies in ``config_file``.
 
@@ -59,7 +49,7 @@ def run_benchmark_job(context: RunContext, config_file: Path) -> Outcome:
     """
     config = load_benchmark_settings(config_file, None).config
     items = load_items(Path(config.task), config.num_samples, config.seed) if config.has_rows else None
-    progress = _Progress(context)
+    progress = Progress(context)
     per_arm = (len(items) if items else config.num_samples or 0) * config.epochs
     context.started(max(1, per_arm * len(config.arms)))
     logs: dict[str, EvalLog] = {}
@@ -111,7 +101,7 @@ def _run_arm(
     model: str,
     task: Any,
     log_dir: Path,
-    progress: _Progress,
+    progress: Progress,
 ) -> EvalLog:
     provider = _provider(context, config, model, progress)
     try:
@@ -145,7 +135,7 @@ def _run_arm(
     return log
 
 
-def _provider(context: RunContext, config: BenchmarkConfig, model: str, progress: _Progress) -> TinkerModelAPI:
+def _provider(context: RunContext, config: BenchmarkConfig, model: str, progress: Progress) -> TinkerModelAPI:
     backend = connect(config.backend, config.base_url)
     is_checkpoint = model.startswith("tinker://")
     base = base_model_of(backend, model) if is_checkpoint else model

@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from sota_ml_researcher.evals.judge_config import JudgeEvalConfig, load_judge_se
 from sota_ml_researcher.evals.judge_prompt import Prompter
 from sota_ml_researcher.evals.judging import Judging, Spending
 from sota_ml_researcher.evals.judgments import JUDGMENTS, Journal, Judgment, read_judgments
+from sota_ml_researcher.evals.progress import Progress
 from sota_ml_researcher.evals.responses import Response
 from sota_ml_researcher.evals.rubric import load_rubric
 from sota_ml_researcher.evals.test_set import EvalItem
@@ -35,16 +36,6 @@ from sota_ml_researcher.training.run_context import Outcome, RunContext
 
 class JudgeFailedError(BackendError):
     """A judge failed the tests of itself: nothing it says is reported as a verdict."""
-
-
-@dataclass(slots=True)
-class _Progress:
-    context: RunContext
-    done: int = 0
-
-    def one(self) -> None:
-        self.done += 1
-        self.context.progress(self.done)
 
 
 def run_judge_eval_job(context: RunContext, config_file: Path) -> Outcome:
@@ -62,7 +53,7 @@ def run_judge_eval_job(context: RunContext, config_file: Path) -> Outcome:
     calls_each = count_calls(
         len(arms), len(items), len(canaries), pairwise=config.mode == "pairwise", both_orders=config.position_debias
     )
-    progress = _Progress(context)
+    progress = Progress(context)
     context.started(len(sampled_arms(arms)) * len(items) + calls_each * len(config.judges))
     prompter = Prompter(rubric, config.mode, max_chars=config.max_response_chars)
     answers = _answers(context, config, arms, items, progress)
@@ -87,7 +78,7 @@ class _Evaluation:
         config: JudgeEvalConfig,
         prompter: Prompter,
         material: Material,
-        progress: _Progress,
+        progress: Progress,
     ) -> None:
         self._context = context
         self._config = config
@@ -244,7 +235,7 @@ def _answers(
     config: JudgeEvalConfig,
     arms: dict[str, Arm],
     items: Sequence[EvalItem],
-    progress: _Progress,
+    progress: Progress,
 ) -> dict[str, list[Response]] | None:
     found: dict[str, list[Response]] = {}
     for index, arm in enumerate(arms.values()):

@@ -11,6 +11,7 @@ import json
 import random
 import string
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from sota_ml_researcher.demo import tasks
-from sota_ml_researcher.training.rendering import TemplateRenderer, load_renderer
+from sota_ml_researcher.training.rendering import ChatRenderer, TemplateRenderer, load_renderer
 
 FOLDER = Path(__file__).parent.parent / "demo"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|unk|>"]
@@ -28,6 +29,7 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 BATCH, PEAK_LR, WARMUP = 64, 2e-3, 50
+Draw = Callable[[random.Random], tuple[str, str]]
 
 
 def write_tokenizer(folder: Path) -> int:
@@ -70,10 +72,9 @@ def new_model(vocabulary: int) -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(config)
 
 
-def batch(renderer: TemplateRenderer, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
-    """Input ids and labels (-100 where there is no loss), both [B, T]."""
-    rows = [tasks.messages(*rng.choice(tasks.PRETRAINING)(rng))["messages"] for _ in range(BATCH)]
-    rendered = renderer.render_many(rows)
+def batch(renderer: ChatRenderer, draw: Draw, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
+    """Input ids and labels (-100 where there is no loss) of drawn questions and answers, both [B, T]."""
+    rendered = renderer.render_many([tasks.messages(*draw(rng))["messages"] for _ in range(BATCH)])
     longest = max(len(r.tokens) for r in rendered)
     ids = torch.zeros(BATCH, longest, dtype=torch.long)
     labels = torch.full((BATCH, longest), -100)
@@ -84,14 +85,16 @@ def batch(renderer: TemplateRenderer, rng: random.Random) -> tuple[torch.Tensor,
     return ids, labels
 
 
-def train(model: Qwen3ForCausalLM, renderer: TemplateRenderer, steps: int, seed: int) -> None:
+def train(
+    model: Qwen3ForCausalLM, renderer: ChatRenderer, draw: Draw, steps: int, seed: int, peak_lr: float = PEAK_LR
+) -> None:
     """AdamW with warm-up and cosine decay."""
     rng = random.Random(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.01)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=PEAK_LR / 20)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_lr, betas=(0.9, 0.95), weight_decay=0.01)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=peak_lr / 20)
     began = time.monotonic()
     for step in range(steps):
-        ids, labels = batch(renderer, rng)
+        ids, labels = batch(renderer, draw, rng)
         logits = model(input_ids=ids).logits[:, :-1]
         loss = cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
         loss.backward()
@@ -122,7 +125,7 @@ def main() -> None:
     renderer = load_renderer(str(model_folder))
     if not isinstance(renderer, TemplateRenderer):
         raise TypeError("the demo model has a chat template of its own")
-    train(model, renderer, options.steps, options.seed)
+    train(model, renderer, lambda rng: rng.choice(tasks.PRETRAINING)(rng), options.steps, options.seed)
     model.half().save_pretrained(model_folder)
     size = sum(file.stat().st_size for file in model_folder.iterdir())
     print(f"{model_folder}: {sum(p.numel() for p in model.parameters()):,} parameters, {size / 1e6:.1f} MB")

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from loopback_judges import Asked
+
+from sota_ml_researcher.core.files import read_json_lines
 from sota_ml_researcher.evals import eval_files, judge_job
 from sota_ml_researcher.evals.conclude import conclude_run
 from sota_ml_researcher.evals.judge_config import load_judge_settings
 from sota_ml_researcher.evals.judge_plan import plan_judge_eval
+from sota_ml_researcher.evals.judgments import JUDGMENTS
 from sota_ml_researcher.training.config_resolution import render_config
 from sota_ml_researcher.training.run_context import Outcome
 
@@ -91,3 +95,13 @@ def metrics(context: Context) -> dict[str, Any]:
 
 def comparison(context: Context, arm: str = "tuned") -> dict[str, Any]:
     return next(c for c in metrics(context)["comparisons"] if c["arm"] == arm)
+
+
+def lines(context: Context) -> list[dict[str, Any]]:
+    """The verdicts that an evaluation kept."""
+    return list(read_json_lines(context.folder / JUDGMENTS))
+
+
+def is_test(asked: Asked) -> bool:
+    """Whether this is a question that tests the judge."""
+    return "=" not in asked.request

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from engine_reference import FP32, THROUGH_TRANSFORMERS, trained
 
+from sota_ml_researcher.engine.futures import Promise
 from sota_ml_researcher.engine.interface import (
     AdamSettings,
     LoraSpec,
@@ -19,8 +20,13 @@ from sota_ml_researcher.engine.interface import (
     SampleSettings,
     TrainItem,
 )
-from sota_ml_researcher.engine.model import load_model
+from sota_ml_researcher.engine.model import LoadedModel, load_model
+from sota_ml_researcher.engine.models import BaseModels
 from sota_ml_researcher.engine.prefixes import lay_out, plan_trees
+from sota_ml_researcher.engine.sample_runner import SampleJob, SampleRunner
+from sota_ml_researcher.engine.scheduler import Joint, Work
+from sota_ml_researcher.engine.state import Sampler
+from sota_ml_researcher.engine.store import Store
 
 PACKED = ["llama", "qwen2", "qwen3", "gemma", "phi3", "mistral"]
 TinyModel = Callable[[str], Path]
@@ -170,3 +176,42 @@ def test_memory_that_runs_out_is_said_in_words(tiny_model: TinyModel, monkeypatc
     monkeypatch.setattr(model._backbone, "prefill", fail)
     with pytest.raises(OutOfMemoryError, match="send less at a time"):
         model.sample_stream(_asks(None), list, lambda *_: None)
+
+
+def _run_jobs(model: LoadedModel, jobs: Sequence[SampleJob]) -> dict[int, Any]:
+    """What each job was answered, by its place."""
+    models = BaseModels({"m": ""}, any_local=False, options=FP32, load=lambda *_: model)
+    outcomes: dict[int, Any] = {}
+    works = [Work(Promise(str(place)), payload=job) for place, job in enumerate(jobs)]
+    joint = Joint(works, lambda work, outcome, _: outcomes.__setitem__(int(work.promise.request_id), outcome))
+    SampleRunner(cast("Store", None), models, frozenset).run(joint)
+    return outcomes
+
+
+def test_a_result_that_cannot_be_written_fails_alone(tiny_model: TinyModel) -> None:
+    def broken(_: SampleOutput) -> bytes:
+        raise ValueError("no words")
+
+    sampler = Sampler("s", "session", "m")
+    jobs = [SampleJob(sampler, ask.request) for ask in _asks(None)]
+    jobs[1] = SampleJob(sampler, jobs[1].settings, encode=broken)
+    outcomes = _run_jobs(load_model("m", str(tiny_model("qwen3")), FP32), jobs)
+    assert sorted(outcomes) == [0, 1, 2, 3, 4]
+    assert [place for place, outcome in outcomes.items() if isinstance(outcome, Exception)] == [1]
+
+
+def test_requests_that_do_not_fit_together_are_tried_alone(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model("m", str(tiny_model("qwen3")), FP32)
+    inner = model._backbone.prefill
+
+    def small(prompts: Sequence[Any], *given: Any) -> Any:
+        if len(prompts) > 1 or len(prompts[0]) == 17:
+            raise MemoryError
+        return inner(prompts, *given)
+
+    monkeypatch.setattr(model._backbone, "prefill", small)
+    outcomes = _run_jobs(model, [SampleJob(Sampler("s", "session", "m"), ask.request) for ask in _asks(None)])
+    assert sorted(outcomes) == [0, 1, 2, 3, 4]
+    assert [place for place, outcome in outcomes.items() if isinstance(outcome, OutOfMemoryError)] == [3]

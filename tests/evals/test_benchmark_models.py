@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,7 @@ from inspect_ai.model import ChatMessageUser, GenerateConfig, Model
 from inspect_ai.scorer import includes
 from inspect_ai.solver import generate, use_tools
 from inspect_ai.tool import Tool, tool
-from loopback_judges import KEY, MODEL, Judges, serving
+from loopback_judges import KEY, MODEL, Judges
 
 from sota_ml_researcher.core.errors import BackendError, ModelError
 from sota_ml_researcher.evals.benchmark_config import load_benchmark_settings
@@ -124,15 +124,6 @@ def test_tools_without_a_form_for_them_are_refused_with_the_way_out(
     log = run(model, tmp_path / "logs")
     assert log.status == "error"
     assert message in log.error.message and "cookbook's renderer" in log.error.message
-
-
-@pytest.fixture
-def judges(monkeypatch: pytest.MonkeyPatch) -> Iterator[Judges]:
-    found = Judges()
-    with serving(found) as url:
-        monkeypatch.setenv("ANTHROPIC_BASE_URL", url)
-        monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
-        yield found
 
 
 def graded(**changes: Any) -> Any:

@@ -1,17 +1,15 @@
 """Whole evaluations, with judges on loopback that answer as the real services do."""
 
 import json
-import random
 import threading
 import time
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from eval_helpers import Context, comparison, evaluate, metrics, sums, write_lines
-from loopback_judges import KEY, MODEL, Asked, Judges, honest, serving
+from eval_helpers import Context, comparison, evaluate, is_test, lines, metrics, sums, write_lines
+from loopback_judges import MODEL, Asked, Judges, honest
 
 from sota_ml_researcher.core.errors import BackendError, ConfigError, DataError
 from sota_ml_researcher.core.files import append_json_line, read_json_lines
@@ -20,27 +18,6 @@ from sota_ml_researcher.evals.conclude import conclude_run
 from sota_ml_researcher.evals.judge_job import JudgeFailedError
 from sota_ml_researcher.evals.judge_local import PACKETS, SUBMISSIONS
 from sota_ml_researcher.evals.judgments import JUDGMENTS
-
-
-@pytest.fixture
-def judges(monkeypatch: pytest.MonkeyPatch) -> Iterator[Judges]:
-    """Judges behind a port, with the environment pointing to them."""
-    found = Judges()
-    with serving(found) as url:
-        monkeypatch.setenv("ANTHROPIC_BASE_URL", url)
-        monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
-        monkeypatch.setenv("OPENAI_BASE_URL", f"{url}/openai")
-        monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-        yield found
-
-
-def lines(context: Context) -> list[dict[str, Any]]:
-    return list(read_json_lines(context.folder / JUDGMENTS))
-
-
-def is_test(asked: Asked) -> bool:
-    """Whether this is a question that tests the judge."""
-    return "=" not in asked.request
 
 
 def test_anthropic_finds_the_better_model_and_leaves_every_file(tmp_path: Path, judges: Judges) -> None:
@@ -353,59 +330,6 @@ def test_three_arms_are_ranked_and_corrected(tmp_path: Path) -> None:
     third = comparison(context, "other-1")
     assert third["verdict"] == "not distinguishable"
     assert third["p_value_holm"] >= third["p_value"]
-
-
-def test_absolute_mode_scores_each_answer_alone(tmp_path: Path, judges: Judges) -> None:
-    config = sums(tmp_path, 20, base_right=0.5) | {"judge_model": MODEL, "mode": "absolute"}
-    _, context = evaluate(tmp_path, config)
-    found = comparison(context)
-    assert found["mean"] == pytest.approx(0.5)  # half of the baseline's answers score 0, all others 1
-    assert found["verdict"] == "better"
-    assert len(lines(context)) == 20 * 2 + 8 * 2 + 20 * 2
-    assert metrics(context)["criteria"]["correctness"] == {"baseline": 3.0, "tuned": 5.0}
-    twice = [b["messages"][0]["content"] for b in judges.bodies[16 : 16 + 40]]
-    assert len(set(twice)) == 40  # the same answer, and not the same request
-    assert "an answer scored twice: 20 of 20 alike" in (context.folder / "verdict.txt").read_text()
-
-
-def test_scores_that_drift_fail_the_evaluation(tmp_path: Path, judges: Judges) -> None:
-    seen: set[tuple[str, str]] = set()
-
-    def kinder_the_second_time(asked: Asked) -> dict[str, Any]:
-        known = (asked.request, asked.a) in seen
-        seen.add((asked.request, asked.a))
-        return honest(asked) if is_test(asked) else {"reason": "", "quality": (4 if known else 3, None)}
-
-    judges.answer = kinder_the_second_time
-    config = sums(tmp_path, 25) | {"judge_model": MODEL, "mode": "absolute", "parallel_judges": 1}
-    with pytest.raises(JudgeFailedError, match=r"answers scored twice 20 scored higher the second time.*differ by"):
-        evaluate(tmp_path, config)
-    assert len(judges.answered) == 16 + 40  # the answers that count were never paid for
-    controls = json.loads((tmp_path / "run" / "controls.json").read_text())
-    assert controls[0]["repeat_difference"] == pytest.approx(0.25)  # a step of the five-point scale
-
-
-def test_scores_drawn_at_random_fail_the_evaluation(tmp_path: Path, judges: Judges) -> None:
-    chance = random.Random(0)
-
-    def anything(asked: Asked) -> dict[str, Any]:
-        return honest(asked) if is_test(asked) else {"reason": "", "quality": (chance.randint(1, 5), None)}
-
-    judges.answer = anything
-    with pytest.raises(JudgeFailedError, match=r"20 answers scored twice differ by 0\.\d+ on average"):
-        evaluate(tmp_path, sums(tmp_path, 25) | {"judge_model": MODEL, "mode": "absolute"})
-
-
-def test_one_score_for_every_answer_fails_the_canaries(tmp_path: Path, judges: Judges) -> None:
-    judges.answer = lambda asked: {"reason": "fine", "quality": (5, None)}
-    with pytest.raises(JudgeFailedError, match="it was right on 0 of 8 pairs with a known answer"):
-        evaluate(tmp_path, sums(tmp_path, 5) | {"judge_model": MODEL, "mode": "absolute"})
-
-
-def test_absolute_mode_can_be_worse(tmp_path: Path) -> None:
-    config = sums(tmp_path, 20, base_right=1.0, tuned_right=0.5) | {"mode": "absolute"}
-    _, context = evaluate(tmp_path, config)
-    assert comparison(context)["verdict"] == "worse"
 
 
 def test_clusters_categories_and_peoples_labels_are_used(tmp_path: Path) -> None:

@@ -2,13 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-from loopback_judges import KEY, MODEL, Asked, Judges, serving
+from loopback_judges import MODEL, Asked, Judges
 from mcp import Client
 
 from sota_ml_researcher.core.errors import BackendError, ConfigError
@@ -34,14 +33,9 @@ def small_letters(asked: Asked) -> dict[str, Any]:
 
 
 @pytest.fixture
-def judges(monkeypatch: pytest.MonkeyPatch) -> Iterator[Judges]:
-    found = Judges(answer=small_letters)
-    with serving(found) as url:
-        monkeypatch.setenv("ANTHROPIC_BASE_URL", url)
-        monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
-        monkeypatch.setenv("OPENAI_BASE_URL", f"{url}/openai")
-        monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-        yield found
+def judges(judges: Judges) -> Judges:
+    judges.answer = small_letters
+    return judges
 
 
 def part(**changes: Any) -> RewardPart:

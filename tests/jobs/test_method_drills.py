@@ -15,6 +15,7 @@ import pytest
 from job_helpers import wait_until
 from mcp import Client
 from test_dpo_job import write_pairs
+from test_rl_job import tiny
 
 from sota_ml_researcher.core.paths import engine_folder
 from sota_ml_researcher.jobs import run_files
@@ -102,24 +103,8 @@ def dpo_config(folder: Path, model: Path) -> dict[str, Any]:
 
 
 def rl_config(folder: Path, model: Path) -> dict[str, Any]:
-    path = folder / "prompts.jsonl"
-    path.write_text("".join(json.dumps({"prompt": f"say {n}", "answer": str(n)}) + "\n" for n in range(13)))
-    return {
-        "base_model": str(model),
-        "train_file": str(path),
-        "val_file": str(path),
-        "rewards": [{"type": "length", "target_tokens": 2}, {"type": "regex", "pattern": ".*[a-m].*", "weight": 0.5}],
-        "group_size": 4,
-        "batch_size": 3,
-        "max_response_tokens": 6,
-        "num_steps": 20,
-        "num_substeps": 2,
-        "kl_coef": 0.05,
-        "lora_rank": 4,
-        "learning_rate": 1e-3,
-        "checkpoint_every": 3,
-        "eval_every": 5,
-    }
+    steps = {"num_steps": 20, "num_substeps": 2, "checkpoint_every": 3, "eval_every": 5}
+    return tiny(folder, model, rows=13, kl_coef=0.05, **steps)
 
 
 @pytest.mark.parametrize(

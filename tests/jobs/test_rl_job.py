@@ -23,9 +23,9 @@ def start_rl(config_file: Path | None, **config: Any) -> Job:
     return start_job(Registry(), "grpo", shown, plan.settings.origins, files=files, total_steps=plan.total_steps)
 
 
-def tiny(folder: Path, model: Path, **changes: Any) -> dict[str, Any]:
+def tiny(folder: Path, model: Path, rows: int = 12, **changes: Any) -> dict[str, Any]:
     path = folder / "prompts.jsonl"
-    path.write_text("".join(json.dumps({"prompt": f"say {n}", "answer": str(n)}) + "\n" for n in range(12)))
+    path.write_text("".join(json.dumps({"prompt": f"say {n}", "answer": str(n)}) + "\n" for n in range(rows)))
     return {
         "base_model": str(model),
         "train_file": str(path),
