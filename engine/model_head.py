@@ -14,19 +14,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sota_ml_researcher.engine import kernels
 from sota_ml_researcher.engine.model_parts import Head, Pair
 
-_BLOCK_BYTES = 1 << 22
+# Blocks of logits stay in cache where the vocabulary is small; below so many rows the product itself gets slow.
+_BLOCK_BYTES = 1 << 23
+_FEWEST_ROWS = 128
 # Raw logits in compute dtype up to this size are kept for the backward pass instead of computed again.
 _KEPT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredHead:
-    """The forward pass of the head: log p [M] in fp32 of the asked pairs, and what the backward pass reads."""
+    """The forward pass of the head: log p [M] in fp32 of the asked pairs, and what the backward pass reads.
+
+    ``normalizer_N`` is each row's log sum exp in fp32; None where the backward pass computes a softmax instead.
+    """
 
     logprobs_M: Tensor
     raw_NV: Tensor | None
+    normalizer_N: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +46,14 @@ class HeadGradient:
 
 
 def block_rows(head: Head) -> int:
-    """Rows whose fp32 logits stay in cache."""
-    return max(16, _BLOCK_BYTES // (4 * head.weight_VD.shape[0]))
+    """Rows to compute logits of at a time."""
+    width = head.weight_VD.shape[0] * (head.weight_VD.element_size() if _is_fused(head) else 4)
+    return max(_FEWEST_ROWS, _BLOCK_BYTES // width)
+
+
+def _is_fused(head: Head) -> bool:
+    """Whether compiled loops take the raw logits as they are."""
+    return head.scale == 1.0 and head.softcap is None and kernels.usable(head.weight_VD)
 
 
 def _raw_logits(hidden_ND: Tensor, head: Head, pair: Pair | None, scaling: float, out: Tensor | None = None) -> Tensor:
@@ -64,8 +77,8 @@ def _post(raw: Tensor, head: Head) -> Tensor:
 
 
 def logits_of(hidden_ND: Tensor, head: Head, pair: Pair | None, scaling: float) -> Tensor:
-    """fp32 logits [N, V]."""
-    return _post(_raw_logits(hidden_ND, head, pair, scaling), head).float()
+    """Logits [N, V], in compute dtype or fp32."""
+    return _post(_raw_logits(hidden_ND, head, pair, scaling), head)
 
 
 @torch.no_grad()
@@ -86,16 +99,22 @@ def score(
     logprobs_M = hidden_ND.new_empty(len(rows_M), dtype=torch.float32)
     keep = keep and len(hidden_ND) * vocabulary * hidden_ND.element_size() <= _KEPT_BYTES
     kept = hidden_ND.new_empty((len(hidden_ND), vocabulary)) if keep else None
+    fused = _is_fused(head)
+    normalizer_N = hidden_ND.new_empty(len(hidden_ND), dtype=torch.float32) if fused else None
     size = block_rows(head)
     edges = torch.arange(0, len(hidden_ND) + size, size, device=rows_M.device)
     bounds = torch.searchsorted(rows_M, edges).tolist()
     for block, start in enumerate(range(0, len(hidden_ND), size)):
         out = None if kept is None else kept[start : start + size]
         raw = _raw_logits(hidden_ND[start : start + size], head, pair, scaling, out)
-        logprobs_RV = torch.log_softmax(_post(raw, head), dim=-1, dtype=torch.float32)
         first, last = bounds[block], bounds[block + 1]
-        logprobs_M[first:last] = logprobs_RV[rows_M[first:last] - start, targets_M[first:last]]
-    return ScoredHead(torch.empty_like(logprobs_M).index_copy_(0, order_M, logprobs_M), kept)
+        chosen = rows_M[first:last] - start, targets_M[first:last]
+        if normalizer_N is not None:
+            sums_R = normalizer_N[start : start + size] = kernels.log_sum_exp(raw)
+            logprobs_M[first:last] = raw[chosen].float() - sums_R[chosen[0]]
+        else:
+            logprobs_M[first:last] = torch.log_softmax(_post(raw, head), dim=-1, dtype=torch.float32)[chosen]
+    return ScoredHead(torch.empty_like(logprobs_M).index_copy_(0, order_M, logprobs_M), kept, normalizer_N)
 
 
 @torch.no_grad()
@@ -114,13 +133,24 @@ def head_backward(
     grad_a = None if pair is None else torch.zeros_like(pair.a, dtype=torch.float32)
     grad_b = None if pair is None else torch.zeros_like(pair.b, dtype=torch.float32)
     alive, rows_W, targets_W, grad_W = _alive_rows(len(hidden_ND), rows_M, targets_M, grad_M)
+    first_W = torch.searchsorted(rows_W, torch.arange(len(alive) + 1, device=rows_W.device))
     size = block_rows(head)
     for start in range(0, len(alive), size):
         block = alive[start : start + size]
-        inside = (rows_W >= start) & (rows_W < start + len(block))
+        first_R = first_W[start : start + len(block) + 1]
+        inside = slice(int(first_R[0]), int(first_R[-1]))
         hidden = hidden_ND[block]
-        raw = _raw_logits(hidden, head, pair, scaling) if scored.raw_NV is None else scored.raw_NV[block]
-        grad = _logits_gradient(raw, rows_W[inside] - start, targets_W[inside], grad_W[inside], head).to(hidden.dtype)
+        raw, rows, sums = scored.raw_NV, block, scored.normalizer_N
+        if raw is None:
+            raw, rows = _raw_logits(hidden, head, pair, scaling), torch.arange(len(block), device=block.device)
+            sums = None if sums is None else sums[block]
+        if sums is not None:
+            pairs = first_R - inside.start, targets_W[inside], grad_W[inside]
+            grad = kernels.logits_backward(raw, rows, sums, *pairs)
+        else:
+            raw = raw[rows]
+            grad = _logits_gradient(raw, rows_W[inside] - start, targets_W[inside], grad_W[inside], head)
+            grad = grad.to(hidden.dtype)
         grad_hidden = grad @ head.weight_VD
         if pair is not None and grad_a is not None and grad_b is not None:
             through_b = grad @ pair.b
@@ -132,7 +162,9 @@ def head_backward(
 
 
 def _alive_rows(count: int, rows_M: Tensor, targets_M: Tensor, grad_M: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows that any gradient reaches, and their pairs with rows renumbered among them."""
+    """Rows that any gradient reaches, and their pairs in order of rows, which are renumbered among them."""
+    order_M = torch.argsort(rows_M, stable=True)
+    rows_M, targets_M, grad_M = rows_M[order_M], targets_M[order_M], grad_M[order_M]
     alive_N = torch.zeros(count, dtype=torch.bool, device=rows_M.device)
     alive_N[rows_M[grad_M != 0]] = True
     place_N = torch.cumsum(alive_N, 0) - 1

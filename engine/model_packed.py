@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
+from sota_ml_researcher.engine import model_packed_fused
 from sota_ml_researcher.engine.model_packed_attention import (
     PLAIN_LENGTH,
     Attention,
@@ -30,8 +32,10 @@ from sota_ml_researcher.engine.model_packed_ops import (
     Lora,
     NormedLinear,
     ResidualLinear,
+    can_pack,
     gated,
     lora_forward,
+    pack,
     rms_norm,
 )
 from sota_ml_researcher.engine.model_parts import ActiveLora, Head
@@ -50,6 +54,8 @@ ARCHITECTURES = frozenset(
 )
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu"}
 # These keep one table of angles for all lengths; the others change it with the longest sequence seen.
+# Models of up to this share of the machine's memory keep their layers in two orders.
+_PACKED_SHARE = 16
 _STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
 
 
@@ -98,9 +104,18 @@ class PackedBackbone:
         head = model.get_output_embeddings()
         bias = getattr(head, "bias", None)
         self.head = Head(self._sites[-1].name, head.weight.detach(), None if bias is None else bias.detach())
+        packed = self._can_pack()
         self._layers = [
-            _take_layer(layer, f"model.layers.{index}", model.config) for index, layer in enumerate(body.layers)
+            _take_layer(layer, f"model.layers.{index}", model.config, packed=packed)
+            for index, layer in enumerate(body.layers)
         ]
+        # The head stays as it is, too: it may be the embedding.
+        self._packed = (self._parameters - self._embedding.numel()) * self.dtype.itemsize if packed else 0
+
+    def _can_pack(self) -> bool:
+        """Whether the layers may be kept twice, in the orders that forward and backward products read."""
+        small = self._parameters * self.dtype.itemsize <= psutil.virtual_memory().total / _PACKED_SHARE
+        return small and self.device.type == "cpu" and self.dtype == torch.bfloat16 and can_pack()
 
     @property
     def longest_tree(self) -> int:
@@ -137,14 +152,18 @@ class PackedBackbone:
         cos, sin = self._cos_sin(positions, max(lengths))
         buckets = make_buckets(lengths, self.device)
         heads = self._layers[0].heads
-        # Plain fp32 products over the cache are twice as fast as bf16 ones on a CPU: a row has few queries.
-        cache_dtype = torch.float32 if self.device.type == "cpu" else self.dtype
-        cache = Cache(len(self._layers), lengths, repeats, room, heads, cache_dtype, self.device)
+        cache = Cache(len(self._layers), lengths, repeats, room, heads, self._cache_dtype(), self.device)
         x = self._embed(torch.cat(list(prompts)))
         for index, layer in enumerate(self._layers):
-            q, k, v = self._projections(x, layer, cos, sin, lora)
-            cache.fill(index, k, v)
-            x = self._rest(attend(q, k, v, layer.heads, buckets).flatten(1), x, layer, lora)
+            qkv = self._projections(x, layer, lora)
+            if model_packed_fused.usable(qkv, layer.heads):
+                cache.fill(index, *model_packed_fused.keys_values(qkv, cos, sin, layer.heads))
+                mixed = model_packed_fused.attention(qkv, cos, sin, layer.heads, buckets)
+            else:
+                q, k, v, _ = queries_keys(qkv, layer.heads, cos, sin)
+                cache.fill(index, k, v)
+                mixed = attend(q, k, v, layer.heads, buckets).flatten(1)
+            x = self._rest(mixed, x, layer, lora)
         hidden_ND = rms_norm(x, self._final_norm, self._eps)[0]
         ends = torch.tensor(lengths, device=self.device).cumsum(0) - 1
         return cache, hidden_ND, hidden_ND[ends].repeat_interleave(torch.tensor(repeats, device=self.device), 0)
@@ -156,9 +175,13 @@ class PackedBackbone:
         cos, sin = self._cos_sin(state.positions_B, state.longest)
         x = self._embed(tokens_B)
         for index, layer in enumerate(self._layers):
-            q, k, v = self._projections(x, layer, cos, sin, lora)
-            mixed = state.attend(index, q, k, v, layer.heads)
-            x = self._rest(mixed.to(self.dtype), x, layer, lora)
+            qkv = self._projections(x, layer, lora)
+            if model_packed_fused.usable(qkv, layer.heads):
+                mixed = state.attend_fused(index, qkv, cos, sin, layer.heads)
+            else:
+                q, k, v, _ = queries_keys(qkv, layer.heads, cos, sin)
+                mixed = state.attend(index, q, k, v, layer.heads).to(self.dtype)
+            x = self._rest(mixed, x, layer, lora)
         return rms_norm(x, self._final_norm, self._eps)[0]
 
     def keep(self, state: Cache, rows: Tensor) -> Cache:
@@ -169,12 +192,14 @@ class PackedBackbone:
         """The rows of ``state``, then those of ``new``, which has been prefilled only."""
         return state.join(new)
 
-    def _projections(
-        self, x: Tensor, layer: _Layer, cos: Tensor, sin: Tensor, lora: ActiveLora | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _projections(self, x: Tensor, layer: _Layer, lora: ActiveLora | None) -> Tensor:
         normed = rms_norm(x, layer.input_norm, self._eps)[0]
-        qkv = lora_forward(normed, layer.qkv, Lora.of(layer.qkv, lora))[0]
-        return queries_keys(qkv, layer.heads, cos, sin)[:3]
+        return lora_forward(normed, layer.qkv, Lora.of(layer.qkv, lora))[0]
+
+    def _cache_dtype(self) -> torch.dtype:
+        """Torch's fp32 products over the cache are twice as fast as its bf16 ones on a CPU: a row has few queries."""
+        is_plain = self.device.type == "cpu" and not model_packed_fused.usable(self._embedding, self._layers[0].heads)
+        return torch.float32 if is_plain else self.dtype
 
     def _rest(self, mixed: Tensor, x: Tensor, layer: _Layer, lora: ActiveLora | None) -> Tensor:
         x = lora_forward(mixed, layer.output, Lora.of(layer.output, lora), x)[0]
@@ -197,8 +222,7 @@ class PackedBackbone:
     def cache_bytes(self, tokens: int) -> int:
         """Bytes of cache that ``tokens`` places take."""
         heads = self._layers[0].heads
-        width = 4 if self.device.type == "cpu" else self.dtype.itemsize
-        return 2 * tokens * len(self._layers) * heads.key * heads.size * width
+        return 2 * tokens * len(self._layers) * heads.key * heads.size * self._cache_dtype().itemsize
 
     def parameters(self) -> int:
         """Number of base parameters; tied ones count once."""
@@ -206,11 +230,12 @@ class PackedBackbone:
 
     def nbytes(self) -> int:
         """Bytes of memory the weights hold."""
-        return self._parameters * self.dtype.itemsize
+        return self._parameters * self.dtype.itemsize + self._packed
 
     def describe(self) -> dict[str, Any]:
         """What ran."""
-        return {"implementation": "packed", "architecture": self._architecture}
+        fused = model_packed_fused.usable(self._embedding, self._layers[0].heads)
+        return {"implementation": "packed", "architecture": self._architecture, "kernels": fused}
 
 
 class _FinalNorm(torch.autograd.Function):
@@ -232,15 +257,15 @@ class _FinalNorm(torch.autograd.Function):
         return rms_norm_backward(grad, x, root, weight), None, None
 
 
-def _take_layer(layer: Any, name: str, config: Any) -> _Layer:
+def _take_layer(layer: Any, name: str, config: Any, *, packed: bool) -> _Layer:
     """Move one decoder layer's weights into stacked matrices, freeing the originals."""
     attention, mlp = layer.self_attn, layer.mlp
     if hasattr(attention, "qkv_proj"):
-        qkv = _stack(attention, f"{name}.self_attn", ("qkv_proj",))
-        gate_up = _stack(mlp, f"{name}.mlp", ("gate_up_proj",))
+        qkv = _stack(attention, f"{name}.self_attn", ("qkv_proj",), packed)
+        gate_up = _stack(mlp, f"{name}.mlp", ("gate_up_proj",), packed)
     else:
-        qkv = _stack(attention, f"{name}.self_attn", ("q_proj", "k_proj", "v_proj"))
-        gate_up = _stack(mlp, f"{name}.mlp", ("gate_proj", "up_proj"))
+        qkv = _stack(attention, f"{name}.self_attn", ("q_proj", "k_proj", "v_proj"), packed)
+        gate_up = _stack(mlp, f"{name}.mlp", ("gate_proj", "up_proj"), packed)
     size = int(attention.head_dim)
     heads = Heads(
         query=int(config.num_attention_heads),
@@ -255,14 +280,14 @@ def _take_layer(layer: Any, name: str, config: Any) -> _Layer:
         heads=heads,
         input_norm=_norm_weight(layer.input_layernorm),
         qkv=qkv,
-        output=_stack(attention, f"{name}.self_attn", ("o_proj",)),
+        output=_stack(attention, f"{name}.self_attn", ("o_proj",), packed),
         middle_norm=_norm_weight(layer.post_attention_layernorm),
         gate_up=gate_up,
-        down=_stack(mlp, f"{name}.mlp", ("down_proj",)),
+        down=_stack(mlp, f"{name}.mlp", ("down_proj",), packed),
     )
 
 
-def _stack(parent: Any, name: str, parts: Sequence[str]) -> Linear:
+def _stack(parent: Any, name: str, parts: Sequence[str], packed: bool) -> Linear:
     modules = [getattr(parent, part) for part in parts]
     weight = modules[0].weight.detach() if len(modules) == 1 else torch.cat([m.weight.detach() for m in modules])
     bias = None
@@ -271,7 +296,10 @@ def _stack(parent: Any, name: str, parts: Sequence[str]) -> Linear:
     widths = tuple(int(module.weight.shape[0]) for module in modules)
     for module in modules:
         module.weight = None
-    return Linear(weight, bias, tuple(f"{name}.{part}" for part in parts), widths)
+    names = tuple(f"{name}.{part}" for part in parts)
+    if not packed:
+        return Linear(weight, bias, names, widths)
+    return Linear(None, bias, names, widths, (pack(weight), pack(weight.t())))
 
 
 def _norm_weight(norm: Any) -> Tensor:

@@ -23,7 +23,7 @@ _WASTE = 1.3
 PLAIN_LENGTH = 1024
 # Weights of sequences up to this many head sizes long are kept for the backward pass: per token they are then at most
 # four times as large as a query.
-_KEPT_LENGTHS = 4
+KEPT_LENGTHS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +200,7 @@ def _is_plain(bucket: Bucket, like: Tensor) -> bool:
     return like.device.type == "cpu" and (bucket.length <= PLAIN_LENGTH or bucket.tree is not None)
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, heads: Heads) -> Tensor:
+def fused(q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, heads: Heads) -> Tensor:
     """Torch's own kernel: memory linear in length."""
     windowed = heads.window is not None and heads.window < bucket.length
     k, v = (x.repeat_interleave(heads.group, dim=1) for x in (k, v))
@@ -223,11 +223,11 @@ def attend(
             weights = _probabilities(_folded(padded[0], heads), folded_k, bucket, heads)
             result = _unfolded(torch.bmm(weights, folded_v), bucket, heads)
             if kept is not None:
-                kept.append(weights if bucket.length <= _KEPT_LENGTHS * heads.size else None)
+                kept.append(weights if bucket.length <= KEPT_LENGTHS * heads.size else None)
         else:
             if kept is not None:
                 kept.append(None)
-            result = _fused(padded[0], padded[1], padded[2], bucket, heads)
+            result = fused(padded[0], padded[1], padded[2], bucket, heads)
         _unpad(result, bucket, out)
     return out
 
@@ -238,9 +238,14 @@ class Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, heads: Heads, buckets: Sequence[Bucket]) -> Tensor:
         """Returns [N, H E]."""
-        q, k, v, _ = queries_keys(qkv, heads, cos, sin)
+        from sota_ml_researcher.engine import model_packed_fused
+
         kept: list[Tensor | None] = []
-        out = attend(q, k, v, heads, buckets, kept)
+        if model_packed_fused.usable(qkv, heads):
+            out = model_packed_fused.attention(qkv, cos, sin, heads, buckets, kept)
+        else:
+            q, k, v, _ = queries_keys(qkv, heads, cos, sin)
+            out = attend(q, k, v, heads, buckets, kept)
         ctx.save_for_backward(qkv, cos, sin, *kept)
         ctx.heads, ctx.buckets = heads, buckets
         return out.view(len(qkv), -1)
@@ -250,6 +255,11 @@ class Attention(torch.autograd.Function):
         """Gradient by qkv."""
         qkv, cos, sin, *kept = ctx.saved_tensors
         heads: Heads = ctx.heads
+        from sota_ml_researcher.engine import model_packed_fused
+
+        if model_packed_fused.usable(qkv, heads):
+            result = model_packed_fused.attention_backward(grad, qkv, cos, sin, heads, ctx.buckets, kept)
+            return result, None, None, None, None
         q, k, v, root = queries_keys(qkv, heads, cos, sin)
         grad_out = grad.view(q.shape)
         result = torch.empty_like(qkv)
@@ -263,7 +273,7 @@ class Attention(torch.autograd.Function):
             if _is_plain(bucket, qkv):
                 pieces = _plain_backward(padded, grad_padded, bucket, heads, weights)
             else:
-                pieces = _fused_backward(padded, grad_padded, bucket, heads)
+                pieces = fused_backward(padded, grad_padded, bucket, heads)
             for piece, out in zip(pieces, outs, strict=True):
                 _unpad(piece, bucket, out)
         grad_both = rotate(grad_both, cos, -sin)
@@ -289,12 +299,12 @@ def _plain_backward(
     return _unfolded(grad_q, bucket, heads), grad_k.view(shape), grad_v.view(shape)
 
 
-def _fused_backward(
+def fused_backward(
     padded: Sequence[Tensor], grad: Tensor, bucket: Bucket, heads: Heads
 ) -> tuple[Tensor, Tensor, Tensor]:
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_() for x in padded]
         q, k, v = leaves
-        out = _fused(q, k, v, bucket, heads)
+        out = fused(q, k, v, bucket, heads)
     grad_q, grad_k, grad_v = torch.autograd.grad(out, leaves, grad)
     return grad_q, grad_k, grad_v

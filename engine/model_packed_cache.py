@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sota_ml_researcher.engine import kernels
 from sota_ml_researcher.engine.model_packed_attention import Heads
 
 _GROW = 64
@@ -120,6 +121,39 @@ class Cache:
         grouped = self._grouped(weights[..., :places])
         mixed += self._ungrouped(torch.bmm(grouped, kept.prompt_values.view(prompts, places, -1)), heads)
         return mixed.view(self.rows, -1)
+
+    def attend_fused(self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor, heads: Heads) -> Tensor:
+        """The same from raw qkv [B, (H + 2J) E], all in one compiled loop."""
+        kept = self._layers[layer]
+        out = qkv.new_empty((self.rows, heads.query * heads.size))
+        kernels.call(
+            "decode",
+            qkv.dtype,
+            self.rows,
+            heads.query,
+            heads.key,
+            heads.size,
+            qkv,
+            heads.norm,
+            heads.eps,
+            cos,
+            sin,
+            heads.scale,
+            heads.window or 0,
+            kept.prompt_keys,
+            kept.prompt_values,
+            kept.prompt_keys.shape[2],
+            self._owner_B,
+            self._length_B,
+            kept.tail_keys,
+            kept.tail_values,
+            kept.tail_keys.shape[2],
+            self._written,
+            self._joined_B,
+            self.positions_B,
+            out,
+        )
+        return out
 
     def keep(self, rows: Tensor) -> Cache:
         """Leave only ``rows``, in their order. Only rows whose place changes are copied."""

@@ -15,17 +15,53 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sota_ml_researcher.engine import kernels
 from sota_ml_researcher.engine.model_parts import ActiveLora, Pair
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """A frozen matrix [sum of widths, d_in] that stands for one or more adapted matrices stacked by rows."""
+    """A frozen matrix [sum of widths, d_in] that stands for one or more adapted matrices stacked by rows.
 
-    weight: Tensor
+    ``packed`` are it and its transpose in the order in which oneDNN reads them, in place of ``weight``: a product then
+    need not reorder them every time, which with few rows costs more than the product.
+    """
+
+    weight: Tensor | None
     bias: Tensor | None
     names: tuple[str, ...]
     widths: tuple[int, ...]
+    packed: tuple[Tensor, Tensor] | None = None
+
+    def apply(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """X W^T + bias (+ residual)."""
+        if self.packed is not None:
+            if residual is None:
+                return torch.ops.mkldnn._linear_pointwise(x, self.packed[0], self.bias, "none", [], "")
+            return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.packed[0], self.bias, "add")
+        assert self.weight is not None
+        if residual is None:
+            return F.linear(x, self.weight, self.bias)
+        y = torch.addmm(residual, x, self.weight.t())
+        return y if self.bias is None else y.add_(self.bias)
+
+    def transposed(self, grad: Tensor) -> Tensor:
+        """Grad W."""
+        if self.packed is not None:
+            return torch.ops.mkldnn._linear_pointwise(grad, self.packed[1], None, "none", [], "")
+        assert self.weight is not None
+        return grad @ self.weight
+
+
+def can_pack() -> bool:
+    """Whether this build of torch has the operators; they are not part of its public interface."""
+    operators = ("_reorder_linear_weight", "_linear_pointwise")
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in operators)
+
+
+def pack(weight: Tensor) -> Tensor:
+    """A bf16 matrix on a CPU in oneDNN's own order; products with it are the same to the last bit."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +69,7 @@ class Lora:
     """The pairs of one ``Linear``, and stacked: A [kR, d_in], and B [sum of widths, kR] with zeros off its blocks.
 
     One product with the stacked matrices is cheaper than one for each pair: they are thin, and their cost is the call.
-    ``spans`` are the rows of ``Linear`` that each pair adds to.
+    ``spans`` are the rows of ``Linear`` that each pair adds to. ``compact`` is B, and the spans, as the kernel wants them.
     """
 
     pairs: tuple[Pair, ...]
@@ -41,6 +77,7 @@ class Lora:
     scaling: float
     a: Tensor | None
     b: Tensor | None
+    compact: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def of(cls, linear: Linear, lora: ActiveLora | None) -> Lora:
@@ -62,14 +99,16 @@ class Lora:
             slice(start, start + linear.widths[block]) for start, (block, _) in zip(starts, found, strict=True)
         )
         pairs = tuple(pair for _, pair in found)
-        if len(linear.names) == 1:
-            return cls(pairs, spans, lora.scaling, pairs[0].a.detach(), pairs[0].b.detach())
         rank = pairs[0].a.shape[0]
         with torch.no_grad():
-            b = pairs[0].b.new_zeros((sum(linear.widths), rank * len(pairs)))
-            for index, (span, pair) in enumerate(zip(spans, pairs, strict=True)):
-                b[span, index * rank : (index + 1) * rank] = pair.b
-            return cls(pairs, spans, lora.scaling, torch.cat([pair.a for pair in pairs]), b)
+            a, b = pairs[0].a.detach(), pairs[0].b.detach()
+            if len(linear.names) > 1:
+                a = torch.cat([pair.a for pair in pairs])
+                b = b.new_zeros((sum(linear.widths), rank * len(pairs)))
+                for index, (span, pair) in enumerate(zip(spans, pairs, strict=True)):
+                    b[span, index * rank : (index + 1) * rank] = pair.b
+            compact = _compact(pairs, spans, sum(linear.widths)) if kernels.takes_lora(a, rank, spans) else None
+            return cls(pairs, spans, lora.scaling, a.contiguous(), b, compact)
 
     def tensors(self) -> list[Tensor]:
         """A, B, A, B ... for autograd."""
@@ -79,16 +118,22 @@ class Lora:
 _NO_LORA = Lora((), (), 1.0, None, None)
 
 
+def _compact(pairs: tuple[Pair, ...], spans: tuple[slice, ...], width: int) -> tuple[Tensor, Tensor]:
+    """All B as one [R / 2, sum of widths, 2], and the spans [k, 2]."""
+    rank = pairs[0].a.shape[0]
+    b = pairs[0].b.new_zeros((width, rank // 2, 2))
+    for span, pair in zip(spans, pairs, strict=True):
+        b[span] = pair.b.view(-1, rank // 2, 2)
+    return b.transpose(0, 1).contiguous(), torch.tensor([[span.start, span.stop] for span in spans])
+
+
 def lora_forward(x: Tensor, linear: Linear, lora: Lora, residual: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Y = x W^T + bias (+ residual) with ``scaling (x A^T) B^T`` added to each adapted block; also x A^T [N, kR]."""
-    if residual is None:
-        y = F.linear(x, linear.weight, linear.bias)
-    else:
-        y = torch.addmm(residual, x, linear.weight.t())
-        if linear.bias is not None:
-            y += linear.bias
+    y = linear.apply(x, residual)
     if lora.a is None or lora.b is None:
         return y, None
+    if lora.compact is not None:
+        return y, kernels.lora_add(x, lora.a, *lora.compact, lora.scaling, y)
     low = x @ lora.a.t()
     return y.addmm_(low, lora.b.t(), alpha=lora.scaling), low
 
@@ -97,24 +142,27 @@ def lora_backward(
     grad: Tensor, x: Tensor, low: Tensor | None, linear: Linear, lora: Lora, *, want_x: bool
 ) -> tuple[Tensor | None, list[Tensor]]:
     """Gradients by x (if wanted) and by A, B, A, B ...; ``low`` is what ``lora_forward`` returned."""
-    grad_x = grad @ linear.weight if want_x else None
+    grad_x = linear.transposed(grad) if want_x else None
     if low is None or lora.a is None or lora.b is None:
         return grad_x, []
     grad_low = (grad @ lora.b).mul_(lora.scaling)
     grad_a = grad_low.t() @ x
-    grad_b = (low.t() @ grad).mul_(lora.scaling)
     if grad_x is not None:
         grad_x.addmm_(grad_low, lora.a)
     rank = lora.pairs[0].a.shape[0]
     grads: list[Tensor] = []
     for index, span in enumerate(lora.spans):
         piece = slice(index * rank, (index + 1) * rank)
-        grads += [grad_a[piece], grad_b[piece, span].t()]
+        # Block by block: stacked, most of the product would be of one pair's ranks with another's columns.
+        grad_b = (low[:, piece].t() @ grad[:, span]).mul_(lora.scaling)
+        grads += [grad_a[piece], grad_b.t()]
     return grad_x, grads
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Root-mean-square norm over the last axis and its fp32 reciprocal root [.., 1]. Zhang and Sennrich 2019."""
+    if x.dim() == 2 and kernels.usable(x):
+        return kernels.rms_norm(x, weight, eps)
     wide = x.float()
     root = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True).add_(eps))
     return (wide * root).to(x.dtype).mul_(weight), root
@@ -122,6 +170,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 def rms_norm_backward(grad: Tensor, x: Tensor, root: Tensor, weight: Tensor) -> Tensor:
     """Dx = root (g w) - x root^3 mean(g w x)."""
+    if x.dim() == 2 and kernels.usable(x):
+        return kernels.rms_backward(grad.contiguous(), x, root, weight)
     wide = (grad * weight).float()
     values = x.float()
     drag = (wide * values).mean(dim=-1, keepdim=True).mul_(root.pow(3))
@@ -145,7 +195,7 @@ class NormedLinear(torch.autograd.Function):
         """Gradients by x and the pairs."""
         x, root, low, norm = ctx.saved_tensors
         want_x = ctx.needs_input_grad[0]
-        normed = (x.float() * root).to(x.dtype).mul_(norm)
+        normed = kernels.rms_again(x, norm, root) if kernels.usable(x) else (x.float() * root).to(x.dtype).mul_(norm)
         grad_normed, grads = lora_backward(grad, normed, low, ctx.linear, ctx.lora, want_x=want_x)
         grad_x = rms_norm_backward(grad_normed, x, root, norm) if grad_normed is not None else None
         return (grad_x, None, None, None, None, *grads)
@@ -172,12 +222,16 @@ class ResidualLinear(torch.autograd.Function):
 
 def gated(gate_up: Tensor, activation: str) -> Tensor:
     """act(gate) * up, both halves of ``gate_up`` [N, 2I]. Shazeer 2020, arXiv 2002.05202."""
+    if kernels.usable(gate_up):
+        return kernels.gated(gate_up, activation)
     gate, up = gate_up.chunk(2, dim=-1)
     return (F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")).mul_(up)
 
 
 def _gated_backward(grad: Tensor, gate_up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
     """Gradient by ``gate_up`` [N, 2I], and act(gate) * up again."""
+    if kernels.usable(gate_up):
+        return kernels.gated_backward(grad, gate_up, activation)
     gate, up = gate_up.chunk(2, dim=-1)
     result = torch.empty_like(gate_up)
     grad_gate, grad_up = result.chunk(2, dim=-1)
@@ -219,7 +273,7 @@ class GatedDown(torch.autograd.Function):
                 None,
                 *lora_backward(grad, inner, low, ctx.linear, ctx.lora, want_x=False)[1],
             )
-        grad_inner = grad @ ctx.linear.weight
+        grad_inner = ctx.linear.transposed(grad)
         if low is not None:
             grad_inner.addmm_(grad @ ctx.lora.b, ctx.lora.a, alpha=ctx.lora.scaling)
         grad_gate_up, inner = _gated_backward(grad_inner, gate_up, ctx.activation)

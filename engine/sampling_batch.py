@@ -20,7 +20,7 @@ from sota_ml_researcher.engine.model_head import logits_of
 from sota_ml_researcher.engine.model_parts import ActiveLora, Backbone, Pair
 from sota_ml_researcher.engine.packing import pack_trees
 from sota_ml_researcher.engine.prefixes import plan_trees
-from sota_ml_researcher.engine.sampling_choice import Cuts, RandomRow, choose
+from sota_ml_researcher.engine.sampling_choice import Cuts, RandomRow, choose, uniforms
 from sota_ml_researcher.engine.sampling_prompt import prompt_answers, wants_prompt
 from sota_ml_researcher.engine.sampling_stops import Stops
 
@@ -224,7 +224,7 @@ class Batch:
     def _draw(self, hidden_BD: Tensor, active: Sequence[_Row], cuts: Cuts) -> tuple[Tensor, list[bool]]:
         """One token a row; returns the tokens and which rows go on."""
         logits_BV = logits_of(hidden_BD, self._backbone.head, self._pair, self._scaling)
-        uniform_B = torch.tensor([row.random.uniform() for row in active], device=hidden_BD.device)
+        uniform_B = uniforms([row.random for row in active], hidden_BD.device)
         tokens_B, logprobs_B = choose(logits_BV, cuts, uniform_B)
         _record_topk(logits_BV, active)
         going = [
@@ -254,7 +254,7 @@ def _record_topk(logits_BV: Tensor, active: Sequence[_Row]) -> None:
     widest = max(row.owner.piece.request.topk_sample_logprobs for row in active)
     if not widest:
         return
-    best = torch.log_softmax(logits_BV, dim=-1).topk(widest, dim=-1)
+    best = torch.log_softmax(logits_BV, dim=-1, dtype=torch.float32).topk(widest, dim=-1)
     tokens, values = best.indices.cpu().numpy(), best.values.cpu().numpy()
     for place, row in enumerate(active):
         k = row.owner.piece.request.topk_sample_logprobs

@@ -9,11 +9,13 @@ of the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from sota_ml_researcher.engine import kernels
 
 _BLOCK = 256
 _STRIP = 128
@@ -37,29 +39,42 @@ class RandomRow:
         return float(self._block[self._next - 1])
 
 
+def uniforms(rows: Sequence[RandomRow], device: torch.device) -> Tensor:
+    """The next number of each row, [B]."""
+    kind = torch.float64 if device.type == "cpu" else torch.float32
+    return torch.tensor([row.uniform() for row in rows], dtype=kind, device=device)
+
+
 @dataclass(frozen=True, slots=True)
 class Cuts:
-    """How each row is sampled: temperature [B] (0 is greedy), ``top_p`` [B] (1 is off), ``top_k`` [B] (V is off)."""
+    """How each row is sampled: temperature [B] (0 is greedy), ``top_p`` [B] (1 is off), ``top_k`` [B] (V is off).
+
+    ``uncut`` if both are off for all, ``plain`` if every temperature is 1 as well.
+    """
 
     temperature_B: Tensor
     top_p_B: Tensor
     top_k_B: Tensor
+    uncut: bool
     plain: bool
 
     @classmethod
     def of(cls, temperatures: Sequence[float], top_ps: Sequence[float], top_ks: Sequence[int], vocabulary: int) -> Cuts:
         """From settings a row; ``top_k`` of -1 or 0 means no cut."""
         ks = [k if 0 < k < vocabulary else vocabulary for k in top_ks]
-        plain = all(t == 1.0 for t in temperatures) and all(p >= 1.0 for p in top_ps) and min(ks) == vocabulary
-        return cls(torch.tensor(temperatures), torch.tensor(top_ps), torch.tensor(ks), plain)
-
-    def keep(self, rows: Tensor) -> Cuts:
-        """Only ``rows``."""
-        return Cuts(self.temperature_B[rows], self.top_p_B[rows], self.top_k_B[rows], self.plain)
+        uncut = all(p >= 1.0 for p in top_ps) and min(ks) == vocabulary
+        plain = uncut and all(t == 1.0 for t in temperatures)
+        temperature_B = torch.tensor(temperatures, dtype=torch.float32)
+        return cls(temperature_B, torch.tensor(top_ps), torch.tensor(ks), uncut, plain)
 
     def to(self, device: torch.device) -> Cuts:
         """On ``device``."""
-        return Cuts(self.temperature_B.to(device), self.top_p_B.to(device), self.top_k_B.to(device), self.plain)
+        return replace(
+            self,
+            temperature_B=self.temperature_B.to(device),
+            top_p_B=self.top_p_B.to(device),
+            top_k_B=self.top_k_B.to(device),
+        )
 
 
 def choose(logits_BV: Tensor, cuts: Cuts, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,6 +83,9 @@ def choose(logits_BV: Tensor, cuts: Cuts, uniform_B: Tensor) -> tuple[Tensor, Te
     Returns:
         Tokens [B] and their log-probabilities [B] under the untempered, uncut distribution.
     """
+    if cuts.uncut and kernels.usable(logits_BV):
+        return kernels.choose(logits_BV, cuts.temperature_B, uniform_B.double())
+    logits_BV = logits_BV.float()
     if cuts.plain:
         weights_BV = torch.softmax(logits_BV, dim=-1)
         tokens_B = _invert(weights_BV, uniform_B)

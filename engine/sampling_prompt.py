@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from sota_ml_researcher.engine.interface import RequestRejectedError, SampleSettings
-from sota_ml_researcher.engine.model_head import block_rows, logits_of
+from sota_ml_researcher.engine.model_head import block_rows, logits_of, score
 from sota_ml_researcher.engine.model_parts import Head, Pair
 from sota_ml_researcher.engine.packing import Limits
-from sota_ml_researcher.engine.sampling_choice import Cuts, RandomRow, choose
+from sota_ml_researcher.engine.sampling_choice import Cuts, RandomRow, choose, uniforms
 
 
 def wants_prompt(request: SampleSettings) -> bool:
@@ -62,12 +62,18 @@ def prompt_answers(
     length = len(request.prompt_T)
     first = 0 if request.prompt_logprobs_last_n is None else length - 1 - request.prompt_logprobs_last_n
     answers = _empty_answers(request, length)
+    if list(answers) == ["prompt_logprobs_T"]:
+        rows_M = torch.arange(length - 1 - first, device=hidden_TD.device)
+        targets_M = torch.from_numpy(request.prompt_T[first + 1 :].astype(np.int64)).to(hidden_TD.device)
+        scored = score(hidden_TD[first : length - 1], rows_M, targets_M, head, pair, scaling, keep=False)
+        answers["prompt_logprobs_T"][first + 1 :] = scored.logprobs_M.cpu().numpy()
+        return answers
     random = RandomRow(request.seed, -1 & 0xFFFF_FFFF)
     start_all = 0 if request.target_prompt_TK is not None or request.prompt_alt_tokens_k else first
     size = block_rows(head)
     for start in range(start_all, length - 1, size):
         stop = min(start + size, length - 1)
-        logits = logits_of(hidden_TD[start:stop], head, pair, scaling)
+        logits = logits_of(hidden_TD[start:stop], head, pair, scaling).float()
         logprobs = logits - torch.logsumexp(logits, dim=-1, keepdim=True)
         _fill(request, answers, logprobs, logits, start, first, random)
     return answers
@@ -122,8 +128,5 @@ def _alternatives(logits: Tensor, k: int, temperature: float, random: RandomRow)
     """K independent draws a position, at the request's temperature and uncut."""
     rows = len(logits)
     cuts = Cuts.of([temperature] * rows, [1.0] * rows, [-1] * rows, logits.shape[1]).to(logits.device)
-    drawn = [
-        choose(logits, cuts, torch.tensor([random.uniform() for _ in range(rows)], device=logits.device))[:2]
-        for _ in range(k)
-    ]
+    drawn = [choose(logits, cuts, uniforms([random] * rows, logits.device)) for _ in range(k)]
     return torch.stack([tokens for tokens, _ in drawn], dim=1), torch.stack([values for _, values in drawn], dim=1)
