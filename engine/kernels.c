@@ -117,45 +117,65 @@ int has_lora_add(void) { return 1; }
 #define TOGETHER 4
 #define MOST_LOW 1024
 
-// y [N, d_out] += scaling (x A^T) B^T block by block, and low [N, blocks R] = x A^T. A is [blocks R, d_in]; B lies as
-// [R / 2, d_out, 2], pairs of ranks side by side; spans [blocks, 2] are the columns of y that a block adds to. Rows go
-// four at a time, because A and B come from the second-level cache.
-void lora_add_bf16(i64 n, i64 d_in, i64 d_out, i64 rank, i64 blocks, const i64 *spans, const bf16 *x, const bf16 *a,
-                   const bf16 *b, f32 scaling, bf16 *y, bf16 *low) {
-    i64 ranks = rank * blocks;
-#pragma omp parallel for schedule(static) if (n * (d_in + d_out) * rank > WORTH)
-    for (i64 first = 0; first < n; first += TOGETHER) {
-        i64 count = n - first < TOGETHER ? n - first : TOGETHER, rows[TOGETHER];
-        for (i64 k = 0; k < TOGETHER; k++) rows[k] = first + (k < count ? k : 0);
-        bf16 thin[TOGETHER][MOST_LOW];
-        for (i64 r = 0; r < ranks; r++) {
-            __m512 sums[TOGETHER];
-            for (int k = 0; k < TOGETHER; k++) sums[k] = _mm512_setzero_ps();
-            for (i64 i = 0; i < d_in; i += 32) {
-                __m512bh weights = (__m512bh)_mm512_loadu_si512(a + r * d_in + i);
-                for (int k = 0; k < TOGETHER; k++)
-                    sums[k] = _mm512_dpbf16_ps(sums[k], (__m512bh)_mm512_loadu_si512(x + rows[k] * d_in + i), weights);
-            }
-            for (int k = 0; k < TOGETHER; k++) thin[k][r] = narrow_bf16(_mm512_reduce_add_ps(sums[k]));
+// thin [rows, ranks] from ``first`` on, ``count`` ranks of as many rows of x; the sums stay in registers.
+INLINE void lora_low(const int count, i64 d_in, const i64 *span, const bf16 *const *x, const bf16 *a, i64 first,
+                     bf16 thin[TOGETHER][MOST_LOW]) {
+    __m512 sums[TOGETHER][4];
+    for (int k = 0; k < TOGETHER; k++)
+        for (int r = 0; r < count; r++) sums[k][r] = _mm512_setzero_ps();
+    for (i64 i = span[0]; i < span[1]; i += 32) {
+        __m512bh weights[4];
+        for (int r = 0; r < count; r++) weights[r] = (__m512bh)_mm512_loadu_si512(a + (first + r) * d_in + i);
+        for (int k = 0; k < TOGETHER; k++) {
+            __m512bh values = (__m512bh)_mm512_loadu_si512(x[k] + i);
+            for (int r = 0; r < count; r++) sums[k][r] = _mm512_dpbf16_ps(sums[k][r], values, weights[r]);
         }
-        for (i64 k = 0; k < count; k++) memcpy(low + rows[k] * ranks, thin[k], ranks * sizeof(bf16));
-        for (i64 block = 0; block < blocks; block++)
-            for (i64 column = spans[2 * block]; column < spans[2 * block + 1]; column += 16) {
-                __m512 sums[TOGETHER];
-                for (int k = 0; k < TOGETHER; k++) sums[k] = _mm512_setzero_ps();
+    }
+    for (int k = 0; k < TOGETHER; k++)
+        for (int r = 0; r < count; r++) thin[k][first + r] = narrow_bf16(sum_of((v16)sums[k][r]));
+}
+
+// y [N, d_out] += scaling (x A^T) B^T, and low [N, ranks] = x A^T, for thin A [ranks, d_in] and B, which lies as
+// [ranks / outs / 2, d_out, 2], pairs of ranks side by side. ``in`` [ins, 2] are the columns of x that each of as many equal
+// runs of ranks reads, ``out`` [outs, 2] the columns of y that each of as many runs adds to: the pairs of several
+// matrices stacked are zero elsewhere. Rows go four at a time, because A and B come from the second-level cache.
+void lora_add_bf16(i64 n, i64 d_in, i64 d_out, i64 ranks, i64 ins, const i64 *in, i64 outs, const i64 *out,
+                   const bf16 *x, const bf16 *a, const bf16 *b, f32 scaling, bf16 *y, bf16 *low) {
+    i64 run = ranks / ins, rank = ranks / outs, step = run % 4 ? 2 : 4;
+#pragma omp parallel for schedule(static) if (n * (d_in + d_out) * ranks > WORTH)
+    for (i64 first = 0; first < n; first += TOGETHER) {
+        i64 count = n - first < TOGETHER ? n - first : TOGETHER;
+        const bf16 *rows[TOGETHER];
+        bf16 thin[TOGETHER][MOST_LOW];
+        for (i64 k = 0; k < TOGETHER; k++) rows[k] = x + (first + (k < count ? k : 0)) * d_in;
+        for (i64 r = 0; r < ranks; r += step)
+            if (step == 4)
+                lora_low(4, d_in, in + 2 * (r / run), rows, a, r, thin);
+            else
+                lora_low(2, d_in, in + 2 * (r / run), rows, a, r, thin);
+        for (i64 k = 0; k < count; k++) memcpy(low + (first + k) * ranks, thin[k], ranks * sizeof(bf16));
+        for (i64 block = 0; block < outs; block++)
+            for (i64 column = out[2 * block]; column < out[2 * block + 1]; column += 32) {
+                __m512 sums[TOGETHER][2];
+                for (int k = 0; k < TOGETHER; k++) sums[k][0] = sums[k][1] = _mm512_setzero_ps();
                 for (i64 pair = 0; pair < rank / 2; pair++) {
-                    __m512bh weights = (__m512bh)_mm512_loadu_si512(b + (pair * d_out + column) * 2);
+                    const bf16 *from = b + (pair * d_out + column) * 2;
+                    __m512bh left = (__m512bh)_mm512_loadu_si512(from);
+                    __m512bh right = (__m512bh)_mm512_loadu_si512(from + 32);
                     for (int k = 0; k < TOGETHER; k++) {
                         int32_t both;
                         memcpy(&both, &thin[k][block * rank + 2 * pair], sizeof both);
-                        sums[k] = _mm512_dpbf16_ps(sums[k], (__m512bh)_mm512_set1_epi32(both), weights);
+                        __m512bh values = (__m512bh)_mm512_set1_epi32(both);
+                        sums[k][0] = _mm512_dpbf16_ps(sums[k][0], values, left);
+                        sums[k][1] = _mm512_dpbf16_ps(sums[k][1], values, right);
                     }
                 }
-                for (i64 k = 0; k < count; k++) {
-                    bf16 *to = y + rows[k] * d_out + column;
-                    v16 total = load_bf16(to) + scaling * (v16)sums[k];
-                    _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh((__m512)total));
-                }
+                for (i64 k = 0; k < count; k++)
+                    for (int side = 0; side < 2; side++) {
+                        bf16 *to = y + (first + k) * d_out + column + 16 * side;
+                        v16 total = load_bf16(to) + scaling * (v16)sums[k][side];
+                        _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh((__m512)total));
+                    }
             }
     }
 }

@@ -1,6 +1,6 @@
 # pyright: basic
 # Reason: ctypes over torch's data pointers.
-"""Fused CPU loops, compiled from ``kernels.c`` on the machine where the engine runs, once, and kept in the user's cache.
+"""Fused CPU loops, compiled once from ``kernels.c`` where the engine runs and kept in the user's cache.
 
 Without a C compiler, or where it cannot build them, the engine computes the same with torch's operations, slower;
 ``ML_RESEARCHER_KERNELS=off`` asks for that. Both round in different places, so that last bits differ between the two.
@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ _SIGNATURES = {
     "choose": "iippppp",
     "decode": "iiiippfppfippippppiippp",
 }
-_LORA_SIGNATURE = "iiiiippppfpp"
+_LORA_SIGNATURE = "iiiiipippppfpp"
 # What ``lora_add`` has room for on the stack.
 _MOST_LOW = 1024
 _TYPES = {"i": ctypes.c_int64, "f": ctypes.c_float, "p": ctypes.c_void_p}
@@ -92,16 +93,16 @@ def library() -> ctypes.CDLL | None:
     return found
 
 
-def takes_lora(a: Tensor, rank: int, spans: Sequence[slice]) -> bool:
-    """Whether ``lora_add`` takes pairs stacked to A [kR, d_in] that add to these columns."""
+def takes_lora(a: Tensor, spans: Sequence[slice]) -> bool:
+    """Whether ``lora_add`` takes pairs stacked to A [kR, d_in] that add to these columns, and their way back."""
     return (
         a.dtype == torch.bfloat16
         and usable(a)
         and bool(library().has_lora_add())  # type: ignore[union-attr]  # usable says that it is there
-        and rank % 2 == 0
-        and len(a) <= _MOST_LOW
+        and a.shape[0] // len(spans) % 2 == 0
+        and a.shape[0] <= _MOST_LOW
         and a.shape[1] % 32 == 0
-        and all(span.start % 16 == 0 and span.stop % 16 == 0 for span in spans)
+        and all(span.start % 32 == 0 and span.stop % 32 == 0 for span in spans)
     )
 
 
@@ -169,13 +170,17 @@ def _run(command: Sequence[str]) -> bytes:
 
 def call(name: str, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:
     """Run a kernel for elements of ``dtype``; tensors must be contiguous, and None is a null pointer."""
-    function = getattr(library(), f"{name}_{_SUFFIXES[dtype]}")
-    function(*[each.data_ptr() if isinstance(each, Tensor) else each for each in arguments])
+    _function(name, dtype)(*[each.data_ptr() if isinstance(each, Tensor) else each for each in arguments])
+
+
+@cache
+def _function(name: str, dtype: torch.dtype) -> Any:
+    return getattr(library(), f"{name}_{_SUFFIXES[dtype]}")
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Of x [N, D]: root-mean-square norm times ``weight``, and the fp32 reciprocal root [N, 1]."""
-    y, root = torch.empty_like(x), x.new_empty((len(x), 1), dtype=torch.float32)
+    y, root = torch.empty_like(x), x.new_empty((x.shape[0], 1), dtype=torch.float32)
     call("rms_norm", x.dtype, *x.shape, x, weight, eps, y, root)
     return y, root
 
@@ -196,7 +201,7 @@ def rms_backward(grad: Tensor, x: Tensor, root: Tensor, weight: Tensor) -> Tenso
 
 def gated(gate_up: Tensor, activation: str) -> Tensor:
     """act(gate) * up of [N, 2I]."""
-    n, width = len(gate_up), gate_up.shape[1] // 2
+    n, width = gate_up.shape[0], gate_up.shape[1] // 2
     y = gate_up.new_empty((n, width))
     call("gated", y.dtype, n, width, _ACTIVATIONS[activation], gate_up, y)
     return y
@@ -238,12 +243,24 @@ def choose(logits: Tensor, temperatures: Tensor, uniform: Tensor) -> tuple[Tenso
     return tokens, logprobs
 
 
-def lora_add(x: Tensor, a: Tensor, b: Tensor, spans: Tensor, scaling: float, y: Tensor) -> Tensor:
-    """Add ``scaling`` (x A^T) B^T to y [N, d_out] in place; returns x A^T [N, kR].
+class Thin(NamedTuple):
+    """Two thin matrices for ``lora_add``: A [ranks, d_in] and B as [R / 2, d_out, 2], pairs of ranks side by side.
 
-    A is [kR, d_in], ``b`` [R / 2, d_out, 2] (pairs of ranks side by side), ``spans`` [k, 2] the columns of each pair.
+    Each of as many equal runs of ranks as ``into`` [.., 2] has rows reads those columns of x, and each of as many as
+    ``out`` has rows adds to those of y.
     """
-    low = x.new_empty((len(x), len(a)))
-    shape = (len(x), a.shape[1], y.shape[1], len(a) // len(spans), len(spans))
-    call("lora_add", x.dtype, *shape, spans, x, a, b, scaling, y, low)
+
+    a: Tensor
+    into: Tensor
+    b: Tensor
+    out: Tensor
+
+
+def lora_add(x: Tensor, thin: Thin, scaling: float, y: Tensor) -> Tensor:
+    """Add ``scaling`` (x A^T) B^T to y [N, d_out] in place; returns x A^T [N, ranks]."""
+    n, ranks = x.shape[0], thin.a.shape[0]
+    low = x.new_empty((n, ranks))
+    shape = (n, x.shape[1], y.shape[1], ranks)
+    spans = (thin.into.shape[0], thin.into, thin.out.shape[0], thin.out)
+    call("lora_add", x.dtype, *shape, *spans, x, thin.a, thin.b, scaling, y, low)
     return low

@@ -57,7 +57,9 @@ def _is_fused(head: Head) -> bool:
 
 
 def _raw_logits(hidden_ND: Tensor, head: Head, pair: Pair | None, scaling: float, out: Tensor | None = None) -> Tensor:
-    if out is None or head.bias_V is not None:
+    if out is None and head.packed is not None:
+        raw = torch.ops.mkldnn._linear_pointwise(hidden_ND, head.packed, head.bias_V, "none", [], "")
+    elif out is None or head.bias_V is not None:
         raw = F.linear(hidden_ND, head.weight_VD, head.bias_V)
         raw = raw if out is None else out.copy_(raw)
     else:

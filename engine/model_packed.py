@@ -103,14 +103,20 @@ class PackedBackbone:
         self._final_norm = _norm_weight(body.norm)
         head = model.get_output_embeddings()
         bias = getattr(head, "bias", None)
-        self.head = Head(self._sites[-1].name, head.weight.detach(), None if bias is None else bias.detach())
         packed = self._can_pack()
+        unembedding = head.weight.detach()
+        self.head = Head(
+            self._sites[-1].name,
+            unembedding,
+            None if bias is None else bias.detach(),
+            packed=pack(unembedding) if packed else None,
+        )
         self._layers = [
             _take_layer(layer, f"model.layers.{index}", model.config, packed=packed)
             for index, layer in enumerate(body.layers)
         ]
-        # The head stays as it is, too: it may be the embedding.
-        self._packed = (self._parameters - self._embedding.numel()) * self.dtype.itemsize if packed else 0
+        # The layers in a second order, and the head, which stays as it is too: it may be the embedding.
+        self._packed = self._parameters * self.dtype.itemsize if packed else 0
 
     def _can_pack(self) -> bool:
         """Whether the layers may be kept twice, in the orders that forward and backward products read."""

@@ -201,7 +201,7 @@ def _is_plain(bucket: Bucket, like: Tensor) -> bool:
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, heads: Heads) -> Tensor:
-    """Torch's own kernel: memory linear in length."""
+    """Torch's own kernel on [S, heads, T, E]: memory linear in length."""
     windowed = heads.window is not None and heads.window < bucket.length
     k, v = (x.repeat_interleave(heads.group, dim=1) for x in (k, v))
     mask = _mask(bucket, heads, q)[: bucket.length] if windowed else None
@@ -302,6 +302,7 @@ def _plain_backward(
 def fused_backward(
     padded: Sequence[Tensor], grad: Tensor, bucket: Bucket, heads: Heads
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients by q, k, v [S, heads, T, E] of what ``fused`` computes."""
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_() for x in padded]
         q, k, v = leaves

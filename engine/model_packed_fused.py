@@ -1,6 +1,6 @@
 # pyright: basic
 # Reason: calls of compiled kernels on torch's data pointers.
-"""Attention with everything but its matrix products in compiled loops (``engine.kernels``). Axes as in ``kernels.c``."""
+"""Attention with all but its matrix products in compiled loops (``engine.kernels``). Axes as in ``kernels.c``."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class Lora:
     """The pairs of one ``Linear``, and stacked: A [kR, d_in], and B [sum of widths, kR] with zeros off its blocks.
 
     One product with the stacked matrices is cheaper than one for each pair: they are thin, and their cost is the call.
-    ``spans`` are the rows of ``Linear`` that each pair adds to. ``compact`` is B, and the spans, as the kernel wants them.
+    ``spans`` are the rows of ``Linear`` that each pair adds to; ``thin`` are both ways for ``kernels.lora_add``.
     """
 
     pairs: tuple[Pair, ...]
@@ -77,7 +77,7 @@ class Lora:
     scaling: float
     a: Tensor | None
     b: Tensor | None
-    compact: tuple[Tensor, Tensor] | None = None
+    thin: tuple[kernels.Thin, kernels.Thin] | None = None
 
     @classmethod
     def of(cls, linear: Linear, lora: ActiveLora | None) -> Lora:
@@ -107,8 +107,8 @@ class Lora:
                 b = b.new_zeros((sum(linear.widths), rank * len(pairs)))
                 for index, (span, pair) in enumerate(zip(spans, pairs, strict=True)):
                     b[span, index * rank : (index + 1) * rank] = pair.b
-            compact = _compact(pairs, spans, sum(linear.widths)) if kernels.takes_lora(a, rank, spans) else None
-            return cls(pairs, spans, lora.scaling, a.contiguous(), b, compact)
+            thin = _thin(a, b, spans) if kernels.takes_lora(a, spans) else None
+            return cls(pairs, spans, lora.scaling, a, b, thin)
 
     def tensors(self) -> list[Tensor]:
         """A, B, A, B ... for autograd."""
@@ -118,13 +118,29 @@ class Lora:
 _NO_LORA = Lora((), (), 1.0, None, None)
 
 
-def _compact(pairs: tuple[Pair, ...], spans: tuple[slice, ...], width: int) -> tuple[Tensor, Tensor]:
-    """All B as one [R / 2, sum of widths, 2], and the spans [k, 2]."""
-    rank = pairs[0].a.shape[0]
-    b = pairs[0].b.new_zeros((width, rank // 2, 2))
-    for span, pair in zip(spans, pairs, strict=True):
-        b[span] = pair.b.view(-1, rank // 2, 2)
-    return b.transpose(0, 1).contiguous(), torch.tensor([[span.start, span.stop] for span in spans])
+def _thin(a: Tensor, b: Tensor, spans: tuple[slice, ...]) -> tuple[kernels.Thin, kernels.Thin]:
+    """Stacked pairs, A [kR, d_in] and B [d_out, kR], for x to y and for the gradient by y to that by x."""
+    (ranks, d_in), d_out = a.shape, len(b)
+    rank = ranks // len(spans)
+    # The ranks of each block, on its columns alone, in one matrix without the zeros between them.
+    narrow = b.new_zeros((d_out, rank))
+    for index, span in enumerate(spans):
+        narrow[span] = b[span, index * rank : (index + 1) * rank]
+    columns = torch.tensor([[span.start, span.stop] for span in spans])
+    whole = torch.tensor([[0, d_in]])
+    forth = kernels.Thin(
+        a.contiguous(),
+        whole,
+        narrow.view(d_out, rank // 2, 2).transpose(0, 1).contiguous(),
+        columns,
+    )
+    back = kernels.Thin(
+        b.t().contiguous(),
+        columns,
+        a.view(ranks // 2, 2, d_in).transpose(1, 2).contiguous(),
+        whole,
+    )
+    return forth, back
 
 
 def lora_forward(x: Tensor, linear: Linear, lora: Lora, residual: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -132,8 +148,8 @@ def lora_forward(x: Tensor, linear: Linear, lora: Lora, residual: Tensor | None 
     y = linear.apply(x, residual)
     if lora.a is None or lora.b is None:
         return y, None
-    if lora.compact is not None:
-        return y, kernels.lora_add(x, lora.a, *lora.compact, lora.scaling, y)
+    if lora.thin is not None:
+        return y, kernels.lora_add(x, lora.thin[0], lora.scaling, y)
     low = x @ lora.a.t()
     return y.addmm_(low, lora.b.t(), alpha=lora.scaling), low
 
@@ -145,10 +161,14 @@ def lora_backward(
     grad_x = linear.transposed(grad) if want_x else None
     if low is None or lora.a is None or lora.b is None:
         return grad_x, []
-    grad_low = (grad @ lora.b).mul_(lora.scaling)
-    grad_a = grad_low.t() @ x
-    if grad_x is not None:
-        grad_x.addmm_(grad_low, lora.a)
+    return grad_x, lora_gradients(grad, x, low, grad_through(grad, lora, grad_x), lora)
+
+
+def lora_gradients(grad: Tensor, x: Tensor, low: Tensor | None, grad_low: Tensor | None, lora: Lora) -> list[Tensor]:
+    """Gradients by A, B, A, B ... from x A^T and grad B [N, kR]."""
+    if low is None or grad_low is None:
+        return []
+    grad_a = (grad_low.t() @ x).mul_(lora.scaling)
     rank = lora.pairs[0].a.shape[0]
     grads: list[Tensor] = []
     for index, span in enumerate(lora.spans):
@@ -156,7 +176,19 @@ def lora_backward(
         # Block by block: stacked, most of the product would be of one pair's ranks with another's columns.
         grad_b = (low[:, piece].t() @ grad[:, span]).mul_(lora.scaling)
         grads += [grad_a[piece], grad_b.t()]
-    return grad_x, grads
+    return grads
+
+
+def grad_through(grad: Tensor, lora: Lora, grad_x: Tensor | None) -> Tensor:
+    """Add scaling (grad B) A to ``grad_x`` in place, if there is one; returns grad B [N, kR]."""
+    assert lora.a is not None
+    assert lora.b is not None
+    if grad_x is not None and lora.thin is not None:
+        return kernels.lora_add(grad.contiguous(), lora.thin[1], lora.scaling, grad_x)
+    grad_low = grad @ lora.b
+    if grad_x is not None:
+        grad_x.addmm_(grad_low, lora.a, alpha=lora.scaling)
+    return grad_low
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -274,8 +306,7 @@ class GatedDown(torch.autograd.Function):
                 *lora_backward(grad, inner, low, ctx.linear, ctx.lora, want_x=False)[1],
             )
         grad_inner = ctx.linear.transposed(grad)
-        if low is not None:
-            grad_inner.addmm_(grad @ ctx.lora.b, ctx.lora.a, alpha=ctx.lora.scaling)
+        grad_low = None if low is None else grad_through(grad, ctx.lora, grad_inner)
         grad_gate_up, inner = _gated_backward(grad_inner, gate_up, ctx.activation)
-        _, grads = lora_backward(grad, inner, low, ctx.linear, ctx.lora, want_x=False)
+        grads = lora_gradients(grad, inner, low, grad_low, ctx.lora)
         return (grad_gate_up, grad if ctx.needs_input_grad[1] else None, None, None, None, *grads)

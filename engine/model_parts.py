@@ -39,13 +39,14 @@ class ActiveLora:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The frozen unembedding: logits = post(h W^T + bias), W of shape [V, D]."""
+    """The frozen unembedding: logits = post(h W^T + bias), W of shape [V, D]; ``packed`` is W as oneDNN reads it."""
 
     name: str
     weight_VD: Tensor
     bias_V: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+    packed: Tensor | None = None
 
 
 class DecodeState(Protocol):

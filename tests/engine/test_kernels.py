@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,15 @@ torch = pytest.importorskip("torch")
 from sota_ml_researcher.engine import kernels, model_packed_fused  # noqa: E402
 from sota_ml_researcher.engine.model_packed_attention import Attention, Heads, attend, make_buckets, queries_keys  # noqa: E402
 from sota_ml_researcher.engine.model_packed_cache import Cache  # noqa: E402
-from sota_ml_researcher.engine.model_packed_ops import rms_norm, rms_norm_backward  # noqa: E402
+from sota_ml_researcher.engine.model_packed_ops import (  # noqa: E402
+    Linear,
+    Lora,
+    lora_backward,
+    lora_forward,
+    rms_norm,
+    rms_norm_backward,
+)
+from sota_ml_researcher.engine.model_parts import ActiveLora, Pair  # noqa: E402
 
 needs_kernels = pytest.mark.skipif(kernels.library() is None, reason="no C compiler here")
 DTYPES = [torch.float32, torch.bfloat16]
@@ -201,24 +210,26 @@ def test_attention_while_sampling(dtype, size: int, query: int, window: int | No
 
 
 @needs_kernels
-def test_the_pairs_of_an_adapter_are_added() -> None:
-    spans = [slice(0, 32), slice(48, 64)]
-    a = _random(16, 64, dtype=torch.bfloat16)
-    if not kernels.takes_lora(a, 8, spans):
+def test_the_pairs_of_an_adapter_are_added_and_their_gradient_goes_back() -> None:
+    """Two pairs of rank 8 on a stacked matrix whose middle block is not adapted."""
+    pairs = {name: Pair(_random(8, 64, dtype=torch.bfloat16), _random(32, 8, dtype=torch.bfloat16)) for name in "ac"}
+    linear = Linear(_random(128, 64, dtype=torch.bfloat16, seed=4), None, ("a", "b", "c"), (32, 64, 32))
+    lora = Lora.of(linear, ActiveLora(pairs, 0.5))
+    if lora.thin is None:
         pytest.skip("this processor has no bf16 products")
-    x, y = _random(7, 64, dtype=torch.bfloat16, seed=1), _random(7, 64, dtype=torch.bfloat16, seed=2)
-    b = torch.zeros(64, 4, 2, dtype=torch.bfloat16)
-    for seed, span in enumerate(spans):
-        b[span] = _random(span.stop - span.start, 4, 2, dtype=torch.bfloat16, seed=seed)
-    low = x.double() @ a.double().t()
-    wanted = y.double().clone()
-    for index, span in enumerate(spans):
-        wanted[:, span] += 0.5 * low[:, 8 * index : 8 * index + 8] @ b[span].reshape(-1, 8).double().t()
-    table = torch.tensor([[span.start, span.stop] for span in spans])
-    found_low = kernels.lora_add(x, a, b.transpose(0, 1).contiguous(), table, 0.5, y)
-    _near(found_low, low, torch.bfloat16)
-    _near(y, wanted, torch.bfloat16, 4)
-    assert torch.equal(y[:, 32:48], _random(7, 64, dtype=torch.bfloat16, seed=2)[:, 32:48])
+    plain = replace(lora, thin=None)
+    x, grad = _random(7, 64, dtype=torch.bfloat16, seed=1), _random(7, 128, dtype=torch.bfloat16, seed=2)
+    found, low = lora_forward(x, linear, lora)
+    wanted, wanted_low = lora_forward(x, linear, plain)
+    _near(low, wanted_low, torch.bfloat16)
+    _near(found, wanted, torch.bfloat16, 8)
+    assert torch.equal(found[:, 32:96], linear.apply(x)[:, 32:96])
+    (slope, slopes), (wanted_slope, wanted_slopes) = (
+        lora_backward(grad, x, low, linear, each, want_x=True) for each in (lora, plain)
+    )
+    _near(slope, wanted_slope, torch.bfloat16, 8)
+    for one, other in zip(slopes, wanted_slopes, strict=True):
+        _near(one, other, torch.bfloat16, 4)
 
 
 @needs_kernels
