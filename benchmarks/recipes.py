@@ -1,6 +1,6 @@
 """Run the cookbook's own recipes, unmodified, against the engine, with local rows in place of hub data sets.
 
-usage: python -m benchmarks.recipes [--only sl_loop,rl_loop,sl_basic,rl_basic,dpo,shorter]
+usage: python -m benchmarks.recipes [--only sl_loop,rl_loop,sl_basic,rl_basic,dpo,shorter,rlhf]
 
 One JSON line a recipe: the steps it took and its last metrics. What is replaced is ``datasets.load_dataset`` (there is
 no network in a test) and the tokenizer behind a model's name; the recipes' modules run as installed.
@@ -144,6 +144,27 @@ def _shorter(url: str, folder: Path) -> None:
     )
 
 
+def _rlhf(url: str, folder: Path) -> None:
+    """SFT, a reward model and RL on it, three runs below ``folder``; the last is the one whose figures are told."""
+    from tinker_cookbook.recipes.preference.rlhf import rlhf_pipeline
+
+    os.environ |= {"TINKER_BASE_URL": url, "TINKER_COOKBOOK_RUNS_DIR": str(folder)}
+    rlhf_pipeline.cli_main(
+        rlhf_pipeline.CLIConfig(
+            base_model=MODEL,
+            short_name="local",
+            lora_rank=4,
+            max_length=256,
+            batch_size=4,
+            rl_max_tokens=8,
+            rl_group_size=4,
+            save_every=1,
+            eval_every=1,
+            max_steps=STEPS,
+        )
+    )
+
+
 RECIPES: dict[str, Callable[[str, Path], None]] = {
     "sl_loop": _sl_loop,
     "rl_loop": _rl_loop,
@@ -151,7 +172,14 @@ RECIPES: dict[str, Callable[[str, Path], None]] = {
     "rl_basic": _rl_basic,
     "dpo": _dpo,
     "shorter": _shorter,
+    "rlhf": _rlhf,
 }
+
+
+def _last_log(folder: Path) -> Path:
+    """Where a recipe wrote its records: the folder it was given, or the last of several runs below."""
+    logs = folder.rglob("metrics.jsonl")
+    return max(logs, key=lambda path: path.stat().st_mtime_ns).parent
 
 
 def _last_metrics(folder: Path) -> dict[str, Any]:
@@ -177,6 +205,7 @@ def run(names: list[str]) -> list[dict[str, Any]]:
             for name in names:
                 log = Path(folder) / name
                 RECIPES[name](url, log)
+                log = _last_log(log)
                 saved = len((log / "checkpoints.jsonl").read_text().splitlines())
                 results.append({"recipe": name, "checkpoints": saved, **_last_metrics(log)})
                 print(json.dumps(results[-1]), flush=True)

@@ -51,6 +51,7 @@ _SIGNATURES = {
     "log_sum_exp": "iipp",
     "logits_backward": "iippppppp",
     "choose": "iippppp",
+    "attend_rows": "iiiipppfpppp",
     "decode": "iiiippfppfippippppiippp",
 }
 _LORA_SIGNATURE = "iiiiipippppfpp"

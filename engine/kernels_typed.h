@@ -405,6 +405,33 @@ static void NAME(mix_any)(i64 e, i64 group, const f32 *q, const i64 *counts, con
 }
 #undef MIX
 
+// Attention of q [H, N, E] over k, v [J, N, E], a query at a time: token t sees first[t] to until[t], and own[t] to
+// itself. What it gets does not depend on what else is packed, or on how what it sees is cut in two: out [N, H E].
+void NAME(attend_rows)(i64 n, i64 heads, i64 keys, i64 e, const T *q, const T *k, const T *v, f32 scale,
+                       const i64 *first, const i64 *until, const i64 *own, T *out) {
+    i64 group = heads / keys, most = 0;
+    for (i64 t = 0; t < n; t++) {
+        i64 seen = until[t] - first[t] + t + 1 - own[t];
+        most = seen > most ? seen : most;
+    }
+#pragma omp parallel if (n * heads * e > WORTH)
+    {
+        f32 *scores = malloc(group * most * sizeof(f32)), *wide = malloc(group * e * sizeof(f32));
+#pragma omp for schedule(static)
+        for (i64 task = 0; task < n * keys; task++) {
+            i64 t = task / keys, j = task % keys;
+            for (i64 g = 0; g < group; g++)
+                for (i64 i = 0; i < e; i++) wide[g * e + i] = WIDEN(q[((j * group + g) * n + t) * e + i]) * scale;
+            i64 counts[2] = {until[t] - first[t], t + 1 - own[t]};
+            const T *const both_k[2] = {k + (j * n + first[t]) * e, k + (j * n + own[t]) * e};
+            const T *const both_v[2] = {v + (j * n + first[t]) * e, v + (j * n + own[t]) * e};
+            NAME(mix_any)(e, group, wide, counts, both_k, both_v, scores, out + (t * heads + j * group) * e);
+        }
+        free(scores);
+        free(wide);
+    }
+}
+
 // One step of sampling in one layer: norm and rotate qkv [B, (H + 2J) E], store k and v as the newest place of the
 // tails [B, J, capacity, E], and attend over the prompt [C, J, P, E] and the tail of each row: out [B, H E]. ``owner``
 // is each row's prompt, ``prompt`` how long it is, ``joined`` its first place of the tail, ``position`` its position.

@@ -37,6 +37,7 @@ from sota_ml_researcher.engine.model_packed_ops import (
     lora_forward,
     pack,
     rms_norm,
+    rows_alone,
 )
 from sota_ml_researcher.engine.model_parts import ActiveLora, Head
 from sota_ml_researcher.engine.model_sites import Site, find_sites
@@ -54,6 +55,7 @@ ARCHITECTURES = frozenset(
 )
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu"}
 # These keep one table of angles for all lengths; the others change it with the longest sequence seen.
+_ROWWISE_LENGTH = 512
 # Models of up to this share of the machine's memory keep their layers in two orders.
 _PACKED_SHARE = 16
 _STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
@@ -115,6 +117,8 @@ class PackedBackbone:
             _take_layer(layer, f"model.layers.{index}", model.config, packed=packed)
             for index, layer in enumerate(body.layers)
         ]
+        fused = model_packed_fused.usable(self._embedding, self._layers[0].heads)
+        self._rows_alone = packed and fused and all(rows_alone(each.gate_up) for each in self._layers[:1])
         # The layers in a second order, and the head, which stays as it is too: it may be the embedding.
         self._packed = self._parameters * self.dtype.itemsize if packed else 0
 
@@ -128,6 +132,11 @@ class PackedBackbone:
         """As long as attention has plain masks."""
         return PLAIN_LENGTH if self.device.type == "cpu" else 0
 
+    @property
+    def rowwise_length(self) -> int:
+        """As long as attention a query at a time costs no more than products of whole sequences."""
+        return _ROWWISE_LENGTH if self._rows_alone else 0
+
     def sites(self) -> list[Site]:
         """Every matrix that can be adapted."""
         return self._sites
@@ -135,12 +144,20 @@ class PackedBackbone:
     def hidden(self, batch: PackedTokens, lora: ActiveLora | None) -> Tensor:
         """Final hidden states [N, D]."""
         x = self._embed(batch.tokens_N)
-        cos, sin = self._cos_sin(batch.positions_N, max(batch.lengths))
+        cos, sin = self._cos_sin(batch.positions_N, int(batch.positions_N.max()) + 1)
+        sights: dict[int | None, Any] = {}
+        if batch.rowwise:
+            windows = {layer.heads.window for layer in self._layers}
+            sights = {window: model_packed_fused.make_sight(batch, window) for window in windows}
         buckets = make_buckets(batch.lengths, self.device, batch.positions_N, batch.branches_N)
         for layer in self._layers:
             qkv_lora = Lora.of(layer.qkv, lora)
             qkv = NormedLinear.apply(x, layer.input_norm, self._eps, layer.qkv, qkv_lora, *qkv_lora.tensors())
-            mixed = Attention.apply(qkv, cos, sin, layer.heads, buckets)
+            if batch.rowwise:
+                sight = sights[layer.heads.window]
+                mixed = model_packed_fused.attention_by_rows(qkv, cos, sin, layer.heads, sight)
+            else:
+                mixed = Attention.apply(qkv, cos, sin, layer.heads, buckets)
             out_lora = Lora.of(layer.output, lora)
             x = ResidualLinear.apply(mixed, x, layer.output, out_lora, *out_lora.tensors())
             gate_lora, down_lora = Lora.of(layer.gate_up, lora), Lora.of(layer.down, lora)
@@ -241,7 +258,7 @@ class PackedBackbone:
     def describe(self) -> dict[str, Any]:
         """What ran."""
         fused = model_packed_fused.usable(self._embedding, self._layers[0].heads)
-        return {"implementation": "packed", "architecture": self._architecture, "kernels": fused}
+        return {"implementation": "packed", "architecture": self._architecture, "kernels": fused, "rows_alone": self._rows_alone}
 
 
 class _FinalNorm(torch.autograd.Function):
@@ -305,7 +322,7 @@ def _stack(parent: Any, name: str, parts: Sequence[str], packed: bool) -> Linear
     names = tuple(f"{name}.{part}" for part in parts)
     if not packed:
         return Linear(weight, bias, names, widths)
-    return Linear(None, bias, names, widths, (pack(weight), pack(weight.t())))
+    return Linear(None, bias, names, widths, (pack(weight), pack(weight.t())), int(weight.shape[1]))
 
 
 def _norm_weight(norm: Any) -> Tensor:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from sota_ml_researcher.engine.model_packed_attention import (
     fused,
     fused_backward,
 )
+from sota_ml_researcher.engine.packing import PackedTokens
 
 
 def usable(qkv: Tensor, heads: Heads) -> bool:
@@ -92,6 +94,44 @@ def attention_backward(
             sin,
             out,
         )
+    return out
+
+
+class Sight(NamedTuple):
+    """What each packed token sees: tokens ``first_N`` to ``until_N``, and ``own_N`` to itself."""
+
+    first_N: Tensor
+    until_N: Tensor
+    own_N: Tensor
+
+
+def make_sight(batch: PackedTokens, window: int | None) -> Sight:
+    """On a prefix and alone: what came before. On a branch: the prefix, and the branch so far."""
+    positions_N, branches_N = batch.positions_N, batch.branches_N
+    place_N = torch.arange(len(positions_N))
+    sizes = torch.tensor(batch.lengths)
+    start_N = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    own_N = place_N.clone() + 1
+    until_N = place_N + 1
+    if branches_N is not None:
+        tree_N = torch.arange(len(sizes)).repeat_interleave(sizes)
+        prefix_N = torch.bincount(tree_N, (branches_N == 0).double(), len(sizes)).long()[tree_N]
+        on_branch = branches_N > 0
+        until_N = torch.where(on_branch, start_N + prefix_N, until_N)
+        own_N = torch.where(on_branch, place_N - (positions_N - prefix_N), own_N)
+    first_N = start_N
+    if window is not None:
+        first_N = torch.maximum(start_N, start_N + positions_N - window + 1).minimum(until_N)
+        own_N = torch.maximum(own_N, place_N - window + 1)
+    return Sight(first_N, until_N, own_N)
+
+
+def attention_by_rows(qkv: Tensor, cos: Tensor, sin: Tensor, heads: Heads, sight: Sight) -> Tensor:
+    """From qkv [N, (H + 2J) E] to [N, H E], each token's the same to the last bit whatever is packed with it."""
+    q, k, v = split_heads(qkv, cos, sin, heads, Bucket(0, len(qkv), 1, len(qkv), None, None))
+    out = qkv.new_empty((len(qkv), heads.query * heads.size))
+    shape = (len(qkv), heads.query, heads.key, heads.size)
+    kernels.call("attend_rows", qkv.dtype, *shape, q, k, v, heads.scale, *sight, out)
     return out
 
 

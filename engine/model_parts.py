@@ -70,6 +70,11 @@ class Backbone(Protocol):
         """Most tokens of a tree of sequences that ``hidden`` takes; 0 if it takes none (`engine.prefixes`)."""
         ...
 
+    @property
+    def rowwise_length(self) -> int:
+        """Longest sequence that ``hidden`` takes rowwise, and shared; 0 if it cannot."""
+        ...
+
     def sites(self) -> list[Site]:
         """Every matrix that can be adapted."""
         ...

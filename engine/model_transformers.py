@@ -83,6 +83,11 @@ class TransformersBackbone:
         """None: transformers' own attention masks are left alone."""
         return 0
 
+    @property
+    def rowwise_length(self) -> int:
+        """None: what transformers computes may depend on the shape of the batch."""
+        return 0
+
     def sites(self) -> list[Site]:
         """Every matrix that can be adapted."""
         return self._sites

@@ -36,13 +36,15 @@ class PackedTokens:
     """Sequences, or trees of them (`engine.prefixes`), laid end to end. ``lengths`` sums to N.
 
     Positions restart at 0 in each sequence. ``branches_N`` says which branch of its tree a token is on, 0 being what
-    all share; it is None where every sequence stands alone.
+    all share; it is None where every sequence stands alone. With ``rowwise`` no gradient is wanted, and what a sequence
+    gets must not depend on what it shares or what else is packed (`Backbone.rowwise_length`).
     """
 
     tokens_N: Tensor
     positions_N: Tensor
     lengths: tuple[int, ...]
     branches_N: Tensor | None = None
+    rowwise: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,12 @@ A prompt that several rows share is read once. Rows that finish leave at once, a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sota_ml_researcher.engine.interface import Continuation, SampleAsk, SampleOutput, SampleSettings, StopReason
@@ -23,6 +24,11 @@ from sota_ml_researcher.engine.prefixes import plan_trees
 from sota_ml_researcher.engine.sampling_choice import Cuts, RandomRow, choose, uniforms
 from sota_ml_researcher.engine.sampling_prompt import prompt_answers, wants_prompt
 from sota_ml_researcher.engine.sampling_stops import Stops
+
+# Most tokens of prompts that share what they begin with.
+_LONGEST_SHARED = 1 << 13
+# For ``plan_trees``: attention a query at a time never looks at pairs of branches, so that sharing costs nothing.
+_NO_PAIRS = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,22 +164,32 @@ class Batch:
     def _write_one(self, pieces: Sequence[Piece]) -> None:
         """One token for each: nothing follows it, so that they need no cache.
 
-        Prompts that begin alike do not share: which of them meet here is a matter of the clock, and the last bits of a
-        score must not be.
+        Which prompts meet here is a matter of the clock, and the last bits of a score must not be: they share what they
+        begin with only where sharing changes none of them.
         """
-        groups = self._by_prompt(pieces)
-        prompts = [members[0].piece.request.prompt_T for members in groups]
-        packed, places = pack_trees(prompts, plan_trees(prompts, 1, 0), self._backbone.device)
-        hidden_ND = self._backbone.hidden(packed, self._lora)
+        most = self._backbone.rowwise_length
+        groups = self._by_prompt(pieces)  # short prompts first
+        cut = sum(len(members[0].piece.request.prompt_T) <= most for members in groups)
         rows: list[_Row] = []
         last: list[Tensor] = []
-        for members, place in zip(groups, places, strict=True):
-            hidden_TD = hidden_ND[int(place[0]) : int(place[-1]) + 1]
-            self._answer(members, hidden_TD)
-            new = [row for running in members for row in running.rows]
-            rows += new
-            last += [hidden_TD[-1]] * len(new)
+        for some, rowwise in ((groups[:cut], True), (groups[cut:], False)):
+            if some:
+                hidden_ND, places = self._read(some, rowwise=rowwise)
+                self._answer(some, hidden_ND, places)
+                for members, place in zip(some, places, strict=True):
+                    new = [row for running in members for row in running.rows]
+                    rows += new
+                    last += [hidden_ND[int(place[-1])]] * len(new)
         self._draw(torch.stack(last), rows, self._cuts_of(rows))
+
+    def _read(self, groups: Sequence[list[_Running]], *, rowwise: bool) -> tuple[Tensor, list[NDArray[np.int64]]]:
+        """Hidden states [N, D] of the prompts, and the places of each one's tokens."""
+        prompts = [members[0].piece.request.prompt_T for members in groups]
+        trees = plan_trees(prompts, _NO_PAIRS, _LONGEST_SHARED if rowwise else 0)
+        packed, places = pack_trees(prompts, trees, self._backbone.device)
+        ordered = dict(zip((member for tree in trees for member in tree.members), places, strict=True))
+        hidden_ND = self._backbone.hidden(replace(packed, rowwise=rowwise), self._lora)
+        return hidden_ND, [ordered[index] for index in range(len(prompts))]
 
     def _prefill(self, pieces: Sequence[Piece]) -> tuple[Any, Tensor, list[_Row]]:
         """Read each different prompt once; rows come in the order of the prompts."""
@@ -185,8 +201,9 @@ class Batch:
         rows_of = [[row for running in members for row in running.rows] for members in groups]
         room = max(piece.limit for piece in pieces) - 1
         state, packed_ND, last_BD = self._backbone.prefill(prompts, [len(rows) for rows in rows_of], room, self._lora)
-        for hidden_TD, members in zip(torch.split(packed_ND, [len(p) for p in prompts]), groups, strict=True):
-            self._answer(members, hidden_TD)
+        ends = np.cumsum([len(prompt) for prompt in prompts])
+        places = [np.arange(end - len(prompt), end) for prompt, end in zip(prompts, ends.tolist(), strict=True)]
+        self._answer(groups, packed_ND, places)
         return state, last_BD, [row for rows in rows_of for row in rows]
 
     def _by_prompt(self, pieces: Sequence[Piece]) -> list[list[_Running]]:
@@ -197,13 +214,23 @@ class Batch:
             self.places += piece.places
         return list(groups.values())
 
-    def _answer(self, members: Sequence[_Running], hidden_TD: Tensor) -> None:
-        """What the requests ask about the prompt they have in common."""
-        for running in members:
-            if wants_prompt(running.piece.request) and running.piece.first == 0:
-                running.answers = prompt_answers(
-                    running.piece.request, hidden_TD, self._backbone.head, self._pair, self._scaling
-                )
+    def _answer(self, groups: Sequence[list[_Running]], hidden_ND: Tensor, places: Sequence[NDArray[np.int64]]) -> None:
+        """What the requests ask about the prompts that each group has in common."""
+        asked = [
+            (running, place)
+            for members, place in zip(groups, places, strict=True)
+            for running in members
+            if wants_prompt(running.piece.request) and running.piece.first == 0
+        ]
+        answers = prompt_answers(
+            [(running.piece.request, place) for running, place in asked],
+            hidden_ND,
+            self._backbone.head,
+            self._pair,
+            self._scaling,
+        )
+        for (running, _), answer in zip(asked, answers, strict=True):
+            running.answers = answer
 
     def _start(self, piece: Piece) -> _Running:
         request = piece.request

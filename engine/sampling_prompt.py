@@ -7,10 +7,12 @@ Row i of the hidden states predicts token i + 1; nothing predicts token 0. Axes:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sota_ml_researcher.engine.interface import RequestRejectedError, SampleSettings
@@ -56,18 +58,46 @@ def check_prompt_questions(request: SampleSettings, limits: Limits, where: str) 
 
 
 def prompt_answers(
-    request: SampleSettings, hidden_TD: Tensor, head: Head, pair: Pair | None, scaling: float
-) -> dict[str, Any]:
-    """Fields of ``SampleOutput`` about the prompt, nan (and token 0) where there is no value."""
+    asked: Sequence[tuple[SampleSettings, NDArray[np.int64]]],
+    hidden_ND: Tensor,
+    head: Head,
+    pair: Pair | None,
+    scaling: float,
+) -> list[dict[str, Any]]:
+    """Fields of ``SampleOutput`` about each prompt, whose tokens' hidden states are at the given places of N.
+
+    Log-probabilities, which is all that most ask, are computed for all at once.
+    """
+    answers = [_empty_answers(request, len(request.prompt_T)) for request, _ in asked]
+    plain = [index for index, answer in enumerate(answers) if list(answer) == ["prompt_logprobs_T"]]
+    if plain:
+        rows = [asked[index][1][_first(asked[index][0]) : -1] for index in plain]
+        targets = [asked[index][0].prompt_T[_first(asked[index][0]) + 1 :] for index in plain]
+        rows_M, targets_M = (
+            torch.from_numpy(np.concatenate(each).astype(np.int64)).to(hidden_ND.device) for each in (rows, targets)
+        )
+        scored = score(hidden_ND, rows_M, targets_M, head, pair, scaling, keep=False)
+        for index, values in zip(plain, torch.split(scored.logprobs_M, [len(each) for each in rows]), strict=True):
+            answers[index]["prompt_logprobs_T"][_first(asked[index][0]) + 1 :] = values.cpu().numpy()
+    for index, (request, place) in enumerate(asked):
+        if index not in plain:
+            hidden_TD = hidden_ND[torch.from_numpy(place).to(hidden_ND.device)]
+            _fill_all(request, answers[index], hidden_TD, head, pair, scaling)
+    return answers
+
+
+def _first(request: SampleSettings) -> int:
+    """The first row whose prediction is scored."""
+    last = request.prompt_logprobs_last_n
+    return 0 if last is None else len(request.prompt_T) - 1 - last
+
+
+def _fill_all(
+    request: SampleSettings, answers: dict[str, Any], hidden_TD: Tensor, head: Head, pair: Pair | None, scaling: float
+) -> None:
+    """Values where there are any; nan (and token 0) stay where there is none."""
     length = len(request.prompt_T)
-    first = 0 if request.prompt_logprobs_last_n is None else length - 1 - request.prompt_logprobs_last_n
-    answers = _empty_answers(request, length)
-    if list(answers) == ["prompt_logprobs_T"]:
-        rows_M = torch.arange(length - 1 - first, device=hidden_TD.device)
-        targets_M = torch.from_numpy(request.prompt_T[first + 1 :].astype(np.int64)).to(hidden_TD.device)
-        scored = score(hidden_TD[first : length - 1], rows_M, targets_M, head, pair, scaling, keep=False)
-        answers["prompt_logprobs_T"][first + 1 :] = scored.logprobs_M.cpu().numpy()
-        return answers
+    first = _first(request)
     random = RandomRow(request.seed, -1 & 0xFFFF_FFFF)
     start_all = 0 if request.target_prompt_TK is not None or request.prompt_alt_tokens_k else first
     size = block_rows(head)
@@ -76,7 +106,6 @@ def prompt_answers(
         logits = logits_of(hidden_TD[start:stop], head, pair, scaling).float()
         logprobs = logits - torch.logsumexp(logits, dim=-1, keepdim=True)
         _fill(request, answers, logprobs, logits, start, first, random)
-    return answers
 
 
 def _empty_answers(request: SampleSettings, length: int) -> dict[str, Any]:
