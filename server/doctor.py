@@ -124,6 +124,14 @@ def check_processor() -> Finding:
     return Finding("processor", True, f"{gpu}{os.cpu_count()} cores, fast in {fast}")
 
 
+def check_compiler() -> Finding:
+    """Whether the embedded engine can compile its loops; it does so at its first start, once."""
+    found = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
+    if found or sys.platform != "linux":
+        return Finding("C compiler", True if found else None, found or "not used on this system")
+    return Finding("C compiler", None, "none: the embedded engine samples a third slower", "Install gcc or clang")
+
+
 _CHECKS: tuple[Callable[[], Finding], ...] = (
     check_python,
     check_server_packages,
@@ -133,4 +141,5 @@ _CHECKS: tuple[Callable[[], Finding], ...] = (
     check_embedded_engine,
     check_hosted_tinker,
     check_processor,
+    check_compiler,
 )
