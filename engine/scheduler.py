@@ -215,8 +215,10 @@ class Scheduler:
         if not batch:
             return
         loop = asyncio.get_running_loop()
-        began = time.monotonic()
         compute = batch[0].compute
+        if compute is None:
+            batch = await self._gathered(batch)
+        began = time.monotonic()
         if compute is not None:
             outcome = await loop.run_in_executor(self._thread, _guarded, compute)
             self._settle(batch[0], outcome, began)
@@ -228,7 +230,7 @@ class Scheduler:
         def settle(work: Work, outcome: Result | Exception, began: float) -> None:
             loop.call_soon_threadsafe(self._settle, work, outcome, began)
 
-        joint = self._joint = Joint(await self._gathered(batch), settle)
+        joint = self._joint = Joint(batch, settle)
         if len(self._lanes) > 1 and any(lane.ready for name, lane in self._lanes.items() if name != SAMPLES):
             joint.close()
         try:
