@@ -29,7 +29,7 @@ from torch import Tensor
 
 VARIABLE = "ML_RESEARCHER_KERNELS"
 # What the arrays of kernels.c on the stack hold.
-_MOST_HEAD, _MOST_LENGTH = 512, 1024
+_MOST_HEAD, _MOST_GROUP = 512, 64
 _COMPILERS = ("cc", "gcc", "clang")
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
 _TIMEOUT_S = 120
@@ -64,12 +64,12 @@ logger = logging.getLogger(__name__)
 
 def usable(x: Tensor) -> bool:
     """Whether ``x`` is of a kind that the kernels take, and they are there."""
-    return x.device.type == "cpu" and x.dtype in _SUFFIXES and library() is not None
+    return x.device.type == "cpu" and x.dtype in _SUFFIXES and x.is_contiguous() and library() is not None
 
 
-def fits(head_size: int) -> bool:
-    """Whether heads of this size can be normed and rotated here."""
-    return head_size % 16 == 0 and head_size <= _MOST_HEAD
+def fits(head_size: int, group: int) -> bool:
+    """Whether heads of this size, so many query heads a key head, can be computed here."""
+    return head_size % 16 == 0 and head_size <= _MOST_HEAD and group <= _MOST_GROUP
 
 
 @cache

@@ -24,7 +24,7 @@ from sota_ml_researcher.engine.packing import PackedTokens
 
 def usable(qkv: Tensor, heads: Heads) -> bool:
     """Whether the kernels take this layer's queries, keys and values."""
-    return kernels.usable(qkv) and kernels.fits(heads.size)
+    return kernels.usable(qkv) and kernels.fits(heads.size, heads.group)
 
 
 def attention(
