@@ -190,6 +190,7 @@ def _direct_dpo(config: dict[str, Any], url: str, log: str) -> None:
     )
     batches = _batches(len(data), lambda index: data_of(data.batch(index)), data.set_epoch)
     settings = {**_common(config, url, log, name, renderer), "lr_schedule": config["lr_schedule"]}
+    settings["infrequent_eval_every"] = 0
     epochs = -(-config["num_steps"] // len(data))
     builder: Any = _builder(lambda: (batches, None))
     train_dpo.main(train_dpo.Config(dataset_builder=builder, num_epochs=epochs, dpo_beta=config["beta"], **settings))
