@@ -206,6 +206,9 @@ def test_without_isolation_it_runs_only_if_that_is_allowed(monkeypatch: pytest.M
     with pytest.raises(ConfigError, match="code cannot be isolated on this machine") as refused:
         plan_rl(load_rl_settings(None, given))
     assert "allow_unsandboxed" in str(refused.value)
+    judged = {"reward_type": None, "rewards": [{"type": "preference_model", "checkpoint": "tinker://x"}]}
+    with pytest.raises(ConfigError, match="code cannot be isolated on this machine"):
+        plan_rl(load_rl_settings(None, {**given, **judged}))
     assert plan_rl(load_rl_settings(None, {**given, "allow_unsandboxed": True})).report is not None
 
 
