@@ -7,8 +7,8 @@ batches, settings and checkpoints, and no validation. The direct side is the loo
 DPO measures the reference in each step, its GRPO asks for every sample by itself and scores it in the loop's process.
 The job adds its worker, registry, heartbeats, metering, the reward's dry run, rollouts and child processes for rewards.
 Prints one JSON object a method; the ratio is of the medians. What both sides did is read from their metrics and
-checkpoints and compared: the same steps, checkpoints, and tokens trained on or episodes played. In RL each side draws
-samples of its own, so that their tokens are only shown.
+checkpoints and compared: the same steps, checkpoints, and tokens trained on or samples drawn. In RL each side draws
+samples of its own, so that the tokens of the groups that were not dropped differ, and are only shown.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 # What both sides log of a step, by the name it has here.
-COUNTED = {"tokens": "num_tokens", "episodes": "env/all/total_episodes", "sampled_tokens": "env/all/total_ac_tokens"}
+COUNTED = {"tokens": "num_tokens", "samples": "time/policy_sample:count", "kept_tokens": "env/all/total_ac_tokens"}
 KEY = "tml-benchmark"
 STEPS = {"sft": 150, "dpo": 60, "grpo": 40}
 TARGET = 1.05
@@ -324,7 +324,7 @@ def measure(method: str, rounds: int) -> dict[str, Any]:
     STEPS[method] = kept
     pairs = [(run_job(method), run_direct(method, url)) for _ in range(rounds)]
     for (_, ours), (_, theirs) in pairs:
-        if any(ours[name] != theirs[name] for name in ours if name != "sampled_tokens"):
+        if any(ours[name] != theirs[name] for name in ours if name != "kept_tokens"):
             raise SystemExit(f"{method}: the job did {ours}, the loop {theirs}")
     jobs, direct = [job for (job, _), _ in pairs], [loop for _, (loop, _) in pairs]
     middle = statistics.median(jobs), statistics.median(direct)

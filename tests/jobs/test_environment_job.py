@@ -144,20 +144,23 @@ def test_what_the_second_turn_must_answer_to_the_first_is_learnt(
 def test_a_model_learns_to_run_a_program_where_its_own_guess_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sorting a word's letters is beyond the demo model, which is shown guesses and programs equally often."""
+    """Sorting a word's letters is beyond the demo model, which is shown both guesses and programs."""
     monkeypatch.setattr("job_helpers.PATIENCE_S", 380.0)
     rng = random.Random(5)
     shown: list[Any] = []
     asked: list[Any] = []
-    for number in range(1000):
+    for number in range(1400):
         word = "".join(rng.sample("abcdefghijklmnopqrstuvwxyz", 3))
         answer = "".join(sorted(word))
         user, guess = {"role": "user", "content": f"say {word}"}, {"role": "assistant", "content": word}
         program = {"role": "assistant", "content": f"```python\nprint(*sorted('{word}'),sep='')\n```"}
         output = {"role": "user", "content": f"Output:\n{answer}"}
-        said = [guess] if number % 2 else [program, output, {"role": "assistant", "content": answer}]
-        shown.append({"messages": [user, *said]})
-        asked.append({"prompt": user["content"], "answer": answer})
+        # A row's loss is the mean of its tokens, so that one guess weighs as much as ten of the longer programs.
+        said = [program, output, {"role": "assistant", "content": answer}] if number % 10 else [guess]
+        if number < 1000:
+            shown.append({"messages": [user, *said]})
+        else:
+            asked.append({"prompt": user["content"], "answer": answer})
     sft = taught(tmp_path / "shown.jsonl", shown, steps=150)
     prompts = tmp_path / "asked.jsonl"
     prompts.write_text("".join(json.dumps(row) + "\n" for row in asked))
