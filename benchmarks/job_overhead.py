@@ -6,7 +6,9 @@ Both sides are a process from its start to its end, on one warm engine, with the
 batches, settings and checkpoints, and no validation. The direct side is the loop of tinker-cookbook as installed: its
 DPO measures the reference in each step, its GRPO asks for every sample by itself and scores it in the loop's process.
 The job adds its worker, registry, heartbeats, metering, the reward's dry run, rollouts and child processes for rewards.
-Prints one JSON object a method; the ratio is of the medians.
+Prints one JSON object a method; the ratio is of the medians. What both sides did is read from their metrics and
+checkpoints and compared: the same steps, checkpoints, and tokens trained on or samples drawn. In RL each side draws
+samples of its own, so that the tokens of the groups that were not dropped differ, and are only shown.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+# What both sides log of a step, by the name it has here.
+COUNTED = {"tokens": "num_tokens", "samples": "time/policy_sample:count", "kept_tokens": "env/all/total_ac_tokens"}
 KEY = "tml-benchmark"
 STEPS = {"sft": 150, "dpo": 60, "grpo": 40}
 TARGET = 1.05
@@ -53,8 +57,17 @@ def _plan(method: str) -> Any:
     return plan(_settings(method))
 
 
-def run_job(method: str) -> float:
-    """Seconds from the start of a job to its end."""
+def work_in(folder: Path) -> dict[str, int]:
+    """What a loop did, by its own record."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if any(name in line for name in COUNTED.values())]
+    saved = [json.loads(line) for line in (folder / "checkpoints.jsonl").read_text().splitlines()]
+    counts = {name: sum(int(step[key]) for step in steps if key in step) for name, key in COUNTED.items()}
+    return {"steps": len(steps), "checkpoints": len(saved), **{name: count for name, count in counts.items() if count}}
+
+
+def run_job(method: str) -> tuple[float, dict[str, int]]:
+    """Seconds from the start of a job to its end, and what it did."""
     from sota_ml_researcher.jobs.registry import Registry
     from sota_ml_researcher.jobs.start import start_job
     from sota_ml_researcher.jobs.states import ACTIVE, JobState
@@ -69,11 +82,11 @@ def run_job(method: str) -> float:
         job = registry.get(job.id)
     if job.state is not JobState.SUCCEEDED:
         raise SystemExit(f"{job.id} {job.state}: {job.error}")
-    return time.perf_counter() - began
+    return time.perf_counter() - began, work_in(job.folder)
 
 
-def run_direct(method: str, url: str) -> float:
-    """Seconds of a process that calls the cookbook's loop with the settings a job would have."""
+def run_direct(method: str, url: str) -> tuple[float, dict[str, int]]:
+    """Seconds of a process that calls the cookbook's loop with the settings a job would have, and what it did."""
     plan = _plan(method)
     with tempfile.TemporaryDirectory() as folder:
         given = {"url": url, "log": folder, "config": plan.settings.config.model_dump(mode="json")}
@@ -84,7 +97,7 @@ def run_direct(method: str, url: str) -> float:
         took = time.perf_counter() - began
         if done.returncode:
             raise SystemExit(done.stderr[-2000:])
-    return took
+        return took, work_in(Path(folder))
 
 
 def _direct(method: str, file: Path) -> None:
@@ -190,6 +203,7 @@ def _direct_dpo(config: dict[str, Any], url: str, log: str) -> None:
     )
     batches = _batches(len(data), lambda index: data_of(data.batch(index)), data.set_epoch)
     settings = {**_common(config, url, log, name, renderer), "lr_schedule": config["lr_schedule"]}
+    settings["infrequent_eval_every"] = 0
     epochs = -(-config["num_steps"] // len(data))
     builder: Any = _builder(lambda: (batches, None))
     train_dpo.main(train_dpo.Config(dataset_builder=builder, num_epochs=epochs, dpo_beta=config["beta"], **settings))
@@ -308,18 +322,20 @@ def measure(method: str, rounds: int) -> dict[str, Any]:
     STEPS[method] = 4
     run_direct(method, url)
     STEPS[method] = kept
-    jobs, direct = [], []
-    for _ in range(rounds):
-        jobs.append(run_job(method))
-        direct.append(run_direct(method, url))
+    pairs = [(run_job(method), run_direct(method, url)) for _ in range(rounds)]
+    for (_, ours), (_, theirs) in pairs:
+        if any(ours[name] != theirs[name] for name in ours if name != "kept_tokens"):
+            raise SystemExit(f"{method}: the job did {ours}, the loop {theirs}")
+    jobs, direct = [job for (job, _), _ in pairs], [loop for _, (loop, _) in pairs]
     middle = statistics.median(jobs), statistics.median(direct)
     return {
         "method": method,
-        "steps": kept,
         "job_s": [round(one, 2) for one in jobs],
         "direct_s": [round(one, 2) for one in direct],
         "ratio": round(middle[0] / middle[1], 3),
         "target": TARGET,
+        "job": pairs[-1][0][1],
+        "direct": pairs[-1][1][1],
     }
 
 
@@ -327,9 +343,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", default="sft,dpo,grpo")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, help="in place of each method's own")
     parser.add_argument("--direct", nargs=2, metavar=("METHOD", "FILE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ |= {"TINKER_TELEMETRY": "0", "TINKER_API_KEY": KEY, "HF_HUB_OFFLINE": "1"}
+    if options.steps:
+        STEPS.update(dict.fromkeys(STEPS, options.steps))
     if options.direct:
         _direct(options.direct[0], Path(options.direct[1]))
         sys.stdout.flush()

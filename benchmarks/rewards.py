@@ -1,6 +1,6 @@
 """How fast rewards are: math answers on one core, sandboxed programs, and whether a busy reward delays heartbeats.
 
-    python -m benchmarks.rewards [--works numbers,symbols,mixed,programs,heartbeats] [--seconds 5]
+    python -m benchmarks.rewards [--works numbers,symbols,functions,mixed,programs,heartbeats] [--seconds 5]
 
 Everything goes through `Scorers`, as in a job: child processes, JSON lines, time limits. Prints one JSON object a work.
 The math works pin this process and its children to one core.
@@ -31,7 +31,7 @@ GROUP = 16
 ABREAST = 16
 # What a model that is right now and then answers: this many different answers a group.
 DIFFERENT = 4
-TARGETS = {"numbers": 1000, "mixed": 1000, "programs": 20}
+TARGETS = {"numbers": 1000, "symbols": 1000, "mixed": 1000, "programs": 20}
 
 PROGRAM = """```python
 def clean(words):
@@ -77,14 +77,30 @@ def _symbol_problem(rng: random.Random) -> tuple[str, list[str]]:
     return f"\\{{{a},{a + c}\\}}", [f"\\boxed{{\\{{{a + c + i},{a}\\}}}}" for i in range(DIFFERENT)]
 
 
+def _function_problem(rng: random.Random) -> tuple[str, list[str]]:
+    """Logarithms, sines, and roots in roots, with their terms in another order."""
+    a, b, c = rng.randint(2, 99), rng.randint(2, 99), rng.randint(2, 99)
+    kind = rng.randrange(3)
+    if kind == 0:
+        return f"\\ln({a})+{c}", [f"\\boxed{{{c}+\\ln({a + i})}}" for i in range(DIFFERENT)]
+    if kind == 1:
+        return f"{a}\\sin(x)+{b}", [f"\\boxed{{{b}+{a + i}\\sin(x)}}" for i in range(DIFFERENT)]
+    gold = f"\\sqrt{{{a}+\\sqrt{{{b}}}}}"
+    return gold, [f"\\boxed{{\\sqrt{{\\sqrt{{{b + i}}}+{a}}}}}" for i in range(DIFFERENT)]
+
+
 def _groups(work: str, rng: random.Random) -> Iterator[tuple[Problem, list[Response]]]:
     """Problems without end. ``mixed``: one in four takes algebra."""
     thought = "We write down what is known and work it out step by step. " * 4
     while True:
-        symbolic = work == "symbols" or (work == "mixed" and rng.random() < 0.25)
-        gold, answers = _symbol_problem(rng) if symbolic else _number_problem(rng)
+        make = _PROBLEMS[work] if work != "mixed" else rng.choice(_MIXED)
+        gold, answers = make(rng)
         texts = [thought + answers[i % len(answers)] for i in range(GROUP)]
         yield _problem(answer=gold), [Response(text, 60) for text in texts]
+
+
+_PROBLEMS = {"numbers": _number_problem, "symbols": _symbol_problem, "functions": _function_problem}
+_MIXED = (_number_problem, _number_problem, _number_problem, _symbol_problem)
 
 
 def _problem(**row: Any) -> Problem:
@@ -192,7 +208,7 @@ def _watch_beats(folder: Path, script: Path, seconds: float) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--works", default="numbers,symbols,mixed,programs,heartbeats")
+    parser.add_argument("--works", default="numbers,symbols,functions,mixed,programs,heartbeats")
     parser.add_argument("--seconds", type=float, default=5.0)
     options = parser.parse_args()
     for work in options.works.split(","):

@@ -8,8 +8,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sota_ml_researcher.doctrine.rules import rule
 
-EnvironmentType = Literal["retry", "custom"]
+EnvironmentType = Literal["retry", "interpreter", "custom"]
 MOST_TURNS = 64
+# Keys that not every type reads.
+_READ_BY: dict[str, tuple[EnvironmentType, ...]] = {
+    "script": ("custom",),
+    "pass_share": ("retry",),
+    "feedback": ("retry",),
+    "show_errors": ("retry",),
+    "timeout_s": ("interpreter", "custom"),
+    "max_output_chars": ("interpreter",),
+}
 TRY_AGAIN = "That is not right. Try again."
 
 
@@ -18,11 +27,13 @@ def _usual_turns() -> int:
 
 
 class EnvironmentConfig(BaseModel):
-    """What answers the model between its turns. ``environment: retry`` and ``environment: FILE.py`` are short forms."""
+    """What answers the model between its turns. ``environment: TYPE`` and ``environment: FILE.py`` are short."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    type: EnvironmentType = Field(description="retry: after a wrong answer it may try again; custom: a Python file")
+    type: EnvironmentType = Field(
+        description="retry: after a wrong answer it may try again; interpreter: it runs programs; custom: a Python file"
+    )
     script: str | None = Field(None, description="custom: a file with step(messages, reply, row) and maybe reset(row)")
     max_turns: Annotated[int, Field(ge=2, le=MOST_TURNS)] = Field(
         default_factory=_usual_turns, description="Turns of the model at most"
@@ -39,7 +50,12 @@ class EnvironmentConfig(BaseModel):
     max_trajectory_tokens: Annotated[int, Field(gt=0)] | None = Field(
         None, description="Tokens of a whole episode, prompt included; null: the model's context"
     )
-    timeout_s: Annotated[float, Field(gt=0, le=600)] = Field(10.0, description="custom: seconds for one call")
+    timeout_s: Annotated[float, Field(gt=0, le=600)] = Field(
+        10.0, description="interpreter: seconds a program may run; custom: seconds for one call"
+    )
+    max_output_chars: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        2000, description="interpreter: characters of a program's output that the model is shown"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -52,8 +68,9 @@ class EnvironmentConfig(BaseModel):
     def _complete(self) -> EnvironmentConfig:
         if self.type == "custom" and not self.script:
             raise ValueError("environment custom needs script, a Python file with step(messages, reply, row)")
-        if self.type != "custom" and self.script:
-            raise ValueError(f"script belongs to environment custom, not to {self.type}")
+        for key, types in _READ_BY.items():
+            if self.type not in types and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} belongs to environment {' or '.join(types)}, not to {self.type}")
         return self
 
     @property

@@ -1,16 +1,18 @@
-"""What answers the model between its turns: the built-in retry, or a user's file in a sandboxed child process."""
+"""What answers the model between its turns: retry, an interpreter, or a user's file in a sandboxed child process."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from sota_ml_researcher.core.errors import DataError
 from sota_ml_researcher.training.environment_config import EnvironmentConfig
+from sota_ml_researcher.training.episodes import Environment, Episode, Opening, Turn, broken_score
 from sota_ml_researcher.training.formats import Message, to_messages
+from sota_ml_researcher.training.interpreter import Interpreter
 from sota_ml_researcher.training.reward_config import RewardPart
 from sota_ml_researcher.training.reward_process import ScoringFailedError, ScoringPool
 from sota_ml_researcher.training.reward_scorers import (
@@ -31,92 +33,6 @@ from sota_ml_researcher.training.sandbox import Sandboxed, require_isolation, sa
 _ROUNDING = 1e-9
 
 
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """How an episode begins: the conversation so far, and what the environment wants to remember."""
-
-    messages: tuple[Message, ...]
-    state: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One turn of the model and what came back.
-
-    Attributes:
-        reply: What the model said.
-        tokens: Its tokens.
-        score: The turn's reward before discount, its parts, and whether the environment broke.
-        messages: What the environment said to it.
-        done: Whether the environment has ended the episode.
-        state: What the environment wants to remember.
-    """
-
-    reply: str
-    tokens: int
-    score: Score
-    messages: tuple[Message, ...] = ()
-    done: bool = False
-    state: Any = None
-
-
-@dataclass(slots=True)
-class Episode:
-    """Everything said in one episode, and why it ended."""
-
-    opening: Opening
-    turns: list[Turn] = field(default_factory=list[Turn])
-    stop: str = ""
-    broken: str = ""
-
-    def conversation(self) -> list[Message]:
-        """The messages so far, the model's among them."""
-        found = list(self.opening.messages)
-        for turn in self.turns:
-            found += [Message(role="assistant", content=turn.reply), *turn.messages]
-        return found
-
-    def transcript(self) -> str:
-        """What was said after the opening, for people; the model's words alone if there was one turn."""
-        if len(self.turns) == 1:
-            return self.turns[0].reply
-        said = [f"[{m['role']}] {m['content']}" for m in self.conversation()[len(self.opening.messages) :]]
-        return "\n".join(said)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens the model wrote."""
-        return sum(turn.tokens for turn in self.turns)
-
-
-class Environment(Protocol):
-    """The rules by which an episode goes on. One is shared by all episodes of a job; it holds no state of theirs."""
-
-    async def reset(self, problem: Problem, seed: int) -> Opening:
-        """How episodes of a problem begin.
-
-        Raises:
-            ScoringFailedError: If that cannot be said for this row.
-        """
-        ...
-
-    async def step(self, problem: Problem, episode: Episode, response: Response, seed: int) -> Turn:
-        """What comes of the model's next turn.
-
-        Raises:
-            ScoringFailedError: If the environment breaks.
-        """
-        ...
-
-    async def total(self, problem: Problem, episodes: Sequence[Episode]) -> list[Score]:
-        """The rewards of whole episodes of one problem."""
-        ...
-
-    async def close(self) -> None:
-        """End the child processes."""
-        ...
-
-
 def make_environment(config: RlConfig, scorers: Scorers) -> Environment | None:
     """The environment of a job, or None where an episode is one answer.
 
@@ -128,6 +44,8 @@ def make_environment(config: RlConfig, scorers: Scorers) -> Environment | None:
         return None
     if settings.type == "retry":
         return Retry(settings, config.parts(), scorers)
+    if settings.type == "interpreter":
+        return Interpreter(settings, scorers, allow_unsandboxed=config.allow_unsandboxed)
     return Script(settings, scorers, has_checks=bool(config.parts()), allow_unsandboxed=config.allow_unsandboxed)
 
 
@@ -233,11 +151,6 @@ class Script:
             for name, value in turn.score.parts.items():
                 parts[f"environment.{name}"] = parts.get(f"environment.{name}", 0.0) + value
         return Score(reward, parts)
-
-
-def broken_score(episode: Episode) -> Score | None:
-    """The score of an episode in which the environment broke: a failed one; else None."""
-    return Score(0.0, note=episode.broken, failed=True) if episode.broken else None
 
 
 def discounted(score: Score, settings: EnvironmentConfig, turns: int) -> Score:

@@ -119,11 +119,13 @@ def scored_samples(config: RlConfig, groups: int, held_out: int, total_steps: in
 
 
 def _said_between(config: RlConfig) -> float:
-    """Tokens the environment says between two turns: what retry says, and of a file as much as the model may say."""
+    """Tokens the environment says between two turns: what it is known to say at most, else as many as the model may."""
     if config.environment is None:
         return 0
     if config.environment.type == "retry" and not config.environment.show_errors:
         return _MARKUP_TOKENS + len(config.environment.feedback) / _CHARS_PER_TOKEN
+    if config.environment.type == "interpreter":
+        return _MARKUP_TOKENS + config.environment.max_output_chars / _CHARS_PER_TOKEN
     return _MARKUP_TOKENS + config.max_response_tokens
 
 

@@ -14,6 +14,8 @@ from fractions import Fraction
 from functools import lru_cache, wraps
 from typing import NamedTuple, ParamSpec, TypeVar
 
+from sota_ml_researcher.training.reward_algebra import PI, BeyondAlgebraError, Quotient, quotient_of, same
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -26,7 +28,23 @@ _MIXED = re.compile(r"([-+]?)(\d+)\s+(\d+)\s*/\s*(\d+)")
 _ROOT = re.compile(r"\\sqrt\s*\{([^{}]*)\}|\\sqrt\s*(\d)")
 # Single letters that are variables; e and i are numbers, and a letter beside another is a word or a unit.
 _VARIABLE = re.compile(r"(?<![A-Za-z\\])[a-df-hj-zA-Z](?![A-Za-z])")
-_ARITHMETIC = re.compile(r"[\d.+\-*/() ]+")
+# What an expression is made of once it is written as Python writes it; a name is a variable or pi.
+_FUNCTIONS: Mapping[str, tuple[str, Callable[[float], float]]] = {
+    "σ": ("sin", math.sin),
+    "κ": ("cos", math.cos),
+    "τ": ("tan", math.tan),
+    "λ": ("ln", math.log),
+}
+_FUNCTION_NAMES = "".join(_FUNCTIONS)
+_ARITHMETIC = re.compile(rf"[\d.+\-*/() a-df-hj-zA-Z{PI}{_FUNCTION_NAMES}]+")
+# A number or letter after a function, without brackets, if nothing follows that may belong to it too.
+_BARE_ARGUMENT = re.compile(rf"([{_FUNCTION_NAMES}])\s*(\d+|[a-df-hj-zA-Z])(?!\s*[\w.(^\\*/])")
+_DEFINITION = re.compile(r"([a-zA-Z](?:\([a-zA-Z]\))?)\s*=([^=<>]+)")
+# How deep roots may stand in each other.
+_DEEPEST = 4
+_PI = re.compile(rf"\\pi|{PI}")
+# Letters that name functions more often than numbers: before a bracket they say nothing about a product.
+_CALL = re.compile(r"(?<![A-Za-z\\])[fghFGHP]\s*\(")
 _LIST = re.compile(r"(\\\{|[\[(])(.+,.+)(\\\}|[\])])")
 _THOUSANDS = re.compile(r"\d,\d{3}(?!\d)")
 _OPERATIONS: Mapping[type[ast.AST], Callable[..., float]] = {
@@ -101,21 +119,60 @@ class Computed(NamedTuple):
 
 @remembered
 def computed(text: str) -> Computed | None:
-    r"""The value of an expression of digits, ``+ - * / ^``, brackets, roots, pi and single letters; None for others."""
-    if "**" in text:
+    r"""The value of an expression of digits, ``+ - * / ^``, brackets, roots, pi and single letters; None for others.
+
+    Sines, cosines, tangents and natural logarithms may be in it too. Other logarithms differ in what base is meant.
+    """
+    found = _expression(text)
+    if found is None:
         return None
-    plain = normal(_ROOT.sub(lambda m: f" *(({m[1] or m[2]})^0.5)", text))
-    plain = plain.replace("\\pi", f" *{math.pi!r}").replace("\\cdot", "*").replace("\\times", "*")
+    values = {letter: _some_number(letter) for letter in found.variables} | {PI: math.pi}
+    try:
+        return Computed(_value_of(found.node, values), found.variables)
+    except (ValueError, ArithmeticError, KeyError, RecursionError, TypeError):
+        return None
+
+
+class _Expression(NamedTuple):
+    """An expression in Python's syntax, and the letters in it."""
+
+    node: ast.expr
+    variables: frozenset[str]
+
+
+@remembered
+def _expression(text: str) -> _Expression | None:
+    if "**" in text or any(name in text for name in _FUNCTION_NAMES):
+        return None
+    plain = text
+    for _ in range(_DEEPEST):
+        plain = _ROOT.sub(lambda m: f" *(({m[1] or m[2]})^0.5)", plain)
+    plain = _PI.sub(f" *{PI}", normal(plain)).replace("\\cdot", "*").replace("\\times", "*")
+    for name, (written, _) in _FUNCTIONS.items():
+        plain = re.sub(rf"\\{written}(?![a-zA-Z])", f" *{name}", plain)
+    plain = _BARE_ARGUMENT.sub(r"\1(\2)", plain)
     variables = frozenset(_VARIABLE.findall(plain))
-    plain = _VARIABLE.sub(lambda m: f" *{_some_number(m[0])!r}", plain).replace("{", "(").replace("}", ")")
+    plain = _VARIABLE.sub(r" *\g<0>", plain).replace("{", "(").replace("}", ")")
     # What is multiplied by nothing, because it stands first or after an operator; and what stands before a bracket.
-    plain = re.sub(r"(^|[-+*/^(])\s*\*(?=[\d(])", r"\1", plain.strip())
-    plain = re.sub(r"(?<=[\d.)])\(", "*(", plain).replace("^", "**")
-    if _ARITHMETIC.fullmatch(plain) is None or re.search(r"[\d.)] +[\d.(]|\)[\d.]", plain):
+    plain = re.sub(rf"(^|[-+*/^(])\s*\*(?=[\da-zA-Z{PI}{_FUNCTION_NAMES}(])", r"\1", plain.strip())
+    plain = re.sub(rf"(?<=[\da-zA-Z{PI}.)])\(", "*(", plain).replace("^", "**")
+    if _ARITHMETIC.fullmatch(plain) is None or re.search(r"\d[a-zA-Z]", plain):
         return None
     try:
-        return Computed(_value_of(ast.parse(plain, mode="eval").body), variables)
-    except (SyntaxError, ValueError, ArithmeticError, KeyError, RecursionError, TypeError):
+        return _Expression(ast.parse(plain, mode="eval").body, variables)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+@remembered
+def _quotient(text: str) -> Quotient | None:
+    """What an expression is exactly, or None where that is too hard to say."""
+    found = None if _CALL.search(text) else _expression(text)
+    if found is None:
+        return None
+    try:
+        return quotient_of(found.node)
+    except (BeyondAlgebraError, RecursionError):
         return None
 
 
@@ -124,29 +181,45 @@ def _some_number(letter: str) -> float:
     return 0.5 + math.modf(math.sqrt(ord(letter)) * math.pi)[0]
 
 
-def _value_of(node: ast.AST) -> float:
+def _value_of(node: ast.AST, values: Mapping[str, float]) -> float:
     if isinstance(node, ast.Constant):
         return float(str(node.value))
+    if isinstance(node, ast.Name):
+        return values[node.id]
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) == 1 and not node.keywords:
+        return _FUNCTIONS[node.func.id][1](_value_of(node.args[0], values))
     if isinstance(node, ast.UnaryOp):
-        return _OPERATIONS[type(node.op)](_value_of(node.operand))
+        return _OPERATIONS[type(node.op)](_value_of(node.operand, values))
     if isinstance(node, ast.BinOp):
-        return _OPERATIONS[type(node.op)](_value_of(node.left), _value_of(node.right))
+        return _OPERATIONS[type(node.op)](_value_of(node.left, values), _value_of(node.right, values))
     raise ValueError("not arithmetic")
 
 
 def plainly_equal(one: str, other: str) -> bool | None:
     """Whether two answers are equal where arithmetic settles it, else None.
 
-    Expressions that differ in value are different; those that agree in it still need algebra. Intervals, tuples and
-    sets of plain numbers are settled either way.
+    Expressions that differ in value are different; those that agree in it are equal if exact algebra says so, and left
+    open otherwise. Intervals, tuples and sets of plain numbers are settled either way. Where both say what one letter
+    or function is, what it is decides.
     """
+    definitions = _DEFINITION.fullmatch(one.strip()), _DEFINITION.fullmatch(other.strip())
+    if definitions[0] and definitions[1]:
+        if definitions[0][1] != definitions[1][1] or any(d[1][0] in d[2] for d in definitions if d):
+            return None
+        return plainly_equal(definitions[0][2], definitions[1][2])
     lists = _numbers(one), _numbers(other)
     if lists[0] is not None and lists[1] is not None:
         return lists[0] == lists[1] if lists[0][0] == lists[1][0] else None
     here, there = computed(one), computed(other)
     if here is None or there is None or here.variables != there.variables:
         return None
-    return None if math.isclose(here.value, there.value, rel_tol=float(DECIMALS)) else False
+    if not math.isclose(here.value, there.value, rel_tol=float(DECIMALS)):
+        return False
+    forms = _quotient(one), _quotient(other)
+    try:
+        return True if forms[0] is not None and forms[1] is not None and same(forms[0], forms[1]) else None
+    except BeyondAlgebraError:
+        return None
 
 
 @remembered

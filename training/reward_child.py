@@ -11,12 +11,15 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from sota_ml_researcher.training import reward_code, reward_math, reward_rules
+from sota_ml_researcher.training import program_output, reward_code, reward_math, reward_rules
 from sota_ml_researcher.training.sandbox import Limits
 
 
 def score(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The score of one response: ``{"score": number}``, with a ``note`` where there is something to tell."""
+    """The score of one response: ``{"score": number}``, with a ``note`` where there is something to tell.
+
+    Of the kind ``run`` the response is a program, and what comes back is its output.
+    """
     response = str(given["response"])
     if kind == "math":
         return {"score": float(reward_math.is_right(response, str(given["answer"])))}
@@ -28,6 +31,15 @@ def score(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
         if given.get("json_schema") is not None:
             return {"score": reward_rules.fits_schema(response, given["json_schema"])}
         return {"score": reward_rules.has_tags(response, given["tags"])}
+    if kind == "run":
+        return program_output.run(
+            given["response"],
+            mode=given["mode"],
+            limits=Limits(**given["limits"]),
+            wall_s=given["wall_s"],
+            most=given["most"],
+            seed=given["seed"],
+        )
     failure = reward_code.run_tests(
         reward_code.code_in(response),
         given["tests"],

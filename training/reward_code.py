@@ -26,7 +26,7 @@ from typing import Any, cast
 from sota_ml_researcher.training.sandbox import Limits, Mode, sandboxed
 
 _FENCE = re.compile(r"```(?:python|py|python3)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
-_PROGRAM = Path(__file__).with_name("sandbox_program.py")
+PROGRAM = Path(__file__).with_name("sandbox_program.py")
 _LONGEST = 1 << 20
 
 
@@ -75,7 +75,7 @@ def _failed_line(text: str, error: BaseException) -> str:
 
 def _run_examples(code: str, examples: Sequence[Mapping[str, Any]], mode: Mode, limits: Limits, deadline: float) -> str:
     for number, example in enumerate(examples, 1):
-        shut_in = sandboxed(mode, _PROGRAM, [], limits=limits, files={})
+        shut_in = sandboxed(mode, PROGRAM, [], limits=limits, files={})
         request = json.dumps({"mode": "program", "code": code, "input": str(example.get("input", ""))})
         starting: Any = subprocess.Popen  # its options are not known to a type checker
         with starting(
@@ -108,7 +108,7 @@ def _communicate(process: subprocess.Popen[bytes], request: bytes, deadline: flo
         ready, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
         chunk = os.read(process.stdout.fileno(), 65536) if ready else None
         if chunk is None or len(found) > _LONGEST:
-            _end(process)
+            end_program(process)
             return None
         if not chunk:
             break
@@ -116,12 +116,12 @@ def _communicate(process: subprocess.Popen[bytes], request: bytes, deadline: flo
     try:
         process.wait(max(0.1, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
-        _end(process)
+        end_program(process)
         return None
     return found
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end_program(process: subprocess.Popen[bytes]) -> None:
     """Kill a program and whatever it started in its session."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -135,7 +135,7 @@ class _Program:
         self._code = code
         self._deadline = deadline
         self._buffer = b""
-        shut_in = sandboxed(mode, _PROGRAM, [], limits=limits, files={})
+        shut_in = sandboxed(mode, PROGRAM, [], limits=limits, files={})
         starting: Any = subprocess.Popen  # its options are not known to a type checker
         self._process: subprocess.Popen[bytes] = starting(
             shut_in.argv,
@@ -150,7 +150,7 @@ class _Program:
         return self
 
     def __exit__(self, *_: object) -> None:
-        _end(self._process)
+        end_program(self._process)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 try:

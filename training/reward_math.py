@@ -1,4 +1,4 @@
-r"""Whether a mathematical answer is right: numbers by exact arithmetic, anything symbolic by math-verify.
+r"""Whether a mathematical answer is right: numbers and plain algebra exactly, anything else by math-verify.
 
 The answer is what the response commits to: ``\boxed{}``, ``<answer>``, ``####``, "the answer is", the right side of
 the last equation, or the whole response. A response that merely contains the right number among others does not count.
@@ -105,10 +105,12 @@ def _measured(text: str) -> tuple[Fraction | None, str, bool]:
 
 @remembered
 def _verified(given: str, gold: str) -> bool:
-    """Symbolic equality. Slow, and it may not end: the caller sees to a time limit."""
     settled = plainly_equal(given, gold)
-    if settled is not None:
-        return settled
+    return proved(given, gold) if settled is None else settled
+
+
+def proved(given: str, gold: str) -> bool:
+    """Symbolic equality by math-verify. Slow, and it may not end: the caller sees to a time limit."""
     verifier: Any = importlib.import_module("math_verify")
     try:
         return bool(verifier.verify(_parsed(gold), _parsed(given), timeout_seconds=None))

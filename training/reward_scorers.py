@@ -20,7 +20,8 @@ from sota_ml_researcher.training.sandbox import Limits, Mode, Sandboxed, require
 T = TypeVar("T")
 _CHILD = "sota_ml_researcher.training.reward_child"
 CUSTOM = Path(__file__).with_name("sandbox_custom.py")
-_GRACE_S = 5.0
+# What a process that runs programs may take beyond their own time.
+GRACE_S = 5.0
 CUSTOM_LIMITS = Limits(cpu_s=3600, memory_mb=4096, processes=64, tmp_mb=256)
 
 
@@ -96,7 +97,7 @@ class Scorers:
         if any(part.type in {"code", "custom"} for part in parts):
             self._mode = require_isolation(allow_unsandboxed=allow_unsandboxed)
         size = max(1, min(4, os.cpu_count() or 1))
-        self._rules = ScoringPool(_rules_command, size=size, greets=False, where="reward_type")
+        self._rules = ScoringPool(rules_command, size=size, greets=False, where="reward_type")
         self._custom = {
             i: ScoringPool(self._custom_command(part), size=size, greets=True, where=str(part.script))
             for i, part in enumerate(parts)
@@ -152,7 +153,7 @@ class Scorers:
             request |= {"tags": part.tags, "json_schema": part.json_schema}
         elif part.type == "code":
             request |= self._code_request(part, problem)
-        return await self._rules.ask(request, timeout_s=part.timeout_s + (_GRACE_S if part.type == "code" else 0.0))
+        return await self._rules.ask(request, timeout_s=part.timeout_s + (GRACE_S if part.type == "code" else 0.0))
 
     def _code_request(self, part: RewardPart, problem: Problem) -> dict[str, Any]:
         limits = asdict(Limits(cpu_s=max(1, round(part.timeout_s))))
@@ -207,5 +208,6 @@ def weight_of(part: RewardPart) -> float:
     return number("reward.format") if part.type == "format" else 1.0
 
 
-def _rules_command() -> Sandboxed:
+def rules_command() -> Sandboxed:
+    """How to start a process that scores by rule and runs programs (`reward_child`)."""
     return Sandboxed([sys.executable, "-m", _CHILD], {"start_new_session": True})

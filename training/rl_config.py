@@ -62,7 +62,8 @@ class RlConfig(BaseModel):
     reward_script: str | None = Field(None, description="custom: a Python file with reward(prompt, response, row)")
     rewards: tuple[RewardPart, ...] | None = Field(None, min_length=1, description="Several checks with weights")
     environment: EnvironmentConfig | None = Field(
-        None, description="Several turns: retry, a Python file with step(messages, reply, row), or a mapping"
+        None,
+        description="Several turns: retry, interpreter, a file with step(messages, reply, row), or a mapping",
     )
     allow_unsandboxed: bool = Field(False, description="Run code and custom files unshielded where no sandbox works")
     force: bool = Field(False, description="Start although the dry run of the reward is constant")
@@ -166,6 +167,11 @@ class RlConfig(BaseModel):
             raise ValueError(
                 "environment retry needs checks that can say of one answer whether it is right; a preference_model "
                 "compares answers"
+            )
+        if self.environment.type == "interpreter" and any(part.type == "code" for part in self.parts()):
+            raise ValueError(
+                "environment interpreter runs the program of a reply, so that no program is ever the answer which "
+                "reward_type code would test; use environment retry with it"
             )
         limit = self.environment.max_trajectory_tokens
         if limit is not None and limit <= self.max_response_tokens:

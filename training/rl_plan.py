@@ -25,6 +25,7 @@ from sota_ml_researcher.training.reward_config import RewardPart
 from sota_ml_researcher.training.reward_scorers import Scorers
 from sota_ml_researcher.training.rl_config import CLIP_RULES, RlConfig
 from sota_ml_researcher.training.rl_rows import Problem, load_problems
+from sota_ml_researcher.training.sandbox import require_isolation
 
 _MODEL_GIVEN = {"judge", "preference_model"}
 # Rows whose episodes are begun once before the job starts.
@@ -175,6 +176,8 @@ def probe_reward(config: RlConfig, problems: list[Problem]) -> RewardReport | No
     Raises:
         ConfigError: If the reward cannot be used at all.
     """
+    if config.environment is not None and config.environment.type == "interpreter":
+        require_isolation(allow_unsandboxed=config.allow_unsandboxed, where="environment")
     parts = [part for part in config.parts() if part.type not in _MODEL_GIVEN]
     of_its_own = config.environment is not None and config.environment.type == "custom"
     if not parts and not of_its_own:

@@ -24,7 +24,7 @@ from tinker_cookbook.rl.types import (
 
 from sota_ml_researcher.core.errors import ResearcherError
 from sota_ml_researcher.core.files import append_json_line, read_json_lines, write_json_lines
-from sota_ml_researcher.training.environments import Environment, Episode
+from sota_ml_researcher.training.episodes import Environment, Episode
 from sota_ml_researcher.training.hyperparameters import number
 from sota_ml_researcher.training.rendering import ChatRenderer
 from sota_ml_researcher.training.reward_rules import overlong_penalty

@@ -17,7 +17,8 @@ from tinker_cookbook.rl.rollouts import do_single_rollout
 from tinker_cookbook.rl.types import ActionExtra, Env, InitialObservationOverflow, StepResult
 
 from sota_ml_researcher.core.errors import DataError
-from sota_ml_researcher.training.environments import Environment, Episode, Opening, advance
+from sota_ml_researcher.training.environments import advance
+from sota_ml_researcher.training.episodes import Environment, Episode, Opening
 from sota_ml_researcher.training.formats import Message
 from sota_ml_researcher.training.rendering import ChatRenderer
 from sota_ml_researcher.training.reward_process import ScoringFailedError

@@ -13,7 +13,7 @@ import tinker
 from tinker_cookbook.eval.evaluators import SamplingClientEvaluator
 
 from sota_ml_researcher.training.best_checkpoint import BestKeeper
-from sota_ml_researcher.training.environments import Episode
+from sota_ml_researcher.training.episodes import Episode
 from sota_ml_researcher.training.reward_scorers import Response, Score
 from sota_ml_researcher.training.rl_rollouts import Sampling, episode_metrics
 from sota_ml_researcher.training.rl_rows import Problem

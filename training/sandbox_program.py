@@ -2,16 +2,20 @@
 # Reason: it runs alone in the sandbox, as a script, and handles whatever a model wrote.
 """Runs a model's program inside the sandbox and lends its functions to the tests outside. Standard library only.
 
-One JSON line in names the mode: ``program`` runs the code as a script on the given input; ``functions`` runs it and
-then answers calls, one JSON line each. Only plain data crosses: text that ``ast.literal_eval`` reads. Whatever this
-process claims, it cannot know what the tests expect, nor reach the process that compares.
+One JSON line in names the mode: ``program`` runs the code as a script on the given input; ``interpreter`` runs it for
+whoever reads what it prints, errors included; ``functions`` runs it and then answers calls, one JSON line each. There
+only plain data crosses: text that ``ast.literal_eval`` reads. Whatever this process claims, it cannot know what the
+tests expect, nor reach the process that compares.
 """
 
 import ast
 import io
 import json
+import linecache
 import os
+import random
 import sys
+import traceback
 
 LONGEST = 1 << 20
 MOST_ITEMS = 10_000
@@ -75,6 +79,26 @@ class Lent:
         return target
 
 
+def interpret(code, seed):
+    """Run a program as a person would read it: all it prints, and for an error the traceback through its own lines."""
+    os.write(1, b"ready\n")
+    os.dup2(1, 2)
+    sys.stdin = io.StringIO()
+    random.seed(seed)
+    name = "program.py"
+    linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
+    try:
+        exec(compile(code, name, "exec"), {"__name__": "__main__"})  # this is what the sandbox is for
+    except SystemExit:
+        raise
+    except BaseException as error:
+        sys.stdout.flush()
+        shown = traceback.TracebackException.from_exception(error)
+        shown.stack = traceback.StackSummary.from_list([f for f in shown.stack if f.filename == name])
+        print("".join(shown.format()), end="", file=sys.stderr)
+        sys.exit(1)
+
+
 def serve(code, requests, reply):
     """Run the code, then answer calls until there are no more."""
     names = {"__name__": "solution"}
@@ -99,6 +123,9 @@ def main():
     if first["mode"] == "program":
         sys.stdin = io.StringIO(first["input"])
         exec(compile(first["code"], "solution.py", "exec"), {"__name__": "__main__"})
+        return
+    if first["mode"] == "interpreter":
+        interpret(first["code"], first["seed"])
         return
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     nothing = os.open(os.devnull, os.O_RDWR)

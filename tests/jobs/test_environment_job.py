@@ -50,17 +50,30 @@ def curve(job: Job) -> dict[int, dict[str, float]]:
     return {r["step"]: {name: r[name] for name in kept if name in r} for r in records}
 
 
+def taught(data: Path, rows: list[Any], steps: int = 60) -> Job:
+    """The demo model after some steps on conversations."""
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {"num_epochs": None, "num_steps": steps, "batch_size": 32, "learning_rate": 2e-3, "lora_rank": 16}
+    plan = plan_sft(load_sft_settings(template_path("sft"), {"train_file": str(data), "val_file": None, **changes}))
+    job = wait_until(start_sft_job(Registry(), plan).id, ended)
+    assert job.state is JobState.SUCCEEDED, job.error
+    return job
+
+
 @needs_sandbox
 @pytest.mark.slow
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(400)
 @pytest.mark.usefixtures("stop_engine")
-def test_episodes_are_kept_turn_by_turn_and_a_resumed_job_plays_the_same(tmp_path: Path) -> None:
+def test_episodes_are_kept_turn_by_turn_and_a_resumed_job_plays_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("job_helpers.PATIENCE_S", 180.0)
     script, data = tmp_path / "lots.py", tmp_path / "words.jsonl"
     script.write_text(LOTS)
     data.write_text("".join(json.dumps({"prompt": f"say {a}{b}e"}) + "\n" for a in "klm" for b in "aou"))
     environment = {"type": "custom", "script": str(script), "max_turns": 3}
     changes = {"base_model": "demo", "train_file": str(data), "val_file": str(data), "max_response_tokens": 8}
-    changes |= {"rewards": None, "environment": environment, "num_steps": 4, "checkpoint_every": 1}
+    changes |= {"rewards": None, "environment": environment, "num_steps": 10, "checkpoint_every": 3}
     config = tiny(tmp_path, tmp_path, **changes)
     whole = wait_until(start_rl(None, **config).id, ended)
     assert whole.state is JobState.SUCCEEDED, whole.error
@@ -82,6 +95,7 @@ def test_episodes_are_kept_turn_by_turn_and_a_resumed_job_plays_the_same(tmp_pat
     control.cancel(Registry(), cut.id)
     stopped = wait_until(cut.id, ended)
     assert stopped.state is JobState.CANCELLED
+    assert 2 <= stopped.step < 10
     control.resume(Registry(), cut.id)
     resumed = wait_until(cut.id, ended)
     assert (resumed.state, resumed.attempt) == (JobState.SUCCEEDED, 2), resumed.error
@@ -105,13 +119,9 @@ def test_what_the_second_turn_must_answer_to_the_first_is_learnt(
     for _, (prompt, _) in zip(range(800), tasks.distinct(tasks.say, 11), strict=False):
         asked, word = {"role": "user", "content": prompt}, prompt.removeprefix("say ")
         rows.append({"messages": [asked, coin(word), asked, coin(word)]})
-    data, script = tmp_path / "two_turns.jsonl", tmp_path / "both.py"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    script = tmp_path / "both.py"
     script.write_text(BOTH)
-    changes = {"num_epochs": None, "num_steps": 60, "batch_size": 32, "learning_rate": 2e-3, "lora_rank": 16}
-    plan = plan_sft(load_sft_settings(template_path("sft"), {"train_file": str(data), "val_file": None, **changes}))
-    sft = wait_until(start_sft_job(Registry(), plan).id, ended)
-    assert sft.state is JobState.SUCCEEDED, sft.error
+    sft = taught(tmp_path / "two_turns.jsonl", rows)
     job = start_rl(
         template_path("grpo"),
         reward_type=None,
@@ -119,6 +129,7 @@ def test_what_the_second_turn_must_answer_to_the_first_is_learnt(
         load_checkpoint=checkpoint_path(sft, "state_path"),
         val_file=None,
         num_steps=30,
+        learning_rate=6e-4,
         num_substeps=1,
     )
     job = wait_until(job.id, ended)
@@ -129,12 +140,65 @@ def test_what_the_second_turn_must_answer_to_the_first_is_learnt(
     assert sum(r["episode/reward_turn_2"] for r in records[-4:]) / 4 >= 0.45
 
 
+@needs_sandbox
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
+@pytest.mark.usefixtures("stop_engine")
+def test_a_model_learns_to_run_a_program_where_its_own_guess_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sorting a word's letters is beyond the demo model, which is shown both guesses and programs."""
+    monkeypatch.setattr("job_helpers.PATIENCE_S", 380.0)
+    rng = random.Random(5)
+    shown: list[Any] = []
+    asked: list[Any] = []
+    for number in range(1400):
+        word = "".join(rng.sample("abcdefghijklmnopqrstuvwxyz", 3))
+        answer = "".join(sorted(word))
+        user, guess = {"role": "user", "content": f"say {word}"}, {"role": "assistant", "content": word}
+        program = {"role": "assistant", "content": f"```python\nprint(*sorted('{word}'),sep='')\n```"}
+        output = {"role": "user", "content": f"Output:\n{answer}"}
+        # A row's loss is the mean of its tokens, so that one guess weighs as much as ten of the longer programs.
+        said = [program, output, {"role": "assistant", "content": answer}] if number % 10 else [guess]
+        if number < 1000:
+            shown.append({"messages": [user, *said]})
+        else:
+            asked.append({"prompt": user["content"], "answer": answer})
+    sft = taught(tmp_path / "shown.jsonl", shown, steps=150)
+    prompts = tmp_path / "asked.jsonl"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    job = start_rl(
+        template_path("grpo"),
+        train_file=str(prompts),
+        val_file=None,
+        environment="interpreter",
+        load_checkpoint=checkpoint_path(sft, "state_path"),
+        max_response_tokens=48,
+        batch_size=8,
+        group_size=8,
+        num_steps=24,
+        learning_rate=6e-4,
+        num_substeps=1,
+    )
+    job = wait_until(job.id, ended)
+    assert job.state is JobState.SUCCEEDED, job.error
+    records = [r for r in run_files.recent_metrics(job.folder, limit=1000) if "reward/mean" in r]
+    first, last = records[0], records[-4:]
+    assert first["reward/mean"] <= 0.65
+    assert sum(r["reward/mean"] for r in last) / 4 >= 0.8
+    programs = "reward/interpreter.programs"
+    assert sum(r[programs] for r in last) / 4 >= first[programs] + 0.2
+    rollouts = [json.loads(line) for line in (job.folder / "rollouts.jsonl").read_text().splitlines()]
+    ran = next(r for r in rollouts if len(r["turns"]) == 2 and r["reward"] == 1.0)
+    assert ran["turns"][0]["environment"][0]["content"].startswith("Output:\n")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
 @pytest.mark.usefixtures("stop_engine")
 def test_retry_teaches_to_be_right_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("job_helpers.PATIENCE_S", 280.0)
-    job = wait_until(start_rl(template_path("grpo"), environment="retry", num_steps=40, eval_every=0).id, ended)
+    monkeypatch.setattr("job_helpers.PATIENCE_S", 480.0)
+    job = wait_until(start_rl(template_path("grpo"), environment="retry", num_steps=60, eval_every=0).id, ended)
     assert job.state is JobState.SUCCEEDED, job.error
     records = [r for r in run_files.recent_metrics(job.folder, limit=1000) if "reward/mean" in r]
     assert records[0]["reward/mean"] <= 0.4

@@ -10,14 +10,8 @@ from conftest_tiny import CHATML, write_tiny_model
 
 from sota_ml_researcher.core.errors import ConfigError, DataError
 from sota_ml_researcher.doctrine.rules import rule
-from sota_ml_researcher.training.environments import (
-    Episode,
-    Retry,
-    Script,
-    ScriptedPlayer,
-    advance,
-    make_environment,
-)
+from sota_ml_researcher.training.environments import Retry, Script, ScriptedPlayer, advance, make_environment
+from sota_ml_researcher.training.episodes import Episode
 from sota_ml_researcher.training.job_estimates import rl_cost
 from sota_ml_researcher.training.rendering import ChatRenderer, load_renderer
 from sota_ml_researcher.training.reward_scorers import Response, Score, Scorers

@@ -1,5 +1,6 @@
 import asyncio
 import math
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from sota_ml_researcher.core.errors import ConfigError, DataError
-from sota_ml_researcher.training import reward_arithmetic
+from sota_ml_researcher.training import reward_arithmetic, reward_math
 from sota_ml_researcher.training.reward_check import Sampled, check_reward, require_usable
 from sota_ml_researcher.training.reward_config import RewardPart
 from sota_ml_researcher.training.reward_math import answer_in, is_right
@@ -251,9 +252,16 @@ def test_a_judge_s_verdict_is_its_last_score() -> None:
         (r"-2^2", -4.0),
         (r"2\pi^2", 2 * math.pi**2),
         (r"2(3+\sqrt{4})", 10.0),
+        (r"\sqrt{2+\sqrt{4}}", 2.0),
+        (r"3\ln 2", 3 * math.log(2)),
+        (r"-\sin\left(2\pi/3\right)", -math.sin(2 * math.pi / 3)),
         *(
             (text, None)
             for text in ("xy+1", "5 cm", "1 1/2", r"\sqrt[3]{8}", "10!", "9**9", r"50\%", "e^2", "2i+1", "", "0^{-1}")
+        ),
+        *(
+            (text, None)
+            for text in (r"\log(100)", r"\ln 2x", r"\ln 3\pi", r"\sin^2(1)", r"\sinh(1)", "0xa", "σ(1)", r"\ln(-1)")
         ),
     ],
 )
@@ -285,6 +293,82 @@ def test_plain_constants_are_computed_and_nothing_else_is(text: str, value: floa
 )
 def test_brackets_roots_and_mixed_numbers_mean_what_they_say(response: str, gold: str, right: bool) -> None:
     assert is_right(response, gold) is right
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("(x+2)(x-3)", "x^2-x-6"),
+        (r"\frac{1}{1+\sqrt{2}}", r"\sqrt{2}-1"),
+        (r"\frac{x^2-1}{x-1}", "x+1"),
+        (r"\sqrt{8}+\sqrt{50}", r"7\sqrt{2}"),
+        (r"\sqrt{6}", r"\sqrt2\sqrt3"),
+        (r"\frac{\pi}{2}", r"0.5\pi"),
+        ("(x+1)^{10}", "(1+x)^9(x+1)"),
+        ("y = 2x+1", "y=1+2x"),
+        ("f(x)=x(x+1)", "f(x)=x^2+x"),
+        (r"2+\ln(3)", r"\ln 3+2"),
+        (r"\sqrt{x+\sqrt{2}}+1", r"1+\sqrt{\sqrt{2}+x}"),
+        (r"2\sin(x+y)\cos(x)", r"\cos(x)*2\sin(y+x)"),
+    ],
+)
+def test_equal_expressions_are_proved_equal_without_the_verifier(one: str, other: str) -> None:
+    assert reward_arithmetic.plainly_equal(one, other) is True
+    assert is_right(f"\\boxed{{{one}}}", other)
+    assert reward_math.proved(one, other)  # the verifier agrees
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("x^2-x-6", "(x+2)(x-4)"),
+        (r"\sqrt{\sqrt{2}+3}", r"\sqrt{3+\sqrt{3}}"),
+        (r"3\sin(x)", r"2\sin(x)"),
+        (r"\ln 2+1", r"1+\ln(3)"),
+        ("y=2x+1", "y=1+3x"),
+    ],
+)
+def test_expressions_that_differ_at_a_point_are_told_apart_without_the_verifier(one: str, other: str) -> None:
+    assert reward_arithmetic.plainly_equal(one, other) is False
+    assert not reward_math.proved(one, other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("1.414214", r"\sqrt{2}"),  # a rounded number
+        ("10000000x", "10000001x"),  # too close to tell by value
+        ("0.3333333x", "x/3"),
+        ("f(x+y)", "f(x)+f(y)"),  # a function, it seems
+        ("x/0", "x/0+0"),
+        ("x-x+1", "1"),
+        ("(x+1)^{30}", "(1+x)^{30}"),  # too large
+        (r"\sqrt{3+2\sqrt{2}}", r"1+\sqrt{2}"),
+        (r"\sin(x)^2+\cos(x)^2", "1"),
+        (r"\ln 4", r"2\ln 2"),
+        ("x=2", "y=2"),
+        ("y=2x+y", "y=3x+y"),
+        ("x=1,y=2", "x=1,y=2"),
+    ],
+)
+def test_what_arithmetic_cannot_settle_is_left_open(one: str, other: str) -> None:
+    assert reward_arithmetic.plainly_equal(one, other) is None
+
+
+def test_algebra_says_the_same_as_the_verifier() -> None:
+    """Polynomials, quotients and roots made by chance, each beside one that is equal and one that may not be."""
+    rng = random.Random(3)
+    for _ in range(40):
+        a, b, c = rng.randint(2, 12), rng.randint(2, 12), rng.randint(1, 3)
+        shapes = [
+            (f"(x+{a})(x-{b})", f"x^2+{a - b + c - 2}x-{a * b}".replace("+-", "-")),
+            (f"\\frac{{x+{a}}}{{{b}}}", f"\\frac{{{c}x}}{{{c * b}}}+\\frac{{{a}}}{{{b + c - 2}}}"),
+            (f"\\sqrt{{{a * b * b}}}", f"{b + c - 2}\\sqrt{{{a}}}"),
+            (f"\\frac{{{a}}}{{\\sqrt{{{b}}}}}", f"\\frac{{{a}\\sqrt{{{b}}}}}{{{b + c - 2}}}"),
+        ]
+        one, other = rng.choice(shapes)
+        settled = reward_arithmetic.plainly_equal(one, other)
+        assert settled is reward_math.proved(one, other), (one, other)
 
 
 def test_what_is_remembered_is_bounded_and_long_texts_are_not_kept() -> None:

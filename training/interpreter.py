@@ -1,0 +1,92 @@
+"""An environment in which the model may run Python programs before it answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from sota_ml_researcher.training.environment_config import EnvironmentConfig
+from sota_ml_researcher.training.episodes import Episode, Opening, Turn, broken_score
+from sota_ml_researcher.training.formats import Message
+from sota_ml_researcher.training.program_output import program_in
+from sota_ml_researcher.training.reward_process import ScoringFailedError, ScoringPool
+from sota_ml_researcher.training.reward_scorers import GRACE_S, Response, Score, Scorers, rules_command
+from sota_ml_researcher.training.rl_rows import Problem
+from sota_ml_researcher.training.sandbox import Limits, require_isolation
+
+_INTRODUCTION = "Output:\n"
+
+
+class Interpreter:
+    """A block of Python in a reply is run, and its output is the next message; a reply without one is the answer.
+
+    An episode that ends with a program has no answer, and is scored as one that says nothing.
+    """
+
+    def __init__(self, settings: EnvironmentConfig, scorers: Scorers, *, allow_unsandboxed: bool) -> None:
+        """Prepare to run programs.
+
+        Args:
+            settings: Time, output and turns.
+            scorers: Score the answer.
+            allow_unsandboxed: Whether programs may run without a sandbox where none works.
+
+        Raises:
+            ConfigError: If programs cannot be isolated and may not run without that.
+        """
+        self._settings = settings
+        self._scorers = scorers
+        self._mode = require_isolation(allow_unsandboxed=allow_unsandboxed, where="environment")
+        self._limits = asdict(Limits(cpu_s=max(1, round(settings.timeout_s))))
+        size = max(1, min(4, os.cpu_count() or 1))
+        self._pool = ScoringPool(rules_command, size=size, greets=False, where="environment", what="environment")
+
+    async def reset(self, problem: Problem, seed: int) -> Opening:
+        """The prompt as it stands in the data."""
+        return Opening(problem.messages)
+
+    async def step(self, problem: Problem, episode: Episode, response: Response, seed: int) -> Turn:
+        """Run the reply's program; a reply that was cut is not run, because it ends the episode."""
+        code = program_in(response.text)
+        if code is None or response.cut:
+            return Turn(response.text, response.tokens, Score(0.0), done=not response.cut)
+        wall_s = self._settings.timeout_s
+        request = {"kind": "run", "response": code, "mode": self._mode, "limits": self._limits, "wall_s": wall_s}
+        request |= {"most": self._settings.max_output_chars, "seed": seed}
+        try:
+            ran = await self._pool.ask(request, timeout_s=wall_s + GRACE_S)
+        except ScoringFailedError as error:
+            raise ScoringFailedError(f"line {problem.line}: environment: {error}") from error
+        score = Score(0.0, {"programs": 1.0, "errors": float(ran["failed"])})
+        said = Message(role="user", content=_INTRODUCTION + str(ran["output"]))
+        return Turn(response.text, response.tokens, score, (said,))
+
+    async def total(self, problem: Problem, episodes: Sequence[Episode]) -> list[Score]:
+        """The reward of the last reply, discounted for each turn before it if so set."""
+        whole = {i: e for i, e in enumerate(episodes) if broken_score(e) is None and e.turns}
+        last = [_answer(episode) for episode in whole.values()]
+        checked = dict(zip(whole, await self._scorers.score_group(problem, last), strict=True)) if last else {}
+        return [
+            self._discounted(checked[i], e) if i in checked else broken_score(e) or Score(0.0)
+            for i, e in enumerate(episodes)
+        ]
+
+    def _discounted(self, score: Score, episode: Episode) -> Score:
+        """An answer's score after so many turns, with the programs that were run for it."""
+        counts = {
+            f"interpreter.{name}": sum(turn.score.parts.get(name, 0.0) for turn in episode.turns)
+            for name in ("programs", "errors")
+        }
+        worth = self._settings.per_turn ** (len(episode.turns) - 1)
+        return Score(score.reward * worth, {**score.parts, **counts}, score.note, score.failed)
+
+    async def close(self) -> None:
+        """End the child processes."""
+        await self._pool.close()
+
+
+def _answer(episode: Episode) -> Response:
+    last = episode.turns[-1]
+    text = last.reply if program_in(last.reply) is None else ""
+    return Response(text, last.tokens, episode.stop == "max_tokens")
