@@ -258,7 +258,12 @@ class PackedBackbone:
     def describe(self) -> dict[str, Any]:
         """What ran."""
         fused = model_packed_fused.usable(self._embedding, self._layers[0].heads)
-        return {"implementation": "packed", "architecture": self._architecture, "kernels": fused, "rows_alone": self._rows_alone}
+        return {
+            "implementation": "packed",
+            "architecture": self._architecture,
+            "kernels": fused,
+            "rows_alone": self._rows_alone,
+        }
 
 
 class _FinalNorm(torch.autograd.Function):
