@@ -80,7 +80,7 @@ class Lora:
     """The pairs of one ``Linear``, and stacked: A [kR, d_in], and B [sum of widths, kR] with zeros off its blocks.
 
     One product with the stacked matrices is cheaper than one for each pair: they are thin, and their cost is the call.
-    ``spans`` are the rows of ``Linear`` that each pair adds to; ``thin`` are both ways for ``kernels.lora_add``.
+    ``spans`` are the rows of ``Linear`` that each pair adds to; ``forth`` and ``back`` are for ``kernels.lora_add``.
     """
 
     pairs: tuple[Pair, ...]
@@ -88,7 +88,8 @@ class Lora:
     scaling: float
     a: Tensor | None
     b: Tensor | None
-    thin: tuple[kernels.Thin, kernels.Thin] | None = None
+    forth: kernels.Thin | None = None
+    back: kernels.Thin | None = None
 
     @classmethod
     def of(cls, linear: Linear, lora: ActiveLora | None) -> Lora:
@@ -110,16 +111,15 @@ class Lora:
             slice(start, start + linear.widths[block]) for start, (block, _) in zip(starts, found, strict=True)
         )
         pairs = tuple(pair for _, pair in found)
-        rank = pairs[0].a.shape[0]
         with torch.no_grad():
-            a, b = pairs[0].a.detach(), pairs[0].b.detach()
-            if len(linear.names) > 1:
-                a = torch.cat([pair.a for pair in pairs])
-                b = b.new_zeros((sum(linear.widths), rank * len(pairs)))
-                for index, (span, pair) in enumerate(zip(spans, pairs, strict=True)):
-                    b[span, index * rank : (index + 1) * rank] = pair.b
-            thin = _thin(a, b, spans) if kernels.takes_lora(a, spans) else None
-            return cls(pairs, spans, lora.scaling, a, b, thin)
+            a = torch.cat([pair.a for pair in pairs]) if len(pairs) > 1 else pairs[0].a.detach()
+            thin = kernels.takes_lora(a, spans)
+            forth = _forth(a, pairs, spans, sum(linear.widths)) if thin else None
+            if forth is not None and not pairs[0].a.requires_grad:  # nothing will go back
+                return cls(pairs, spans, lora.scaling, a, None, forth)
+            b_t = _stacked_b(pairs, spans, sum(linear.widths))
+            back = _back(a, b_t, forth) if forth is not None else None
+            return cls(pairs, spans, lora.scaling, a, b_t.t(), forth, back)
 
     def tensors(self) -> list[Tensor]:
         """A, B, A, B ... for autograd."""
@@ -129,38 +129,38 @@ class Lora:
 _NO_LORA = Lora((), (), 1.0, None, None)
 
 
-def _thin(a: Tensor, b: Tensor, spans: tuple[slice, ...]) -> tuple[kernels.Thin, kernels.Thin]:
-    """Stacked pairs, A [kR, d_in] and B [d_out, kR], for x to y and for the gradient by y to that by x."""
-    (ranks, d_in), d_out = a.shape, len(b)
-    rank = ranks // len(spans)
-    # The ranks of each block, on its columns alone, in one matrix without the zeros between them.
-    narrow = b.new_zeros((d_out, rank))
-    for index, span in enumerate(spans):
-        narrow[span] = b[span, index * rank : (index + 1) * rank]
+def _stacked_b(pairs: tuple[Pair, ...], spans: tuple[slice, ...], width: int) -> Tensor:
+    """All B transposed, [kR, sum of widths], zero off their blocks."""
+    rank = pairs[0].a.shape[0]
+    stacked = pairs[0].b.new_zeros((rank * len(pairs), width))
+    for index, (span, pair) in enumerate(zip(spans, pairs, strict=True)):
+        stacked[index * rank : (index + 1) * rank, span] = pair.b.t()
+    return stacked
+
+
+def _forth(a: Tensor, pairs: tuple[Pair, ...], spans: tuple[slice, ...], width: int) -> kernels.Thin:
+    """From x to y."""
+    rank = pairs[0].a.shape[0]
+    b = pairs[0].b.new_zeros((rank // 2, width, 2))
+    for span, pair in zip(spans, pairs, strict=True):
+        b[:, span] = pair.b.view(-1, rank // 2, 2).transpose(0, 1)
     columns = torch.tensor([[span.start, span.stop] for span in spans])
-    whole = torch.tensor([[0, d_in]])
-    forth = kernels.Thin(
-        a.contiguous(),
-        whole,
-        narrow.view(d_out, rank // 2, 2).transpose(0, 1).contiguous(),
-        columns,
-    )
-    back = kernels.Thin(
-        b.t().contiguous(),
-        columns,
-        a.view(ranks // 2, 2, d_in).transpose(1, 2).contiguous(),
-        whole,
-    )
-    return forth, back
+    return kernels.Thin(a.contiguous(), torch.tensor([[0, a.shape[1]]]), b, columns)
+
+
+def _back(a: Tensor, b_t: Tensor, forth: kernels.Thin) -> kernels.Thin:
+    """From the gradient by y to that by x."""
+    ranks, d_in = a.shape
+    return kernels.Thin(b_t, forth.out, a.view(ranks // 2, 2, d_in).transpose(1, 2).contiguous(), forth.into)
 
 
 def lora_forward(x: Tensor, linear: Linear, lora: Lora, residual: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Y = x W^T + bias (+ residual) with ``scaling (x A^T) B^T`` added to each adapted block; also x A^T [N, kR]."""
     y = linear.apply(x, residual)
+    if lora.forth is not None:
+        return y, kernels.lora_add(x, lora.forth, lora.scaling, y)
     if lora.a is None or lora.b is None:
         return y, None
-    if lora.thin is not None:
-        return y, kernels.lora_add(x, lora.thin[0], lora.scaling, y)
     low = x @ lora.a.t()
     return y.addmm_(low, lora.b.t(), alpha=lora.scaling), low
 
@@ -194,8 +194,8 @@ def grad_through(grad: Tensor, lora: Lora, grad_x: Tensor | None) -> Tensor:
     """Add scaling (grad B) A to ``grad_x`` in place, if there is one; returns grad B [N, kR]."""
     assert lora.a is not None
     assert lora.b is not None
-    if grad_x is not None and lora.thin is not None:
-        return kernels.lora_add(grad.contiguous(), lora.thin[1], lora.scaling, grad_x)
+    if grad_x is not None and lora.back is not None:
+        return kernels.lora_add(grad.contiguous(), lora.back, lora.scaling, grad_x)
     grad_low = grad @ lora.b
     if grad_x is not None:
         grad_x.addmm_(grad_low, lora.a, alpha=lora.scaling)

@@ -211,18 +211,22 @@ def test_attention_while_sampling(dtype, size: int, query: int, window: int | No
 @needs_kernels
 def test_the_pairs_of_an_adapter_are_added_and_their_gradient_goes_back() -> None:
     """Two pairs of rank 8 on a stacked matrix whose middle block is not adapted."""
-    pairs = {name: Pair(_random(8, 64, dtype=torch.bfloat16), _random(32, 8, dtype=torch.bfloat16)) for name in "ac"}
+    pairs = {
+        name: Pair(*(_random(*shape, dtype=torch.bfloat16).requires_grad_() for shape in ((8, 64), (32, 8))))
+        for name in "ac"
+    }
     linear = Linear(_random(128, 64, dtype=torch.bfloat16, seed=4), None, ("a", "b", "c"), (32, 64, 32))
     lora = Lora.of(linear, ActiveLora(pairs, 0.5))
-    if lora.thin is None:
+    if lora.forth is None:
         pytest.skip("this processor has no bf16 products")
-    plain = replace(lora, thin=None)
+    plain = replace(lora, forth=None, back=None)
     x, grad = _random(7, 64, dtype=torch.bfloat16, seed=1), _random(7, 128, dtype=torch.bfloat16, seed=2)
     found, low = lora_forward(x, linear, lora)
     wanted, wanted_low = lora_forward(x, linear, plain)
     _near(low, wanted_low, torch.bfloat16)
     _near(found, wanted, torch.bfloat16, 8)
     assert torch.equal(found[:, 32:96], linear.apply(x)[:, 32:96])
+    assert lora.back is not None
     (slope, slopes), (wanted_slope, wanted_slopes) = (
         lora_backward(grad, x, low, linear, each, want_x=True) for each in (lora, plain)
     )
