@@ -154,17 +154,17 @@ def test_a_model_learns_to_run_a_program_where_its_own_guess_is_wrong(
     asked: list[Any] = []
     for number in range(1400):
         word = "".join(rng.sample("abcdefghijklmnopqrstuvwxyz", 3))
-        answer = "".join(sorted(word))
+        answer = " ".join(sorted(word))
         user, guess = {"role": "user", "content": f"say {word}"}, {"role": "assistant", "content": word}
-        program = {"role": "assistant", "content": f"```python\nprint(*sorted('{word}'),sep='')\n```"}
+        program = {"role": "assistant", "content": f"```python\nprint(*sorted('{word}'))\n```"}
         output = {"role": "user", "content": f"Output:\n{answer}"}
-        # A row's loss is the mean of its tokens, so that one guess weighs as much as ten of the longer programs.
+        # A row's loss is the mean of its tokens, so that one guess weighs as much as ten of the longer programs do.
         said = [program, output, {"role": "assistant", "content": answer}] if number % 10 else [guess]
         if number < 1000:
             shown.append({"messages": [user, *said]})
         else:
             asked.append({"prompt": user["content"], "answer": answer})
-    sft = taught(tmp_path / "shown.jsonl", shown, steps=150)
+    sft = taught(tmp_path / "shown.jsonl", shown, steps=400)
     prompts = tmp_path / "asked.jsonl"
     prompts.write_text("".join(json.dumps(row) + "\n" for row in asked))
     job = start_rl(
@@ -176,7 +176,7 @@ def test_a_model_learns_to_run_a_program_where_its_own_guess_is_wrong(
         max_response_tokens=48,
         batch_size=8,
         group_size=8,
-        num_steps=24,
+        num_steps=16,
         learning_rate=6e-4,
         num_substeps=1,
     )
