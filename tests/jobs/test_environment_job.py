@@ -142,13 +142,13 @@ def test_what_the_second_turn_must_answer_to_the_first_is_learnt(
 
 @needs_sandbox
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("stop_engine")
 def test_a_model_learns_to_run_a_program_where_its_own_guess_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sorting a word's letters is beyond the demo model, which is shown both guesses and programs."""
-    monkeypatch.setattr("job_helpers.PATIENCE_S", 380.0)
+    monkeypatch.setattr("job_helpers.PATIENCE_S", 560.0)
     rng = random.Random(5)
     shown: list[Any] = []
     asked: list[Any] = []
@@ -164,7 +164,7 @@ def test_a_model_learns_to_run_a_program_where_its_own_guess_is_wrong(
             shown.append({"messages": [user, *said]})
         else:
             asked.append({"prompt": user["content"], "answer": answer})
-    sft = taught(tmp_path / "shown.jsonl", shown, steps=400)
+    sft = taught(tmp_path / "shown.jsonl", shown, steps=300)
     prompts = tmp_path / "asked.jsonl"
     prompts.write_text("".join(json.dumps(row) + "\n" for row in asked))
     job = start_rl(
@@ -176,18 +176,18 @@ def test_a_model_learns_to_run_a_program_where_its_own_guess_is_wrong(
         max_response_tokens=48,
         batch_size=8,
         group_size=8,
-        num_steps=16,
-        learning_rate=6e-4,
+        num_steps=24,
+        learning_rate=2e-4,
         num_substeps=1,
     )
     job = wait_until(job.id, ended)
     assert job.state is JobState.SUCCEEDED, job.error
     records = [r for r in run_files.recent_metrics(job.folder, limit=1000) if "reward/mean" in r]
-    first, last = records[0], records[-4:]
+    first, last = records[0], records[-6:]
     assert first["reward/mean"] <= 0.65
-    assert sum(r["reward/mean"] for r in last) / 4 >= 0.8
+    assert sum(r["reward/mean"] for r in last) / 6 >= 0.75
     programs = "reward/interpreter.programs"
-    assert sum(r[programs] for r in last) / 4 >= first[programs] + 0.2
+    assert sum(r[programs] for r in last) / 6 >= first[programs] + 0.2
     rollouts = [json.loads(line) for line in (job.folder / "rollouts.jsonl").read_text().splitlines()]
     ran = next(r for r in rollouts if len(r["turns"]) == 2 and r["reward"] == 1.0)
     assert ran["turns"][0]["environment"][0]["content"].startswith("Output:\n")
