@@ -112,10 +112,10 @@ class Lora:
         )
         pairs = tuple(pair for _, pair in found)
         with torch.no_grad():
-            a = torch.cat([pair.a for pair in pairs]) if len(pairs) > 1 else pairs[0].a.detach()
+            a = torch.cat([pair.a.detach() for pair in pairs])
             thin = kernels.takes_lora(a, spans)
             forth = _forth(a, pairs, spans, sum(linear.widths)) if thin else None
-            if forth is not None and not pairs[0].a.requires_grad:  # nothing will go back
+            if forth is not None and not any(pair.a.requires_grad for pair in pairs):  # nothing will go back
                 return cls(pairs, spans, lora.scaling, a, None, forth)
             b_t = _stacked_b(pairs, spans, sum(linear.widths))
             back = _back(a, b_t, forth) if forth is not None else None
