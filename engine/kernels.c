@@ -3,7 +3,7 @@
 // runs (see kernels.py); matrix products stay torch's.
 //
 // Every row is computed by one thread in one order, so that results do not depend on the number of threads. Arithmetic
-// is fp32 inside and rounds once, on writing. Sizes and shapes are checked by kernels.py.
+// is fp32 inside and rounds once, on writing. Nothing is checked here: see kernels.py.
 //
 // Axes: N tokens, D hidden size, I intermediate size, S sequences of one length L, H query heads, J key heads, E head
 // size, V vocabulary, B rows being sampled.
@@ -136,8 +136,8 @@ INLINE void lora_low(const int count, i64 d_in, const i64 *span, const bf16 *con
 }
 
 // y [N, d_out] += scaling (x A^T) B^T, and low [N, ranks] = x A^T, for thin A [ranks, d_in] and B, which lies as
-// [ranks / outs / 2, d_out, 2], pairs of ranks side by side. ``in`` [ins, 2] are the columns of x that each of as many equal
-// runs of ranks reads, ``out`` [outs, 2] the columns of y that each of as many runs adds to: the pairs of several
+// [ranks / outs / 2, d_out, 2], pairs of ranks side by side. ``in`` [ins, 2] are the columns of x that each of as many
+// equal runs of ranks reads, ``out`` [outs, 2] the columns of y that each of as many runs adds to: the pairs of several
 // matrices stacked are zero elsewhere. Rows go four at a time, because A and B come from the second-level cache.
 void lora_add_bf16(i64 n, i64 d_in, i64 d_out, i64 ranks, i64 ins, const i64 *in, i64 outs, const i64 *out,
                    const bf16 *x, const bf16 *a, const bf16 *b, f32 scaling, bf16 *y, bf16 *low) {

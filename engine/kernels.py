@@ -5,7 +5,7 @@
 Without a C compiler, or where it cannot build them, the engine computes the same with torch's operations, slower;
 ``ML_RESEARCHER_KERNELS=off`` asks for that. Both round in different places, so that last bits differ between the two.
 
-Axes as in ``kernels.c``. Every function checks nothing: callers ask ``usable`` first.
+Axes as in ``kernels.c``. The functions check nothing: callers ask ``usable``, ``fits`` and ``takes_lora`` first.
 """
 
 from __future__ import annotations
@@ -96,10 +96,12 @@ def library() -> ctypes.CDLL | None:
 
 def takes_lora(a: Tensor, spans: Sequence[slice]) -> bool:
     """Whether ``lora_add`` takes pairs stacked to A [kR, d_in] that add to these columns, and their way back."""
+    found = library()
     return (
-        a.dtype == torch.bfloat16
+        found is not None
+        and a.dtype == torch.bfloat16
         and usable(a)
-        and bool(library().has_lora_add())  # type: ignore[union-attr]  # usable says that it is there
+        and bool(found.has_lora_add())
         and a.shape[0] // len(spans) % 2 == 0
         and a.shape[0] <= _MOST_LOW
         and a.shape[1] % 32 == 0

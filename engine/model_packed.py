@@ -118,7 +118,9 @@ class PackedBackbone:
             for index, layer in enumerate(body.layers)
         ]
         fused = model_packed_fused.usable(self._embedding, self._layers[0].heads)
-        self._rows_alone = packed and fused and all(rows_alone(each.gate_up) for each in self._layers[:1])
+        first = self._layers[0]
+        every_kind = (first.qkv, first.output, first.gate_up, first.down)
+        self._rows_alone = packed and fused and all(rows_alone(linear) for linear in every_kind)
         # The layers in a second order, and the head, which stays as it is too: it may be the embedding.
         self._packed = self._parameters * self.dtype.itemsize if packed else 0
 

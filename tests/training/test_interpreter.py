@@ -212,12 +212,11 @@ def test_without_isolation_it_runs_only_if_that_is_allowed(monkeypatch: pytest.M
     assert plan_rl(load_rl_settings(None, {**given, "allow_unsandboxed": True})).report is not None
 
 
+@needs_sandbox
 def test_the_probes_answer_at_once() -> None:
     async def work(environment: Any) -> list[Score]:
         return await ScriptedPlayer(environment, 3).score_group(ROW, [Response("391", 1), Response("8", 1)])
 
-    if sandbox.isolation().mode is None:
-        pytest.skip("no isolation here")
     assert [score.reward for score in in_environment(config_of(), work)] == [1.0, 0.0]
 
 
