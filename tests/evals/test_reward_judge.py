@@ -5,10 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
 from loopback_judges import MODEL, Asked, Judges
-from mcp import Client
+from tool_calls import call
 
 from sota_ml_researcher.core.errors import BackendError, ConfigError
 from sota_ml_researcher.core.files import read_json_lines
@@ -18,7 +17,6 @@ from sota_ml_researcher.evals.judgments import JUDGMENTS
 from sota_ml_researcher.evals.reward_judge import ServiceJudge, check_service_judges
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.states import ACTIVE, JobState
-from sota_ml_researcher.server.app import build_server
 from sota_ml_researcher.templates.catalog import template_path
 from sota_ml_researcher.training.reward_config import RewardPart
 from sota_ml_researcher.training.reward_scorers import Response, Score
@@ -153,15 +151,6 @@ def test_a_judge_that_cannot_be_there_stops_the_plan(model: str, changes: dict[s
 
 
 # Through the tools
-
-
-def call(tool: str, **arguments: Any) -> tuple[bool, str, dict[str, Any]]:
-    async def run() -> Any:
-        async with Client(build_server()) as client:
-            return await client.call_tool(tool, arguments)
-
-    result = anyio.run(run)
-    return bool(result.is_error), result.content[0].text, dict(result.structured_content or {})
 
 
 def with_judge(model: str) -> dict[str, Any]:

@@ -3,24 +3,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
-from mcp import Client
+from tool_calls import call
 
 from sota_ml_researcher.jobs import run_files
 from sota_ml_researcher.jobs.registry import Registry
-from sota_ml_researcher.server.app import build_server
 from sota_ml_researcher.templates.catalog import template_path
 from sota_ml_researcher.training.sandbox import isolation
-
-
-def call(tool: str, **arguments: Any) -> tuple[bool, str, dict[str, Any]]:
-    async def run() -> Any:
-        async with Client(build_server()) as client:
-            return await client.call_tool(tool, arguments)
-
-    result = anyio.run(run)
-    return bool(result.is_error), result.content[0].text, dict(result.structured_content or {})
 
 
 def test_pairs_are_checked_as_pairs() -> None:
