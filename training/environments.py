@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from sota_ml_researcher.core.errors import DataError
 from sota_ml_researcher.training.environment_config import EnvironmentConfig
@@ -14,21 +15,33 @@ from sota_ml_researcher.training.episodes import Environment, Episode, Opening, 
 from sota_ml_researcher.training.formats import Message, to_messages
 from sota_ml_researcher.training.interpreter import Interpreter
 from sota_ml_researcher.training.reward_config import RewardPart
-from sota_ml_researcher.training.reward_process import ScoringFailedError, ScoringPool
+from sota_ml_researcher.training.reward_process import (
+    Answer,
+    AnswerT,
+    Number,
+    Parts,
+    PlainData,
+    ScoringFailedError,
+    ScoringPool,
+    at_most,
+)
 from sota_ml_researcher.training.reward_scorers import (
-    CUSTOM,
-    CUSTOM_LIMITS,
     GroupScoring,
     Response,
     Score,
     Scorers,
     all_of,
+    at_once,
     attainable,
+    custom_command,
 )
 from sota_ml_researcher.training.rl_config import RlConfig
 from sota_ml_researcher.training.rl_rows import Problem
-from sota_ml_researcher.training.sandbox import Sandboxed, require_isolation, sandboxed
+from sota_ml_researcher.training.sandbox import require_isolation
 
+# Bytes of an answer with messages and a state, and its messages.
+_LONGEST = 1 << 22
+_SOME = at_most(1000)
 # Rewards are compared with what can be had up to this.
 _ROUNDING = 1e-9
 
@@ -84,6 +97,40 @@ class Retry:
         """Nothing to end: the scorers belong to the job."""
 
 
+class Opened(Answer):
+    """What a file's ``reset`` says; no messages where it has none."""
+
+    longest: ClassVar[int] = _LONGEST
+    messages: Annotated[list[dict[str, PlainData]] | None, _SOME]
+    state: PlainData = None
+
+
+class Said(BaseModel):
+    """A message that the model is answered with."""
+
+    model_config = ConfigDict(strict=True)
+
+    role: Literal["system", "user", "tool"]
+    content: str
+
+
+class Stepped(Answer):
+    """What a file's ``step`` says."""
+
+    longest: ClassVar[int] = _LONGEST
+    messages: Annotated[list[Said], _SOME]
+    reward: Number
+    done: bool
+    state: PlainData = None
+    parts: Parts
+
+    @model_validator(mode="after")
+    def _goes_on(self) -> Stepped:
+        if not self.done and not self.messages:
+            raise ValueError("neither messages nor done")
+        return self
+
+
 class Script:
     """A user's ``step`` and ``reset``, in child processes that are shut in, killed when they hang, and replaced."""
 
@@ -93,24 +140,18 @@ class Script:
         self._settings = settings
         self._scorers = scorers
         self._has_checks = has_checks
-        script = Path(str(settings.script)).expanduser().resolve()
+        script = str(Path(str(settings.script)).expanduser().resolve())
         mode = require_isolation(allow_unsandboxed=allow_unsandboxed, where="environment")
-
-        def command() -> Sandboxed:
-            files = {"environment": script}
-            arguments = ["{environment}", "environment"]
-            return sandboxed(mode, CUSTOM, arguments, limits=CUSTOM_LIMITS, files=files, site=True)
-
-        size = max(1, min(4, os.cpu_count() or 1))
-        self._pool = ScoringPool(command, size=size, greets=True, where=str(script), what="environment")
+        command = custom_command(mode, script, "environment")
+        self._pool = ScoringPool(command, size=at_once(), where=script, what="environment")
 
     async def reset(self, problem: Problem, seed: int) -> Opening:
         """What the file's ``reset(row)`` says; without one, the row's prompt."""
-        answer = await self._ask(problem, {"do": "reset", "row": dict(problem.row), "seed": seed})
-        if answer["messages"] is None:
-            return Opening(problem.messages, answer["state"])
+        answer = await self._ask(problem, {"do": "reset", "row": dict(problem.row), "seed": seed}, Opened)
+        if answer.messages is None:
+            return Opening(problem.messages, answer.state)
         try:
-            return Opening(_opening_messages(answer["messages"]), answer["state"])
+            return Opening(_opening_messages(answer.messages), answer.state)
         except DataError as error:
             raise ScoringFailedError(f"line {problem.line}: environment: reset: {error}") from error
 
@@ -118,10 +159,10 @@ class Script:
         """What the file's ``step`` says."""
         state = episode.turns[-1].state if episode.turns else episode.opening.state
         request = {"do": "step", "messages": episode.conversation(), "reply": response.text, "state": state}
-        answer = await self._ask(problem, {**request, "row": dict(problem.row), "seed": seed})
-        said = tuple(Message(role=str(m["role"]), content=m["content"]) for m in answer["messages"])
-        score = Score(float(answer["reward"]), answer["parts"])
-        return Turn(response.text, response.tokens, score, said, bool(answer["done"]), answer["state"])
+        answer = await self._ask(problem, {**request, "row": dict(problem.row), "seed": seed}, Stepped)
+        said = tuple(Message(role=message.role, content=message.content) for message in answer.messages)
+        score = Score(answer.reward, answer.parts)
+        return Turn(response.text, response.tokens, score, said, answer.done, answer.state)
 
     async def total(self, problem: Problem, episodes: Sequence[Episode]) -> list[Score]:
         """The sum of the turns' rewards, each discounted, and with it the checks of the last answers."""
@@ -138,9 +179,9 @@ class Script:
         """End the children."""
         await self._pool.close()
 
-    async def _ask(self, problem: Problem, request: dict[str, Any]) -> dict[str, Any]:
+    async def _ask(self, problem: Problem, request: dict[str, Any], kind: type[AnswerT]) -> AnswerT:
         try:
-            return await self._pool.ask(request, timeout_s=self._settings.timeout_s)
+            return await self._pool.ask(request, kind, timeout_s=self._settings.timeout_s)
         except ScoringFailedError as error:
             raise ScoringFailedError(f"line {problem.line}: environment: {request['do']}: {error}") from error
 

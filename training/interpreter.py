@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from sota_ml_researcher.training.environment_config import EnvironmentConfig
 from sota_ml_researcher.training.episodes import Episode, Opening, Turn, broken_score
 from sota_ml_researcher.training.formats import Message
-from sota_ml_researcher.training.program_output import program_in
-from sota_ml_researcher.training.reward_process import ScoringFailedError, ScoringPool
-from sota_ml_researcher.training.reward_scorers import GRACE_S, Response, Score, Scorers, rules_command
+from sota_ml_researcher.training.program_output import program_in, run
+from sota_ml_researcher.training.reward_process import ScoringFailedError, Slots
+from sota_ml_researcher.training.reward_scorers import Response, Score, Scorers, at_once, program_limits
 from sota_ml_researcher.training.rl_rows import Problem
-from sota_ml_researcher.training.sandbox import Limits, require_isolation
+from sota_ml_researcher.training.sandbox import Mode, require_isolation
 
 _INTRODUCTION = "Output:\n"
 
@@ -37,10 +35,8 @@ class Interpreter:
         """
         self._settings = settings
         self._scorers = scorers
-        self._mode = require_isolation(allow_unsandboxed=allow_unsandboxed, where="environment")
-        self._limits = asdict(Limits(cpu_s=max(1, round(settings.timeout_s))))
-        size = max(1, min(4, os.cpu_count() or 1))
-        self._pool = ScoringPool(rules_command, size=size, greets=False, where="environment", what="environment")
+        self._mode: Mode = require_isolation(allow_unsandboxed=allow_unsandboxed, where="environment")
+        self._programs = Slots(at_once())
 
     async def reset(self, problem: Problem, seed: int) -> Opening:
         """The prompt as it stands in the data."""
@@ -51,15 +47,16 @@ class Interpreter:
         code = program_in(response.text)
         if code is None or response.cut:
             return Turn(response.text, response.tokens, Score(0.0), done=not response.cut)
-        wall_s = self._settings.timeout_s
-        request = {"kind": "run", "response": code, "mode": self._mode, "limits": self._limits, "wall_s": wall_s}
-        request |= {"most": self._settings.max_output_chars, "seed": seed}
+        wall_s, most = self._settings.timeout_s, self._settings.max_output_chars
         try:
-            ran = await self._pool.ask(request, timeout_s=wall_s + GRACE_S)
+            async with self._programs.take():
+                ran = await run(
+                    code, mode=self._mode, limits=program_limits(wall_s), wall_s=wall_s, most=most, seed=seed
+                )
         except ScoringFailedError as error:
             raise ScoringFailedError(f"line {problem.line}: environment: {error}") from error
-        score = Score(0.0, {"programs": 1.0, "errors": float(ran["failed"])})
-        said = Message(role="user", content=_INTRODUCTION + str(ran["output"]))
+        score = Score(0.0, {"programs": 1.0, "errors": float(ran.failed)})
+        said = Message(role="user", content=_INTRODUCTION + ran.text)
         return Turn(response.text, response.tokens, score, (said,))
 
     async def total(self, problem: Problem, episodes: Sequence[Episode]) -> list[Score]:
@@ -82,8 +79,7 @@ class Interpreter:
         return Score(score.reward * worth, {**score.parts, **counts}, score.note, score.failed)
 
     async def close(self) -> None:
-        """End the child processes."""
-        await self._pool.close()
+        """Nothing to end: each program has a process of its own."""
 
 
 def _answer(episode: Episode) -> Response:

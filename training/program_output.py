@@ -1,24 +1,28 @@
-"""What a model's program prints, as the model is shown it. The program runs in a sandbox, this in a worker's child."""
+"""What a model's program prints, as the model is shown it. The program runs in a sandbox of its own, started anew."""
 
 from __future__ import annotations
 
-import json
-import os
+import asyncio
+import marshal
 import re
-import select
-import subprocess
-import time
-from typing import Any
+from dataclasses import dataclass
 
-from sota_ml_researcher.training.reward_code import PROGRAM, end_program
+from sota_ml_researcher.training.reward_code import PROGRAM
+from sota_ml_researcher.training.reward_process import running
 from sota_ml_researcher.training.sandbox import Limits, Mode, sandboxed
 
 _BLOCK = re.compile(r"```(?:python3?|py)[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
-_READY = b"ready\n"
+# A character has four bytes at most.
+_BYTES = 4
+_LONGEST_LINE = 1 << 16
 
 
-class SandboxFailedError(Exception):
-    """The program was never started."""
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What is shown of a program's output, never empty, and whether it was stopped or ended with an error."""
+
+    text: str
+    failed: bool
 
 
 def program_in(reply: str) -> str | None:
@@ -27,7 +31,7 @@ def program_in(reply: str) -> str | None:
     return str(blocks[-1]) if blocks else None
 
 
-def run(code: str, *, mode: Mode, limits: Limits, wall_s: float, most: int, seed: int) -> dict[str, Any]:
+async def run(code: str, *, mode: Mode, limits: Limits, wall_s: float, most: int, seed: int) -> Output:
     """Run a program and say what it printed.
 
     Args:
@@ -38,23 +42,29 @@ def run(code: str, *, mode: Mode, limits: Limits, wall_s: float, most: int, seed
         most: Characters of its output that are shown.
         seed: For its ``random``.
 
-    Returns:
-        ``output``, never empty, and ``failed``: whether it was stopped or ended with an error.
-
     Raises:
-        SandboxFailedError: If the sandbox does not start.
+        ScoringFailedError: If the sandbox does not start.
     """
-    shut_in = sandboxed(mode, PROGRAM, [], limits=limits, files={})
-    starting: Any = subprocess.Popen  # its options are not known to a type checker
-    with starting(
-        shut_in.argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **shut_in.options
-    ) as process:
-        found, stopped = _read(process, {"mode": "interpreter", "code": code, "seed": seed}, wall_s, most)
-        end_program(process)
-        status = process.wait()
-    if not found.startswith(_READY):
-        raise SandboxFailedError(f"the sandbox did not start (status {status})")
-    text = found[len(_READY) :].decode(errors="replace").rstrip()
+    stopped = ""
+    status = 0
+    found = bytearray()
+    async with running(sandboxed(mode, PROGRAM, [], limits=limits), longest=_LONGEST_LINE) as (program,):
+        try:
+            async with asyncio.timeout(wall_s):
+                request = {"mode": "interpreter", "code": code, "input": "", "seed": seed}
+                await program.send(marshal.dumps(request))
+                async for chunk in program.chunks(_BYTES * most):
+                    found += chunk
+                if len(found) > _BYTES * most:
+                    stopped = "stopped: it prints too much"
+                else:
+                    status = await program.status()
+        except TimeoutError:
+            stopped = f"stopped after {wall_s:g} s"
+    return _shown(found.decode(errors="replace").rstrip(), stopped, status, most)
+
+
+def _shown(text: str, stopped: str, status: int, most: int) -> Output:
     notes = [stopped] if stopped else []
     if len(text) > most:
         # The end of a long output often says what went wrong.
@@ -64,35 +74,4 @@ def run(code: str, *, mode: Mode, limits: Limits, wall_s: float, most: int, seed
     elif not stopped and not text:
         notes = ["nothing was printed"]
     shown = "\n".join([*([text] if text else []), *(f"[{note}]" for note in notes)])
-    return {"output": shown, "failed": bool(stopped) or status != 0}
-
-
-def _read(process: subprocess.Popen[bytes], request: dict[str, Any], wall_s: float, most: int) -> tuple[bytes, str]:
-    """What a program writes, and why it was stopped, if it was."""
-    assert process.stdin and process.stdout
-    deadline = time.monotonic() + wall_s
-    try:
-        process.stdin.write(json.dumps(request).encode() + b"\n")
-        process.stdin.close()
-    except BrokenPipeError:
-        pass
-    found = bytearray()
-    # A character has four bytes at most.
-    while len(found) <= len(_READY) + 4 * most:
-        ready, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            return bytes(found), f"stopped after {wall_s:g} s"
-        chunk = os.read(process.stdout.fileno(), 65536)
-        if not chunk:
-            return bytes(found), _waited(process, deadline, wall_s)
-        found += chunk
-    return bytes(found), "stopped: it prints too much"
-
-
-def _waited(process: subprocess.Popen[bytes], deadline: float, wall_s: float) -> str:
-    """Wait for a program that has closed its output; why it was stopped, if it has to be."""
-    try:
-        process.wait(max(0.1, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        return f"stopped after {wall_s:g} s"
-    return ""
+    return Output(shown, bool(stopped) or status != 0)

@@ -83,8 +83,17 @@ async def check_reward(
     *,
     group_size: int,
     sampled: Sequence[Sampled] = (),
+    warnings: Sequence[str] = (),
 ) -> RewardReport:
     """Probe a reward, and judge what the untrained model got from it.
+
+    Args:
+        scorers: Give the rewards.
+        parts: The checks they make.
+        problems: The rows; the first few are probed.
+        group_size: Samples that are compared with each other.
+        sampled: Responses of the untrained model, scored.
+        warnings: What the caller knows already, told first.
 
     Raises:
         ConfigError: If the reward cannot be used at all.
@@ -112,7 +121,7 @@ async def check_reward(
         examples=[_example(group) for group in sampled[:3]],
         warnings=[],
     )
-    return report.model_copy(update={"warnings": _warnings(report)})
+    return report.model_copy(update={"warnings": [*warnings, *_warnings(report)]})
 
 
 def require_usable(report: RewardReport, *, force: bool) -> None:

@@ -1,6 +1,7 @@
 """The process that scores by rule, so that a regular expression or an equation without end can be killed.
 
-``python -m sota_ml_researcher.training.reward_child``: one JSON line in, one out.
+``python -m sota_ml_researcher.training.reward_child``: it says when it is ready, then answers each JSON line with a
+line ``NUMBER again JSON`` (`reward_process`). No text of a data file or a model runs here as code.
 """
 
 from __future__ import annotations
@@ -11,44 +12,27 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from sota_ml_researcher.training import program_output, reward_code, reward_math, reward_rules
-from sota_ml_researcher.training.sandbox import Limits
+from sota_ml_researcher.training import reward_math, reward_rules
 
 
-def score(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The score of one response: ``{"score": number}``, with a ``note`` where there is something to tell.
+def score(kind: str, given: Mapping[str, Any]) -> float:
+    """The score of one response.
 
-    Of the kind ``run`` the response is a program, and what comes back is its output.
+    Raises:
+        ValueError: If there is no such rule.
     """
     response = str(given["response"])
     if kind == "math":
-        return {"score": float(reward_math.is_right(response, str(given["answer"])))}
+        return float(reward_math.is_right(response, str(given["answer"])))
     if kind == "exact":
-        return {"score": reward_rules.exact(response, str(given["answer"]), ignore_case=given["ignore_case"])}
+        return reward_rules.exact(response, str(given["answer"]), ignore_case=given["ignore_case"])
     if kind == "regex":
-        return {"score": reward_rules.matches(response, given["pattern"])}
+        return reward_rules.matches(response, given["pattern"])
+    if kind == "format" and given.get("json_schema") is not None:
+        return reward_rules.fits_schema(response, given["json_schema"])
     if kind == "format":
-        if given.get("json_schema") is not None:
-            return {"score": reward_rules.fits_schema(response, given["json_schema"])}
-        return {"score": reward_rules.has_tags(response, given["tags"])}
-    if kind == "run":
-        return program_output.run(
-            given["response"],
-            mode=given["mode"],
-            limits=Limits(**given["limits"]),
-            wall_s=given["wall_s"],
-            most=given["most"],
-            seed=given["seed"],
-        )
-    failure = reward_code.run_tests(
-        reward_code.code_in(response),
-        given["tests"],
-        mode=given["mode"],
-        limits=Limits(**given["limits"]),
-        wall_s=given["wall_s"],
-        entry=given.get("entry"),
-    )
-    return {"score": float(not failure), "note": failure}
+        return reward_rules.has_tags(response, given["tags"])
+    raise ValueError(f"no rule is named {kind}")
 
 
 def main() -> None:
@@ -57,14 +41,19 @@ def main() -> None:
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 1)
     sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115
+
+    def say(line: str) -> None:
+        out.write(line + "\n")
+        out.flush()
+
+    say(json.dumps({"ready": True}))
     for line in requests:
         given = json.loads(line)
         try:
-            answer = score(given["kind"], given)
+            answer: dict[str, Any] = {"score": score(given["kind"], given)}
         except Exception as error:  # a broken check is told apart from a wrong answer by whoever asked
-            answer = {"error": f"{type(error).__name__}: {error}"[:300]}
-        out.write(json.dumps(answer) + "\n")
-        out.flush()
+            answer = {"error": f"{type(error).__name__}: {error}"[:300].encode(errors="replace").decode()}
+        say(f"{given['id']} again {json.dumps(answer)}")
 
 
 if __name__ == "__main__":

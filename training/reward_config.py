@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 RewardType = Literal["math", "exact", "regex", "format", "code", "length", "judge", "preference_model", "custom"]
 NEEDS_KEY = {"math": "answer", "exact": "answer", "code": "tests"}
+# Checks that run text of a data file, a model or a user.
+CODE_PARTS = frozenset({"code", "custom"})
 
 _PositiveSeconds = Annotated[float, Field(gt=0, le=600)]
 

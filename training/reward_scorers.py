@@ -1,28 +1,34 @@
-"""Scoring a response by all the checks of a job."""
+"""Scoring a response by all the checks of a job. Nothing that a row, a model or a custom file says runs here."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import sys
-from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from sota_ml_researcher.training.hyperparameters import number
-from sota_ml_researcher.training.reward_config import RewardPart
-from sota_ml_researcher.training.reward_process import ScoringFailedError, ScoringPool
+from sota_ml_researcher.training.reward_code import code_in, run_tests
+from sota_ml_researcher.training.reward_config import CODE_PARTS, RewardPart
+from sota_ml_researcher.training.reward_process import LARGEST_SCORE, Scored, ScoringFailedError, ScoringPool, Slots
 from sota_ml_researcher.training.reward_rules import length_score
 from sota_ml_researcher.training.rl_rows import Problem
-from sota_ml_researcher.training.sandbox import Limits, Mode, Sandboxed, require_isolation, sandboxed
+from sota_ml_researcher.training.sandbox import (
+    Limits,
+    Mode,
+    Sandboxed,
+    own_environment,
+    require_isolation,
+    sandboxed,
+)
 
 T = TypeVar("T")
 _CHILD = "sota_ml_researcher.training.reward_child"
-CUSTOM = Path(__file__).with_name("sandbox_custom.py")
-# What a process that runs programs may take beyond their own time.
-GRACE_S = 5.0
-CUSTOM_LIMITS = Limits(cpu_s=3600, memory_mb=4096, processes=64, tmp_mb=256)
+_CUSTOM = Path(__file__).with_name("sandbox_custom.py")
+_CUSTOM_LIMITS = Limits(cpu_s=3600, memory_mb=4096, processes=64, tmp_mb=256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +75,7 @@ class GroupScoring(Protocol):
 
 
 class Scorers:
-    """All the checks of a job. Rules and programs run in child processes; nothing blocks the event loop."""
+    """All the checks of a job. Rules run in child processes, code in sandboxes; nothing blocks the event loop."""
 
     def __init__(
         self,
@@ -94,12 +100,13 @@ class Scorers:
         self._max_tokens = max_tokens
         self._models = dict(models or {})
         self._mode: Mode = "plain"
-        if any(part.type in {"code", "custom"} for part in parts):
+        if any(part.type in CODE_PARTS for part in parts):
             self._mode = require_isolation(allow_unsandboxed=allow_unsandboxed)
-        size = max(1, min(4, os.cpu_count() or 1))
-        self._rules = ScoringPool(rules_command, size=size, greets=False, where="reward_type")
+        size = at_once()
+        self._rules = ScoringPool(rules_command, size=size, where="reward_type")
+        self._programs = Slots(size)
         self._custom = {
-            i: ScoringPool(self._custom_command(part), size=size, greets=True, where=str(part.script))
+            i: ScoringPool(custom_command(self._mode, str(part.script), "reward"), size=size, where=str(part.script))
             for i, part in enumerate(parts)
             if part.type == "custom"
         }
@@ -137,13 +144,14 @@ class Scorers:
             answer = await self._ask(index, part, problem, response)
         except ScoringFailedError as error:
             return Score(0.0, note=f"line {problem.line}: {part.type}: {error}", failed=True)
-        return Score(float(answer["score"]), answer.get("parts") or {}, str(answer.get("note") or ""))
+        return Score(answer.score, answer.parts, answer.note)
 
-    async def _ask(self, index: int, part: RewardPart, problem: Problem, response: Response) -> dict[str, Any]:
+    async def _ask(self, index: int, part: RewardPart, problem: Problem, response: Response) -> Scored:
         if part.type == "custom":
             given = {"prompt": problem.prompt, "response": response.text, "row": dict(problem.row)}
-            request = {"do": "reward", **given}
-            return await self._custom[index].ask(request, timeout_s=part.timeout_s)
+            return await self._custom[index].ask({"do": "reward", **given}, Scored, timeout_s=part.timeout_s)
+        if part.type == "code":
+            return await self._tested(part, problem, response)
         request: dict[str, Any] = {"kind": part.type, "response": response.text, "answer": problem.row.get("answer")}
         if part.type == "exact":
             request["ignore_case"] = part.ignore_case
@@ -151,37 +159,31 @@ class Scorers:
             request["pattern"] = part.pattern
         elif part.type == "format":
             request |= {"tags": part.tags, "json_schema": part.json_schema}
-        elif part.type == "code":
-            request |= self._code_request(part, problem)
-        return await self._rules.ask(request, timeout_s=part.timeout_s + (GRACE_S if part.type == "code" else 0.0))
+        return await self._rules.ask(request, Scored, timeout_s=part.timeout_s)
 
-    def _code_request(self, part: RewardPart, problem: Problem) -> dict[str, Any]:
-        limits = asdict(Limits(cpu_s=max(1, round(part.timeout_s))))
-        entry = problem.row.get("entry_point")
-        return {
-            "tests": problem.row["tests"],
-            "mode": self._mode,
-            "limits": limits,
-            "wall_s": part.timeout_s,
-            "entry": entry,
-        }
+    async def _tested(self, part: RewardPart, problem: Problem, response: Response) -> Scored:
+        async with self._programs.take():
+            failure = await run_tests(
+                code_in(response.text),
+                problem.row["tests"],
+                mode=self._mode,
+                limits=program_limits(part.timeout_s),
+                wall_s=part.timeout_s,
+                entry=problem.row.get("entry_point"),
+            )
+        return Scored(score=float(not failure), note=failure)
 
     def _combined(self, scores: Sequence[Score]) -> Score:
         """The weighted sum. A failed check makes the whole score a failed one: its value is not known."""
         reward = sum(weight_of(part) * score.reward for part, score in zip(self._parts, scores, strict=True))
+        if not abs(reward) <= LARGEST_SCORE:
+            return Score(0.0, note=f"the weighted sum is not a number up to {LARGEST_SCORE:g}", failed=True)
         parts: dict[str, float] = {}
         for part, score in zip(self._parts, scores, strict=True):
             parts[part.name] = parts.get(part.name, 0.0) + score.reward
             parts |= {f"{part.name}.{key}": value for key, value in score.parts.items()}
         notes = [score.note for score in scores if score.note]
         return Score(reward, parts, "; ".join(notes)[:500], any(score.failed for score in scores))
-
-    def _custom_command(self, part: RewardPart) -> Any:
-        def command() -> Sandboxed:
-            files = {"reward": Path(str(part.script)).expanduser().resolve()}
-            return sandboxed(self._mode, CUSTOM, ["{reward}", "reward"], limits=CUSTOM_LIMITS, files=files, site=True)
-
-        return command
 
 
 async def all_of(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
@@ -208,6 +210,30 @@ def weight_of(part: RewardPart) -> float:
     return number("reward.format") if part.type == "format" else 1.0
 
 
+def at_once() -> int:
+    """How many processes of one kind score side by side."""
+    return max(1, min(4, os.cpu_count() or 1))
+
+
+def program_limits(timeout_s: float) -> Limits:
+    """What a model's program may use."""
+    return Limits(cpu_s=max(1, round(timeout_s)))
+
+
 def rules_command() -> Sandboxed:
-    """How to start a process that scores by rule and runs programs (`reward_child`)."""
-    return Sandboxed([sys.executable, "-m", _CHILD], {"start_new_session": True})
+    """How to start a process that scores by rule (`reward_child`); it runs no one's code, and holds no keys either."""
+    places = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
+    return Sandboxed(
+        [sys.executable, "-P", "-m", _CHILD], {"env": own_environment() | places, "start_new_session": True}
+    )
+
+
+def custom_command(mode: Mode, script: str, kind: Literal["reward", "environment"]) -> Callable[[], Sandboxed]:
+    """How to start a process that answers with a user's file (`sandbox_custom`)."""
+    files = {kind: Path(script).expanduser().resolve()}
+    company = "shared" if mode == "plain" else "alone"
+
+    def command() -> Sandboxed:
+        return sandboxed(mode, _CUSTOM, [f"{{{kind}}}", kind, company], limits=_CUSTOM_LIMITS, files=files, site=True)
+
+    return command

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from sota_ml_researcher.training.config_resolution import Settings, load_settings
 from sota_ml_researcher.training.environment_config import EnvironmentConfig
-from sota_ml_researcher.training.reward_config import RewardPart, RewardType
+from sota_ml_researcher.training.reward_config import CODE_PARTS, RewardPart, RewardType
 from sota_ml_researcher.training.sft_config import (
     COMPONENTS,
     BackendName,
@@ -65,7 +65,9 @@ class RlConfig(BaseModel):
         None,
         description="Several turns: retry, interpreter, a file with step(messages, reply, row), or a mapping",
     )
-    allow_unsandboxed: bool = Field(False, description="Run code and custom files unshielded where no sandbox works")
+    allow_unsandboxed: bool = Field(
+        False, description="Where no sandbox works, let the data's tests, programs and custom files run as you"
+    )
     force: bool = Field(False, description="Start although the dry run of the reward is constant")
 
     group_size: Annotated[int, Field(ge=2)] = Field(16, description="Samples a prompt; they are compared to each other")
@@ -191,6 +193,12 @@ class RlConfig(BaseModel):
     def clip_pair(ratio: float | tuple[float, float]) -> tuple[float, float]:
         """One number stands for both sides."""
         return ratio if isinstance(ratio, tuple) else (ratio, ratio)
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether text of the data, the model or a custom file is run."""
+        of_environment = self.environment is not None and self.environment.type in {"interpreter", "custom"}
+        return of_environment or any(part.type in CODE_PARTS for part in self.parts())
 
     def parts(self) -> tuple[RewardPart, ...]:
         """What is rewarded, however it was written."""

@@ -33,6 +33,7 @@ from sota_ml_researcher.training.rl_rows import Problem
 from sota_ml_researcher.training.rl_seeds import seed_of
 from sota_ml_researcher.training.rl_validation import sample_and_score
 from sota_ml_researcher.training.run_context import RunContext
+from sota_ml_researcher.training.sandbox import unsandboxed_warnings
 
 REPORT = "reward_check.json"
 _MOST_SAMPLES = 16
@@ -57,7 +58,10 @@ async def dry_run(backend: Backend, sampling: Sampling, problems: Sequence[Probl
     )
     sampled = [Sampled(problem, group.outcomes) for problem, group in zip(chosen, groups, strict=True)]
     probed = prober(config, sampling.environment, sampling.scorers)
-    report = await check_reward(probed, config.parts(), problems, group_size=config.group_size, sampled=sampled)
+    unsafe = unsandboxed_warnings(runs_code=config.runs_code)
+    report = await check_reward(
+        probed, config.parts(), problems, group_size=config.group_size, sampled=sampled, warnings=unsafe
+    )
     turns = [len(episode.turns) for group in groups for episode in group.episodes]
     return report.model_copy(update={"turns": fmean(turns)}) if turns else report
 

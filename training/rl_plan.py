@@ -25,7 +25,7 @@ from sota_ml_researcher.training.reward_config import RewardPart
 from sota_ml_researcher.training.reward_scorers import Scorers
 from sota_ml_researcher.training.rl_config import CLIP_RULES, RlConfig
 from sota_ml_researcher.training.rl_rows import Problem, load_problems
-from sota_ml_researcher.training.sandbox import require_isolation
+from sota_ml_researcher.training.sandbox import require_isolation, unsandboxed_warnings
 
 _MODEL_GIVEN = {"judge", "preference_model"}
 # Rows whose episodes are begun once before the job starts.
@@ -189,7 +189,8 @@ def probe_reward(config: RlConfig, problems: list[Problem]) -> RewardReport | No
         environment = make_environment(config, scorers)
         try:
             probed = prober(config, environment, scorers)
-            return await check_reward(probed, parts, problems, group_size=config.group_size)
+            unsafe = unsandboxed_warnings(runs_code=config.runs_code)
+            return await check_reward(probed, parts, problems, group_size=config.group_size, warnings=unsafe)
         finally:
             await scorers.close()
             if environment is not None:
@@ -290,7 +291,8 @@ def _batch(rows: int) -> Derived:
 
 
 def _warnings(config: RlConfig, total_steps: int, report: RewardReport | None, longest: int) -> list[str]:
-    found = [*(report.warnings if report is not None else []), *_episode_warnings(config, longest)]
+    found = report.warnings if report is not None else unsandboxed_warnings(runs_code=config.runs_code)
+    found = [*found, *_episode_warnings(config, longest)]
     found += _learned_warnings(config)
     if config.num_substeps > hyperparameters.integer("rl.substeps") and config.loss_fn == "importance_sampling":
         found.append(

@@ -72,6 +72,26 @@ def missing_key(row: Mapping[str, Any], parts: Iterable[RewardPart]) -> DataErro
             return DataError(f'reward {part.type} needs "{key}", and this row has none', fix=f'Add "{key}" to the row')
         if part.type in {"math", "exact"} and not isinstance(value, str | int | float):
             return DataError(f'"{key}" must be text or a number for reward {part.type}')
+        if part.type == "code" and (problem := _unusable_tests(row)) is not None:
+            return problem
+    return None
+
+
+def _unusable_tests(row: Mapping[str, Any]) -> DataError | None:
+    """What is wrong with a row's tests before any of them runs, or None."""
+    tests = row["tests"]
+    several = cast("list[object]", tests if isinstance(tests, list) else [tests])
+    examples = [
+        isinstance(each, Mapping) and isinstance(cast("Mapping[str, object]", each).get("output"), str | int | float)
+        for each in several
+    ]
+    if not all(isinstance(each, str) for each in several) and not (isinstance(tests, list) and all(examples)):
+        return DataError(
+            '"tests" is neither text, a list of texts, nor a list of {"input", "output"}',
+            fix='Write asserts, or {"input": what the program reads, "output": what it must print}',
+        )
+    if not isinstance(row.get("entry_point"), str | None):
+        return DataError('"entry_point" must be the name of a function')
     return None
 
 

@@ -1,17 +1,24 @@
 # pyright: basic
 # Reason: it runs alone in the sandbox, as a script, and handles whatever a user wrote.
-"""Runs a user's reward or environment inside the sandbox: ``sandbox_custom.py FILE reward|environment``.
+"""Runs a user's reward or environment inside the sandbox: ``sandbox_custom.py FILE reward|environment alone|shared``.
 
-Standard library only. First it says whether the file can be used, then it answers one JSON line with one. What the
-file prints goes nowhere.
+Standard library only. First it says whether the file can be used, then it answers JSON lines with lines of
+``NUMBER again|last JSON``. Each request is answered by a child of its own, which cannot reach the channel to the
+worker, this process, or the child of another request: what one row does to the file's names, or to Python, is gone with
+it. ``alone`` says that all other processes here are children of this one, and that /tmp is ours: then whatever a child
+leaves running is ended before the next request, and one that leaves a file was the ``last`` one of this process; so is
+each one where the file keeps another file open. What the file prints goes nowhere.
 """
 
+import contextlib
 import inspect
 import json
 import math
 import os
 import random
+import signal
 import sys
+import tempfile
 import traceback
 
 # For each kind of file: its functions, arguments to try them with, how those are named, and whether it must be there.
@@ -24,6 +31,7 @@ FUNCTIONS = {
 }
 STEP_KEYS = ("messages", "reward", "done", "state", "parts")
 LONGEST_STATE = 1 << 20
+LONGEST_REPLY = 1 << 22
 
 
 def load(path, kind):
@@ -118,7 +126,7 @@ def conversation(value, name):
 def plain(state):
     """A state that can be sent and kept."""
     try:
-        text = json.dumps(state)
+        text = json.dumps(state, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"state cannot be kept: {error}; use numbers, text, lists and dicts") from error
     if len(text) > LONGEST_STATE:
@@ -177,8 +185,94 @@ def act(functions, given):
     return checked(functions["reward"](given["prompt"], given["response"], given["row"]))
 
 
+def answered_by_child(functions, given, channels):
+    """The answer to one request, as JSON, from a child that ends with it."""
+    with tempfile.TemporaryFile() as file:
+        child = os.fork()
+        if child == 0:
+            try:
+                os.setpgid(0, 0)
+                for channel in channels:
+                    os.close(channel)
+                file.write(tried(functions, given).encode())
+                file.flush()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        # It keeps its number until it is waited for, so that its process group is no other's.
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        end_group(child)
+        _, status = os.waitpid(child, 0)
+        reply = os.pread(file.fileno(), LONGEST_REPLY + 1, 0)
+    if status != 0 or not reply:
+        return json.dumps({"error": f"its process ended early (status {os.waitstatus_to_exitcode(status)})"})
+    if len(reply) > LONGEST_REPLY or b"\n" in reply:
+        return json.dumps({"error": "what it answers is too much, or not one answer"})
+    return reply.decode(errors="replace")
+
+
+def tried(functions, given):
+    """What one request comes to, or why it fails, as JSON."""
+    try:
+        return json.dumps(act(functions, given), allow_nan=False)
+    except ValueError as error:
+        return refusal(f"{where(error)}{error}")
+    except BaseException as error:
+        return refusal(f"{where(error)}{type(error).__name__}: {error}")
+
+
+def refusal(reason, kind="error"):
+    """Why there is no answer, as JSON; half of a surrogate pair, which cannot be passed on, becomes a question mark."""
+    return json.dumps({kind: str(reason)[:500].encode(errors="replace").decode()})
+
+
+def end_group(child):
+    """End what a child has left in its process group."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child, signal.SIGKILL)
+
+
+def end_all():
+    """End every other process of this sandbox: orphans are children of this one, so that none is missed."""
+    try:
+        os.kill(-1, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    while True:
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
+
+
+def traces():
+    """Every folder and file in /tmp, and when a file was last changed. Not what is mounted there: that is read-only."""
+    top = os.lstat("/tmp")
+    seen = [("", "", top.st_mode, 0, (0, 0))]
+    for folder, folders, files in os.walk("/tmp"):
+        for name in (*folders, *files):
+            status = os.lstat(os.path.join(folder, name))  # noqa: PTH118
+            changed = (0, 0) if name in folders else (status.st_size, status.st_ctime_ns)
+            seen.append((folder, name, status.st_mode, status.st_ino, changed))
+            if name in folders and status.st_dev != top.st_dev:
+                folders.remove(name)
+    return sorted(seen)
+
+
+def open_files():
+    """The descriptors that are open."""
+    found = set()
+    for number in range(64):
+        with contextlib.suppress(OSError):
+            os.fstat(number)
+            found.add(number)
+    return found
+
+
 def main():
     """Load the file, then answer until there is nothing more to read."""
+    path, kind, company = sys.argv[1:4]
+    tempfile.gettempdir()  # finds its folder by writing to it
     requests = os.fdopen(os.dup(0), "r", encoding="utf-8")
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -186,27 +280,33 @@ def main():
     os.dup2(nothing, 1)
     os.dup2(nothing, 2)
 
-    def reply(answer):
-        out.write(json.dumps(answer) + "\n")
+    def say(line):
+        out.write(line + "\n")
         out.flush()
 
+    own = open_files()
     try:
-        functions = load(sys.argv[1], sys.argv[2])
+        functions = load(path, kind)
     except ValueError as error:
-        reply({"fatal": str(error)[:500]})
+        say(refusal(error, "fatal"))
         return
     except OSError as error:
-        reply({"fatal": error.strerror})
+        say(json.dumps({"fatal": error.strerror}))
         return
-    reply({"ready": True})
+    say(json.dumps({"ready": True}))
+    before = traces() if company == "alone" else None
+    # A file that the loaded one keeps open is shared by all its children, with its contents and the place in it.
+    holds = open_files() != own
     for line in requests:
         given = json.loads(line)
-        try:
-            reply(act(functions, given))
-        except ValueError as error:
-            reply({"error": f"{where(error)}{error}"[:500]})
-        except BaseException as error:
-            reply({"error": f"{where(error)}{type(error).__name__}: {error}"[:500]})
+        reply = answered_by_child(functions, given, (requests.fileno(), out.fileno()))
+        again = True
+        if company == "alone":
+            end_all()
+            again = not holds and traces() == before
+        say(f"{given['id']} {'again' if again else 'last'} {reply}")
+        if not again:
+            return
 
 
 if __name__ == "__main__":

@@ -8,9 +8,15 @@ def problem() -> str:
     """What this program can do and should not."""
     if os.getuid() == 0:
         return "it runs as root"
+    for folder in ("/", "/sandbox", "/dev", "/usr"):
+        try:
+            with open(f"{folder}/written", "w"):  # noqa: PTH123
+                return f"{folder} can be written to"
+        except OSError:
+            continue
     try:
-        with open("/sandbox/written", "w"):  # noqa: PTH123
-            return "the root can be written to"
+        socket.socket(40).close()  # AF_VSOCK
+        return "the hypervisor can be reached"
     except OSError:
         pass
     with socket.socket() as probe:

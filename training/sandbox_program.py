@@ -1,25 +1,25 @@
 # pyright: basic
 # Reason: it runs alone in the sandbox, as a script, and handles whatever a model wrote.
-"""Runs a model's program inside the sandbox and lends its functions to the tests outside. Standard library only.
+"""Runs a model's program inside the sandbox. Standard library only.
 
-One JSON line in names the mode: ``program`` runs the code as a script on the given input; ``interpreter`` runs it for
-whoever reads what it prints, errors included; ``functions`` runs it and then answers calls, one JSON line each. There
-only plain data crosses: text that ``ast.literal_eval`` reads. Whatever this process claims, it cannot know what the
-tests expect, nor reach the process that compares.
+``sandbox_program.py [CHANNEL]``: first it says that it is ready, then a marshalled dict on standard input says what to
+do. ``program`` runs the code as a script on the given input; ``interpreter`` runs it for whoever reads what it prints,
+errors included; ``functions`` runs it and then answers calls on the file descriptor CHANNEL, one line each. At the
+other end of it are the tests, in a sandbox of their own (`sandbox_tests`). Only plain data crosses: lines that
+``ast.literal_eval`` reads. Whatever this process claims, it cannot know what the tests expect, nor reach the process
+that compares. It starts for every sample, so that what takes long to import is not imported unless it is needed.
 """
 
-import ast
 import io
-import json
-import linecache
+import marshal
 import os
-import random
 import sys
-import traceback
 
 LONGEST = 1 << 20
 MOST_ITEMS = 10_000
 PLAIN = (int, float, complex, str, bytes, bool, type(None))
+# What a literal may call: reading one here needs no care, since the tests of a row may do in its sandbox as they like.
+LITERAL = {"__builtins__": {"set": set, "frozenset": frozenset}}
 
 
 def is_plain(value, depth=0):
@@ -59,7 +59,7 @@ class Lent:
         """The other way round."""
         if "handle" in argument:
             return self.objects[argument["handle"]]
-        return float(argument["float"]) if "float" in argument else ast.literal_eval(argument["plain"])
+        return float(argument["float"]) if "float" in argument else eval(argument["plain"], LITERAL)
 
     def answer(self, request):
         """Do what the tests ask for."""
@@ -81,9 +81,11 @@ class Lent:
 
 def interpret(code, seed):
     """Run a program as a person would read it: all it prints, and for an error the traceback through its own lines."""
-    os.write(1, b"ready\n")
+    import linecache
+    import random
+    import traceback
+
     os.dup2(1, 2)
-    sys.stdin = io.StringIO()
     random.seed(seed)
     name = "program.py"
     linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
@@ -111,32 +113,41 @@ def serve(code, requests, reply):
     lent = Lent(names)
     for line in requests:
         try:
-            reply({"value": lent.encode(lent.answer(json.loads(line)))})
+            reply({"value": lent.encode(lent.answer(eval(line, LITERAL)))})
         except BaseException as error:
             reply({"error": type(error).__name__, "message": str(error)[:300]})
 
 
+def lend(code, channel):
+    """Answer the tests' calls, with no other way out: what the program prints goes nowhere."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(nothing, standard)
+    requests = os.fdopen(channel, "r", encoding="utf-8")
+    out = os.fdopen(os.dup(channel), "w", encoding="utf-8")
+
+    def reply(answer):
+        out.write(repr(answer) + "\n")
+        out.flush()
+
+    serve(code, requests, reply)
+
+
 def main():
     """Read the first line and do what it says."""
-    requests = os.fdopen(os.dup(0), "r", encoding="utf-8")
-    first = json.loads(requests.readline())
-    if first["mode"] == "program":
-        sys.stdin = io.StringIO(first["input"])
-        exec(compile(first["code"], "solution.py", "exec"), {"__name__": "__main__"})
+    os.write(1, b'{"ready": true}\n')
+    with os.fdopen(os.dup(0), "rb") as requests:
+        first = marshal.load(requests)
+    if first["mode"] == "functions":
+        lend(first["code"], int(sys.argv[1]))
         return
+    # What the program is given to read is what was sent with it: the channel of requests is not its to read.
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.stdin = io.StringIO(first["input"])
     if first["mode"] == "interpreter":
         interpret(first["code"], first["seed"])
         return
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    nothing = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nothing, 0)
-    os.dup2(nothing, 1)
-
-    def reply(answer):
-        out.write(json.dumps(answer) + "\n")
-        out.flush()
-
-    serve(first["code"], requests, reply)
+    exec(compile(first["code"], "solution.py", "exec"), {"__name__": "__main__"})
 
 
 if __name__ == "__main__":

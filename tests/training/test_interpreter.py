@@ -11,7 +11,8 @@ from sota_ml_researcher.training import sandbox
 from sota_ml_researcher.training.environments import ScriptedPlayer, advance, make_environment
 from sota_ml_researcher.training.episodes import Episode
 from sota_ml_researcher.training.job_estimates import rl_cost
-from sota_ml_researcher.training.program_output import SandboxFailedError, program_in, run
+from sota_ml_researcher.training.program_output import program_in, run
+from sota_ml_researcher.training.reward_process import ScoringFailedError
 from sota_ml_researcher.training.reward_scorers import Response, Score, Scorers
 from sota_ml_researcher.training.rl_config import RlConfig, load_rl_settings
 from sota_ml_researcher.training.rl_plan import plan_rl
@@ -61,8 +62,8 @@ def played(config: RlConfig, *episodes: list[str], cut: bool = False) -> tuple[l
 def output(code: str, *, wall_s: float = 10, most: int = 200, **limits: int) -> tuple[str, bool]:
     mode = sandbox.isolation().mode
     assert mode is not None
-    found = run(code, mode=mode, limits=sandbox.Limits(**limits), wall_s=wall_s, most=most, seed=3)
-    return found["output"], found["failed"]
+    found = asyncio.run(run(code, mode=mode, limits=sandbox.Limits(**limits), wall_s=wall_s, most=most, seed=3))
+    return found.text, found.failed
 
 
 def test_only_a_block_marked_as_python_is_a_program_and_the_last_one_counts() -> None:
@@ -162,16 +163,16 @@ def test_a_program_cannot_outstay_flood_or_reach_out(code: str, says: str) -> No
 
 def test_a_sandbox_that_does_not_start_is_no_output_of_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sota_ml_researcher.training.program_output.PROGRAM", sandbox.Path("/nowhere/program.py"))
-    with pytest.raises(SandboxFailedError, match="the sandbox did not start"):
-        run("print(1)", mode="plain", limits=sandbox.Limits(), wall_s=10, most=100, seed=0)
+    with pytest.raises(ScoringFailedError, match="the sandbox did not start: No such file"):
+        asyncio.run(run("print(1)", mode="plain", limits=sandbox.Limits(), wall_s=10, most=100, seed=0))
 
 
 @needs_sandbox
-def test_a_broken_sandbox_ends_the_episode_without_a_reward() -> None:
+def test_a_broken_sandbox_ends_the_episode_without_a_reward(monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of()
+    monkeypatch.setattr(sandbox, "_LAUNCHER", sandbox.Path("/nowhere/launcher.py"))
 
     async def work(environment: Any) -> tuple[Episode, Score]:
-        environment._limits = {**environment._limits, "memory_mb": 1}  # too little for Python itself
         episode = Episode(await environment.reset(ROW, 0))
         await advance(environment, ROW, episode, Response(block("print(1)"), 5), seed=0)
         return episode, (await environment.total(ROW, [episode]))[0]

@@ -1,7 +1,7 @@
 """What model-written code must not be able to do. Every program here is run; none may do harm or earn reward."""
 
 import asyncio
-import json
+import marshal
 import os
 import subprocess
 import time
@@ -11,7 +11,7 @@ import pytest
 
 from sota_ml_researcher.core.errors import ConfigError
 from sota_ml_researcher.training import sandbox
-from sota_ml_researcher.training.reward_code import code_in, run_tests
+from sota_ml_researcher.training.reward_code import PROGRAM, code_in, run_tests
 from sota_ml_researcher.training.sandbox import Isolation, Limits, isolation, require_isolation, sandboxed
 
 pytestmark = pytest.mark.skipif(isolation().mode is None, reason=f"no isolation here: {isolation().reason}")
@@ -21,17 +21,18 @@ GOOD = "def add(a, b):\n    return a + b\n"
 
 
 def run(code: str, tests: object = TESTS, wall_s: float = 8.0) -> str:
-    return run_tests(code, tests, mode=isolation().mode or "plain", limits=LIMITS, wall_s=wall_s)
+    return asyncio.run(run_tests(code, tests, mode=isolation().mode or "plain", limits=LIMITS, wall_s=wall_s))
 
 
 def inside(code: str, wall_s: float = 10.0) -> subprocess.CompletedProcess[str]:
     """Run code as a program in the sandbox and show what it printed."""
-    program = Path(sandbox.__file__).with_name("sandbox_program.py")
-    shut_in = sandboxed(isolation().mode or "plain", program, [], limits=LIMITS, files={})
-    request = json.dumps({"mode": "program", "code": code, "input": ""}) + "\n"
-    return subprocess.run(
-        shut_in.argv, input=request, capture_output=True, text=True, timeout=wall_s, check=False, **shut_in.options
+    shut_in = sandboxed(isolation().mode or "plain", PROGRAM, [], limits=LIMITS)
+    request = marshal.dumps({"mode": "program", "code": code, "input": ""})
+    done = subprocess.run(
+        shut_in.argv, input=request, capture_output=True, timeout=wall_s, check=False, **shut_in.options
     )
+    out = done.stdout.decode().removeprefix('{"ready": true}\n')
+    return subprocess.CompletedProcess(done.args, done.returncode, out, done.stderr.decode())
 
 
 def test_a_right_program_passes_and_a_wrong_one_does_not() -> None:
@@ -173,7 +174,7 @@ def test_without_isolation_code_is_refused_unless_the_user_insists(monkeypatch: 
     with pytest.raises(ConfigError, match=r"code cannot be isolated on this machine .*allow_unsandboxed: true"):
         require_isolation(allow_unsandboxed=False)
     assert require_isolation(allow_unsandboxed=True) == "plain"
-    assert run_tests(GOOD, TESTS, mode="plain", limits=LIMITS, wall_s=8.0) == ""
+    assert asyncio.run(run_tests(GOOD, TESTS, mode="plain", limits=LIMITS, wall_s=8.0)) == ""
 
 
 def test_the_last_fenced_block_is_the_program() -> None:
