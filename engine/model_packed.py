@@ -175,8 +175,9 @@ class PackedBackbone:
         lengths = [len(prompt) for prompt in prompts]
         positions = torch.cat([torch.arange(length, device=self.device) for length in lengths])
         cos, sin = self._cos_sin(positions, max(lengths))
-        buckets = make_buckets(lengths, self.device)
         heads = self._layers[0].heads
+        compiled = model_packed_fused.usable(self._embedding, heads)
+        buckets = make_buckets(lengths, self.device, apart=self.device.type == "cpu" and not compiled)
         cache = Cache(len(self._layers), lengths, repeats, room, heads, self._cache_dtype(), self.device)
         x = self._embed(torch.cat(list(prompts)))
         for index, layer in enumerate(self._layers):

@@ -67,13 +67,18 @@ def make_buckets(
     device: torch.device,
     positions_N: Tensor | None = None,
     branches_N: Tensor | None = None,
+    *,
+    apart: bool = False,
 ) -> list[Bucket]:
-    """Cut a batch into runs of neighbours whose padding stays below 30%; with branches the runs are of trees."""
+    """Cut a batch into runs of neighbours whose padding stays below 30%; with branches the runs are of trees.
+
+    With ``apart`` each sequence is a run of its own: torch's products on a CPU round by how many go together.
+    """
     buckets: list[Bucket] = []
     first = start = 0
     for last in range(1, len(lengths) + 1):
         run = lengths[first : last + 1]
-        if last == len(lengths) or max(run) * len(run) > _WASTE * sum(run):
+        if apart or last == len(lengths) or max(run) * len(run) > _WASTE * sum(run):
             buckets.append(_bucket(lengths[first:last], start, device))
             start += sum(lengths[first:last])
             first = last

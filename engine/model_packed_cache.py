@@ -106,9 +106,11 @@ class Cache:
         kept = self._layers[layer]
         kept.tail_keys[: self.rows, :, self._written - 1] = k
         kept.tail_values[: self.rows, :, self._written - 1] = v
+        queries = q.to(kept.tail_keys.dtype).mul(heads.scale).view(self.rows, heads.key, heads.group, heads.size)
+        if q.device.type == "cpu":
+            return self._attend_apart(kept, queries, heads)
         prompts = len(self._lengths) * heads.key
         places = kept.prompt_keys.shape[2]
-        queries = q.to(kept.tail_keys.dtype).mul(heads.scale).view(self.rows, heads.key, heads.group, heads.size)
         of_prompt = torch.bmm(self._grouped(queries), kept.prompt_keys.view(prompts, places, -1).transpose(1, 2))
         of_tail = torch.bmm(queries.flatten(0, 1), self._tail(kept.tail_keys).transpose(1, 2))
         shape = (self.rows, heads.key, heads.group)
@@ -120,6 +122,35 @@ class Cache:
         mixed = torch.bmm(weights[..., places:].flatten(0, 1), self._tail(kept.tail_values)).view(*shape, -1)
         grouped = self._grouped(weights[..., :places])
         mixed += self._ungrouped(torch.bmm(grouped, kept.prompt_values.view(prompts, places, -1)), heads)
+        return mixed.view(self.rows, -1)
+
+    def _attend_apart(self, kept: _Layer, queries: Tensor, heads: Heads) -> Tensor:
+        """Attention of queries [B, J, G, E], the rows of each prompt by themselves: [B, H E].
+
+        How many matrices a batched product has, and how wide a softmax is padded, decide how it rounds on a CPU. So
+        neither may depend on which other requests are in the batch, which is a matter of the clock.
+        """
+        mixed = torch.empty_like(queries)
+        for prompt, (rows, joined) in enumerate(self._members):
+            if not len(rows):
+                continue
+            length, ahead = self._lengths[prompt], self._written - joined
+            # Behind the window: so many places of the prompt, then of the tail.
+            behind = 0 if heads.window is None else max(0, length + ahead - heads.window)
+            first, moment = min(behind, length), joined + max(0, behind - length)
+            own = queries[rows]
+            by_key = (heads.key, len(rows), heads.group)
+            keys, values = (x[prompt, :, first:length] for x in (kept.prompt_keys, kept.prompt_values))
+            tail_keys, tail_values = (
+                x[rows, :, moment : self._written].flatten(0, 1) for x in (kept.tail_keys, kept.tail_values)
+            )
+            of_prompt = torch.bmm(own.transpose(0, 1).flatten(1, 2), keys.transpose(1, 2))
+            of_tail = torch.bmm(own.flatten(0, 1), tail_keys.transpose(1, 2))
+            scores = (of_prompt.view(*by_key, length - first).transpose(0, 1), of_tail.view(*own.shape[:3], -1))
+            weights = torch.softmax(torch.cat(scores, dim=-1), dim=-1)
+            before, after = weights.split([length - first, self._written - moment], dim=-1)
+            summed = torch.bmm(before.transpose(0, 1).flatten(1, 2), values).view(*by_key, -1).transpose(0, 1)
+            mixed[rows] = summed + torch.bmm(after.flatten(0, 1), tail_values).view(own.shape)
         return mixed.view(self.rows, -1)
 
     def attend_fused(self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor, heads: Heads) -> Tensor:
@@ -219,6 +250,12 @@ class Cache:
         before_C = counts_C.cumsum(0) - counts_C
         rank_B[order] = torch.arange(self.rows, device=order.device) - before_C[self._owner_B[order]]
         self._slot_B = self._owner_B * self._most + rank_B
+        owners, joined = self._owner_B.tolist(), self._joined_B.tolist()
+        rows_C: list[list[int]] = [[] for _ in self._lengths]
+        for row, owner in enumerate(owners):
+            rows_C[owner].append(row)
+        # Of each prompt its rows, and when they joined.
+        self._members = [(torch.tensor(rows, device=order.device), joined[rows[0]] if rows else 0) for rows in rows_C]
         every = torch.arange(len(self._lengths) * self._most, device=order.device)
         self._even = len(every) == self.rows and bool((self._slot_B == every).all())
         self._masks.clear()
@@ -273,6 +310,7 @@ class Cache:
             layer.tail_values = self._moved(layer.tail_values, size)
         self._joined_B = self._joined_B - self._first
         self._written, self._first = used, 0
+        self._place_rows()
 
     def _moved(self, old: Tensor, size: int) -> Tensor:
         new = old.new_zeros((self.rows, old.shape[1], size, old.shape[3]))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from engine_reference import some_items
 
 from sota_ml_researcher.engine.interface import AdamSettings, LoadOptions, LoraSpec, SampleOutput, SampleSettings
 from sota_ml_researcher.engine.model import LoadedModel, load_model
+from sota_ml_researcher.engine.model_packed_attention import Heads, attend, make_buckets
+from sota_ml_researcher.engine.model_packed_cache import Cache
 
 
 @pytest.fixture
@@ -65,3 +68,48 @@ def test_scores_share_what_prompts_begin_with(model: LoadedModel, monkeypatch: p
     prompts = [np.concatenate([common, rng.integers(0, 96, 10)]) for _ in range(32)]
     model.sample([SampleSettings(prompt, max_tokens=1, prompt_logprobs=True) for prompt in prompts], [None] * 32)
     assert sum(seen) == 40 + 32 * 10
+
+
+@pytest.mark.parametrize("window", [None, 6])
+def test_attention_without_compiled_loops_is_the_same_alone_and_in_a_crowd(window: int | None) -> None:
+    """Prompts of several lengths, rows that join late and rows that end: each prompt's rows get what they get alone."""
+    heads = Heads(4, 2, 8, 8**-0.5, window)
+    cpu, rng = torch.device("cpu"), torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=rng)
+
+    def started(places: Sequence[int]) -> Cache:
+        cache = Cache(1, [lengths[i] for i in places], [repeats[i] for i in places], 40, heads, torch.float32, cpu)
+        cache.fill(0, torch.cat([prompts[i][0] for i in places]), torch.cat([prompts[i][1] for i in places]))
+        return cache
+
+    lengths, repeats = [3, 17, 9, 30, 5], [4, 1, 4, 2, 3]
+    prompts = [(drawn(length, 2, 8), drawn(length, 2, 8)) for length in lengths]
+    steps = [[drawn(3, rows, 4, 8) for rows in repeats] for _ in range(70)]
+    crowd, alone = started([0, 1, 2]), [started([i]) for i in range(5)]
+    inside = [0, 1, 2]
+    for number, step in enumerate(steps):
+        if number == 7:
+            crowd, inside = crowd.join(started([3, 4])), [0, 1, 2, 3, 4]
+        if number == 20:  # the first prompt's rows have ended
+            crowd, inside = crowd.keep(torch.arange(4, crowd.rows)), [1, 2, 3, 4]
+        crowd.advance()
+        q, k, v = torch.cat([step[i] for i in inside], dim=1)
+        found = crowd.attend(0, q, k[:, :2], v[:, :2], heads).split([repeats[i] for i in inside])
+        for place, mine in zip(inside, found, strict=True):
+            alone[place].advance()
+            q, k, v = step[place]
+            assert torch.equal(mine, alone[place].attend(0, q, k[:, :2], v[:, :2], heads)), (number, place)
+
+
+def test_prompts_without_compiled_loops_are_read_the_same_alone_and_in_a_crowd() -> None:
+    heads = Heads(4, 2, 8, 8**-0.5)
+    rng = torch.Generator().manual_seed(1)
+    lengths = [20, 21, 19, 3, 3, 40]
+    q, k, v = (torch.randn(sum(lengths), count, 8, generator=rng) for count in (4, 2, 2))
+    cpu = torch.device("cpu")
+    together = attend(q, k, v, heads, make_buckets(lengths, cpu, apart=True)).split(lengths)
+    parts = zip(together, *(x.split(lengths) for x in (q, k, v)), lengths, strict=True)
+    for mine, own_q, own_k, own_v, length in parts:
+        assert torch.equal(mine, attend(own_q, own_k, own_v, heads, make_buckets([length], cpu, apart=True)))
