@@ -107,8 +107,11 @@ class Cache:
         kept.tail_keys[: self.rows, :, self._written - 1] = k
         kept.tail_values[: self.rows, :, self._written - 1] = v
         queries = q.to(kept.tail_keys.dtype).mul(heads.scale).view(self.rows, heads.key, heads.group, heads.size)
-        if q.device.type == "cpu":
-            return self._attend_apart(kept, queries, heads)
+        attend = self._attend_apart if q.device.type == "cpu" else self._attend_together
+        return attend(kept, queries, heads)
+
+    def _attend_together(self, kept: _Layer, queries: Tensor, heads: Heads) -> Tensor:
+        """Attention of queries [B, J, G, E] in one product for all prompts and one for all tails: [B, H E]."""
         prompts = len(self._lengths) * heads.key
         places = kept.prompt_keys.shape[2]
         of_prompt = torch.bmm(self._grouped(queries), kept.prompt_keys.view(prompts, places, -1).transpose(1, 2))

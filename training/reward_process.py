@@ -349,11 +349,11 @@ class ScoringPool:
                 child = self._children[slot] or await self._start(slot, kind.longest)
                 self._asked += 1
                 number = self._asked
-                line = _request_line({"id": number, **request})
+                sent = _request_line({"id": number, **request})
                 async with asyncio.timeout(timeout_s):
-                    await child.send(line)
-                    line = await child.line()
-                answer, again = read_answer(line, number, kind)
+                    await child.send(sent)
+                    said = await child.line()
+                answer, again = read_answer(said, number, kind)
             except TimeoutError:
                 raise ScoringFailedError(f"no answer within {timeout_s:g} s") from None
             except RefusedError as error:

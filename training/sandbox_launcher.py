@@ -46,16 +46,8 @@ MACHINES = {
         0xC00000B7,
         {"clone": 220, "clone3": 435, "unshare": 97, "setns": 268, "mount": 40, "umount2": 39, "pivot_root": 41}
         | {"chroot": 51, "open_by_handle_at": 265, "ptrace": 117, "process_vm_readv": 270, "process_vm_writev": 271}
-        | {
-            "keyctl": 219,
-            "add_key": 217,
-            "request_key": 218,
-            "shmget": 194,
-            "semget": 190,
-            "msgget": 186,
-            "mq_open": 180,
-        }
-        | {"bpf": 280, "userfaultfd": 282, "perf_event_open": 241, "setpriority": 140, "ioprio_set": 30}
+        | {"keyctl": 219, "add_key": 217, "request_key": 218, "shmget": 194, "semget": 190, "msgget": 186}
+        | {"mq_open": 180, "bpf": 280, "userfaultfd": 282, "perf_event_open": 241, "setpriority": 140, "ioprio_set": 30}
         | {"prlimit64": 261, "sched_setparam": 118, "sched_setscheduler": 119, "sched_setaffinity": 122}
         | {"sched_setattr": 274, "socket": 198},
     ),
