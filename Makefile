@@ -12,6 +12,7 @@ $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq --upgrade pip
 	$(BIN)/python -m pip install -qq --editable '.[train,evals,analysis,dev]'
+	mkdir -p .venv/links && ln -sfn ../.. .venv/links/sota_ml_researcher
 	touch $(STAMP)
 
 demo: install
@@ -29,9 +30,7 @@ drill: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf build/lint
-	$(BIN)/python -m pip install --quiet --no-deps --target build/lint .
-	PYTHONPATH=build/lint $(BIN)/lint-imports
+	$(BIN)/lint-imports
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: install

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sota_ml_researcher.analysis.comparison_types import Aligned
-from sota_ml_researcher.analysis.config_difference import ConfigDifference, config_difference
-from sota_ml_researcher.analysis.experiment import lower_is_better
-from sota_ml_researcher.analysis.findings import Evidence, Finding, number
-from sota_ml_researcher.analysis.metric_names import ALIASES, LABELS
-from sota_ml_researcher.analysis.runs import Run
-from sota_ml_researcher.analysis.series import Floats, Series, noise_of, rolling_mean, rolling_median
-from sota_ml_researcher.core.errors import ConfigError, DataError
+from ..core.errors import ConfigError, DataError
+from .config_difference import ConfigDifference, config_difference
+from .experiment import lower_is_better
+from .findings import Evidence, Finding, number
+from .metric_names import ALIASES, LABELS
+from .runs import Run
+from .series import Aligned, Floats, Series, noise_of, rolling_mean, rolling_median
 
 MOST_RUNS = 8
 # The stretch at the end of which runs are compared, as a share of what they have in common.

@@ -6,11 +6,11 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from sota_ml_researcher.analysis.comparison import Comparison
-from sota_ml_researcher.analysis.plots import comparison_picture
-from sota_ml_researcher.core.files import write_atomically
-from sota_ml_researcher.core.paths import home, writable_folder
-from sota_ml_researcher.doctrine.rules import rule
+from ..core.files import write_atomically
+from ..core.paths import home, writable_folder
+from ..doctrine.rules import rule
+from .comparison import Comparison
+from .plots import comparison_picture
 
 
 @dataclass(frozen=True, slots=True)

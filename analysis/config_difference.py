@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from sota_ml_researcher.analysis.findings import number
-from sota_ml_researcher.analysis.runs import Run
-from sota_ml_researcher.jobs import run_files
+from ..jobs import run_files
+from .findings import number
+from .runs import Run
 
 # Settings that say how a run is kept and watched, not how it trains.
 _KEPT = frozenset(

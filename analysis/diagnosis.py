@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sota_ml_researcher.analysis.findings import Finding, number
-from sota_ml_researcher.analysis.findings_loss import loss_findings
-from sota_ml_researcher.analysis.findings_preference import preference_findings
-from sota_ml_researcher.analysis.findings_process import data_findings, process_findings
-from sota_ml_researcher.analysis.findings_reinforcement import reinforcement_findings
-from sota_ml_researcher.analysis.runs import Run
-from sota_ml_researcher.analysis.series import Series
+from .findings import Finding, number
+from .findings_loss import loss_findings
+from .findings_preference import preference_findings
+from .findings_process import data_findings, process_findings
+from .findings_reinforcement import reinforcement_findings
+from .runs import Run
+from .series import Series
 
 LEVELS = ("error", "warn", "note")
 # Shorter runs have no shape to read.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sota_ml_researcher.analysis.diagnosis import Change, Diagnosis, measure_change
-from sota_ml_researcher.analysis.metric_names import ALIASES
-from sota_ml_researcher.analysis.runs import Run
+from .diagnosis import Change, Diagnosis, measure_change
+from .metric_names import ALIASES
+from .runs import Run
 
 KEYS = ("hypothesis", "primary_metric", "stop_rule")
 # Words in the name of a metric for which more is better.

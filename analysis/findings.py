@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from sota_ml_researcher.analysis.series import Series
-from sota_ml_researcher.doctrine.rules import Confidence, rule
+from ..doctrine.rules import Confidence, rule
+from .series import Series
 
 Level = Literal["error", "warn", "note"]
 

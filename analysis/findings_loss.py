@@ -6,9 +6,13 @@ import itertools
 
 import numpy as np
 
-from sota_ml_researcher.analysis.findings import Evidence, Finding, moved, nearest, number, numbers, point
-from sota_ml_researcher.analysis.runs import Run
-from sota_ml_researcher.analysis.series import Floats, Series, noise_of, spikes, sudden_rise
+from ..core.errors import ResearcherError
+from ..models.capacity import DataSize, capacity_report
+from ..models.configs import load_model_config
+from ..models.model_ref import resolve_model
+from .findings import Evidence, Finding, moved, nearest, number, numbers, point
+from .runs import Run
+from .series import Floats, Series, noise_of, spikes, sudden_rise
 
 # Points a curve needs before its shape is judged.
 SHAPE = 20
@@ -237,15 +241,15 @@ def _flat_since(train: Series, end: float, tolerance: float) -> int:
 
 
 def _under_capacity_is_likely(run: Run, end: float) -> bool:
-    from sota_ml_researcher.analysis.capacity_question import capacity_ratio
-    from sota_ml_researcher.training.capacity import verdict_band
+    pass
+    from ..models.capacity import verdict_band
 
     ratio = capacity_ratio(run)
     return ratio is not None and ratio < verdict_band()[0] and end > 0.1
 
 
 def _short_of_capacity(run: Run, train: Series, since: int) -> Finding:
-    from sota_ml_researcher.analysis.capacity_question import capacity_ratio
+    pass
 
     ratio = capacity_ratio(run) or 0.0
     rank = run.config.get("lora_rank")
@@ -313,3 +317,24 @@ def _still_falling(train: Series | None, step: int) -> bool:
     half = len(after) // 2
     floor = number("diagnosis.noise") * train.noise / half**0.5
     return float(np.median(after[half:])) <= float(np.median(after[:half])) + floor
+
+
+def capacity_ratio(run: Run) -> float | None:
+    """Capacity over information of an SFT run, or None where model, rank or tokens are not known."""
+    rank, model, epochs = (run.config.get(k) for k in ("lora_rank", "base_model", "num_epochs"))
+    tokens = run.get("loss_tokens") or run.get("tokens")
+    if run.kind != "sft" or tokens is None or not isinstance(rank, int) or not isinstance(model, str):
+        return None
+    passes = epochs if isinstance(epochs, int) and epochs > 0 else 1
+    batch = run.config.get("batch_size")
+    size = batch if isinstance(batch, int) and batch > 0 else 1
+    steps = len(tokens)
+    seen = int(np.sum(tokens.values)) // passes
+    if seen < 1:
+        return None
+    try:
+        config = load_model_config(resolve_model(model))
+        data = DataSize(loss_tokens=seen, rows=max(1, steps * size // passes), epochs=passes)
+        return capacity_report(config, lora_rank=rank, data=data, backend=str(run.config.get("backend"))).ratio
+    except (ResearcherError, ValueError):
+        return None

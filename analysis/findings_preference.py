@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from sota_ml_researcher.analysis.findings import Evidence, Finding, moved, number, numbers, point
-from sota_ml_researcher.analysis.runs import Run
-from sota_ml_researcher.analysis.series import Series
+from .findings import Evidence, Finding, moved, number, numbers, point
+from .runs import Run
+from .series import Series
 
 _LEAST = 10
 _SHAPE = 20

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from sota_ml_researcher.analysis.findings import Evidence, Finding, number, numbers, point
-from sota_ml_researcher.analysis.runs import Run
-from sota_ml_researcher.analysis.series import Series, change_points, sudden_rise
+from .findings import Evidence, Finding, number, numbers, point
+from .runs import Run
+from .series import Series, change_points, sudden_rise
 
 _LEAST = 20
 
@@ -148,7 +148,7 @@ def _strange_start(run: Run, train: Series) -> Finding | None:
 
 def run_start_bounds() -> tuple[float, float]:
     """Between which losses an SFT run on ordinary text starts (nats a token)."""
-    from sota_ml_researcher.doctrine.rules import rule
+    from ..doctrine.rules import rule
 
     match rule("diagnosis.data_problem.start").value:
         case (int() | float() as low, int() | float() as high):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from sota_ml_researcher.analysis.findings import Finding, moved, number, point
-from sota_ml_researcher.analysis.runs import Run
-from sota_ml_researcher.analysis.series import Series
+from .findings import Finding, moved, number, point
+from .runs import Run
+from .series import Series
 
 _LEAST = 15
 _HEAD, _TAIL = (0.0, 0.1), (0.85, 1.0)
@@ -150,7 +150,7 @@ def _reward_hacking(run: Run, reward: Series) -> Finding | None:
 
 def _jump(run: Run, reward: Series) -> Finding | None:
     """Without a held-out score: a sudden jump of the reward together with one of the length is the usual sign."""
-    from sota_ml_researcher.analysis.series import change_points
+    from .series import change_points
 
     length = run.get("length", least=_LEAST)
     if length is None:

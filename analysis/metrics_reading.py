@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from sota_ml_researcher.analysis.metric_names import KNOWN, RUN_NAMES, STEP_NAMES
-from sota_ml_researcher.core.errors import DataError
-from sota_ml_researcher.core.files import storage_errors
+from ..core.errors import DataError
+from ..core.files import storage_errors
+from .metric_names import KNOWN, RUN_NAMES, STEP_NAMES
 
 _BLOCK = 4 << 20
 _PARSE_BLOCK = 1 << 20

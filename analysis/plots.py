@@ -14,11 +14,10 @@ matplotlib.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sota_ml_researcher.analysis.comparison_types import Aligned
-from sota_ml_researcher.analysis.diagnosis import Diagnosis
-from sota_ml_researcher.analysis.findings import Finding
-from sota_ml_researcher.analysis.metric_names import LABELS
-from sota_ml_researcher.analysis.series import Series
+from .diagnosis import Diagnosis
+from .findings import Finding
+from .metric_names import LABELS
+from .series import Aligned, Series
 
 BLUE, ORANGE, GREY, RED, GREEN = "#2563eb", "#ea580c", "#9ca3af", "#dc2626", "#059669"
 PALETTE = (BLUE, ORANGE, GREEN, "#7c3aed", "#0891b2", "#be123c", "#65a30d", "#475569")

@@ -3,19 +3,174 @@
 from __future__ import annotations
 
 import base64
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from sota_ml_researcher.analysis.diagnosis import Diagnosis
-from sota_ml_researcher.analysis.experiment import answer_to, experiment_of
-from sota_ml_researcher.analysis.findings import Finding
-from sota_ml_researcher.analysis.report_parts import Sample, Table, reproduce, samples, tables
-from sota_ml_researcher.core.files import write_atomically
-from sota_ml_researcher.core.paths import home, writable_folder
-from sota_ml_researcher.doctrine.rules import rule
+from ..core.errors import ResearcherError
+from ..core.files import read_json_lines, write_atomically
+from ..core.paths import home, writable_folder
+from ..core.yaml_loading import load_yaml
+from ..doctrine.rules import rule
+from ..evals.arms import ITEMS, RESPONSES
+from ..jobs import run_files
+from ..jobs.registry import Registry
+from .diagnosis import Diagnosis
+from .experiment import answer_to, experiment_of
+from .findings import Finding
+from .runs import Run
+
+_SAMPLES = 5
+_SAMPLE_CHARS = 1500
+_EVALUATIONS_SEARCHED = 200
+_SETTING = re.compile(r"^(\w+): (.*?)(?:  # (.*))?$")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A titled table of words."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One prompt, answered before and after training."""
+
+    prompt: str
+    before: str
+    after: str
+
+
+def tables(run: Run) -> list[Table]:
+    """Settings with origins, data card, checkpoints, cost and environment, as far as the folder has them."""
+    folder = run.file.parent
+    environment = _json(folder / run_files.ENVIRONMENT)
+    made = [
+        _settings(folder, run.config),
+        _data_card(environment, run),
+        _checkpoints(folder),
+        _cost(folder, run),
+        _environment(environment),
+    ]
+    return [table for table in made if table is not None and table.rows]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object, or {} where the file is missing or broken: a report leaves out what it cannot read."""
+    try:
+        found: Any = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+
+
+def _settings(folder: Path, config: Mapping[str, Any]) -> Table | None:
+    path = folder / run_files.CONFIG
+    if not path.exists():
+        rows = [(key, json.dumps(value, ensure_ascii=False, default=str)[:200], "") for key, value in config.items()]
+        return Table("Settings", ("setting", "value", "origin"), rows)
+    found = [_SETTING.match(line) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+    rows = [(m[1], m[2], m[3] or "") for m in found if m]
+    return Table("Settings", ("setting", "value", "origin: rule and reason"), rows)
+
+
+def _data_card(environment: Mapping[str, Any], run: Run) -> Table | None:
+    rows: list[tuple[str, str]] = []
+    data = environment.get("data")
+    for name, facts in cast("dict[str, Any]", data).items() if isinstance(data, dict) else ():
+        rows.append((name, f"{facts.get('bytes', 0):,} bytes, SHA-256 {facts.get('sha256', 'unknown')}"))
+    for label, quantity in (("tokens", "tokens"), ("tokens that carry loss", "loss_tokens")):
+        series = run.get(quantity)
+        if series is not None:
+            total = float(series.values.sum())
+            rows.append((label, f"{total:,.0f} over {len(series):,} steps, {total / len(series):,.0f} a step"))
+    return Table("Data", ("what", "facts"), rows)
+
+
+def _checkpoints(folder: Path) -> Table | None:
+    try:
+        found = run_files.checkpoints(folder)
+    except (ValueError, OSError):
+        return None
+    rows = [(str(c.get("name", "")), str(c.get("sampler_path") or c.get("state_path") or "")) for c in found[-8:]]
+    return Table("Checkpoints (the last ones)", ("name", "path"), rows)
+
+
+def _cost(folder: Path, run: Run) -> Table | None:
+    result = _json(folder / run_files.RESULT)
+    rows: list[tuple[str, str]] = []
+    cost = run.job.cost_usd if run.job and run.job.cost_usd else result.get("cost_usd")
+    if isinstance(cost, int | float):
+        rows.append(("metered", f"${cost:.4g}"))
+    billed = _json(folder / run_files.BILLING).get("cost_usd")
+    if isinstance(billed, int | float):
+        rows.append(("billed", f"${billed:.4g}"))
+    if isinstance(wall := result.get("wall_s"), int | float):
+        rows.append(("wall time", f"{wall:,.1f} s"))
+    if isinstance(tokens := result.get("tokens_trained"), int):
+        rows.append(("tokens trained", f"{tokens:,}"))
+    return Table("Cost", ("what", "amount"), rows)
+
+
+def _environment(environment: Mapping[str, Any]) -> Table | None:
+    rows = [(k, str(environment[k])) for k in ("python", "platform", "git_revision") if environment.get(k)]
+    packages = environment.get("packages")
+    if isinstance(packages, dict):
+        rows += [(str(k), str(v)) for k, v in cast("dict[str, Any]", packages).items() if v]
+    return Table("Environment", ("what", "version"), rows)
+
+
+def samples(run: Run) -> list[Sample]:
+    """Answers before and after, from the newest judge evaluation of this job; the run's own are not stored."""
+    if run.job is None:
+        return []
+    for job in Registry().list(limit=_EVALUATIONS_SEARCHED):
+        if job.kind != "judge_eval" or not (job.folder / RESPONSES).exists():
+            continue
+        try:
+            config = load_yaml(job.folder / run_files.CONFIG).data
+            tuned = config.get("finetuned_model")
+            names = cast("list[Any]", tuned) if isinstance(tuned, list) else [tuned]
+            if any(str(name).split(":")[0] == run.job.id for name in names):
+                return _pairs(job.folder)
+        except (ResearcherError, ValueError, KeyError, OSError):
+            continue
+    return []
+
+
+def _pairs(folder: Path) -> list[Sample]:
+    prompts = {str(i["id"]): str(i["messages"][-1].get("content", "")) for i in read_json_lines(folder / ITEMS)}
+    answers: dict[str, dict[str, str]] = {}
+    for row in read_json_lines(folder / RESPONSES):
+        answers.setdefault(str(row["id"]), {})[str(row["arm"])] = str(row["text"])
+    found: list[Sample] = []
+    for item, by_arm in answers.items():
+        other = next((arm for arm in by_arm if arm != "baseline"), None)
+        if "baseline" in by_arm and other is not None and item in prompts:
+            texts = (prompts[item], by_arm["baseline"], by_arm[other])
+            found.append(Sample(*(text[:_SAMPLE_CHARS] for text in texts)))
+    return found[:_SAMPLES]
+
+
+def reproduce(run: Run) -> str:
+    """The commands that repeat a run, or what is missing for that."""
+    config = run.file.parent / run_files.CONFIG
+    if not config.exists():
+        return "No config lies beside the metrics: the settings of this run are not known."
+    tool = {"sft": "start_sft", "dpo": "start_dpo", "rl": "start_grpo"}[run.kind]
+    return (
+        f"{tool}(config='{config}')\n"
+        "# the resolved config: every value is set, so defaults that change later do not matter. "
+        "The data's SHA-256 is above; with the same seed the embedded engine repeats the curve on the same machine."
+    )
+
 
 ANALYSIS, REPORT, PLOTS = "analysis.md", "report.html", "plots"
 

@@ -13,15 +13,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sota_ml_researcher.analysis.metric_names import ALIASES, STEP_NAMES
-from sota_ml_researcher.analysis.metrics_reading import RawMetrics, read_metrics
-from sota_ml_researcher.analysis.series import Series
-from sota_ml_researcher.core.errors import ConfigError, DataError
-from sota_ml_researcher.core.yaml_loading import load_yaml
-from sota_ml_researcher.jobs import run_files
-from sota_ml_researcher.jobs.registry import Registry
-from sota_ml_researcher.jobs.states import ACTIVE, Job
-from sota_ml_researcher.jobs.watch import look
+from ..core.errors import ConfigError, DataError
+from ..core.yaml_loading import load_yaml
+from ..jobs import run_files
+from ..jobs.control import look
+from ..jobs.registry import Registry
+from ..jobs.states import ACTIVE, Job
+from .metric_names import ALIASES, STEP_NAMES
+from .metrics_reading import RawMetrics, read_metrics
+from .series import Series
 
 Kind = Literal["sft", "dpo", "rl"]
 TRAINER_STATE = "trainer_state.json"

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-
 # Points a curve is reduced to before anything slower than linear looks at it.
 REDUCED = 600
 # Spikes looked at in one curve: whoever has more has another problem.
@@ -194,3 +193,14 @@ def spikes(series: Series, *, sigmas: float, share: float) -> list[Spike]:
         if excess > max(float(noise[i]), share * abs(usual), whole):
             found.append((excess, Spike(int(series.steps[i]), int(series.lines[i]), float(values[i]), usual)))
     return [spike for _, spike in sorted(found, key=lambda each: -each[0])]
+
+
+@dataclass(frozen=True, slots=True)
+class Aligned:
+    """One run's curve on a common axis: positions, values and trend, each of shape [n]."""
+
+    name: str
+    label: str
+    x: Floats
+    y: Floats
+    smooth: Floats

@@ -18,8 +18,8 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from sota_ml_researcher.training.data_check import check_dataset
-from sota_ml_researcher.training.rendering import load_renderer
+from sota_ml_researcher.data.check import check_dataset
+from sota_ml_researcher.models.renderers import load_renderer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -37,9 +37,9 @@ TARGET = 1.05
 def _settings(method: str) -> Any:
     """The job's resolved settings."""
     from sota_ml_researcher.templates.catalog import template_path
-    from sota_ml_researcher.training.dpo_config import load_dpo_settings
-    from sota_ml_researcher.training.rl_config import load_rl_settings
-    from sota_ml_researcher.training.sft_config import load_sft_settings
+    from sota_ml_researcher.training.dpo.config import load_dpo_settings
+    from sota_ml_researcher.training.rl.config import load_rl_settings
+    from sota_ml_researcher.training.sft.config import load_sft_settings
 
     load: Callable[..., Any] = {"sft": load_sft_settings, "dpo": load_dpo_settings, "grpo": load_rl_settings}[method]
     changes: dict[str, Any] = {"val_file": None, "num_steps": STEPS[method], "checkpoint_every": 20}
@@ -49,9 +49,9 @@ def _settings(method: str) -> Any:
 
 
 def _plan(method: str) -> Any:
-    from sota_ml_researcher.training.dpo_plan import plan_dpo
-    from sota_ml_researcher.training.rl_plan import plan_rl
-    from sota_ml_researcher.training.sft_plan import plan_sft
+    from sota_ml_researcher.training.dpo.plan import plan_dpo
+    from sota_ml_researcher.training.rl.plan import plan_rl
+    from sota_ml_researcher.training.sft.plan import plan_sft
 
     plan: Callable[..., Any] = {"sft": plan_sft, "dpo": plan_dpo, "grpo": plan_rl}[method]
     return plan(_settings(method))
@@ -68,8 +68,8 @@ def work_in(folder: Path) -> dict[str, int]:
 
 def run_job(method: str) -> tuple[float, dict[str, int]]:
     """Seconds from the start of a job to its end, and what it did."""
+    from sota_ml_researcher.jobs.create import start_job
     from sota_ml_researcher.jobs.registry import Registry
-    from sota_ml_researcher.jobs.start import start_job
     from sota_ml_researcher.jobs.states import ACTIVE, JobState
 
     plan, registry = _plan(method), Registry()
@@ -109,9 +109,9 @@ def _ready(config: dict[str, Any]) -> tuple[str, Any]:
     """The engine's name of the model, and the renderer; the loop's tokenizer is registered."""
     from tinker_cookbook import tokenizer_utils
 
+    from sota_ml_researcher.models.model_ref import resolve_model
+    from sota_ml_researcher.models.renderers import load_renderer
     from sota_ml_researcher.training.cookbook_loop import tokenizer_of
-    from sota_ml_researcher.training.models import resolve_model
-    from sota_ml_researcher.training.rendering import load_renderer
 
     model = resolve_model(config["base_model"])
     tokenizer = tokenizer_of(model)
@@ -158,7 +158,7 @@ def _direct_sft(config: dict[str, Any], url: str, log: str) -> None:
     from tinker_cookbook.supervised import train
     from tinker_cookbook.supervised.common import datum_from_model_input_weights
 
-    from sota_ml_researcher.training.sft_dataset import load_sft_data
+    from sota_ml_researcher.data.supervised import load_sft_data
 
     name, renderer = _ready(config)
     data = load_sft_data(
@@ -189,8 +189,8 @@ def _direct_sft(config: dict[str, Any], url: str, log: str) -> None:
 def _direct_dpo(config: dict[str, Any], url: str, log: str) -> None:
     from tinker_cookbook.preference import train_dpo
 
-    from sota_ml_researcher.training.dpo_scores import data_of
-    from sota_ml_researcher.training.preference_data import load_preference_data
+    from sota_ml_researcher.data.preferences import load_preference_data
+    from sota_ml_researcher.training.dpo.scores import data_of
 
     name, renderer = _ready(config)
     data = load_preference_data(
@@ -233,7 +233,7 @@ def _builder(build: Callable[[], tuple[Any, Any]], *, is_async: bool = False) ->
 def _direct_grpo(config: dict[str, Any], url: str, log: str) -> None:
     from tinker_cookbook.rl import train
 
-    from sota_ml_researcher.training.rl_rows import load_problems
+    from sota_ml_researcher.rewards.problems import load_problems
 
     name, renderer = _ready(config)
     dataset = _exact_dataset(config, load_problems(Path(config["train_file"]), []), renderer)
@@ -261,7 +261,7 @@ def _exact_dataset(config: dict[str, Any], problems: Sequence[Any], renderer: An
     import tinker
     from tinker_cookbook.rl.types import Env, EnvGroupBuilder, RLDataset, StepResult
 
-    from sota_ml_researcher.training.reward_rules import exact
+    from sota_ml_researcher.rewards.reward_rules import exact
 
     size, group = config["batch_size"], config["group_size"]
 
@@ -315,7 +315,7 @@ def stop_engine() -> None:
 
 def measure(method: str, rounds: int) -> dict[str, Any]:
     """Both sides in turn, ``rounds`` times, after one short direct run that warms the engine."""
-    from sota_ml_researcher.training.engine_process import ensure_engine
+    from sota_ml_researcher.backends.embedded import ensure_engine
 
     url = ensure_engine()
     kept = STEPS[method]

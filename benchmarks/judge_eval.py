@@ -25,20 +25,20 @@ from typing import Any
 
 import numpy as np
 import psutil
+from tests.same_model import not_distinguishable
 
 from sota_ml_researcher.evals.judge_config import load_judge_settings
 from sota_ml_researcher.evals.judge_plan import plan_judge_eval
-from sota_ml_researcher.evals.statistics_intervals import bootstrap_interval, mean_interval
-from sota_ml_researcher.evals.statistics_models import length_adjusted
-from sota_ml_researcher.evals.statistics_tests import sign_test
-from sota_ml_researcher.jobs import control, watch
+from sota_ml_researcher.evals.statistics.comparison_models import length_adjusted
+from sota_ml_researcher.evals.statistics.hypothesis_tests import sign_test
+from sota_ml_researcher.evals.statistics.intervals import bootstrap_interval, mean_interval
+from sota_ml_researcher.jobs import control
+from sota_ml_researcher.jobs.create import start_job
 from sota_ml_researcher.jobs.registry import Registry
-from sota_ml_researcher.jobs.start import start_job
 from sota_ml_researcher.jobs.states import ACTIVE, Job
-from tests.same_model import not_distinguishable
 
 PARTS = ("undisturbed", "with_20_percent_faults", "killed_and_resumed", "statistics", "same_model")
-LOOPBACK = Path(__file__).parents[1] / "tests" / "loopback_judges.py"
+LOOPBACK = Path(__file__).parents[1] / "tests" / "support" / "loopback_judges.py"
 
 
 @contextmanager
@@ -103,7 +103,7 @@ def start(config: dict[str, Any]) -> Job:
 def finish(job: Job) -> Job:
     while job.state in ACTIVE:
         time.sleep(0.05)
-        job = watch.look(Registry(), job.id)
+        job = control.look(Registry(), job.id)
     if job.state != "succeeded":
         raise SystemExit(f"{job.id} {job.state}: {job.error}")
     return job
@@ -169,9 +169,9 @@ def killed(config: dict[str, Any], delay: float, concurrency: int) -> dict[str, 
         before = len(_lines(job))
         while job.state in ACTIVE:
             time.sleep(0.05)
-            job = watch.look(Registry(), job.id)
+            job = control.look(Registry(), job.id)
         control.resume(Registry(), job.id)
-        job = finish(watch.look(Registry(), job.id))
+        job = finish(control.look(Registry(), job.id))
         seen = stats(url)
     del lines
     keys = [json.loads(line)["key"] for line in _lines(job)]

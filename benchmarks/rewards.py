@@ -21,10 +21,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from sota_ml_researcher.training.reward_config import RewardPart
-from sota_ml_researcher.training.reward_scorers import Response, Scorers
-from sota_ml_researcher.training.rl_rows import Problem
-from sota_ml_researcher.training.sandbox import isolation
+from sota_ml_researcher.rewards.problems import Problem
+from sota_ml_researcher.rewards.reward_config import RewardPart
+from sota_ml_researcher.rewards.sandbox.modes import isolation
+from sota_ml_researcher.rewards.scorers import Response, Scorers
 
 GROUP = 16
 # Groups scored side by side, as the prompts of a step are.
@@ -182,12 +182,12 @@ def heartbeat_gaps(seconds: float) -> dict[str, Any]:
 def _watch_beats(folder: Path, script: Path, seconds: float) -> list[float]:
     from benchmarks.job_overhead import stop_engine
     from sota_ml_researcher.jobs import control
+    from sota_ml_researcher.jobs.create import start_job
     from sota_ml_researcher.jobs.registry import Registry
-    from sota_ml_researcher.jobs.start import start_job
     from sota_ml_researcher.jobs.states import ACTIVE, JobState
     from sota_ml_researcher.templates.catalog import template_path
-    from sota_ml_researcher.training.rl_config import load_rl_settings
-    from sota_ml_researcher.training.rl_plan import plan_rl
+    from sota_ml_researcher.training.rl.config import load_rl_settings
+    from sota_ml_researcher.training.rl.plan import plan_rl
 
     changes = {"reward_type": "custom", "reward_script": str(script), "val_file": None, "batch_size": 4}
     plan = plan_rl(load_rl_settings(template_path("grpo"), {**changes, "force": True}))

@@ -16,6 +16,8 @@ Anything else that escapes is a defect of ours: it is logged with its traceback 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class ResearcherError(Exception):
     """What went wrong, where, and the way out, in one or two sentences a reader can act on.
@@ -75,3 +77,11 @@ class StorageError(ResearcherError, OSError):
 
 class MissingDependencyError(ResearcherError, ImportError):
     """Something needs an optional extra that is not installed here."""
+
+
+def did_you_mean(wrong: str, known: Iterable[str], *, cutoff: float = 70.0) -> str:
+    """``Did you mean 'x'?`` for the closest known name, or an empty string when nothing is close."""
+    from rapidfuzz import fuzz, process  # 20 ms; only a mistake pays it
+
+    found = process.extractOne(wrong.lower(), list(known), scorer=fuzz.ratio, score_cutoff=cutoff)
+    return f"Did you mean '{found[0]}'?" if found else ""

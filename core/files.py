@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sota_ml_researcher.core.errors import StorageError
+from .errors import StorageError
 
 _REASONS = {
     errno.ENOSPC: ("the disk is full", "Free some space and try again; what was there before is untouched"),

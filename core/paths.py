@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from importlib.resources import files
 from pathlib import Path
 
-from sota_ml_researcher.core.errors import StorageError
+from .errors import ModelError, StorageError
 
 HOME_VARIABLE = "ML_RESEARCHER_HOME"
 
@@ -57,3 +58,17 @@ def writable_folder(folder: Path, *, hint: str = "Choose a folder you can write 
     if not os.access(folder, os.W_OK | os.X_OK):
         raise StorageError("the folder is not writable", where=str(folder), fix=hint)
     return folder
+
+
+def demo_data(name: str, *, where: str) -> Path:
+    """The path of a packaged demo data set such as ``sft_train``.
+
+    Raises:
+        ModelError: If there is none of that name; the message lists those there are.
+    """
+    folder = Path(str(files("sota_ml_researcher.demo") / "data"))
+    path = folder / f"{name.removesuffix('.jsonl')}.jsonl"
+    if not path.is_file():
+        there = ", ".join(sorted(f"demo:{p.stem}" for p in folder.glob("*.jsonl")))
+        raise ModelError(f"there is no demo data set '{name}'", where=where, fix=f"There are: {there}")
+    return path

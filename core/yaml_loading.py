@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import yaml
 
-from sota_ml_researcher.core.errors import ConfigError
-from sota_ml_researcher.core.files import storage_errors
+from .errors import ConfigError
+from .files import storage_errors
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ import sys
 
 import anyio
 
-from sota_ml_researcher.core.errors import ResearcherError
-from sota_ml_researcher.demo.run import Demo, show_result
+from ..core.errors import ResearcherError
+from .run import Demo, show_result
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from sota_ml_researcher.demo.tasks import LETTERS, word
-from sota_ml_researcher.training.rl_models import yes_no_question
+from ..rewards.model_scorers import yes_no_question
+from .tasks import LETTERS, word
 
 SMALL = "Small letters?"
 CAPITALS = "In capitals?"

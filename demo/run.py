@@ -19,10 +19,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from sota_ml_researcher.core.errors import JobError, ResearcherError
-from sota_ml_researcher.core.paths import HOME_VARIABLE
-from sota_ml_researcher.templates.catalog import template_path
-from sota_ml_researcher.training.models import demo_data
+from ..core.errors import JobError, ResearcherError
+from ..core.paths import HOME_VARIABLE, demo_data
+from ..templates.catalog import template_path
 
 TEST_PROMPTS = 50
 MAX_TOKENS = 24

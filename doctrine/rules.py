@@ -14,8 +14,7 @@ from typing import Any, Literal, cast
 
 import yaml
 
-from sota_ml_researcher.core.errors import ConfigError
-from sota_ml_researcher.core.suggestions import did_you_mean
+from ..core.errors import ConfigError, did_you_mean
 
 Confidence = Literal["high", "medium", "low"]
 Status = Literal["verified", "secondary", "recalled", "disputed", "chosen"]
@@ -138,3 +137,16 @@ def _frozen(value: Any) -> RuleValue:
     if isinstance(value, list):
         return tuple(cast("list[Any]", value))
     return MappingProxyType(cast("dict[str, Any]", value)) if isinstance(value, dict) else value
+
+
+def number(rule_id: str) -> float:
+    """A rule's value, which must be one number."""
+    value: object = rule(rule_id).value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"rule {rule_id} must hold one number, got {value!r}")
+    return float(value)
+
+
+def integer(rule_id: str) -> int:
+    """A rule's value as a whole number."""
+    return int(number(rule_id))

@@ -10,9 +10,8 @@ from typing import Any, cast
 
 import yaml
 
-from sota_ml_researcher.core.errors import ConfigError
-from sota_ml_researcher.core.suggestions import did_you_mean
-from sota_ml_researcher.doctrine.rules import Rule, Source, Status, load_rules, rule
+from ..core.errors import ConfigError, did_you_mean
+from .rules import Rule, Source, Status, load_rules, rule
 
 RULES_TOPIC = "rules"
 _FENCE = "---\n"

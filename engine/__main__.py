@@ -18,6 +18,6 @@ if sys.platform == "linux" and _TUNABLE not in _tunables:
     os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [_tunables, f"{_TUNABLE}=1"]))
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
-from sota_ml_researcher.engine.cli import main  # noqa: E402  # what it imports reads these variables
+from .main import main  # noqa: E402  # what it imports reads these variables
 
 sys.exit(main())

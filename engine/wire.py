@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tinker import types
 from tinker.proto import tinker_public_pb2 as pb
 
-from sota_ml_researcher.engine.interface import (
+from .interface import (
     AdamSettings,
     Continuation,
     LossResult,

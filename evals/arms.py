@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sota_ml_researcher.core.errors import ConfigError
-from sota_ml_researcher.evals.judge_config import JudgeEvalConfig
-from sota_ml_researcher.evals.responses import Response, Sampling, read_responses, sample_responses
-from sota_ml_researcher.evals.test_set import EvalItem, read_test_set
-from sota_ml_researcher.training.models import resolve_model
+from ..core.errors import ConfigError
+from ..judges.prompt import EvalItem
+from ..models.model_ref import resolve_model
+from .judge_config import JudgeEvalConfig
+from .responses import Response, Sampling, read_responses, sample_responses
+from .test_set import read_test_set
 
 FILE_ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
 
@@ -40,9 +41,9 @@ class Arm:
         """
         if self.file is not None:
             return read_responses(self.file, items)
-        from sota_ml_researcher.training.backends import connect
-        from sota_ml_researcher.training.rendering import load_renderer
-        from sota_ml_researcher.training.sampling_client import base_model_of
+        from ..backends.connection import connect
+        from ..backends.sampling_client import base_model_of
+        from ..models.renderers import load_renderer
 
         backend = connect(config.backend, config.base_url)
         is_checkpoint = self.model.startswith("tinker://")
@@ -103,3 +104,15 @@ def fingerprint(base_model: str) -> str:
         return ""
     files = sorted(folder.glob("*.safetensors"))
     return ";".join(f"{f.name}:{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files)
+
+
+ITEMS = "items.jsonl"
+RESPONSES = "responses.jsonl"
+CONTROLS = "controls.json"
+RUN = "judges.json"
+METRICS = "metrics.json"
+VERDICT = "verdict.json"
+VERDICT_TEXT = "verdict.txt"
+REPORT = "report.html"
+PLOTS = "plots"
+INSPECT_LOG = "inspect_log.json"

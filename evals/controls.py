@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
 
-from sota_ml_researcher.core.errors import DataError
-from sota_ml_researcher.doctrine.rules import rule
-from sota_ml_researcher.evals.test_set import EvalItem, conversation
-from sota_ml_researcher.training.data_files import at_line, read_rows
+from ..core.errors import DataError
+from ..data.row_files import at_line, read_rows
+from ..doctrine.rules import rule
+from ..judges.asking import Call
+from ..judges.journal import Judgment
+from ..judges.prompt import EvalItem, Prompter
+from ..judges.rubric import Rubric
+from .test_set import conversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +143,7 @@ def _canaries(scores: Sequence[float | None]) -> tuple[int, int, list[str]]:
 
 
 def _lean(first: int, second: int) -> float | None:
-    from sota_ml_researcher.evals.statistics_tests import sign_test
+    from .statistics.hypothesis_tests import sign_test
 
     return sign_test([1.0] * first + [-1.0] * second).p_value
 
@@ -163,3 +167,49 @@ def _canary(row: dict[str, Any], number: int) -> Canary:
     reference = str(row.get("reference") or row["good"])
     item = EvalItem(f"canary-{number}", tuple(messages), reference, None, None, number)
     return Canary(item, row["good"], row["bad"])
+
+
+_GOOD_FIRST = {"A": 1.0, "tie": 0.5, "B": 0.0}
+
+
+def control_result(
+    judge: str, tests: Sequence[Call], judged: Mapping[str, Judgment], prompter: Prompter
+) -> ControlResult:
+    """How a judge did on the tests of itself."""
+    canaries = [judged[c.key] for c in tests if c.kind == "canary"]
+    controls = [c for c in tests if c.kind == "control"]
+    if prompter.mode == "absolute":
+        twice = _scored_twice(controls, judged, prompter.rubric)
+        return check_scores(judge, _scored_canaries(canaries, prompter.rubric), twice)
+    return check_pairs(judge, [_chosen(j) for j in canaries], [judged[c.key].verdict for c in controls])
+
+
+def _chosen(canary: Judgment) -> float | None:
+    if canary.verdict is None:
+        return None
+    score = _GOOD_FIRST[canary.verdict]
+    return score if canary.first == "good" else 1.0 - score
+
+
+def _scored_canaries(canaries: Iterable[Judgment], rubric: Rubric) -> list[float | None]:
+    by_item: dict[str, dict[str, float | None]] = {}
+    for judgment in canaries:
+        by_item.setdefault(judgment.item, {})[judgment.first] = _score(judgment, rubric)
+    scores: list[float | None] = []
+    for sides in by_item.values():
+        good, bad = sides["good"], sides["bad"]
+        scores.append(None if good is None or bad is None else 1.0 if good > bad else 0.5 if good == bad else 0.0)
+    return scores
+
+
+def _scored_twice(
+    controls: Iterable[Call], judged: Mapping[str, Judgment], rubric: Rubric
+) -> list[tuple[float | None, float | None]]:
+    by_item: dict[str, dict[bool, float | None]] = {}
+    for call in controls:
+        by_item.setdefault(call.item.id, {})[call.again] = _score(judged[call.key], rubric)
+    return [(scores[False], scores[True]) for scores in by_item.values()]
+
+
+def _score(judgment: Judgment, rubric: Rubric) -> float | None:
+    return None if judgment.unscored else rubric.weighted(judgment.scores)

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sota_ml_researcher.core.errors import DataError
-from sota_ml_researcher.evals.test_set import EvalItem, conversation, prompt_key
-from sota_ml_researcher.training.data_files import at_line, read_rows
+from ..core.errors import DataError
+from ..data.row_files import at_line, read_rows
+from ..judges.prompt import EvalItem, prompt_key
+from .test_set import conversation
 
 WINNERS = ("baseline", "tuned", "tie")
 
@@ -45,7 +46,7 @@ def read_labels(path: Path, items: Sequence[EvalItem]) -> dict[str, str]:
 
 def against_people(effects: Mapping[str, float], labels: Mapping[str, str], arm: str) -> dict[str, Any] | None:
     """The judge against people on the items both decided, and the corrected share of decided items that ``arm`` won."""
-    from sota_ml_researcher.evals.statistics_agreement import judge_accuracy, rogan_gladen
+    from .statistics.agreement import judge_accuracy, rogan_gladen
 
     decided = [item for item in effects if effects[item] != 0.5]
     both = [item for item in decided if labels.get(item) in {arm, "baseline"}]

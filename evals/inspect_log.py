@@ -24,7 +24,7 @@ from inspect_ai.log import (
 from inspect_ai.model import ChatMessageAssistant, ModelOutput
 from inspect_ai.scorer import Score
 
-from sota_ml_researcher.evals.conclusion import TUNED, Evidence, item_effects
+from .results import TUNED, Evidence, item_effects
 
 
 def write_inspect_log(path: Path, evidence: Evidence, metrics: Mapping[str, Any], run: Mapping[str, Any]) -> None:

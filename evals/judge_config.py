@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from sota_ml_researcher.evals.judge_catalog import JudgeRef, parse_judge
-from sota_ml_researcher.training.config_resolution import Settings, load_settings
-from sota_ml_researcher.training.names import BackendName
+from ..core.names import BackendName
+from ..core.settings import Settings, load_settings
+from ..judges.judge_catalog import JudgeRef, parse_judge
 
 RETIRED_KEYS: Mapping[str, str] = {
     "api_key": "Remove it: keys come from the environment (ANTHROPIC_API_KEY, OPENAI_API_KEY), never from a file",

@@ -14,24 +14,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sota_ml_researcher.core.errors import BackendError, ResearcherError
-from sota_ml_researcher.core.files import write_atomically
-from sota_ml_researcher.evals.arms import Arm, load_items, resolve_arm, sampled_arms
-from sota_ml_researcher.evals.calls import Call, Material, build_calls, count_calls
-from sota_ml_researcher.evals.control_results import control_result
-from sota_ml_researcher.evals.controls import ControlResult, load_canaries
-from sota_ml_researcher.evals.eval_files import CONTROLS, ITEMS, RESPONSES, RUN, VERDICT
-from sota_ml_researcher.evals.judge_base import Judge
-from sota_ml_researcher.evals.judge_catalog import JudgeRef, Price, price_of
-from sota_ml_researcher.evals.judge_config import JudgeEvalConfig, load_judge_settings
-from sota_ml_researcher.evals.judge_prompt import Prompter
-from sota_ml_researcher.evals.judging import Judging, Spending
-from sota_ml_researcher.evals.judgments import JUDGMENTS, Journal, Judgment, read_judgments
-from sota_ml_researcher.evals.progress import Progress
-from sota_ml_researcher.evals.responses import Response
-from sota_ml_researcher.evals.rubric import load_rubric
-from sota_ml_researcher.evals.test_set import EvalItem
-from sota_ml_researcher.training.run_context import Outcome, RunContext
+from ..core.errors import BackendError, MissingDependencyError, ResearcherError
+from ..core.files import write_atomically
+from ..jobs.context import Outcome, Progress, RunContext
+from ..judges.asking import Call, Judging, Spending
+from ..judges.base import Judge
+from ..judges.journal import JUDGMENTS, Journal, Judgment, read_judgments
+from ..judges.judge_catalog import JudgeRef, Price, price_of
+from ..judges.prompt import EvalItem, Prompter
+from ..judges.rubric import load_rubric
+from .arms import CONTROLS, ITEMS, RESPONSES, RUN, VERDICT, Arm, load_items, resolve_arm, sampled_arms
+from .controls import ControlResult, control_result, load_canaries
+from .judge_config import JudgeEvalConfig, load_judge_settings
+from .questions import Material, build_calls, count_calls
+from .responses import Response
 
 
 class JudgeFailedError(BackendError):
@@ -150,7 +146,7 @@ class _Evaluation:
 
     def _warn_of_retirement(self, judge: Judge) -> None:
         if judge.settings["kind"] == "anthropic":
-            from sota_ml_researcher.evals.judge_anthropic import retirement_note
+            from ..judges.anthropic_judge import retirement_note
 
             note = retirement_note(str(judge.settings["model"]))
             if note is not None:
@@ -166,7 +162,7 @@ class _Evaluation:
         if not todo:
             return before
         if self._config.judge_batch and judge.settings["kind"] == "anthropic":
-            from sota_ml_researcher.evals.judge_anthropic import AnthropicJudge
+            from ..judges.anthropic_judge import AnthropicJudge
 
             assert isinstance(judge, AnthropicJudge)
             found = await judging.ask_batch(judge, todo, self._context.folder)
@@ -207,25 +203,25 @@ def make_judge(ref: JudgeRef, config: JudgeEvalConfig, prompter: Prompter, folde
         ResearcherError: If it needs a key that is not set, or its backend does not answer.
     """
     if ref.kind == "check":
-        from sota_ml_researcher.evals.judge_local import ReferenceCheck
+        from ..judges.local_judges import ReferenceCheck
 
         return ReferenceCheck(ref, prompter.rubric)
     if ref.kind == "assistant":
-        from sota_ml_researcher.evals.judge_local import AssistantJudge
+        from ..judges.local_judges import AssistantJudge
 
         return AssistantJudge(ref, folder, seed=config.seed)
     limits: dict[str, Any] = {"max_tokens": config.judge_max_tokens}
     if ref.kind == "tinker":
-        from sota_ml_researcher.evals.judge_tinker import TinkerJudge
-        from sota_ml_researcher.training.backends import connect
+        from ..backends.connection import connect
+        from ..judges.tinker_judge import TinkerJudge
 
         return TinkerJudge(ref, prompter.schema, connect(config.backend, config.base_url), **limits)
     limits["timeout_s"] = config.judge_timeout_s
     if ref.kind == "anthropic":
-        from sota_ml_researcher.evals.judge_anthropic import AnthropicJudge
+        from ..judges.anthropic_judge import AnthropicJudge
 
         return AnthropicJudge(ref, prompter.schema, **limits)
-    from sota_ml_researcher.evals.judge_openai import OpenAIJudge
+    from ..judges.openai_judge import OpenAIJudge
 
     return OpenAIJudge(ref, prompter.schema, base_url=config.judge_base_url, **limits)
 
@@ -293,10 +289,37 @@ def _conclude(folder: Path) -> dict[str, Any]:
     """
     environment = {k: v for k, v in os.environ.items() if not k.endswith(("_API_KEY", "_TOKEN", "_SECRET"))}
     for part in ("numbers", "log"):
-        command = [sys.executable, "-m", "sota_ml_researcher.evals.conclude", str(folder), part]
+        command = [sys.executable, "-m", "sota_ml_researcher.evals.write_report", str(folder), part]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if done.returncode != 0:
             last = next(iter(reversed(done.stderr.strip().splitlines())), "it said nothing")
             sys.stderr.write(done.stderr)
             raise ResearcherError(f"the judgements are complete, and their analysis failed: {last}", where=str(folder))
     return json.loads((folder / VERDICT).read_bytes())
+
+
+async def check_judges(config: JudgeEvalConfig) -> None:
+    """Look up the model of each Anthropic and OpenAI-compatible judge with the key at hand.
+
+    Raises:
+        ResearcherError: If a key is missing or refused, a model is unknown or retired, or a service does not answer.
+        MissingDependencyError: If the evals extra is not installed.
+    """
+    paid = [ref for ref in config.judges if ref.is_paid]
+    if not paid:
+        return
+    rubric = load_rubric(Path(config.rubric) if config.rubric else None)
+    prompter = Prompter(rubric, config.mode, max_chars=config.max_response_chars)
+    for ref in paid:
+        try:
+            judge = make_judge(ref, config, prompter, Path())
+        except ImportError as error:
+            if isinstance(error, MissingDependencyError):
+                raise
+            raise MissingDependencyError(
+                f"the judge {ref.name} needs {error.name}", fix="Run: pip install 'sota-ml-researcher[evals]'"
+            ) from error
+        try:
+            await judge.check()
+        finally:
+            await judge.close()

@@ -12,20 +12,19 @@ from statistics import fmean
 from typing import Any
 from urllib.parse import urlparse
 
-from sota_ml_researcher.core.errors import ConfigError, DataError
-from sota_ml_researcher.core.files import sha256_of
-from sota_ml_researcher.evals.arms import FILE_ENDINGS, Arm, load_items, resolve_arm, sampled_arms
-from sota_ml_researcher.evals.calls import count_calls
-from sota_ml_researcher.evals.controls import load_canaries
-from sota_ml_researcher.evals.human_labels import read_labels
-from sota_ml_researcher.evals.judge_catalog import JudgeRef, Price, price_of
-from sota_ml_researcher.evals.judge_config import JudgeEvalConfig
-from sota_ml_researcher.evals.judge_prompt import Prompter
-from sota_ml_researcher.evals.responses import read_responses
-from sota_ml_researcher.evals.rubric import load_rubric
-from sota_ml_researcher.evals.statistics_power import WORST_DEVIATION, items_needed, minimal_detectable_effect
-from sota_ml_researcher.evals.test_set import EvalItem
-from sota_ml_researcher.training.config_resolution import Origin, Settings
+from ..core.errors import ConfigError, DataError
+from ..core.files import sha256_of
+from ..core.settings import Origin, Settings
+from ..judges.judge_catalog import JudgeRef, Price, price_of
+from ..judges.prompt import EvalItem, Prompter
+from ..judges.rubric import load_rubric
+from .arms import FILE_ENDINGS, Arm, load_items, resolve_arm, sampled_arms
+from .controls import load_canaries
+from .human_labels import read_labels
+from .judge_config import JudgeEvalConfig
+from .questions import count_calls
+from .responses import read_responses
+from .statistics.power import WORST_DEVIATION, items_needed, minimal_detectable_effect
 
 _CHARS_PER_TOKEN = (
     3.5  # low on purpose: newer tokenizers make more tokens of a text, and an estimate should not be short

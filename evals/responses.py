@@ -9,15 +9,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sota_ml_researcher.core.errors import DataError
-from sota_ml_researcher.core.files import write_atomically
-from sota_ml_researcher.core.paths import home, writable_folder
-from sota_ml_researcher.evals.test_set import EvalItem, conversation, prompt_key
-from sota_ml_researcher.training.data_files import at_line, read_rows
+from ..core.errors import DataError
+from ..core.files import write_atomically
+from ..core.paths import home, writable_folder
+from ..data.row_files import at_line, read_rows
+from ..judges.prompt import EvalItem, prompt_key
+from .test_set import conversation
 
 if TYPE_CHECKING:
-    from sota_ml_researcher.training.backends import Backend
-    from sota_ml_researcher.training.rendering import ChatRenderer
+    from ..backends.connection import Backend
+    from ..models.chat import ChatRenderer
 
 _RESPONSE_KEYS = ("response", "completion", "output", "text")
 _SAMPLED_AT_ONCE = 32
@@ -165,7 +166,7 @@ def sample_responses(
     Returns:
         None when told to stop; what was sampled by then is kept.
     """
-    from sota_ml_researcher.training.sampling_client import SampleOptions, sample
+    from ..backends.sampling_client import SampleOptions, sample
 
     cache = ResponseCache()
     keys = [sampling.key(item) for item in items]

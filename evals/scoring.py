@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from sota_ml_researcher.evals.judgments import Judgment
-from sota_ml_researcher.evals.rubric import Rubric
+from ..judges.journal import Judgment
+from ..judges.rubric import Rubric
 
 
 @dataclass(frozen=True, slots=True)

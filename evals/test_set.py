@@ -2,57 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from sota_ml_researcher.core.errors import DataError
-from sota_ml_researcher.training.data_files import at_line, read_rows
-from sota_ml_researcher.training.formats import Message
+from ..core.errors import DataError
+from ..data.row_files import at_line, read_rows
+from ..judges.prompt import EvalItem
+from ..models.chat import Message
 
 _PROMPT_KEYS = ("messages", "prompt", "question", "input")
 _REFERENCE_KEYS = ("reference", "answer", "completion", "output")
 _ROLES = ("system", "user", "assistant")
-
-
-@dataclass(frozen=True, slots=True)
-class EvalItem:
-    """One prompt.
-
-    Attributes:
-        id: Its name: the row's ``id``, else its number.
-        messages: The conversation to answer; ends with a user's turn.
-        reference: A known good answer, or None.
-        cluster: What it shares with others (a document, a template); None: it stands alone.
-        category: A heading for the breakdown, or None.
-        line: Where it stands in the file.
-    """
-
-    id: str
-    messages: tuple[Message, ...]
-    reference: str | None
-    cluster: str | None
-    category: str | None
-    line: int
-
-    @property
-    def prompt_key(self) -> str:
-        """The conversation as one string: equal for equal prompts."""
-        return prompt_key(self.messages)
-
-    @property
-    def prompt_text(self) -> str:
-        """The conversation for reading."""
-        if len(self.messages) == 1:
-            return self.messages[0]["content"]
-        return "\n\n".join(f"[{m['role']}]\n{m['content']}" for m in self.messages)
-
-
-def prompt_key(messages: Sequence[Message]) -> str:
-    """A conversation as one string, without a difference in white space at its ends."""
-    return json.dumps([[m["role"], m["content"].strip()] for m in messages], ensure_ascii=False)
 
 
 def read_test_set(path: Path) -> list[EvalItem]:

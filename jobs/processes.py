@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from contextlib import suppress
+from typing import Any
+
+from ..core.files import storage_errors
+from .registry import Registry
+from .states import Job
 
 # Clock readings of one process differ by rounding alone; two processes with one pid are seconds apart.
 _SAME_START_S = 2.0
@@ -48,3 +55,29 @@ def kill_session(pid: int, pid_started: float | None) -> bool:
             psutil.Process(pid).kill()
         return True
     return False
+
+
+def spawn_worker(registry: Registry, job: Job) -> Job:
+    """Start the worker of a queued job and note its process in the job's row.
+
+    The worker waits for its place on the backend by itself, so no dispatcher has to stay alive.
+    """
+    log = job.folder / "log.txt"
+    with storage_errors(log), log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sota_ml_researcher.jobs.worker", job.id],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=job.folder,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            **_own_session(),
+        )
+    registry.update(job.id, pid=process.pid, pid_started=start_time_of(process.pid))
+    return registry.get(job.id)
+
+
+def _own_session() -> dict[str, Any]:
+    if os.name == "posix":
+        return {"start_new_session": True}
+    return {"creationflags": 0x00000008 | 0x00000200}  # DETACHED_PROCESS | CREATE_NEW_PROCESS_GROUP

@@ -15,11 +15,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sota_ml_researcher.core.errors import JobError, StorageError
-from sota_ml_researcher.core.paths import jobs_database
-from sota_ml_researcher.core.suggestions import did_you_mean
-from sota_ml_researcher.jobs.migrations import migrate
-from sota_ml_researcher.jobs.states import ACTIVE, OCCUPYING, RESUMABLE, TRANSITIONS, CancelRequest, Job, JobState, Link
+from ..core.errors import JobError, StorageError, did_you_mean
+from ..core.paths import jobs_database
+from .schema import migrate
+from .states import ACTIVE, OCCUPYING, RESUMABLE, TRANSITIONS, CancelRequest, Job, JobState, Link
 
 _COLUMNS = tuple(Job.__dataclass_fields__)
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM jobs"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sota_ml_researcher.core.files import read_json_lines
+from ..core.files import read_json_lines
 
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints.jsonl"

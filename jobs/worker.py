@@ -20,14 +20,14 @@ from importlib import import_module
 from pathlib import Path
 from types import FrameType
 
-from sota_ml_researcher.core.errors import JobError, ResearcherError
-from sota_ml_researcher.core.files import append_json_line, write_atomically
-from sota_ml_researcher.jobs import run_files
-from sota_ml_researcher.jobs.processes import is_alive, start_time_of
-from sota_ml_researcher.jobs.registry import Registry
-from sota_ml_researcher.jobs.states import CancelRequest, Job, JobState
-from sota_ml_researcher.training.budget import with_purse
-from sota_ml_researcher.training.run_context import AlertLevel, Outcome, RunContext, StopReason
+from ..core.errors import JobError, ResearcherError
+from ..core.files import append_json_line, write_atomically
+from . import run_files
+from .budget import with_purse
+from .context import AlertLevel, Outcome, RunContext, StopReason
+from .processes import is_alive, start_time_of
+from .registry import Registry
+from .states import CancelRequest, Job, JobState
 
 HEARTBEAT_S = 0.5
 QUEUE_POLL_S = 0.5
@@ -40,12 +40,12 @@ DEFAULT_LIMITS = {"embedded": 1, "tinker": 4, "cluster": 2}
 
 # Each kind of job: the module with its `run_KIND_job(context, config_file)`, imported when the job has its place.
 RECIPES = {
-    "sft": "sota_ml_researcher.training.sft_recipe",
-    "dpo": "sota_ml_researcher.training.dpo_recipe",
+    "sft": "sota_ml_researcher.training.sft.recipe",
+    "dpo": "sota_ml_researcher.training.dpo.recipe",
     "judge_eval": "sota_ml_researcher.evals.judge_job",
-    "grpo": "sota_ml_researcher.evals.grpo_job",
-    "benchmark": "sota_ml_researcher.evals.benchmark_job",
-    "reward_model": "sota_ml_researcher.training.reward_model_recipe",
+    "grpo": "sota_ml_researcher.training.rl.grpo_job",
+    "benchmark": "sota_ml_researcher.evals.benchmark.benchmark_job",
+    "reward_model": "sota_ml_researcher.training.dpo.reward_model",
 }
 
 logger = logging.getLogger(__name__)

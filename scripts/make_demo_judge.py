@@ -15,7 +15,8 @@ from make_demo_model import BATCH, FOLDER, batch, train
 from transformers import Qwen3ForCausalLM
 
 from sota_ml_researcher.demo.judging import judged
-from sota_ml_researcher.training.rendering import ChatRenderer, load_renderer
+from sota_ml_researcher.models.chat import ChatRenderer
+from sota_ml_researcher.models.renderers import load_renderer
 
 PEAK_LR, TESTS = 1.5e-3, 2000
 

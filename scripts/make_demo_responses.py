@@ -10,11 +10,11 @@ import argparse
 import json
 from pathlib import Path
 
+from sota_ml_researcher.backends.connection import connect
+from sota_ml_researcher.backends.sampling_client import SampleOptions, sample
 from sota_ml_researcher.evals.test_set import read_test_set
+from sota_ml_researcher.models.renderers import load_renderer
 from sota_ml_researcher.tools.models import resolve_target
-from sota_ml_researcher.training.backends import connect
-from sota_ml_researcher.training.rendering import load_renderer
-from sota_ml_researcher.training.sampling_client import SampleOptions, sample
 
 DATA = Path(__file__).parents[1] / "demo" / "data"
 OPTIONS = SampleOptions(max_tokens=24, temperature=0.7, top_p=1.0, num_samples=1, seed=0)

@@ -20,8 +20,8 @@ import anyio
 from mcp import Client
 from mcp_types import TextContent
 
+from sota_ml_researcher.core.paths import demo_data
 from sota_ml_researcher.server.app import build_server
-from sota_ml_researcher.training.models import demo_data
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 _BLOCK = re.compile(r"(?ms)^```text\n> (\w+) (\{.*?\})\n.*?^```")

@@ -2,6 +2,6 @@
 
 import sys
 
-from sota_ml_researcher.server.cli import main
+from .cli import main
 
 sys.exit(main())

@@ -21,11 +21,10 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import INVALID_PARAMS, Resource, Tool, ToolAnnotations
 from pydantic import ValidationError
 
-from sota_ml_researcher.core.errors import MissingDependencyError, ResearcherError
-from sota_ml_researcher.core.suggestions import did_you_mean
-from sota_ml_researcher.server import prompts, resources
-from sota_ml_researcher.server.setup import setup_command
-from sota_ml_researcher.tools import TOOLS, ToolSpec
+from ..core.errors import MissingDependencyError, ResearcherError, did_you_mean
+from ..tools import TOOLS, ToolSpec
+from . import prompts, resources
+from .install import setup_command
 
 INSTRUCTIONS = (
     "Expert post-training research: LoRA fine-tuning on Tinker, on this machine, or on a cluster. "

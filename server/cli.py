@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from sota_ml_researcher.core.errors import ConfigError, ResearcherError
+from ..core.errors import ConfigError, ResearcherError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,7 +86,7 @@ def _serve(options: argparse.Namespace) -> int:
     if given and not options.http:
         raise ConfigError(f"{given[0].replace('_', '-')} goes with --http", where="serve")
     gc.disable()  # the classes made at start-up stay: looking through them again and again costs a tenth of a second
-    from sota_ml_researcher.server.app import build_server
+    from .app import build_server
 
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     server = build_server()
@@ -95,7 +95,7 @@ def _serve(options: argparse.Namespace) -> int:
     if not options.http:
         server.run("stdio")
         return 0
-    from sota_ml_researcher.server import http_transport as http
+    from . import http_transport as http
 
     host, port = options.host or http.DEFAULT_HOST, http.DEFAULT_PORT if options.port is None else options.port
     http.serve(server, host, port, options.allow_host or ())
@@ -103,7 +103,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _setup(options: argparse.Namespace) -> int:
-    from sota_ml_researcher.server.setup import install_training
+    from .install import install_training
 
     return install_training(dry_run=options.dry_run)
 
@@ -131,7 +131,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _jobs(options: argparse.Namespace) -> int:
-    from sota_ml_researcher.server import terminal
+    from . import terminal
 
     if options.job_id is None:
         if options.follow or options.cancel or options.kill or options.resume:
@@ -146,22 +146,22 @@ def _jobs(options: argparse.Namespace) -> int:
 
 
 def _costs(options: argparse.Namespace) -> int:
-    from sota_ml_researcher.server.spending import show_costs
+    from .terminal import show_costs
 
     return show_costs(days=options.days, offline=options.offline)
 
 
 def _checkpoints(options: argparse.Namespace) -> int:
-    from sota_ml_researcher.server import spending
+    from . import terminal
 
     if options.delete or options.keep_best:
-        return spending.delete_checkpoints(
+        return terminal.delete_checkpoints(
             options.backend, options.base_url, paths=options.delete, keep_best=options.keep_best, really=options.yes
         )
-    return spending.list_checkpoints(options.backend, options.base_url)
+    return terminal.list_checkpoints(options.backend, options.base_url)
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from sota_ml_researcher.server.doctor import run_doctor
+    from .doctor import run_doctor
 
     return run_doctor()

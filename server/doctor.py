@@ -15,12 +15,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from sota_ml_researcher.core.errors import ResearcherError
-from sota_ml_researcher.core.paths import home
-from sota_ml_researcher.jobs import watch
-from sota_ml_researcher.jobs.registry import Registry
-from sota_ml_researcher.training import backends
-from sota_ml_researcher.training.engine_process import running_engine
+from ..backends.connection import TINKER_KEY, remote, supported_models
+from ..backends.embedded import running_engine
+from ..core.errors import ResearcherError
+from ..core.paths import home
+from ..jobs import control
+from ..jobs.registry import Registry
 
 _TRAINING = ("tinker", "tinker-cookbook", "torch", "transformers", "datasets", "fastapi", "safetensors")
 _LOW_DISK_GB = 5.0
@@ -96,7 +96,7 @@ def check_state_folder() -> Finding:
 def check_job_registry() -> Finding:
     """The registry opens, and its jobs by state."""
     registry = Registry()
-    watch.sweep(registry)
+    control.sweep(registry)
     counts = ", ".join(f"{n} {state}" for state, n in sorted(registry.counts().items())) or "no jobs yet"
     return Finding("job registry", True, counts)
 
@@ -109,9 +109,9 @@ def check_embedded_engine() -> Finding:
 
 def check_hosted_tinker() -> Finding:
     """Whether the key is set and accepted. The key itself is never printed."""
-    if not os.environ.get(backends.TINKER_KEY):
-        return Finding("hosted Tinker", None, f"{backends.TINKER_KEY} is not set: hosted training is off")
-    served = backends.supported_models(backends.remote("tinker"))
+    if not os.environ.get(TINKER_KEY):
+        return Finding("hosted Tinker", None, f"{TINKER_KEY} is not set: hosted training is off")
+    served = supported_models(remote("tinker"))
     return Finding("hosted Tinker", True, f"key accepted, {len(served)} models")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mcp.server import MCPServer
 from mcp.server.transport_security import TransportSecuritySettings
 
-from sota_ml_researcher.core.errors import ConfigError
+from ..core.errors import ConfigError
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send

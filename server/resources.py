@@ -15,9 +15,9 @@ from mcp_types import (
     ResourceTemplateReference,
 )
 
-from sota_ml_researcher.core.errors import ResearcherError
-from sota_ml_researcher.jobs import run_files
-from sota_ml_researcher.jobs.registry import Registry
+from ..core.errors import ResearcherError
+from ..jobs import run_files
+from ..jobs.registry import Registry
 
 # A resource is read whole into a context window; longer files are cut at their end, the newest part.
 _MAX_BYTES = 64 * 1024
@@ -44,7 +44,7 @@ def register(server: MCPServer[Any]) -> None:
         mime_type="text/markdown",
     )
     def doctrine(topic: str) -> str:
-        from sota_ml_researcher.doctrine.topics import read_topic
+        from ..doctrine.topics import read_topic
 
         return _readable(lambda: read_topic(topic))
 
@@ -55,7 +55,7 @@ def register(server: MCPServer[Any]) -> None:
         mime_type="application/yaml",
     )
     def template(kind: str) -> str:
-        from sota_ml_researcher.templates.catalog import read_template
+        from ..templates.catalog import read_template
 
         return _readable(lambda: read_template(kind))
 
@@ -80,8 +80,8 @@ def register(server: MCPServer[Any]) -> None:
 
 def listed() -> list[Resource]:
     """Each doctrine page and each template, with what it holds, when to read it, and its size."""
-    from sota_ml_researcher.doctrine.topics import topics
-    from sota_ml_researcher.templates.catalog import describe_template, read_template, template_kinds
+    from ..doctrine.topics import topics
+    from ..templates.catalog import describe_template, read_template, template_kinds
 
     pages = [
         Resource(
@@ -141,11 +141,11 @@ def _readable(read: Any) -> str:
 
 def _candidates(variable: str) -> list[str]:
     if variable == "topic":
-        from sota_ml_researcher.doctrine.topics import topics
+        from ..doctrine.topics import topics
 
         return [topic.name for topic in topics()]
     if variable == "kind":
-        from sota_ml_researcher.templates.catalog import template_kinds
+        from ..templates.catalog import template_kinds
 
         return template_kinds()
     if variable == "job_id":

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sota_ml_researcher.jobs import control, watch
-from sota_ml_researcher.jobs.registry import Registry
-from sota_ml_researcher.jobs.states import ACTIVE, Job, JobState
-from sota_ml_researcher.tools.answers import number
-from sota_ml_researcher.tools.job_view import age, summary, view
+from ..backends.connection import TINKER_KEY, Backend, connect, remote
+from ..backends.prices import load_prices
+from ..core.errors import JobError
+from ..core.names import BackendName
+from ..jobs import control, costs
+from ..jobs.registry import Registry
+from ..jobs.states import ACTIVE, Job, JobState
+from ..tools.answers import number
+from ..tools.job_view import age, summary, view
 
 _COLOURS = {
     JobState.QUEUED: "cyan",
@@ -29,7 +38,7 @@ _FOLLOW_S = 0.5
 def list_jobs(limit: int) -> int:
     """Print the newest jobs as a table."""
     registry = Registry()
-    watch.sweep(registry)
+    control.sweep(registry)
     jobs = registry.list(limit=limit)
     console = Console()
     if not jobs:
@@ -47,7 +56,7 @@ def list_jobs(limit: int) -> int:
 def show_job(job_id: str) -> int:
     """Print one job: its summary, and its last losses."""
     console = Console()
-    shown = view(watch.look(Registry(), job_id))
+    shown = view(control.look(Registry(), job_id))
     console.print(summary(shown), highlight=False, markup=False)
     if shown.series:
         table = Table("step", "train NLL", "test NLL", "learning rate")
@@ -61,14 +70,14 @@ def show_job(job_id: str) -> int:
 def follow_job(job_id: str) -> int:
     """Show a progress bar until the job ends; Ctrl-C leaves the job running."""
     registry = Registry()
-    job = watch.look(registry, job_id)
+    job = control.look(registry, job_id)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as progress:
         bar = progress.add_task(job.id, total=job.total_steps)
         while job.state in ACTIVE:
             _advance(progress, bar, job)
             time.sleep(_FOLLOW_S)
-            job = watch.look(registry, job_id)
+            job = control.look(registry, job_id)
         _advance(progress, bar, job)
     show_job(job_id)
     return 0 if job.state is JobState.SUCCEEDED else 1
@@ -91,3 +100,98 @@ def resume_job(job_id: str) -> int:
 
 def _advance(progress: Progress, bar: object, job: Job) -> None:
     progress.update(bar, description=f"{job.id} {job.state}", total=job.total_steps, completed=job.step)  # pyright: ignore[reportArgumentType]
+
+
+if TYPE_CHECKING:
+    from ..backends.billing import Billed
+
+
+def show_costs(*, days: int, offline: bool) -> int:
+    """Print each job's metered tokens and cost, and what the platform billed for it so far."""
+    if days < 1:
+        raise JobError(f"--days must be at least 1, got {days}")
+    since = time.time() - days * 86_400
+    jobs = [job for job in Registry().list(limit=10_000) if job.created >= since]
+    rows = costs.reconcile(jobs, {} if offline else _billed(jobs, since))
+    table = Table("job", "state", "tokens", "metered", "billed so far", "difference")
+    for row in rows:
+        tokens = sum(asdict(row.metered).values())
+        difference = "" if row.difference is None else f"{row.difference:+.1%}"
+        table.add_row(
+            row.job.id, row.job.state, f"{tokens:,}", _usd(row.job.cost_usd), _usd(row.billed_usd), difference
+        )
+    console = Console()
+    console.print(table)
+    total = sum(row.job.cost_usd or 0.0 for row in rows)
+    unknown = sum(row.job.cost_usd is None for row in rows)
+    console.print(
+        f"Metered in {days} days: ${total:.4g}" + (f", and {unknown} jobs of unknown cost" if unknown else "")
+    )
+    console.print(f"This month, all jobs: ${Registry().spent_this_month():.4g}. Prices of {load_prices().as_of}.")
+    return 0
+
+
+def list_checkpoints(backend: BackendName, base_url: str | None) -> int:
+    """Print every stored checkpoint with its size, age, expiry and monthly price."""
+    from ..backends.stored_checkpoints import stored_checkpoints
+
+    found = stored_checkpoints(connect(backend, base_url), load_prices())
+    table = Table("MB", "created", "expires", "$ a month")
+    table.add_column("checkpoint", overflow="fold")
+    for each in found:
+        size = "?" if each.size_bytes is None else f"{each.size_bytes / 1e6:,.1f}"
+        table.add_row(size, _day(each.created), _day(each.expires) or "never", _usd(each.usd_month), each.path)
+    console = Console()
+    console.print(table)
+    size, price = sum(each.size_bytes or 0 for each in found), sum(each.usd_month or 0.0 for each in found)
+    console.print(f"{len(found)} checkpoints, {size / 1e9:.3g} GB, ${price:.4g} a month.")
+    return 0
+
+
+def delete_checkpoints(
+    backend: BackendName, base_url: str | None, *, paths: Sequence[str] | None, keep_best: str | None, really: bool
+) -> int:
+    """Delete checkpoints by name, or all of a job but its final and best; without ``really`` only name them."""
+    from ..backends import stored_checkpoints
+
+    console = Console()
+    if keep_best is not None:
+        job = control.look(Registry(), keep_best)
+        stored = {each.path for each in stored_checkpoints.stored_checkpoints(_of(job), load_prices())}
+        paths = [path for path in costs.superseded(job) if path in stored]
+        connection = _of(job)
+    else:
+        connection = connect(backend, base_url)
+    for path in paths or ():
+        console.print(path, highlight=False)
+    if not really:
+        console.print(f"{len(paths or ())} checkpoints would be deleted for good. Add --yes to do it.")
+        return 0
+    stored_checkpoints.delete_checkpoints(connection, paths or ())
+    console.print(f"{len(paths or ())} checkpoints deleted.")
+    return 0
+
+
+def _of(job: Job) -> Backend:
+    from ..core.yaml_loading import load_yaml
+    from ..jobs import run_files
+
+    base_url = load_yaml(job.folder / run_files.CONFIG).data.get("base_url")
+    return connect(cast("BackendName", job.backend), base_url)
+
+
+def _billed(jobs: Sequence[Job], since: float) -> Mapping[str, Billed]:
+    """The platform's bills, when there is a hosted job and a key to ask with."""
+    if not any(job.backend == "tinker" for job in jobs) or not os.environ.get(TINKER_KEY):
+        return {}
+    from ..backends.billing import billed_by_job
+
+    return billed_by_job(remote("tinker"), datetime.fromtimestamp(since, UTC))
+
+
+def _usd(value: float | None) -> str:
+    return "unknown" if value is None else f"${value:.4g}"
+
+
+def _day(moment: datetime | None) -> str:
+    return "" if moment is None else moment.strftime("%Y-%m-%d %H:%M")

@@ -6,8 +6,7 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-from sota_ml_researcher.core.errors import ConfigError
-from sota_ml_researcher.core.suggestions import did_you_mean
+from ..core.errors import ConfigError, did_you_mean
 
 
 def template_kinds() -> list[str]:

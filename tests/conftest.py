@@ -5,7 +5,8 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from conftest_tiny import write_tiny_model, write_tiny_weights
+from judges_fixture import judges as judges
+from tiny_models import write_tiny_model, write_tiny_weights
 
 
 @pytest.fixture(autouse=True)

@@ -6,16 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sota_ml_researcher.tools.analysis import analyze_run, compare_runs
-from sota_ml_researcher.tools.benchmark import run_benchmark
-from sota_ml_researcher.tools.checkpoints import manage_checkpoints
-from sota_ml_researcher.tools.data import check_dataset, validate_capacity
-from sota_ml_researcher.tools.evaluate import run_judge_eval, submit_verdicts
-from sota_ml_researcher.tools.export import export_checkpoint
-from sota_ml_researcher.tools.jobs import cancel_job, get_job, list_jobs, resume_job, wait_for_job
-from sota_ml_researcher.tools.models import list_models, sample_model
-from sota_ml_researcher.tools.start import start_sft
-from sota_ml_researcher.tools.start_preferences import start_dpo, start_grpo
+from .analysis import analyze_run, compare_runs
+from .benchmark import run_benchmark
+from .data import check_dataset
+from .evaluate import run_judge_eval, submit_verdicts
+from .export_model import export_checkpoint
+from .jobs import cancel_job, get_job, list_jobs, resume_job, wait_for_job
+from .list_checkpoints import manage_checkpoints
+from .models import list_models, sample_model
+from .start import start_dpo, start_grpo, start_sft
+from .validate_capacity import validate_capacity
 
 
 @dataclass(frozen=True, slots=True)

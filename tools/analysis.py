@@ -10,14 +10,14 @@ import anyio.to_thread
 from mcp_types import CallToolResult, ImageContent
 from pydantic import BaseModel, Field
 
-from sota_ml_researcher.core.errors import MissingDependencyError
-from sota_ml_researcher.tools.answers import MAX_TEXT, answer
+from ..core.errors import MissingDependencyError
+from .answers import MAX_TEXT, answer
 
 if TYPE_CHECKING:
-    from sota_ml_researcher.analysis.comparison import Comparison
-    from sota_ml_researcher.analysis.comparison_report import WrittenComparison
-    from sota_ml_researcher.analysis.diagnosis import Diagnosis
-    from sota_ml_researcher.analysis.report import Written
+    from ..analysis.comparison import Comparison
+    from ..analysis.comparison_report import WrittenComparison
+    from ..analysis.diagnosis import Diagnosis
+    from ..analysis.report import Written
 
 
 class Analysis(BaseModel):
@@ -75,9 +75,9 @@ async def compare_runs(
 
 def _compared(targets: list[str], metric: str | None) -> tuple[Comparison, WrittenComparison]:
     try:
-        from sota_ml_researcher.analysis.comparison import compare
-        from sota_ml_researcher.analysis.comparison_report import write_comparison
-        from sota_ml_researcher.analysis.runs import load_run
+        from ..analysis.comparison import compare
+        from ..analysis.comparison_report import write_comparison
+        from ..analysis.runs import load_run
     except ImportError as error:
         raise _missing(error) from error
     extra = [metric] if metric else []
@@ -86,7 +86,7 @@ def _compared(targets: list[str], metric: str | None) -> tuple[Comparison, Writt
 
 
 def _comparison(comparison: Comparison, written: WrittenComparison) -> RunsCompared:
-    from sota_ml_researcher.analysis.comparison_report import next_experiment, settings_line
+    from ..analysis.comparison_report import next_experiment, settings_line
 
     pairs = [
         {
@@ -126,10 +126,10 @@ def _fitted(lines: list[str], tail: list[str]) -> str:
 
 def _analysed(target: str) -> tuple[Diagnosis, bytes, Written]:
     try:
-        from sota_ml_researcher.analysis.diagnosis import diagnose
-        from sota_ml_researcher.analysis.plots import run_picture
-        from sota_ml_researcher.analysis.report import write_report
-        from sota_ml_researcher.analysis.runs import load_run
+        from ..analysis.diagnosis import diagnose
+        from ..analysis.plots import run_picture
+        from ..analysis.report import write_report
+        from ..analysis.runs import load_run
     except ImportError as error:
         raise _missing(error) from error
     diagnosis = diagnose(load_run(target))
@@ -145,7 +145,7 @@ def _missing(error: ImportError) -> MissingDependencyError:
 
 
 def _analysis(diagnosis: Diagnosis, written: Written) -> Analysis:
-    from sota_ml_researcher.analysis.report import verdict
+    from ..analysis.report import verdict
 
     findings: list[dict[str, Any]] = [
         {

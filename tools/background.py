@@ -7,10 +7,13 @@ import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import anyio
 from mcp.server.mcpserver import Context
+
+from ..core.paths import demo_data
 
 T = TypeVar("T")
 
@@ -18,6 +21,7 @@ T = TypeVar("T")
 PATIENCE_S = 50.0
 _PROGRESS_S = 1.5
 _POLL_S = 0.1
+CALL_AGAIN = "Call this tool again with the same arguments to go on waiting"
 # A result is kept for the next equal call (a file's identity is part of the key), and a few only.
 _KEPT = 8
 
@@ -95,3 +99,20 @@ def _run(current: Work[T], work: Callable[[Report, threading.Event], T]) -> None
         current.future.set_result(work(current.report, current.cancelled))
     except BaseException as error:  # it belongs to the call that waits, which raises it
         current.future.set_exception(error)
+
+
+def data_path(name: str) -> Path:
+    """The file a tool argument names: ``demo:NAME``, or a path (``~`` is expanded)."""
+    if name.startswith("demo:"):
+        return demo_data(name.removeprefix("demo:"), where="train_file")
+    return Path(name).expanduser().absolute()
+
+
+def file_identity(path: Path | None) -> tuple[str, int, int] | None:
+    """Changes when the file does: a kept answer must never be of an older file."""
+    if path is None:
+        return None
+    if not path.exists():
+        return (str(path), 0, 0)
+    status = path.stat()
+    return (str(path), status.st_mtime_ns, status.st_size)

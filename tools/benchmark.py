@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 from mcp_types import CallToolResult
 from pydantic import Field
 
-from sota_ml_researcher.jobs import plans
-from sota_ml_researcher.jobs.registry import Registry
-from sota_ml_researcher.jobs.start import start_job
-from sota_ml_researcher.tools.answers import answer
-from sota_ml_researcher.tools.arms import with_checkpoints
-from sota_ml_researcher.tools.evaluate import Evaluation
+from ..jobs import plan_store
+from ..jobs.create import start_job
+from ..jobs.registry import Registry
+from .answers import answer
+from .evaluate import Evaluation
+from .model_arguments import with_checkpoints
 
 if TYPE_CHECKING:
-    from sota_ml_researcher.evals.benchmark_plan import BenchmarkPlan
+    from ..evals.benchmark.benchmark_plan import BenchmarkPlan
 
 
 def run_benchmark(
@@ -30,8 +30,8 @@ def run_benchmark(
     model_graded (judge_model). Gives scores with intervals and the paired difference. Use it for tasks with right
     answers. Not for open questions: run_judge_eval. Then wait_for_job.
     """
-    from sota_ml_researcher.evals.benchmark_config import load_benchmark_settings, require_grader_key
-    from sota_ml_researcher.evals.benchmark_plan import named, plan_benchmark
+    from ..evals.benchmark.benchmark_config import load_benchmark_settings, require_grader_key
+    from ..evals.benchmark.benchmark_plan import named, plan_benchmark
 
     settings = load_benchmark_settings(Path(config).expanduser() if config else None, overrides)
     plan = plan_benchmark(with_checkpoints(settings, ("model", "baseline_model")))
@@ -46,13 +46,13 @@ def run_benchmark(
         cost = "unknown" if plan.grader_usd is None else f"${plan.grader_usd:.3g}"
         what += f" Grader: {cost} ({plan.grader_note})."
     if plan.needs_confirmation and plan_id is None:
-        offered = plans.offer("benchmark", _mark(plan))
+        offered = plan_store.offer("benchmark", _mark(plan))
         following = f"run_benchmark with the same arguments and plan_id='{offered}' starts it"
         shown = Evaluation(job_id=None, plan_id=offered, plan=facts | {"state": "planned"}, next=following)
         return answer(shown, f"Plan only, it may cost money. {what}\nNext: {following}")
     require_grader_key(chosen.config)
     if plan_id is not None:
-        plans.redeem(plan_id, "benchmark", _mark(plan))
+        plan_store.redeem(plan_id, "benchmark", _mark(plan))
     steps = plan.answers or 1
     job = start_job(Registry(), "benchmark", chosen.config, chosen.origins, files=plan.files, total_steps=steps)
     following = f"wait_for_job(job_id='{job.id}')"

@@ -12,20 +12,20 @@ import anyio.to_thread
 from mcp_types import CallToolResult, TextContent
 from pydantic import BaseModel, Field
 
-from sota_ml_researcher.core.errors import ConfigError, JobError
-from sota_ml_researcher.core.files import append_json_line, read_json_lines
-from sota_ml_researcher.jobs import plans
-from sota_ml_researcher.jobs.registry import Registry
-from sota_ml_researcher.jobs.start import start_job
-from sota_ml_researcher.jobs.states import ACTIVE
-from sota_ml_researcher.jobs.watch import look
-from sota_ml_researcher.tools.answers import answer
-from sota_ml_researcher.tools.arms import with_checkpoints
+from ..core.errors import ConfigError, JobError
+from ..core.files import append_json_line, read_json_lines
+from ..jobs import plan_store
+from ..jobs.control import look
+from ..jobs.create import start_job
+from ..jobs.registry import Registry
+from ..jobs.states import ACTIVE
+from .answers import answer
+from .model_arguments import with_checkpoints
 
 if TYPE_CHECKING:
-    from sota_ml_researcher.evals.judge_config import JudgeEvalConfig
-    from sota_ml_researcher.evals.judge_plan import JudgePlan
-    from sota_ml_researcher.training.config_resolution import Settings
+    from ..core.settings import Settings
+    from ..evals.judge_config import JudgeEvalConfig
+    from ..evals.judge_plan import JudgePlan
 
 _ARMS = ("baseline_model", "finetuned_model", "other_models")
 _PACKETS_AT_ONCE = 3
@@ -63,19 +63,21 @@ async def run_judge_eval(
     claude-..., openai:MODEL, tinker:MODEL, check:exact (references, no key), or assistant (you judge: submit_verdicts).
     Use it for "is it really better?"; for a look at answers use sample_model.
     """
-    from sota_ml_researcher.evals.judge_config import load_judge_settings
+    from ..evals.judge_config import load_judge_settings
 
     settings = load_judge_settings(Path(config).expanduser() if config else None, overrides)
     plan = await anyio.to_thread.run_sync(_plan, settings)
     await _check_keys(plan)
     if validate_only or (plan.needs_confirmation and plan_id is None):
         shown = _shown(plan, None, "planned", None)
-        shown.plan_id = None if validate_only or not plan.needs_confirmation else plans.offer("judge_eval", _mark(plan))
+        shown.plan_id = (
+            None if validate_only or not plan.needs_confirmation else plan_store.offer("judge_eval", _mark(plan))
+        )
         start = f"plan_id='{shown.plan_id}'" if shown.plan_id else "no validate_only"
         shown.next = f"run_judge_eval with the same arguments and {start} starts it"
         return answer(shown, _text(shown, plan))
     if plan_id is not None:
-        plans.redeem(plan_id, "judge_eval", _mark(plan))
+        plan_store.redeem(plan_id, "judge_eval", _mark(plan))
     chosen = plan.settings
     job = start_job(
         Registry(), "judge_eval", chosen.config, chosen.origins, files=plan.files, total_steps=plan.total_steps
@@ -137,7 +139,7 @@ def _packet_blocks(packets: list[dict[str, Any]]) -> list[TextContent]:
 
 
 def _accept(folder: Path, verdicts: list[dict[str, Any]]) -> int:
-    from sota_ml_researcher.evals.judge_local import PACKETS, SUBMISSIONS
+    from ..judges.local_judges import PACKETS, SUBMISSIONS
 
     known = {str(p["id"]) for p in read_json_lines(folder / PACKETS)}
     done = {str(s["id"]) for s in read_json_lines(folder / SUBMISSIONS)}
@@ -155,7 +157,7 @@ def _accept(folder: Path, verdicts: list[dict[str, Any]]) -> int:
 
 
 def _waiting(folder: Path) -> list[dict[str, Any]]:
-    from sota_ml_researcher.evals.judge_local import PACKETS, SUBMISSIONS
+    from ..judges.local_judges import PACKETS, SUBMISSIONS
 
     done = {str(s["id"]) for s in read_json_lines(folder / SUBMISSIONS)}
     packets = [p for p in read_json_lines(folder / PACKETS) if str(p["id"]) not in done]
@@ -163,14 +165,14 @@ def _waiting(folder: Path) -> list[dict[str, Any]]:
 
 
 def _plan(settings: Settings[JudgeEvalConfig]) -> JudgePlan:
-    from sota_ml_researcher.evals.judge_plan import plan_judge_eval
+    from ..evals.judge_plan import plan_judge_eval
 
     return plan_judge_eval(with_checkpoints(settings, _ARMS), default_base_url=os.environ.get("OPENAI_BASE_URL"))
 
 
 async def _check_keys(plan: JudgePlan) -> None:
     """Ask the paid judges' services whether key and model are right, before anything is spent."""
-    from sota_ml_researcher.evals.judge_check import check_judges
+    from ..evals.judge_job import check_judges
 
     await check_judges(plan.settings.config)
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from sota_ml_researcher.jobs import run_files
-from sota_ml_researcher.jobs.registry import Registry
-from sota_ml_researcher.jobs.states import ACTIVE, Job, JobState
-from sota_ml_researcher.jobs.watch import silence_s
-from sota_ml_researcher.tools.answers import duration, number
+from ..jobs import run_files
+from ..jobs.control import silence_s
+from ..jobs.registry import Registry
+from ..jobs.states import ACTIVE, Job, JobState
+from .answers import duration, number
 
 _SHOWN_CHECKPOINTS = 5
 _SHOWN_STEPS = 50

@@ -12,12 +12,12 @@ from mcp.server.mcpserver import Context
 from mcp_types import CallToolResult
 from pydantic import BaseModel, Field
 
-from sota_ml_researcher.core.errors import JobError
-from sota_ml_researcher.jobs import control, watch
-from sota_ml_researcher.jobs.registry import Registry
-from sota_ml_researcher.jobs.states import ACTIVE, Job, JobState
-from sota_ml_researcher.tools.answers import answer
-from sota_ml_researcher.tools.job_view import JobView, age, iso, next_step, summary, view
+from ..core.errors import JobError
+from ..jobs import control
+from ..jobs.registry import Registry
+from ..jobs.states import ACTIVE, Job, JobState
+from .answers import answer
+from .job_view import JobView, age, iso, next_step, summary, view
 
 # Clients cut a call at 60 s; progress every 2 s keeps those alive that watch for it.
 MAX_WAIT_S = 55
@@ -73,7 +73,7 @@ def list_jobs(
     Use it to find a job id, or to see what runs. Not for one job's numbers: get_job.
     """
     registry = Registry()
-    watch.sweep(registry)
+    control.sweep(registry)
     jobs = registry.list(states=[_state(state)] if state else [], limit=limit + 1, before=before)
     page = jobs[:limit]
     more = page[-1].created if len(jobs) > limit else None
@@ -87,7 +87,7 @@ def get_job(job_id: JobId, since_step: SinceStep = None) -> Annotated[CallToolRe
 
     Use it for a look now. To wait for progress use wait_for_job instead of calling this in a loop.
     """
-    shown = view(watch.look(Registry(), job_id), since_step=since_step)
+    shown = view(control.look(Registry(), job_id), since_step=since_step)
     return answer(shown, summary(shown))
 
 
@@ -104,7 +104,7 @@ async def wait_for_job(
     """
     registry = Registry()
     deadline = time.monotonic() + timeout_s
-    job = await anyio.to_thread.run_sync(watch.look, registry, job_id)
+    job = await anyio.to_thread.run_sync(control.look, registry, job_id)
     known = _troubles(job)
     reported = 0.0
     while job.state in ACTIVE and time.monotonic() < deadline and _troubles(job) == known:
@@ -112,7 +112,7 @@ async def wait_for_job(
             await ctx.report_progress(job.step, job.total_steps, _progress_message(job))
             reported = time.monotonic()
         await anyio.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
-        job = await anyio.to_thread.run_sync(watch.look, registry, job_id)
+        job = await anyio.to_thread.run_sync(control.look, registry, job_id)
     shown = await anyio.to_thread.run_sync(lambda: view(job, since_step=since_step))
     return answer(shown, summary(shown))
 
@@ -192,13 +192,13 @@ def _list_text(jobs: list[Job], shown: list[JobLine], counts: dict[str, int]) ->
 
 
 def _troubles(job: Job) -> list[Any]:
-    from sota_ml_researcher.jobs import run_files
+    from ..jobs import run_files
 
     return [a["time"] for a in run_files.alerts(job.folder) if a["level"] != "info"]
 
 
 def _progress_message(job: Job) -> str:
-    from sota_ml_researcher.jobs import run_files
+    from ..jobs import run_files
 
     values = run_files.latest_values(run_files.recent_metrics(job.folder, limit=1))
     loss = f", loss {values['train_mean_nll']:.4f}" if "train_mean_nll" in values else ""

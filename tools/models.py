@@ -2,18 +2,129 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from mcp_types import CallToolResult
 from pydantic import BaseModel, Field
 
-from sota_ml_researcher.core.errors import ConfigError
-from sota_ml_researcher.jobs.checkpoints import checkpoint_path, trained_model
-from sota_ml_researcher.jobs.registry import Registry
-from sota_ml_researcher.tools.answers import answer, number
-from sota_ml_researcher.tools.model_lists import ModelLine, models_of, with_advice
-from sota_ml_researcher.training import backends
-from sota_ml_researcher.training.names import BackendName
+from ..backends.connection import LOCAL_KEY, TINKER_KEY, Backend, SupportedModel, connect, remote, supported_models
+from ..core.errors import BackendError, ConfigError
+from ..core.names import BackendName
+from ..jobs.job_results import checkpoint_path, trained_model
+from ..jobs.registry import Registry
+from .answers import answer, number
+
+if TYPE_CHECKING:
+    from ..backends.prices import PriceTable
+
+
+class ModelLine(BaseModel):
+    """One model. None means that nobody said; ``retired`` is from the dated table.
+
+    ``usd_per_million`` holds train, prefill, cached_prefill and sample prices as of ``prices_of``;
+    ``learning_rate`` is the SFT start of the rules ``lora.lr.*``.
+    """
+
+    name: str
+    context_length: int | None = None
+    trainable: bool | None = None
+    sampleable: bool | None = None
+    hidden_size: int | None = None
+    renderers: list[str] = []
+    ranks: str = "any from 1"
+    learning_rate: float | None = None
+    usd_per_million: dict[str, float | None] | None = None
+    prices_of: str | None = None
+    retired: str | None = None
+
+
+def models_of(backend: BackendName, base_url: str | None) -> tuple[str, list[ModelLine]]:
+    """The source of the list, and the models.
+
+    Raises:
+        BackendError: If a cluster does not answer, or a key is refused.
+    """
+    from ..models.model_catalog import load_catalog
+
+    if backend == "embedded":
+        return _embedded()
+    if backend == "tinker":
+        try:
+            connection = remote(backend, base_url)
+        except BackendError:
+            return _table(f"{TINKER_KEY} is not set, so this is the table of {load_catalog().as_of}")
+        return "the live service", _live(connection)
+    return "the live service", _live(remote(backend, base_url))
+
+
+def with_advice(lines: list[ModelLine], backend: BackendName) -> list[ModelLine]:
+    """The same models with accepted ranks, the recommended learning rate and the prices of the dated table.
+
+    Raises:
+        ConfigError: If the price file is broken.
+    """
+    from ..backends.prices import load_prices
+
+    table = load_prices()
+    ranks = "powers of two" if backend == "tinker" else "any from 1"
+    return [line.model_copy(update={"ranks": ranks, **_rate(line), **_prices(line, table, backend)}) for line in lines]
+
+
+def _rate(line: ModelLine) -> dict[str, float]:
+    from ..models.configs import ModelConfig
+    from ..models.hyperparameters import recommended_learning_rate
+
+    if line.hidden_size is None:
+        return {}
+    config = ModelConfig(line.name, {"hidden_size": line.hidden_size}, "table")
+    return {"learning_rate": float(f"{recommended_learning_rate(config).value:.3g}")}
+
+
+def _prices(line: ModelLine, table: PriceTable, backend: BackendName) -> dict[str, object]:
+    price = table.model(backend, line.name)
+    if price is None:
+        return {}
+    rates = price.model_dump(include={"train", "prefill", "cached_prefill", "sample"})
+    return {"usd_per_million": rates, "prices_of": str(price.as_of)}
+
+
+def _embedded() -> tuple[str, list[ModelLine]]:
+    """The engine trains any causal LM folder; what it has loaded now is named, the demo model always."""
+    from ..backends.embedded import running_engine
+    from ..models.model_ref import DEMO_NAME
+
+    demo = ModelLine(name=DEMO_NAME, trainable=True, sampleable=True, renderers=["chat_template"])
+    url = running_engine()
+    loaded = _live(Backend("embedded", url, LOCAL_KEY)) if url else []
+    source = "any Hugging Face causal LM folder on this machine, by its path; ids if they are in the local cache"
+    return source, [demo, *(m for m in loaded if not m.name.endswith("demo/model"))]
+
+
+def _live(connection: Backend) -> list[ModelLine]:
+    return [_line(served) for served in supported_models(connection)]
+
+
+def _line(served: SupportedModel) -> ModelLine:
+    from ..models.model_catalog import catalog_entry
+
+    entry = catalog_entry(served.name)
+    return ModelLine(
+        name=served.name,
+        context_length=served.max_context_length or (entry.context_length if entry else None),
+        trainable=served.trainable,
+        sampleable=served.sampleable,
+        hidden_size=entry.hidden_size if entry else None,
+        renderers=list(entry.renderers) if entry else [],
+        retired=str(entry.retired) if entry and entry.retired else None,
+    )
+
+
+def _table(source: str) -> tuple[str, list[ModelLine]]:
+    from ..models.model_catalog import load_catalog
+
+    names = [SupportedModel(entry.name, None, None, None) for entry in load_catalog().models]
+    return source, [_line(name) for name in names]
+
 
 _SHOWN_PROMPTS = 3
 _MAX_PROMPTS = 256
@@ -75,12 +186,12 @@ def sample_model(
 
     Use it to look at answers before and after training. Not for "is it better?": a few samples prove nothing.
     """
-    from sota_ml_researcher.training.rendering import load_renderer
-    from sota_ml_researcher.training.sampling_client import SampleOptions, base_model_of, sample
+    from ..backends.sampling_client import SampleOptions, base_model_of, sample
+    from ..models.renderers import load_renderer
 
     conversations = _conversations(prompts, messages)
     target = resolve_target(model, backend, base_url)
-    connection = backends.connect(target.backend, target.base_url)
+    connection = connect(target.backend, target.base_url)
     base_model = target.base_model or base_model_of(connection, target.wire_name)
     renderer = load_renderer(base_model, target.renderer)
     options = SampleOptions(max_tokens, temperature, top_p, num_samples, seed)
@@ -114,8 +225,8 @@ def resolve_target(model: str, backend: BackendName | None, base_url: str | None
         JobError: If it names a job without a checkpoint.
         ModelError: If it names no model.
     """
-    from sota_ml_researcher.jobs.worker import RECIPES
-    from sota_ml_researcher.training.models import resolve_model
+    from ..jobs.worker import RECIPES
+    from ..models.model_ref import resolve_model
 
     if model.startswith("tinker://"):
         where: BackendName = backend or "embedded"

@@ -9,9 +9,9 @@ from typing import Any
 
 import tinker
 
-from sota_ml_researcher.core.files import append_json_line, read_json_lines
-from sota_ml_researcher.training.resume_point import CHECKPOINTS
-from sota_ml_researcher.training.steering import Steering
+from ..core.files import append_json_line, read_json_lines
+from .resume_point import CHECKPOINTS
+from .steering import Steering
 
 logger = logging.getLogger(__name__)
 BEST = "best-"

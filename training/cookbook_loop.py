@@ -12,13 +12,13 @@ from typing import Any, TypeVar, cast
 import tinker
 from tinker_cookbook import tokenizer_utils
 
-from sota_ml_researcher.core.errors import BackendError
-from sota_ml_researcher.core.files import append_json_line
-from sota_ml_researcher.training import resume_point
-from sota_ml_researcher.training.backends import Backend
-from sota_ml_researcher.training.engine_process import engine_died
-from sota_ml_researcher.training.models import ModelRef
-from sota_ml_researcher.training.steering import SteeredServiceClient, Steering
+from ..backends.connection import Backend
+from ..backends.embedded import engine_died
+from ..core.errors import BackendError
+from ..core.files import append_json_line
+from ..models.model_ref import ModelRef
+from . import resume_point
+from .steering import SteeredServiceClient, Steering
 
 T = TypeVar("T")
 _WATCH_S = 2.0

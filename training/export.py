@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from sota_ml_researcher.core import errors
-from sota_ml_researcher.core.errors import BackendError, ResearcherError
-from sota_ml_researcher.training.backends import Backend
+from ..backends.connection import Backend
+from ..core import errors
+from ..core.errors import BackendError, ResearcherError
 
 ExportFormat = Literal["adapter", "merged"]
 # Written into every export: what it is, and the proof that a folder may be replaced by a later one.

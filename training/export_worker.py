@@ -1,12 +1,13 @@
 """The process that makes one export: ``python -m ... < request.json``; lines of JSON on stdout say how it goes."""
-
 # pyright: basic
 # The cookbook's weights module and safetensors come without types for what is used here.
+# safetensors and huggingface_hub come without types for what is used here.
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -17,17 +18,9 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from sota_ml_researcher.core.errors import (
-    BackendError,
-    ConfigError,
-    MissingDependencyError,
-    ModelError,
-    ResearcherError,
-    StorageError,
-)
-from sota_ml_researcher.core.files import storage_errors, sync_folder, write_atomically
-from sota_ml_researcher.training import export_base
-from sota_ml_researcher.training.export import MARKER, ExportRequest, ExportResult
+from ..core.errors import BackendError, ConfigError, MissingDependencyError, ModelError, ResearcherError, StorageError
+from ..core.files import storage_errors, sync_folder, write_atomically
+from .export import MARKER, ExportRequest, ExportResult
 
 _ADAPTER = "adapter_model.safetensors"
 # Should the copy outlive us, it is gone within the hour, the least that the platform allows.
@@ -167,7 +160,7 @@ def _convert(request: ExportRequest, adapter: Path, made: Path, work: Path) -> N
     """PEFT's names instead of Tinker's; for that the names of the base model's tensors are needed, not the tensors."""
     from tinker_cookbook import weights
 
-    base = export_base.skeleton(request.base_model, work / "base")
+    base = skeleton(request.base_model, work / "base")
     weights.build_lora_adapter(base_model=str(base), adapter_path=str(adapter), output_path=str(made))
     config = json.loads((made / "adapter_config.json").read_bytes())
     named = {**config, "base_model_name_or_path": request.base_model}
@@ -183,7 +176,7 @@ def _merge(request: ExportRequest, adapter: Path, made: Path, work: Path) -> Non
     if not base.is_dir():
         base = Path(snapshot_download(request.base_model))
     if _trains_tied_head(base, adapter):
-        base = export_base.untied_copy(base, work / "untied")
+        base = untied_copy(base, work / "untied")
     weights.build_hf_model(base_model=str(base), adapter_path=str(adapter), output_path=str(made))
 
 
@@ -192,7 +185,7 @@ def _trains_tied_head(base: Path, adapter: Path) -> bool:
 
     with safe_open(adapter / _ADAPTER, "pt") as file:
         trained = any("lm_head." in name for name in file.keys())  # noqa: SIM118
-    return trained and not any(name.endswith(export_base.HEAD) for name in export_base.weight_map(base))
+    return trained and not any(name.endswith(HEAD) for name in weight_map(base))
 
 
 @contextlib.contextmanager
@@ -295,6 +288,96 @@ def publish(request: ExportRequest, repository: str, folder: Path) -> str:
     except httpx.HTTPError as error:
         raise BackendError(f"the hub did not answer ({type(error).__name__})", where=repository, fix=kept) from error
     return str(made)
+
+
+CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
+
+
+def skeleton(base_model: str, folder: Path) -> Path:
+    """A folder from which a model's tensor names and shapes can be read.
+
+    A model folder or one that is whole in the local cache is that folder. Of a hub model only the headers of its files
+    are read: files are made with the same header and a hole for the data, since an adapter of some MB must not cost a
+    download of the whole base model.
+    """
+    if Path(base_model).is_dir():
+        return Path(base_model)
+    if cached := _cached(base_model):
+        return cached
+    from huggingface_hub import HfApi, hf_hub_download
+
+    found = HfApi().get_safetensors_metadata(base_model)
+    folder.mkdir()
+    for name, file in found.files_metadata.items():
+        _write_hollow(folder / name, {tensor: info.shape for tensor, info in file.tensors.items()})
+    (folder / CONFIG).write_bytes(Path(hf_hub_download(base_model, CONFIG)).read_bytes())
+    return folder
+
+
+def _cached(base_model: str) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(base_model, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    shards = set(weight_map(folder).values())
+    whole = shards and all((folder / shard).is_file() for shard in shards) and (folder / CONFIG).is_file()
+    return folder if whole else None
+
+
+def _write_hollow(path: Path, shapes: dict[str, Any]) -> None:
+    """A safetensors file with these tensors as bytes, all of them a hole in the file."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + math.prod(shape)
+        header[name] = {"dtype": "U8", "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+
+
+def weight_map(base: Path) -> dict[str, str]:
+    """Which file holds which tensor."""
+    from safetensors import safe_open
+
+    index = base / INDEX
+    if index.is_file():
+        return json.loads(index.read_bytes())["weight_map"]
+    found: dict[str, str] = {}
+    for shard in sorted(base.glob("*.safetensors")):
+        with safe_open(shard, "pt") as file:
+            found |= dict.fromkeys(file.keys(), shard.name)
+    return found
+
+
+def untied_copy(base: Path, folder: Path) -> Path:
+    """A model folder whose output layer is a tensor of its own, equal to the embedding. Other files are links.
+
+    Raises:
+        ModelError: If it has no embedding under the usual name.
+    """
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    places = weight_map(base)
+    embedding = next((name for name in places if name.endswith(EMBEDDING)), None)
+    if embedding is None:
+        raise ModelError(f"there is no tensor {EMBEDDING}, so its output layer cannot be untied", where=str(base))
+    folder.mkdir()
+    for file in base.iterdir():
+        if file.is_file() and file.name not in {CONFIG, INDEX}:
+            (folder / file.name).symlink_to(file.resolve())
+    with safe_open(base / places[embedding], "pt") as shard:
+        save_file({HEAD: shard.get_tensor(embedding).clone()}, folder / "untied-head.safetensors", {"format": "pt"})
+    index = {"metadata": {}, "weight_map": {**places, HEAD: "untied-head.safetensors"}}
+    (folder / INDEX).write_text(json.dumps(index))
+    config = json.loads((base / CONFIG).read_bytes())
+    (folder / CONFIG).write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    return folder
 
 
 if __name__ == "__main__":

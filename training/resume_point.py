@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sota_ml_researcher.core.files import append_json_line, drop_torn_line, read_json_lines, write_json_lines
+from ..core.files import append_json_line, drop_torn_line, read_json_lines, write_json_lines
 
 STATES = "states.jsonl"
 METRICS = "metrics.jsonl"

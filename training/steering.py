@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 import tinker
 
-from sota_ml_researcher.core.errors import ResearcherError
-from sota_ml_researcher.training.names import COMPONENTS, Component
+from ..core.errors import ResearcherError
+from ..core.names import COMPONENTS, Component
 
 
 class StopTrainingError(Exception):

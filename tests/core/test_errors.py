@@ -1,7 +1,6 @@
 import pickle
 
-from sota_ml_researcher.core.errors import DataError, ResearcherError
-from sota_ml_researcher.core.suggestions import did_you_mean
+from sota_ml_researcher.core.errors import DataError, ResearcherError, did_you_mean
 
 
 def test_an_error_reads_as_place_problem_and_way_out() -> None:

@@ -11,13 +11,14 @@ import sota_ml_researcher.core.paths as anchor
 from sota_ml_researcher.doctrine.rules import load_rules
 
 ROOT = Path(anchor.__file__).parents[1]
-FOLDERS = ("analysis", "core", "demo", "evals", "jobs", "server", "templates", "tools", "training")
+NOT_PRODUCT = {"tests", "benchmarks", "scripts", "build", "doctrine", "engine"}
 FAMILIES = sorted({rule_id.split(".")[0] for rule_id in load_rules()} - {"tinker"})  # tinker.* are module names too
 FILE_ENDINGS = {"csv", "db", "html", "json", "jsonl", "log", "md", "parquet", "png", "py", "txt", "yaml", "yml"}
 
 
 def package_sources() -> list[Path]:
-    return sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+    folders = {path.parent for path in ROOT.glob("*/__init__.py")} - {ROOT / name for name in NOT_PRODUCT}
+    return sorted(path for folder in folders for path in folder.rglob("*.py"))
 
 
 def mentioned(tree: ast.AST) -> Iterator[str]:

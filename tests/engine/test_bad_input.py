@@ -208,8 +208,8 @@ def test_a_client_that_vanishes_mid_request_disturbs_nobody(engine: Running) -> 
         "[c.forward_backward([datum(TOKENS)] * 8, 'cross_entropy') for _ in range(5)]\n"
         "import time; time.sleep(0.2); os._exit(9)\n"
     )
-    tests = str(Path(__file__).parents[1])
-    assert subprocess.run([sys.executable, "-c", script, engine.url, tests], timeout=60).returncode == 9
+    support = str(Path(__file__).parents[1] / "support")
+    assert subprocess.run([sys.executable, "-c", script, engine.url, support], timeout=60).returncode == 9
     assert step(trainer(engine)) > 0
 
 

@@ -11,8 +11,8 @@ import torch
 from engine_reference import FP32, THROUGH_TRANSFORMERS, peft_model, reference_loss, some_items, trained
 from transformers import AutoModelForCausalLM
 
+from sota_ml_researcher.engine.compute.model import load_model
 from sota_ml_researcher.engine.interface import AdamSettings, LoraSpec, SampleSettings, TrainItem
-from sota_ml_researcher.engine.model import load_model
 
 FAMILIES = ["llama", "qwen2", "qwen3", "qwen3_moe", "gemma", "gemma2", "phi", "phi3", "mistral", "gpt2"]
 

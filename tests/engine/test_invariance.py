@@ -10,10 +10,10 @@ import pytest
 import torch
 from engine_reference import some_items
 
+from sota_ml_researcher.engine.compute.model import LoadedModel, load_model
+from sota_ml_researcher.engine.compute.packed_attention import Heads, attend, make_buckets
+from sota_ml_researcher.engine.compute.packed_cache import Cache
 from sota_ml_researcher.engine.interface import AdamSettings, LoadOptions, LoraSpec, SampleOutput, SampleSettings
-from sota_ml_researcher.engine.model import LoadedModel, load_model
-from sota_ml_researcher.engine.model_packed_attention import Heads, attend, make_buckets
-from sota_ml_researcher.engine.model_packed_cache import Cache
 
 
 @pytest.fixture

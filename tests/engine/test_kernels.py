@@ -13,10 +13,17 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from sota_ml_researcher.engine import kernels, model_packed_fused  # noqa: E402
-from sota_ml_researcher.engine.model_packed_attention import Attention, Heads, attend, make_buckets, queries_keys  # noqa: E402
-from sota_ml_researcher.engine.model_packed_cache import Cache  # noqa: E402
-from sota_ml_researcher.engine.model_packed_ops import (  # noqa: E402
+from sota_ml_researcher.engine.compute import kernels, packed_attention  # noqa: E402
+from sota_ml_researcher.engine.compute.backbone import ActiveLora, Pair  # noqa: E402
+from sota_ml_researcher.engine.compute.packed_attention import (  # noqa: E402
+    Attention,
+    Heads,
+    attend,
+    make_buckets,
+    queries_keys,
+)
+from sota_ml_researcher.engine.compute.packed_cache import Cache  # noqa: E402
+from sota_ml_researcher.engine.compute.packed_layers import (  # noqa: E402
     Linear,
     Lora,
     lora_backward,
@@ -24,7 +31,6 @@ from sota_ml_researcher.engine.model_packed_ops import (  # noqa: E402
     rms_norm,
     rms_norm_backward,
 )
-from sota_ml_researcher.engine.model_parts import ActiveLora, Pair  # noqa: E402
 
 needs_kernels = pytest.mark.skipif(kernels.library() is None, reason="no C compiler here")
 DTYPES = [torch.float32, torch.bfloat16]
@@ -241,7 +247,7 @@ def test_long_sequences_go_through_torchs_own_attention(torch_only) -> None:
     qkv = _random(1100, 4 * 16, dtype=torch.float32)
     angle = torch.zeros(1100, 1, 16)
     buckets = make_buckets([1100], torch.device("cpu"))
-    found = model_packed_fused.attention(qkv, angle.cos(), angle.sin(), heads, buckets)
+    found = packed_attention.attention(qkv, angle.cos(), angle.sin(), heads, buckets)
     q, k, v, _ = torch_only(lambda: queries_keys(qkv, heads, angle.cos(), angle.sin()))
     torch.testing.assert_close(found, attend(q, k, v, heads, buckets).flatten(1), rtol=1e-4, atol=1e-5)
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from engine_reference import FP32, peft_model, some_items, trained
 
-from sota_ml_researcher.engine.custom_loss import compile_custom_loss
+from sota_ml_researcher.engine.compute.custom_loss import compile_custom_loss
+from sota_ml_researcher.engine.compute.model import load_model
 from sota_ml_researcher.engine.interface import AdamSettings, LoraSpec, LossResult, RequestRejectedError, TrainItem
-from sota_ml_researcher.engine.model import load_model
 
 Reference = Callable[[torch.Tensor, dict[str, torch.Tensor]], torch.Tensor]
 

@@ -11,8 +11,8 @@ import torch
 from engine_reference import FP32, trained
 from transformers import AutoModelForCausalLM
 
+from sota_ml_researcher.engine.compute.model import LoadedModel, load_model
 from sota_ml_researcher.engine.interface import LoadOptions, LoraSpec, RequestRejectedError, SampleSettings
-from sota_ml_researcher.engine.model import LoadedModel, load_model
 
 PROMPT = np.array([5, 6, 7, 8])
 

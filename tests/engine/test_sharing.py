@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from engine_reference import FP32, THROUGH_TRANSFORMERS, trained
 
-from sota_ml_researcher.engine.futures import Promise
+from sota_ml_researcher.engine.compute.model import LoadedModel, load_model
+from sota_ml_researcher.engine.compute.prefix_trees import lay_out, plan_trees
 from sota_ml_researcher.engine.interface import (
     AdamSettings,
     LoraSpec,
@@ -20,13 +21,12 @@ from sota_ml_researcher.engine.interface import (
     SampleSettings,
     TrainItem,
 )
-from sota_ml_researcher.engine.model import LoadedModel, load_model
-from sota_ml_researcher.engine.models import BaseModels
-from sota_ml_researcher.engine.prefixes import lay_out, plan_trees
-from sota_ml_researcher.engine.sample_runner import SampleJob, SampleRunner
-from sota_ml_researcher.engine.scheduler import Joint, Work
-from sota_ml_researcher.engine.state import Sampler
-from sota_ml_researcher.engine.store import Store
+from sota_ml_researcher.engine.service.base_models import BaseModels
+from sota_ml_researcher.engine.service.futures import Promise
+from sota_ml_researcher.engine.service.sample_runner import SampleJob, SampleRunner
+from sota_ml_researcher.engine.service.scheduler import Joint, Work
+from sota_ml_researcher.engine.service.state import Sampler
+from sota_ml_researcher.engine.service.store import Store
 
 PACKED = ["llama", "qwen2", "qwen3", "gemma", "phi3", "mistral"]
 TinyModel = Callable[[str], Path]

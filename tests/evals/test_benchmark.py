@@ -9,13 +9,13 @@ from mcp import Client
 from mcp_types import CallToolResult, TextContent
 
 from sota_ml_researcher.core.errors import ConfigError, DataError
-from sota_ml_researcher.evals.benchmark_config import load_benchmark_settings
-from sota_ml_researcher.evals.benchmark_numbers import ItemScores, benchmark_numbers, benchmark_text
-from sota_ml_researcher.evals.benchmark_plan import plan_benchmark
+from sota_ml_researcher.core.settings import render_config
+from sota_ml_researcher.evals.benchmark.benchmark_config import load_benchmark_settings
+from sota_ml_researcher.evals.benchmark.benchmark_plan import plan_benchmark
+from sota_ml_researcher.evals.benchmark.benchmark_results import ItemScores, benchmark_numbers, benchmark_text
 from sota_ml_researcher.evals.judge_job import JudgeFailedError
 from sota_ml_researcher.server.app import build_server
 from sota_ml_researcher.templates.catalog import template_path
-from sota_ml_researcher.training.config_resolution import render_config
 
 TASK = """
 from inspect_ai import Task, task
@@ -154,7 +154,7 @@ def test_the_template_runs_as_shipped_and_says_better() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("stop_engine")
 def test_task_files_and_graded_rows_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sota_ml_researcher.evals.benchmark_job import run_benchmark_job
+    from sota_ml_researcher.evals.benchmark.benchmark_job import run_benchmark_job
 
     def run(name: str, config: dict[str, Any]) -> dict[str, Any]:
         folder = tmp_path / name

@@ -17,14 +17,14 @@ from inspect_ai.solver import generate, use_tools
 from inspect_ai.tool import Tool, tool
 from loopback_judges import KEY, MODEL, Judges
 
+from sota_ml_researcher.backends.connection import Backend
 from sota_ml_researcher.core.errors import BackendError, ModelError
-from sota_ml_researcher.evals.benchmark_config import load_benchmark_settings
-from sota_ml_researcher.evals.benchmark_plan import plan_benchmark
-from sota_ml_researcher.evals.grader import grader_of
-from sota_ml_researcher.evals.inspect_provider import TinkerModelAPI
+from sota_ml_researcher.evals.benchmark.benchmark_config import load_benchmark_settings
+from sota_ml_researcher.evals.benchmark.benchmark_plan import plan_benchmark
+from sota_ml_researcher.evals.benchmark.grader import grader_of
+from sota_ml_researcher.evals.benchmark.inspect_provider import TinkerModelAPI
 from sota_ml_researcher.evals.responses import Sampling
-from sota_ml_researcher.training.backends import Backend
-from sota_ml_researcher.training.rendering import load_renderer
+from sota_ml_researcher.models.renderers import load_renderer
 
 API: Any = TinkerModelAPI
 CALL = '<tool_call>\n{"name": "add", "arguments": {"x": 20, "y": 3}}\n</tool_call><|im_end|>'

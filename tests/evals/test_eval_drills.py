@@ -14,8 +14,8 @@ from loopback_judges import KEY, MODEL, Judges, serving
 from sota_ml_researcher.evals.judge_config import load_judge_settings
 from sota_ml_researcher.evals.judge_plan import plan_judge_eval
 from sota_ml_researcher.jobs import control
+from sota_ml_researcher.jobs.create import start_job
 from sota_ml_researcher.jobs.registry import Registry
-from sota_ml_researcher.jobs.start import start_job
 from sota_ml_researcher.jobs.states import Job, JobState
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(300)]

@@ -8,17 +8,18 @@ import pytest
 from eval_helpers import sums, write_lines
 
 from sota_ml_researcher.core.errors import ConfigError, DataError, ModelError
-from sota_ml_researcher.evals.calls import Material, build_calls, count_calls
+from sota_ml_researcher.core.paths import demo_data
 from sota_ml_researcher.evals.controls import check_pairs, check_scores, load_canaries
-from sota_ml_researcher.evals.judge_catalog import parse_judge, price_of
 from sota_ml_researcher.evals.judge_config import load_judge_settings
-from sota_ml_researcher.evals.judge_local import CHECKS, ReferenceCheck
 from sota_ml_researcher.evals.judge_plan import plan_judge_eval
-from sota_ml_researcher.evals.judge_prompt import EMPTY, Prompter
+from sota_ml_researcher.evals.questions import Material, build_calls, count_calls
 from sota_ml_researcher.evals.responses import Response, ResponseCache, Sampling, read_responses
-from sota_ml_researcher.evals.rubric import DEFAULT_RUBRIC, load_rubric
 from sota_ml_researcher.evals.test_set import read_test_set
-from sota_ml_researcher.evals.verdicts import (
+from sota_ml_researcher.judges.judge_catalog import parse_judge, price_of
+from sota_ml_researcher.judges.local_judges import CHECKS, ReferenceCheck
+from sota_ml_researcher.judges.prompt import EMPTY, Prompter
+from sota_ml_researcher.judges.rubric import DEFAULT_RUBRIC, load_rubric
+from sota_ml_researcher.judges.verdicts import (
     UnreadableVerdictError,
     absolute_schema,
     last_json_object,
@@ -27,7 +28,6 @@ from sota_ml_researcher.evals.verdicts import (
     read_pair,
 )
 from sota_ml_researcher.templates.catalog import template_path
-from sota_ml_researcher.training.models import demo_data
 
 ONE = [{"prompt": "1+1="}]
 

@@ -13,11 +13,11 @@ from loopback_judges import MODEL, Asked, Judges, honest
 
 from sota_ml_researcher.core.errors import BackendError, ConfigError, DataError
 from sota_ml_researcher.core.files import append_json_line, read_json_lines
-from sota_ml_researcher.evals import judge_anthropic, judging
-from sota_ml_researcher.evals.conclude import conclude_run
 from sota_ml_researcher.evals.judge_job import JudgeFailedError
-from sota_ml_researcher.evals.judge_local import PACKETS, SUBMISSIONS
-from sota_ml_researcher.evals.judgments import JUDGMENTS
+from sota_ml_researcher.evals.write_report import conclude_run
+from sota_ml_researcher.judges import anthropic_judge, asking
+from sota_ml_researcher.judges.journal import JUDGMENTS
+from sota_ml_researcher.judges.local_judges import PACKETS, SUBMISSIONS
 
 
 def test_anthropic_finds_the_better_model_and_leaves_every_file(tmp_path: Path, judges: Judges) -> None:
@@ -175,8 +175,8 @@ def test_silence_is_a_timeout_and_asked_again(tmp_path: Path, judges: Judges) ->
 def test_an_outage_ends_the_job_and_a_resume_asks_for_the_rest_alone(
     tmp_path: Path, judges: Judges, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judge_anthropic, "MAX_RETRIES", 0)
-    monkeypatch.setattr(judging, "GIVE_UP_AFTER", 5)
+    monkeypatch.setattr(anthropic_judge, "MAX_RETRIES", 0)
+    monkeypatch.setattr(asking, "GIVE_UP_AFTER", 5)
     config = sums(tmp_path, 40) | {"judge_model": MODEL, "parallel_judges": 2}
     whole = Context(tmp_path / "whole")
     evaluate(tmp_path, config, whole)
@@ -215,7 +215,7 @@ def test_a_stopped_evaluation_goes_on_without_asking_anything_twice(tmp_path: Pa
 def test_batches_give_the_same_result_and_are_found_again(
     tmp_path: Path, judges: Judges, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judge_anthropic, "_BATCH_POLL_S", 0.05)
+    monkeypatch.setattr(anthropic_judge, "_BATCH_POLL_S", 0.05)
     judges.answer = lambda asked: "hm" if not asked.repair and asked.request == "3+3=" else honest(asked)
     config = sums(tmp_path, 20, base_right=0.3) | {"judge_model": MODEL, "judge_batch": True}
     _, context = evaluate(tmp_path, config)
@@ -262,7 +262,7 @@ def test_a_judge_that_cannot_be_asked_is_an_error_before_anything_is_spent(
     environment: dict[str, str | None],
     message: str,
 ) -> None:
-    monkeypatch.setattr(judge_anthropic, "MAX_RETRIES", 0)
+    monkeypatch.setattr(anthropic_judge, "MAX_RETRIES", 0)
     for name, value in environment.items():
         if value is None:
             monkeypatch.delenv(name)

@@ -6,21 +6,21 @@ import pytest
 from same_model import not_distinguishable
 from scipy import stats
 
-from sota_ml_researcher.evals.statistics_agreement import judge_accuracy, krippendorff_alpha, rogan_gladen
-from sota_ml_researcher.evals.statistics_intervals import (
-    bootstrap_interval,
-    mean_interval,
-    paired_interval,
-    wilson_interval,
-)
-from sota_ml_researcher.evals.statistics_models import (
+from sota_ml_researcher.evals.statistics.agreement import judge_accuracy, krippendorff_alpha, rogan_gladen
+from sota_ml_researcher.evals.statistics.comparison_models import (
     Comparison,
     bradley_terry,
     bradley_terry_intervals,
     length_adjusted,
 )
-from sota_ml_researcher.evals.statistics_power import items_needed, minimal_detectable_effect
-from sota_ml_researcher.evals.statistics_tests import equal_rates_test, holm, mcnemar_test, sign_test
+from sota_ml_researcher.evals.statistics.hypothesis_tests import equal_rates_test, holm, mcnemar_test, sign_test
+from sota_ml_researcher.evals.statistics.intervals import (
+    bootstrap_interval,
+    mean_interval,
+    paired_interval,
+    wilson_interval,
+)
+from sota_ml_researcher.evals.statistics.power import items_needed, minimal_detectable_effect
 
 
 def rng(seed: int = 0) -> np.random.Generator:

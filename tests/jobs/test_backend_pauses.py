@@ -14,10 +14,10 @@ import httpx2
 import pytest
 from job_helpers import ended, settings, start, wait_until
 
+from sota_ml_researcher.backends.embedded import ensure_engine
 from sota_ml_researcher.jobs import run_files
 from sota_ml_researcher.jobs.states import JobState
 from sota_ml_researcher.tools.job_view import summary, view
-from sota_ml_researcher.training.engine_process import ensure_engine
 
 pytestmark = [pytest.mark.drill, pytest.mark.usefixtures("stop_engine")]
 

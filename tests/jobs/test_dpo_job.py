@@ -1,46 +1,13 @@
 """DPO jobs end to end on the tiny model: a cancelled and resumed run equals an undisturbed one."""
 
-import json
-import random
 from pathlib import Path
-from typing import Any
 
 import pytest
-from job_helpers import ended, wait_until
+from job_helpers import ended, start_dpo, wait_until
 
 from sota_ml_researcher.jobs import control, run_files
 from sota_ml_researcher.jobs.registry import Registry
-from sota_ml_researcher.jobs.start import start_job
 from sota_ml_researcher.jobs.states import Job, JobState
-from sota_ml_researcher.training.dpo_config import load_dpo_settings
-from sota_ml_researcher.training.dpo_plan import plan_dpo
-
-
-def write_pairs(path: Path, count: int, seed: int) -> Path:
-    rng = random.Random(seed)
-    numbers = [rng.randint(10, 99) for _ in range(count)]
-    rows = [{"prompt": f"say {n}", "chosen": f"{n}", "rejected": f"{n + 1}"} for n in numbers]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def start_dpo(folder: Path, model: Path, **changes: Any) -> Job:
-    config = {
-        "base_model": str(model),
-        "train_file": str(write_pairs(folder / "train.jsonl", 40, 1)),
-        "val_file": str(write_pairs(folder / "val.jsonl", 8, 2)),
-        "num_steps": 14,
-        "batch_size": 8,
-        "lora_rank": 4,
-        "learning_rate": 2e-2,
-        "checkpoint_every": 4,
-        "eval_every": 5,
-        **changes,
-    }
-    plan = plan_dpo(load_dpo_settings(None, config))
-    shown = plan.settings.config
-    files = [Path(shown.train_file)]
-    return start_job(Registry(), "dpo", shown, plan.settings.origins, files=files, total_steps=plan.total_steps)
 
 
 def curve(job: Job) -> dict[int, dict[str, float]]:

@@ -15,10 +15,10 @@ import pytest
 from job_helpers import curve, ended, settings, start, wait_until
 from mcp import Client, StdioServerParameters
 
+from sota_ml_researcher.backends.embedded import ensure_engine
 from sota_ml_researcher.jobs import control, run_files
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.states import JobState
-from sota_ml_researcher.training.engine_process import ensure_engine
 
 pytestmark = [pytest.mark.drill, pytest.mark.usefixtures("stop_engine"), pytest.mark.timeout(300)]
 
@@ -101,7 +101,7 @@ def test_a_hard_cancel_ends_the_worker_at_once(tmp_path: Path, tiny_weights: Pat
 
 
 def test_an_engine_too_busy_to_answer_is_waited_for(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sota_ml_researcher.training.engine_process._HEALTH_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("sota_ml_researcher.backends.embedded._HEALTH_TIMEOUT_S", 0.5)
     url = ensure_engine()
     engine = psutil.Process(json.loads((own_home / "engine" / "engine.json").read_bytes())["pid"])
     engine.suspend()

@@ -6,19 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from job_helpers import ended, wait_until
-from test_rl_job import start_rl, tiny
+from job_helpers import ended, start, start_rl, tiny_rl, wait_until
 
 from sota_ml_researcher.demo import tasks
 from sota_ml_researcher.jobs import control, run_files
-from sota_ml_researcher.jobs.checkpoints import checkpoint_path
+from sota_ml_researcher.jobs.job_results import checkpoint_path
 from sota_ml_researcher.jobs.registry import Registry
-from sota_ml_researcher.jobs.start import start_sft_job
 from sota_ml_researcher.jobs.states import Job, JobState
+from sota_ml_researcher.rewards.sandbox.modes import isolation
 from sota_ml_researcher.templates.catalog import template_path
-from sota_ml_researcher.training.sandbox import isolation
-from sota_ml_researcher.training.sft_config import load_sft_settings
-from sota_ml_researcher.training.sft_plan import plan_sft
 
 needs_sandbox = pytest.mark.skipif(isolation().mode is None, reason="no isolation here")
 
@@ -54,8 +50,7 @@ def taught(data: Path, rows: list[Any], steps: int = 60) -> Job:
     """The demo model after some steps on conversations."""
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     changes = {"num_epochs": None, "num_steps": steps, "batch_size": 32, "learning_rate": 2e-3, "lora_rank": 16}
-    plan = plan_sft(load_sft_settings(template_path("sft"), {"train_file": str(data), "val_file": None, **changes}))
-    job = wait_until(start_sft_job(Registry(), plan).id, ended)
+    job = wait_until(start(template_path("sft"), train_file=str(data), val_file=None, **changes).id, ended)
     assert job.state is JobState.SUCCEEDED, job.error
     return job
 
@@ -74,7 +69,7 @@ def test_episodes_are_kept_turn_by_turn_and_a_resumed_job_plays_the_same(
     environment = {"type": "custom", "script": str(script), "max_turns": 3}
     changes = {"base_model": "demo", "train_file": str(data), "val_file": str(data), "max_response_tokens": 8}
     changes |= {"rewards": None, "environment": environment, "num_steps": 10, "checkpoint_every": 3}
-    config = tiny(tmp_path, tmp_path, **changes)
+    config = tiny_rl(tmp_path, tmp_path, **changes)
     whole = wait_until(start_rl(None, **config).id, ended)
     assert whole.state is JobState.SUCCEEDED, whole.error
     steps = curve(whole)

@@ -12,10 +12,8 @@ from typing import Any
 
 import anyio
 import pytest
-from job_helpers import wait_until
+from job_helpers import tiny_rl, wait_until, write_pairs
 from mcp import Client
-from test_dpo_job import write_pairs
-from test_rl_job import tiny
 
 from sota_ml_researcher.core.paths import engine_folder
 from sota_ml_researcher.jobs import run_files
@@ -104,7 +102,7 @@ def dpo_config(folder: Path, model: Path) -> dict[str, Any]:
 
 def rl_config(folder: Path, model: Path) -> dict[str, Any]:
     steps = {"num_steps": 20, "num_substeps": 2, "checkpoint_every": 3, "eval_every": 5}
-    return tiny(folder, model, rows=13, kl_coef=0.05, **steps)
+    return tiny_rl(folder, model, rows=13, kl_coef=0.05, **steps)
 
 
 @pytest.mark.parametrize(

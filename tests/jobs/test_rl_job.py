@@ -5,43 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from job_helpers import ended, wait_until
+from job_helpers import ended, start_rl, tiny_rl, wait_until
 
 from sota_ml_researcher.jobs import control, run_files
 from sota_ml_researcher.jobs.registry import Registry
-from sota_ml_researcher.jobs.start import start_job
 from sota_ml_researcher.jobs.states import Job, JobState
 from sota_ml_researcher.templates.catalog import template_path
-from sota_ml_researcher.training.rl_config import load_rl_settings
-from sota_ml_researcher.training.rl_plan import plan_rl
-
-
-def start_rl(config_file: Path | None, **config: Any) -> Job:
-    plan = plan_rl(load_rl_settings(config_file, config))
-    shown = plan.settings.config
-    files = [Path(shown.train_file)]
-    return start_job(Registry(), "grpo", shown, plan.settings.origins, files=files, total_steps=plan.total_steps)
-
-
-def tiny(folder: Path, model: Path, rows: int = 12, **changes: Any) -> dict[str, Any]:
-    path = folder / "prompts.jsonl"
-    path.write_text("".join(json.dumps({"prompt": f"say {n}", "answer": str(n)}) + "\n" for n in range(rows)))
-    return {
-        "base_model": str(model),
-        "train_file": str(path),
-        "val_file": str(path),
-        # The tiny model has learnt nothing: it is rewarded for short responses, which it gives by chance.
-        "rewards": [{"type": "length", "target_tokens": 2}, {"type": "regex", "pattern": ".*[a-m].*", "weight": 0.5}],
-        "group_size": 4,
-        "batch_size": 3,
-        "max_response_tokens": 6,
-        "num_steps": 6,
-        "lora_rank": 4,
-        "learning_rate": 1e-3,
-        "checkpoint_every": 2,
-        "eval_every": 3,
-        **changes,
-    }
 
 
 def curve(job: Job) -> dict[int, dict[str, float]]:
@@ -55,7 +24,7 @@ def curve(job: Job) -> dict[int, dict[str, float]]:
 def test_an_rl_job_runs_and_a_cancelled_one_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, tiny_weights: Path
 ) -> None:
-    config = tiny(tmp_path, tiny_weights, num_steps=40)
+    config = tiny_rl(tmp_path, tiny_weights, num_steps=40)
     whole = wait_until(start_rl(None, **config).id, ended)
     assert whole.state is JobState.SUCCEEDED, whole.error
     steps = curve(whole)
@@ -82,7 +51,7 @@ def test_an_rl_job_runs_and_a_cancelled_one_goes_on_as_if_nothing_had_happened(
 @pytest.mark.slow
 @pytest.mark.usefixtures("stop_engine")
 def test_a_constant_reward_is_refused_by_the_job_itself(tmp_path: Path, tiny_weights: Path) -> None:
-    config = tiny(tmp_path, tiny_weights, rewards=[{"type": "regex", "pattern": "never this"}], num_steps=1)
+    config = tiny_rl(tmp_path, tiny_weights, rewards=[{"type": "regex", "pattern": "never this"}], num_steps=1)
     job = wait_until(start_rl(None, **config).id, ended)
     assert job.state is JobState.FAILED
     assert "was 0 for all 32 samples of the untrained model" in job.error
@@ -119,7 +88,7 @@ def test_rl_lifts_the_reward_of_the_demo_model(
     ],
 )
 def test_every_variant_runs_to_its_end(tmp_path: Path, tiny_weights: Path, changes: dict[str, Any]) -> None:
-    job = wait_until(start_rl(None, **tiny(tmp_path, tiny_weights, **changes)).id, ended)
+    job = wait_until(start_rl(None, **tiny_rl(tmp_path, tiny_weights, **changes)).id, ended)
     assert job.state is JobState.SUCCEEDED, job.error
     records = run_files.recent_metrics(job.folder, limit=100)
     if "kl_coef" in changes:

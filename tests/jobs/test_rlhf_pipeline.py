@@ -13,9 +13,9 @@ import pytest
 from mcp import Client, StdioServerParameters
 
 from sota_ml_researcher.core.files import read_json_lines
+from sota_ml_researcher.core.paths import demo_data
 from sota_ml_researcher.jobs.states import ACTIVE
 from sota_ml_researcher.templates.catalog import template_path
-from sota_ml_researcher.training.models import demo_data
 
 RUNNING = {state.value for state in ACTIVE}
 

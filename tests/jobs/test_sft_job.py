@@ -8,8 +8,8 @@ from sota_ml_researcher.core.errors import DataError, StorageError
 from sota_ml_researcher.jobs import control, run_files
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.states import JobState
-from sota_ml_researcher.training.sft_config import load_sft_settings
-from sota_ml_researcher.training.sft_plan import plan_sft
+from sota_ml_researcher.training.sft.config import load_sft_settings
+from sota_ml_researcher.training.sft.plan import plan_sft
 
 
 @pytest.mark.usefixtures("stop_engine")
@@ -90,7 +90,7 @@ def test_a_full_disk_leaves_a_failed_job_that_says_so(
     def full(path: Path, content: str) -> None:
         raise StorageError("the disk is full", where=str(path))
 
-    monkeypatch.setattr("sota_ml_researcher.jobs.start.write_atomically", full)
+    monkeypatch.setattr("sota_ml_researcher.jobs.create.write_atomically", full)
     with pytest.raises(StorageError, match="the disk is full"):
         start(**settings(tmp_path, tiny_weights))
     (job,) = Registry().list()

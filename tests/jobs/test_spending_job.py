@@ -4,13 +4,13 @@ from pathlib import Path
 import pytest
 from job_helpers import ended, settings, wait_until
 
+from sota_ml_researcher.backends.meter import Usage, read_usage
+from sota_ml_researcher.backends.prices import PRICES_VARIABLE
 from sota_ml_researcher.core.errors import JobError
 from sota_ml_researcher.jobs import control, run_files
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.states import JobState
 from sota_ml_researcher.tools.start import start_sft
-from sota_ml_researcher.training.meter import Usage, read_usage
-from sota_ml_researcher.training.prices import PRICES_VARIABLE
 
 pytestmark = pytest.mark.usefixtures("stop_engine")
 

@@ -8,12 +8,11 @@ import hostile_rows
 import pytest
 import yaml
 from hostile_rows import CANARY
-from job_helpers import ended, wait_until
-from test_rl_job import start_rl, tiny
+from job_helpers import ended, start_rl, tiny_rl, wait_until
 from tool_calls import call
 
 from sota_ml_researcher.jobs.states import JobState
-from sota_ml_researcher.training.sandbox import isolation
+from sota_ml_researcher.rewards.sandbox.modes import isolation
 
 pytestmark = pytest.mark.skipif(isolation().mode is None, reason="no isolation here")
 # Tests that come to no verdict take their time: not all of them are needed here.
@@ -47,7 +46,7 @@ def config(folder: Path, target: Path, model: Path) -> dict[str, Any]:
     path = hostile_rows.write(folder / "rows.jsonl", {name: every[name] for name in NAMES})
     rewards = [{"type": "code", "timeout_s": 1.0}, {"type": "length", "target_tokens": 2, "weight": 0.5}]
     changes = {"train_file": str(path), "val_file": None, "rewards": rewards, "group_size": 2, "batch_size": 8}
-    return tiny(
+    return tiny_rl(
         folder, model, **{**changes, "num_steps": 2, "checkpoint_every": 0, "eval_every": 0, "keep_rollouts": 99}
     )
 
@@ -92,9 +91,9 @@ def test_a_hostile_data_file_does_nothing_in_a_job_and_its_honest_rows_are_score
 def test_where_no_sandbox_works_the_file_is_refused_before_anything_runs(
     tmp_path: Path, target: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sota_ml_researcher.training import sandbox
+    from sota_ml_researcher.rewards.sandbox import modes
 
-    monkeypatch.setattr(sandbox, "isolation", lambda: sandbox.Isolation(None, "tried for a test"))
+    monkeypatch.setattr(modes, "isolation", lambda: modes.Isolation(None, "tried for a test"))
     given = config(tmp_path, target, tiny_weights)
     file = tmp_path / "rl.yaml"
     file.write_text(yaml.safe_dump(json.loads(json.dumps(given))))

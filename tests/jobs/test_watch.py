@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sota_ml_researcher.jobs import processes, watch
+from sota_ml_researcher.jobs import control, processes
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.states import Job, JobState
 
@@ -24,8 +24,8 @@ def running(registry: Registry, pid: int, started: float | None) -> Job:
 
 def test_a_live_process_keeps_its_job(registry: Registry) -> None:
     job = running(registry, os.getpid(), processes.start_time_of(os.getpid()))
-    assert watch.sweep(registry) == []
-    assert watch.look(registry, job.id).state is JobState.RUNNING
+    assert control.sweep(registry) == []
+    assert control.look(registry, job.id).state is JobState.RUNNING
 
 
 def test_a_dead_process_leaves_an_interrupted_job(registry: Registry) -> None:
@@ -34,7 +34,7 @@ def test_a_dead_process_leaves_an_interrupted_job(registry: Registry) -> None:
     child.kill()  # not waited for: a zombie is as dead as one that is gone
     while processes.start_time_of(child.pid) is not None:
         pass
-    found = watch.look(registry, job.id)
+    found = control.look(registry, job.id)
     child.wait()
     assert found.state is JobState.INTERRUPTED
     assert "died at step 7" in found.error
@@ -42,18 +42,18 @@ def test_a_dead_process_leaves_an_interrupted_job(registry: Registry) -> None:
 
 def test_a_pid_used_again_by_another_process_is_not_mistaken(registry: Registry) -> None:
     job = running(registry, os.getpid(), 1000.0)
-    assert watch.look(registry, job.id).state is JobState.INTERRUPTED
+    assert control.look(registry, job.id).state is JobState.INTERRUPTED
 
 
 def test_a_job_whose_process_never_came_is_given_up_after_the_grace(registry: Registry) -> None:
     job = registry.create(kind="sft", name="", backend="embedded", base_model="demo", runs=registry.path.parent)
-    assert watch.sweep(registry, clock=lambda: job.queued + watch.SPAWN_GRACE_S - 1) == []
-    assert [j.id for j in watch.sweep(registry, clock=lambda: job.queued + watch.SPAWN_GRACE_S + 1)] == [job.id]
+    assert control.sweep(registry, clock=lambda: job.queued + control.SPAWN_GRACE_S - 1) == []
+    assert [j.id for j in control.sweep(registry, clock=lambda: job.queued + control.SPAWN_GRACE_S + 1)] == [job.id]
 
 
 def test_a_live_but_silent_process_is_called_stuck_not_dead(registry: Registry) -> None:
     job = running(registry, os.getpid(), processes.start_time_of(os.getpid()))
     assert job.heartbeat is not None
     later = job.heartbeat + 100
-    assert watch.silence_s(job, clock=lambda: later) == pytest.approx(100)
-    assert watch.look(registry, job.id, clock=lambda: later).state is JobState.RUNNING
+    assert control.silence_s(job, clock=lambda: later) == pytest.approx(100)
+    assert control.look(registry, job.id, clock=lambda: later).state is JobState.RUNNING

@@ -14,7 +14,6 @@ import jsonschema
 import pytest
 import yaml
 from mcp import Client, StdioServerParameters
-from plugin.planned_tools import PLANNED
 
 from sota_ml_researcher.doctrine.rules import load_rules
 from sota_ml_researcher.doctrine.topics import topics
@@ -22,7 +21,7 @@ from sota_ml_researcher.jobs import run_files
 from sota_ml_researcher.server.prompts import TOOL_OF_COMMAND, read_command
 from sota_ml_researcher.templates.catalog import template_kinds
 from sota_ml_researcher.tools import TOOLS
-from sota_ml_researcher.training.sft_config import SftConfig
+from sota_ml_researcher.training.sft.config import SftConfig
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = sorted(ROOT.glob("commands/*.md"))
@@ -41,7 +40,7 @@ def manifest(path: str) -> dict[str, Any]:
 def named_tools(text: str) -> set[str]:
     spans = re.findall(r"`([^`\n]+)`", text)
     words = {word for span in spans for word in re.findall(rf"(?<![/\w])(?:{'|'.join(FAMILY)})_[a-z_]+", span)}
-    return words - NOT_TOOLS - set(TOOL_OF_COMMAND.keys() - REGISTERED - PLANNED)
+    return words - NOT_TOOLS - set(TOOL_OF_COMMAND.keys() - REGISTERED)
 
 
 def head_of(path: Path) -> dict[str, Any]:
@@ -162,20 +161,16 @@ def test_every_reference_of_a_skill_exists_and_is_named() -> None:
 @pytest.mark.parametrize("path", [*COMMANDS, *SKILLS, *REFERENCES], ids=lambda path: "/".join(path.parts[-2:]))
 def test_what_a_page_names_exists(path: Path) -> None:
     text = path.read_text()
-    assert named_tools(text) <= REGISTERED | PLANNED
+    assert named_tools(text) <= REGISTERED
     known = {topic.name for topic in topics()} | set(load_rules())
     assert set(re.findall(r"doctrine://([\w.]+\w)", text)) <= known
     parts = set(re.findall(r"run://\{job_id\}/(\w+)", text))
     assert parts <= {name.lower() for name in vars(run_files) if name.isupper()}
 
 
-def test_a_tool_is_planned_or_registered_and_never_both() -> None:
-    assert not PLANNED & REGISTERED, "these are registered now: remove them from tests/plugin/planned_tools.py"
-
-
 def test_every_tool_is_named_by_the_routing_table_of_the_researcher() -> None:
     table = (ROOT / "skills/researcher/references/tools.md").read_text()
-    assert named_tools(table) == REGISTERED | PLANNED
+    assert named_tools(table) == REGISTERED
 
 
 def blocks(page: str, language: str) -> Iterator[str]:

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import yaml
-from plugin.planned_tools import PLANNED
 
 from sota_ml_researcher.tools import TOOLS
 
@@ -24,7 +23,7 @@ def test_there_are_thirty_requests_each_with_its_reason() -> None:
 
 
 def test_every_tool_is_somebodys_first() -> None:
-    assert {each["tool"] for each in REQUESTS} == set(DESCRIPTIONS) | PLANNED
+    assert {each["tool"] for each in REQUESTS} == set(DESCRIPTIONS)
 
 
 def test_a_request_does_not_give_its_tool_away() -> None:
@@ -35,7 +34,7 @@ def test_a_request_does_not_give_its_tool_away() -> None:
 @pytest.mark.parametrize("each", REQUESTS, ids=lambda each: each["request"][:40])
 def test_both_tools_exist_and_a_description_tells_them_apart(each: dict[str, Any]) -> None:
     pair = {each["tool"], each["not"]}
-    assert pair <= set(DESCRIPTIONS) | PLANNED
+    assert pair <= set(DESCRIPTIONS)
     if pair <= set(DESCRIPTIONS):
         first, second = sorted(pair)
         assert second in DESCRIPTIONS[first] or first in DESCRIPTIONS[second], f"{first} and {second}: say which when"

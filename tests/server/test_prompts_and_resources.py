@@ -8,8 +8,8 @@ from mcp.shared.exceptions import MCPError
 
 from sota_ml_researcher.doctrine.topics import topics
 from sota_ml_researcher.server.app import build_server
+from sota_ml_researcher.server.install import install_command, training_requirements
 from sota_ml_researcher.server.prompts import TOOL_OF_COMMAND, read_command
-from sota_ml_researcher.server.setup import install_command, training_requirements
 from sota_ml_researcher.templates.catalog import template_kinds
 from sota_ml_researcher.tools import TOOLS
 

@@ -240,7 +240,7 @@ def test_the_server_starts_without_what_only_a_call_needs() -> None:
     """Configs, prices and YAML took 60 ms of every start."""
     code = (
         "import sys; from sota_ml_researcher.server.app import build_server; build_server(); "
-        "late = ('_config', '.prices', '.meter', '.worker', '.rules', '.config_resolution'); "
+        "late = ('config', '.prices', '.meter', '.worker', '.rules', '.settings'); "
         "print([m for m in sys.modules if m.startswith('sota_ml_researcher.') and m.endswith(late)], "
         "[m for m in ('yaml', 'rich', 'psutil', 'tokenizers', 'jinja2') if m in sys.modules])"
     )
@@ -270,7 +270,7 @@ def test_no_secret_reaches_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_missing_package_is_a_sentence_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tinker", None)  # what an installation without the training packages looks like
-    monkeypatch.delitem(sys.modules, "sota_ml_researcher.training.sampling_client", raising=False)
+    monkeypatch.delitem(sys.modules, "sota_ml_researcher.backends.sampling_client", raising=False)
     result = call("sample_model", model="demo", prompts=["x"])
     assert result.is_error
     assert "this needs tinker, which is not installed. Run once: " in text_of(result)

@@ -15,8 +15,8 @@ import torch
 import transformers
 from engine_process import KEY, Running, datum
 
+from sota_ml_researcher.backends.connection import Backend
 from sota_ml_researcher.core.errors import BackendError, ConfigError, ModelError, StorageError
-from sota_ml_researcher.training.backends import Backend
 from sota_ml_researcher.training.export import MARKER, ExportRequest, export
 from sota_ml_researcher.training.export_worker import model_card, run
 

@@ -1,0 +1,147 @@
+"""Where a job trains: hosted Tinker, the embedded engine on this machine, or a Tinker-compatible cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from ..core.errors import BackendError, ConfigError
+from ..core.names import BackendName
+
+TINKER_KEY = "TINKER_API_KEY"
+CLUSTER_KEY = "ML_RESEARCHER_CLUSTER_KEY"
+# The engine on loopback takes any key of the platform's form; a real key is never sent to it.
+LOCAL_KEY = "tml-local"
+TINKER_URL = "https://tinker.thinkingmachines.dev/services/tinker-prod"
+_TIMEOUT_S = 15.0
+_preparations: list[Callable[[], None]] = []
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """An address that speaks the Tinker protocol, and the key for it (never shown)."""
+
+    name: BackendName
+    base_url: str
+    api_key: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SupportedModel:
+    """A model the backend says it serves. None means that it did not say."""
+
+    name: str
+    max_context_length: int | None
+    trainable: bool | None
+    sampleable: bool | None
+
+
+@contextmanager
+def before_connecting(prepare: Callable[[], None]) -> Generator[None]:
+    """Call ``prepare`` once, before the first connection inside the block; never if there is none."""
+    _preparations.append(prepare)
+    try:
+        yield
+    finally:
+        if prepare in _preparations:
+            _preparations.remove(prepare)
+
+
+def connect(name: BackendName, base_url: str | None = None) -> Backend:
+    """The backend a config names; starts the embedded engine if it is not running.
+
+    Raises:
+        BackendError: If a key is missing or the engine does not start.
+        ConfigError: If a cluster has no address.
+    """
+    while _preparations:
+        _preparations.pop()()
+    if name == "embedded":
+        from .embedded import ensure_engine
+
+        return Backend(name, ensure_engine(), LOCAL_KEY)
+    return remote(name, base_url)
+
+
+def remote(name: BackendName, base_url: str | None = None) -> Backend:
+    """Hosted Tinker or a cluster; the address and key are checked for presence only."""
+    if name == "tinker":
+        key = os.environ.get(TINKER_KEY, "")
+        if not key:
+            raise BackendError(
+                f"{TINKER_KEY} is not set, and hosted Tinker needs it",
+                fix=f"Export {TINKER_KEY} for the server, or use backend: embedded to train on this machine",
+            )
+        return Backend(name, (base_url or os.environ.get("TINKER_BASE_URL") or TINKER_URL).rstrip("/"), key)
+    if not base_url:
+        raise ConfigError("a cluster needs its address", where="base_url")
+    if not base_url.startswith(("http://", "https://")):
+        raise ConfigError("the address must start with http:// or https://", where="base_url")
+    return Backend(name, base_url.rstrip("/"), os.environ.get(CLUSTER_KEY, LOCAL_KEY))
+
+
+def supported_models(backend: Backend) -> list[SupportedModel]:
+    """Ask the backend what it serves; also the check that it is there and the key is right.
+
+    Raises:
+        BackendError: If it does not answer, refuses the key, or wants billing set up.
+    """
+    import httpx2
+
+    url = f"{backend.base_url}/api/v1/get_server_capabilities"
+    try:
+        answer = httpx2.get(url, headers={"X-API-Key": backend.api_key}, timeout=_TIMEOUT_S)
+    except httpx2.HTTPError as error:
+        raise BackendError(
+            f"no answer ({type(error).__name__})", where=backend.base_url, fix="Check the address and the network"
+        ) from error
+    if answer.status_code != 200:
+        raise refusal(answer.status_code, backend)
+    try:
+        listed = cast("list[dict[str, Any]]", answer.json()["supported_models"])
+        return [
+            SupportedModel(
+                str(m.get("model_name")), m.get("max_context_length"), m.get("trainable"), m.get("sampleable")
+            )
+            for m in listed
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BackendError("it answers, but not as a Tinker server does", where=backend.base_url) from error
+
+
+def refusal(status: int, backend: Backend) -> BackendError:
+    """The sentence for an HTTP status that means no."""
+    key = TINKER_KEY if backend.name == "tinker" else CLUSTER_KEY
+    known = {
+        401: ("the key was refused (401)", f"Check {key}; Tinker keys start with tml-"),
+        402: ("billing is blocked (402)", "Top up or set up billing in the Tinker console, then try again"),
+        403: ("this key may not do that (403)", f"Check what {key} is allowed to do"),
+        404: ("there is no Tinker API at this address (404)", "Check base_url"),
+        429: ("too many requests (429)", "Wait and try again"),
+    }
+    problem, fix = known.get(status, (f"it answered with status {status}", "Try again later"))
+    return BackendError(problem, where=backend.base_url, fix=fix)
+
+
+@contextmanager
+def backend_errors(backend: Backend) -> Generator[None]:
+    """Turn what the Tinker SDK raises into a ``BackendError`` that names the backend and the way out."""
+    import tinker
+
+    try:
+        yield
+    except tinker.APIStatusError as error:
+        if error.status_code in {401, 402, 403, 429}:
+            raise refusal(error.status_code, backend) from error
+        raise BackendError(f"{error.message} ({error.status_code})", where=backend.base_url) from error
+    except tinker.APIConnectionError as error:
+        raise BackendError(
+            f"the connection was lost ({error.message})",
+            where=backend.base_url,
+            fix="resume_job goes on from the last checkpoint",
+        ) from error
+    except tinker.TinkerError as error:
+        raise BackendError(str(error), where=backend.base_url) from error

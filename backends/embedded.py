@@ -1,0 +1,124 @@
+"""The embedded engine as a process: found if it runs, started if it does not. One per state folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import BackendError, MissingDependencyError
+from ..core.files import storage_errors
+from ..core.paths import engine_folder
+
+IDLE_TIMEOUT_VARIABLE = "ML_RESEARCHER_ENGINE_IDLE_S"
+_DEFAULT_IDLE_S = 900
+_START_TIMEOUT_S = 120.0
+_POLL_S = 0.1
+_HEALTH_TIMEOUT_S = 5.0
+
+
+def running_engine() -> str | None:
+    """The URL of the engine that serves this state folder, or None."""
+    found = _discovered(engine_folder())
+    url = str(found["url"]) if found else ""
+    return url if url and _healthy(url) else None
+
+
+def engine_died(url: str) -> bool:
+    """Whether the engine that served ``url`` has ended. Looks at its process, so a busy engine is not mistaken."""
+    import psutil
+
+    found = _discovered(engine_folder())
+    if found is None or found.get("url") != url:
+        return True
+    try:
+        return psutil.Process(int(found["pid"])).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def ensure_engine() -> str:
+    """The URL of a healthy engine on this machine, starting one if needed.
+
+    Several processes may ask at once: a lock lets one of them start it.
+
+    Raises:
+        MissingDependencyError: If the training extra is not installed.
+        BackendError: If it does not come up in two minutes; the message has the last line of its log.
+    """
+    from filelock import FileLock
+
+    if url := running_engine():
+        return url
+    check_installed()
+    folder = engine_folder()
+    with FileLock(folder / "start.lock", timeout=_START_TIMEOUT_S):
+        return running_engine() or _start(folder)
+
+
+def check_installed() -> None:
+    """Whether the engine could start here.
+
+    Raises:
+        MissingDependencyError: If a package of the training extra is missing.
+    """
+    import importlib.util
+
+    if not all(importlib.util.find_spec(name) for name in ("torch", "transformers", "tinker", "fastapi")):
+        raise MissingDependencyError(
+            "the embedded engine needs packages that are not installed",
+            fix="Run: ml-researcher setup",
+        )
+
+
+def _discovered(folder: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((folder / "engine.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _lives(folder: Path) -> bool:
+    found = _discovered(folder)
+    return found is not None and not engine_died(str(found.get("url")))
+
+
+def _healthy(url: str) -> bool:
+    import httpx2
+
+    try:
+        return httpx2.get(f"{url}/api/v1/healthz", timeout=_HEALTH_TIMEOUT_S).status_code == 200
+    except httpx2.HTTPError:
+        return False
+
+
+def _start(folder: Path) -> str:
+    log = folder / "log.txt"
+    idle_s = os.environ.get(IDLE_TIMEOUT_VARIABLE, str(_DEFAULT_IDLE_S))
+    command = [sys.executable, "-m", "sota_ml_researcher.engine", "--port", "0", "--store", str(folder)]
+    command += ["--any-local-model", "--idle-timeout", idle_s]
+    # The engine serves several jobs with different keys in their environment: it gets none of them.
+    environment = {k: v for k, v in os.environ.items() if not k.endswith(("_API_KEY", "_TOKEN", "_SECRET"))}
+    with storage_errors(log), log.open("ab") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
+        )
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if url := running_engine():
+            return url
+        # One that lives but did not answer in time, on a crowded machine, keeps its store: it is waited for.
+        if process.poll() is not None and not _lives(folder):
+            raise BackendError(f"the embedded engine did not start: {_last_line(log)}", where=str(log))
+        time.sleep(_POLL_S)
+    process.kill()
+    raise BackendError(f"the embedded engine was not ready after {_START_TIMEOUT_S:.0f} s", where=str(log))
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"

@@ -1,0 +1,187 @@
+"""What a million tokens cost, and where we know that from: a dated table that a user can override."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import UTC, date, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Protocol, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..core.errors import ConfigError
+from ..core.paths import home
+from ..core.yaml_loading import load_yaml, parse_yaml
+
+PRICES_VARIABLE = "ML_RESEARCHER_PRICES"
+# One token costs this share of a price "per million tokens".
+PER_TOKEN = 1e-6
+Usd = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelPrice(_Frozen):
+    """One model's prices in USD per million tokens; None means unknown, not free."""
+
+    prefill: Usd | None = None
+    cached_prefill: Usd | None = None
+    sample: Usd | None = None
+    train: Usd | None = None
+    as_of: date | None = None
+
+
+class BackendPrices(_Frozen):
+    """Prices of one backend. ``cached_prefill_factor`` holds for models without a price of their own for it."""
+
+    storage_gb_month: Usd | None = None
+    cached_prefill_factor: Annotated[float, Field(ge=0, le=1)] = 1.0
+    models: Mapping[str, ModelPrice] = {}
+
+
+class PriceTable(_Frozen):
+    """Everything that has a price."""
+
+    as_of: date
+    source: str
+    backends: Mapping[str, BackendPrices] = {}
+
+    def charges(self, backend: str) -> bool:
+        """Whether the backend costs money: hosted Tinker always does, others when the table says so."""
+        return backend == "tinker" or backend in self.backends
+
+    def model(self, backend: str, base_model: str) -> ModelPrice | None:
+        """The prices of a model, its cached prefill filled in; None when unknown. A ``:variant`` is another model.
+
+        Args:
+            backend: Where it runs.
+            base_model: As the user names it: an id, ``demo``, or a folder.
+        """
+        prices = self.backends.get(backend)
+        found = prices.models.get(base_model) if prices else None
+        if prices is None or found is None:
+            return None
+        cached = found.cached_prefill
+        if cached is None and found.prefill is not None:
+            cached = found.prefill * prices.cached_prefill_factor
+        return found.model_copy(update={"cached_prefill": cached, "as_of": found.as_of or self.as_of})
+
+    def storage(self, backend: str) -> float | None:
+        """USD per gigabyte and month, or None."""
+        prices = self.backends.get(backend)
+        return prices.storage_gb_month if prices else None
+
+
+def load_prices() -> PriceTable:
+    """The shipped table with the user's own file laid over it.
+
+    Raises:
+        ConfigError: If the user's file cannot be read or does not have the table's shape; names the key.
+    """
+    shipped = dict(parse_yaml(_shipped(), Path("prices.yaml")).data)
+    own = _own_file()
+    if own is None:
+        return PriceTable.model_validate(shipped)
+    document = load_yaml(own)
+    try:
+        given = _Override.model_validate(document.data)
+        merged = _overlay(shipped, _dated(given.model_dump(exclude_unset=True), given.as_of or _written(own)))
+        return PriceTable.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        top = str(first["loc"][0]) if first["loc"] else ""
+        raise ConfigError(
+            f"{key}: {first['msg']}, got {first['input']!r:.60}",
+            where=document.place(top),
+            fix="template: the shipped prices.yaml, which list_models and doctor name",
+        ) from error
+
+
+def _dated(given: dict[str, Any], day: date) -> dict[str, Any]:
+    """The user's prices with a day of their own: the table's would be wrong for them."""
+    for backend in given.get("backends", {}).values():
+        group = backend.get("models", {})
+        for name, price in group.items():
+            group[name] = {"as_of": day, **price}
+    return given
+
+
+def _written(path: Path) -> date:
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC).date()
+
+
+class _Override(_Frozen):
+    as_of: date | None = None
+    source: str | None = None
+    backends: Mapping[str, BackendPrices] = {}
+
+
+def _own_file() -> Path | None:
+    given = os.environ.get(PRICES_VARIABLE)
+    if given:
+        return Path(given).expanduser()
+    own = home() / "prices.yaml"
+    return own if own.exists() else None
+
+
+def _shipped() -> str:
+    return (files("sota_ml_researcher.backends") / "prices.yaml").read_text(encoding="utf-8")
+
+
+def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """``above`` laid over ``below``, mapping by mapping; a null in it changes nothing."""
+    merged = dict(below)
+    for key, value in above.items():
+        if value is None:
+            continue
+        under = merged.get(key)
+        both = isinstance(value, Mapping) and isinstance(under, Mapping)
+        merged[key] = _overlay(cast("dict[str, Any]", under), cast("dict[str, Any]", value)) if both else value
+    return merged
+
+
+class PaidConfig(Protocol):
+    """What a job's config says about money."""
+
+    @property
+    def base_model(self) -> str: ...  # noqa: D102
+    @property
+    def backend(self) -> str: ...  # noqa: D102
+    @property
+    def max_cost_usd(self) -> float | None: ...  # noqa: D102
+
+
+def require_price_for_cap(
+    config: PaidConfig, table: PriceTable, *, where: str = "max_cost_usd", judged: bool = False
+) -> None:
+    """Refuse a cap that could not be held.
+
+    Args:
+        config: The job's settings.
+        table: The prices.
+        where: The cap's place, for the error.
+        judged: Whether the job pays judges besides its backend.
+
+    Raises:
+        ConfigError: If there is a cap and the model's price is unknown, or the backend charges nothing.
+    """
+    if config.max_cost_usd is None:
+        return
+    if not table.charges(config.backend):
+        if judged:
+            return
+        raise ConfigError(
+            f"backend {config.backend} has no prices, so a cap means nothing", where=where, fix="Remove it"
+        )
+    price = table.model(config.backend, config.base_model)
+    if price is None or price.train is None:
+        raise ConfigError(
+            f"the price of {config.base_model} is unknown (table of {table.as_of}), so a cap cannot be held",
+            where=where,
+            fix="Add the model to prices.yaml (see ML_RESEARCHER_PRICES), or remove max_cost_usd",
+        )

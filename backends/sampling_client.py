@@ -1,0 +1,134 @@
+"""Trying a model out, and measuring how surprised it is by rows of data. Heavy: imports tinker."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tinker
+
+from ..models.chat import ChatRenderer, Message, Rendered
+from .connection import Backend, backend_errors
+
+
+@dataclass(frozen=True, slots=True)
+class SampleOptions:
+    """How to sample. ``seed`` makes the whole call repeatable; samples of one prompt still differ."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    num_samples: int
+    seed: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer: its text, why it ended, its length in tokens, and the sum of its log-probabilities in nats."""
+
+    text: str
+    stop_reason: str
+    tokens: int
+    logprob: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Nll:
+    """Mean negative log-likelihood of trained tokens: nats per token, its standard error over rows, and counts."""
+
+    mean: float
+    standard_error: float | None
+    tokens: int
+    rows: int
+
+
+def base_model_of(backend: Backend, path: str) -> str:
+    """The base model of a ``tinker://`` checkpoint.
+
+    Raises:
+        BackendError: If there is no such checkpoint on the backend.
+    """
+    with backend_errors(backend):
+        rest = tinker.RestClient(base_url=backend.base_url, api_key=backend.api_key)
+        return rest.get_weights_info_by_tinker_path(path).result().base_model
+
+
+def sample(
+    backend: Backend,
+    renderer: ChatRenderer,
+    model: str,
+    conversations: Sequence[Sequence[Message]],
+    options: SampleOptions,
+) -> list[list[Completion]]:
+    """Answer each conversation ``num_samples`` times.
+
+    Args:
+        backend: Where the model is.
+        renderer: Turns messages into tokens and tokens into text; it must be the one of the model's training.
+        model: A ``tinker://`` sampler path, or a base model's wire name.
+        conversations: Messages that end with a user's turn.
+        options: How to sample.
+
+    Raises:
+        BackendError: If the backend refuses.
+    """
+    params = tinker.SamplingParams(
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        seed=options.seed,
+        stop=renderer.stop,
+    )
+    prompts = [tinker.ModelInput.from_ints(renderer.generation_prompt(c)) for c in conversations]
+    with backend_errors(backend), _service(backend) as service:
+        client = _sampling_client(service, model)
+        futures = [client.sample(prompt, options.num_samples, params) for prompt in prompts]
+        return [[_completion(renderer, s) for s in future.result().sequences] for future in futures]
+
+
+def measure_nll(backend: Backend, renderer: ChatRenderer, model: str, rows: Sequence[Rendered]) -> Nll:
+    """How many nats the model needs per trained token of ``rows``: the information in them, from its view."""
+    with backend_errors(backend), _service(backend) as service:
+        client = _sampling_client(service, model)
+        futures = [client.compute_logprobs(tinker.ModelInput.from_ints([int(t) for t in r.tokens])) for r in rows]
+        measured = [_row_nll(row, future.result()) for row, future in zip(rows, futures, strict=True)]
+    measured = [(nll, tokens) for nll, tokens in measured if tokens]
+    total = sum(tokens for _, tokens in measured)
+    mean = sum(nll for nll, _ in measured) / total if total else math.nan
+    return Nll(mean, _ratio_error(measured, mean), total, len(measured))
+
+
+def _service(backend: Backend) -> tinker.ServiceClient:
+    return tinker.ServiceClient(base_url=backend.base_url, api_key=backend.api_key)
+
+
+def _sampling_client(service: tinker.ServiceClient, model: str) -> tinker.SamplingClient:
+    if model.startswith("tinker://"):
+        return service.create_sampling_client(model_path=model).result()
+    return service.create_sampling_client(base_model=model).result()
+
+
+def _completion(renderer: ChatRenderer, sequence: tinker.SampledSequence) -> Completion:
+    logprobs = sequence.logprobs
+    return Completion(
+        text=renderer.decode(sequence.tokens),
+        stop_reason=str(sequence.stop_reason),
+        tokens=len(sequence.tokens),
+        logprob=None if logprobs is None else round(math.fsum(logprobs), 4),
+    )
+
+
+def _row_nll(row: Rendered, logprobs: Sequence[float | None]) -> tuple[float, int]:
+    trained = [(p, w) for p, w in zip(logprobs, row.weights, strict=True) if p is not None and w > 0]
+    return -math.fsum(p for p, _ in trained), len(trained)
+
+
+def _ratio_error(measured: Sequence[tuple[float, int]], mean: float) -> float | None:
+    """Standard error of a ratio of sums over rows (tokens of one row are not independent)."""
+    n = len(measured)
+    if n < 2:
+        return None
+    mean_tokens = sum(tokens for _, tokens in measured) / n
+    squares = math.fsum((nll - mean * tokens) ** 2 for nll, tokens in measured)
+    return math.sqrt(squares / (n - 1) / n) / mean_tokens

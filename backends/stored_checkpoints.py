@@ -1,0 +1,64 @@
+"""The checkpoints a backend keeps: what they weigh, what they cost, and throwing some away. Heavy: imports tinker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import tinker
+
+from ..core.errors import JobError
+from .connection import Backend, backend_errors
+from .prices import PriceTable
+
+_BYTES_PER_GB = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCheckpoint:
+    """One checkpoint on a backend; ``expires`` None is never, ``usd_month`` None is unknown or free."""
+
+    path: str
+    size_bytes: int | None
+    created: datetime
+    expires: datetime | None
+    usd_month: float | None
+
+
+def stored_checkpoints(backend: Backend, table: PriceTable) -> list[StoredCheckpoint]:
+    """Every checkpoint of the account, largest monthly price first, then largest, then oldest."""
+    rate = table.storage(backend.name) if table.charges(backend.name) else 0.0
+    with backend_errors(backend):
+        rest = tinker.RestClient(base_url=backend.base_url, api_key=backend.api_key)
+        found: list[StoredCheckpoint] = []
+        while True:
+            page = rest.list_user_checkpoints(limit=500, offset=len(found)).result().checkpoints
+            found += [_stored(checkpoint, rate) for checkpoint in page]
+            if len(page) < 500:
+                break
+    return sorted(found, key=lambda c: (-(c.size_bytes or 0), c.created))
+
+
+def delete_checkpoints(backend: Backend, paths: Sequence[str]) -> None:
+    """Delete checkpoints, each named in full; there is no way back.
+
+    Raises:
+        JobError: If one is no checkpoint path: nothing is deleted then.
+        BackendError: If the backend refuses one; those before it are gone.
+    """
+    for path in paths:
+        if not path.startswith("tinker://"):
+            raise JobError(
+                f"'{path}' is no checkpoint path", fix="Give paths such as tinker://run/weights/name, in full"
+            )
+    with backend_errors(backend):
+        rest = tinker.RestClient(base_url=backend.base_url, api_key=backend.api_key)
+        for path in paths:
+            rest.delete_checkpoint_from_tinker_path(path).result()
+
+
+def _stored(checkpoint: tinker.Checkpoint, rate: float | None) -> StoredCheckpoint:
+    size = checkpoint.size_bytes
+    price = None if rate is None or size is None else size / _BYTES_PER_GB * rate
+    return StoredCheckpoint(checkpoint.tinker_path, size, checkpoint.time, checkpoint.expires_at, price)

@@ -1,0 +1,149 @@
+"""From a YAML file and inline overrides to one checked config in which every value knows where it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from .errors import ConfigError, did_you_mean
+from .yaml_loading import YamlDocument, load_yaml
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+OriginKind = Literal["file", "override", "default", "derived"]
+
+
+class Origin(BaseModel, frozen=True):
+    """Where one setting's value came from."""
+
+    kind: OriginKind
+    rule: str | None = None
+    reason: str = ""
+
+    def __str__(self) -> str:
+        rule = f" ({self.rule})" if self.rule else ""
+        return f"{self.kind}{rule}{': ' + self.reason if self.reason else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings(Generic[ConfigT]):
+    """A checked config, the origin of each value, and a way to name a key's place in an error."""
+
+    config: ConfigT
+    origins: Mapping[str, Origin]
+    document: YamlDocument | None
+
+    def place(self, key: str) -> str:
+        """``sft.yaml:12: key`` where it came from a file, else the key."""
+        from_file = self.document is not None and self.origins.get(key, _UNSET).kind == "file"
+        return self.document.place(key) if from_file and self.document else key
+
+    def derived(self, changes: Mapping[str, tuple[Any, Origin]]) -> Settings[ConfigT]:
+        """The same settings with derived values filled in."""
+        config = self.config.model_copy(update={key: value for key, (value, _) in changes.items()})
+        return Settings(config, {**self.origins, **{key: o for key, (_, o) in changes.items()}}, self.document)
+
+    def data_file(self, key: str, name: str) -> Path:
+        """The absolute path of a data file: ``demo:NAME``, absolute, beside the config file, or below the cwd.
+
+        Raises:
+            ConfigError: If there is no such file in any of these places.
+        """
+        from .paths import demo_data
+
+        if name.startswith("demo:"):
+            return demo_data(name.removeprefix("demo:"), where=self.place(key))
+        given = Path(name).expanduser()
+        tried = [given] if given.is_absolute() else [b / given for b in self._bases()]
+        for candidate in tried:
+            if candidate.exists():
+                return candidate.resolve()
+        places = " and ".join(str(candidate) for candidate in tried)
+        raise ConfigError(f"no such file: {name} (looked at {places})", where=self.place(key), fix="Check the path")
+
+    def _bases(self) -> list[Path]:
+        bases = [self.document.path.parent.resolve()] if self.document else []
+        return list(dict.fromkeys([*bases, Path.cwd()]))
+
+
+_UNSET = Origin(kind="default")
+
+
+def load_settings(
+    model: type[ConfigT],
+    config_file: Path | None,
+    overrides: Mapping[str, Any] | None,
+    *,
+    retired: Mapping[str, str],
+    default_rules: Mapping[str, str],
+) -> Settings[ConfigT]:
+    """Read and check a config.
+
+    Args:
+        model: The pydantic model of this kind of job.
+        config_file: A YAML file, or None when everything is in ``overrides``.
+        overrides: Settings that win over the file's.
+        retired: Keys of older files and, for each, what to do instead.
+        default_rules: For each key with a default from the doctrine, the rule's id.
+
+    Raises:
+        ConfigError: For the first problem, with its file and line, and all further ones in the same message.
+    """
+    document = load_yaml(config_file) if config_file else None
+    given = dict(overrides or {})
+    values = {**(document.data if document else {}), **given}
+    origins = {key: Origin(kind="override" if key in given else "file") for key in values}
+    known = set(model.model_fields)
+
+    def place(key: str) -> str:
+        return document.place(key) if document and key not in given else key
+
+    problems = [_unknown_key(key, place(key), known, retired) for key in values if key not in known]
+    if not problems:
+        try:
+            config = model.model_validate(values)
+        except ValidationError as error:
+            problems = [_invalid(e, place) for e in error.errors(include_url=False, include_context=False)]
+        else:
+            for key in known - set(values):
+                rule = default_rules.get(key)
+                origins[key] = Origin(kind="default", rule=rule)
+            return Settings(config, origins, document)
+    first, *rest = problems
+    if rest:
+        first = ConfigError("; ".join([str(first).rstrip("."), *(str(p).rstrip(".") for p in rest)]))
+    raise first
+
+
+def _unknown_key(key: str, where: str, known: set[str], retired: Mapping[str, str]) -> ConfigError:
+    if key in retired:
+        return ConfigError("this key is no longer used", where=where, fix=retired[key])
+    hint = did_you_mean(key, known)
+    return ConfigError("unknown key", where=where, fix=hint or f"Known keys: {', '.join(sorted(known))}")
+
+
+def _invalid(error: Any, place: Any) -> ConfigError:
+    location: tuple[Any, ...] = error["loc"]
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if not location:
+        return ConfigError(message)
+    where = place(str(location[0]))
+    if error["type"] == "missing":
+        return ConfigError("this key is required and missing", where=where)
+    shown = repr(error["input"])
+    inner = "".join(f"[{part}]" for part in location[1:])
+    return ConfigError(f"{message[0].lower()}{message[1:]}, got {shown[:80]}", where=where + inner)
+
+
+def render_config(config: BaseModel, origins: Mapping[str, Origin]) -> str:
+    """The resolved config as YAML that can be run again, each line ending in where its value came from."""
+    lines: list[str] = []
+    for key, value in config.model_dump(mode="json").items():
+        # A flow list of one item: the only form in which every kind of value stays on one line.
+        inline = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=1_000_000).strip()[1:-1]
+        lines.append(f"{key}: {inline}  # {origins.get(key, _UNSET)}")
+    return "\n".join(lines) + "\n"

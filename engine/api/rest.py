@@ -1,0 +1,415 @@
+"""Looking after what is stored: training runs, checkpoints and their files."""
+
+from __future__ import annotations
+
+import hmac
+import time
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import parse_qs
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Scope
+from tinker import types
+
+from ..interface import RequestRejectedError
+from ..service.service import Engine
+from ..service.store import NoSuchCheckpointError, Run, Saved, Store, check_ttl
+from . import identity
+from .http_answers import answer, engine_of, json_of, refusal, typed
+
+_OWNER = "local"
+_MOST = 1000
+_URL_LIFE_S = 3600
+_TYPES: dict[str, Any] = {"weights": "training", "sampler_weights": "sampler", "external_weights": "external"}
+FILES, TRACES = "/api/v1/files/", "/api/v1/traces/"
+
+
+def _store(request: Request) -> Store:
+    return request.app.state.engine.store
+
+
+def page(request: Request, total: int) -> tuple[int, int, types.Cursor]:
+    """The part of a list of ``total`` entries that a request asks for: how many, from where, and both as the SDK's.
+
+    Raises:
+        RequestRejectedError: If limit or offset is no number.
+    """
+    try:
+        limit = max(0, min(_MOST, int(request.query_params.get("limit", 100))))
+        offset = max(0, int(request.query_params.get("offset", 0)))
+    except ValueError as error:
+        raise RequestRejectedError("limit and offset must be whole numbers") from error
+    return limit, offset, types.Cursor(offset=offset, limit=limit, total_count=total)
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def checkpoint_of(saved: Saved) -> types.Checkpoint:
+    """A stored checkpoint as the SDK describes one."""
+    return types.Checkpoint(
+        checkpoint_id=f"{saved.kind}/{saved.name}",
+        checkpoint_type=_TYPES[saved.kind],
+        time=_time(saved.created),
+        tinker_path=saved.path,
+        size_bytes=saved.size_bytes,
+        public=saved.public,
+        user_metadata={k: str(v) for k, v in saved.user_metadata.items()},
+        expires_at=_time(saved.expires) if saved.expires else None,
+    )
+
+
+def _run_of(store: Store, run: Run) -> types.TrainingRun:
+    saved = store.checkpoints(run.run_id)
+    training = next((s for s in saved if s.kind == "weights"), None)
+    sampler = next((s for s in saved if s.kind == "sampler_weights"), None)
+    return types.TrainingRun(
+        training_run_id=run.run_id,
+        base_model=run.base_model,
+        model_owner=_OWNER,
+        is_lora=True,
+        lora_rank=run.lora["rank"],
+        last_request_time=_time(max([run.created, *(s.created for s in saved)])),
+        last_checkpoint=checkpoint_of(training) if training else None,
+        last_sampler_checkpoint=checkpoint_of(sampler) if sampler else None,
+        user_metadata={k: str(v) for k, v in run.user_metadata.items()},
+    )
+
+
+def _no_run(run_id: str) -> NoSuchCheckpointError:
+    return NoSuchCheckpointError(f"there is no training run {run_id} here")
+
+
+async def _training_runs(request: Request) -> Response:
+    store = _store(request)
+    identity.check_project(request.query_params.get("project_id"))
+    runs = store.runs()
+    limit, offset, cursor = page(request, len(runs))
+    shown = [_run_of(store, run) for run in runs[offset : offset + limit]]
+    return answer(types.TrainingRunsResponse(training_runs=shown, cursor=cursor))
+
+
+async def _training_run(request: Request) -> Response:
+    store, run_id = _store(request), request.path_params["run_id"]
+    run = store.run(run_id)
+    if run is None:
+        raise _no_run(run_id)
+    return answer(_run_of(store, run))
+
+
+async def _run_checkpoints(request: Request) -> Response:
+    store, run_id = _store(request), request.path_params["run_id"]
+    if store.run(run_id) is None:
+        raise _no_run(run_id)
+    return answer(types.CheckpointsListResponse(checkpoints=[checkpoint_of(s) for s in store.checkpoints(run_id)]))
+
+
+async def _checkpoints(request: Request) -> Response:
+    saved = _store(request).checkpoints()
+    limit, offset, cursor = page(request, len(saved))
+    shown = [checkpoint_of(s) for s in saved[offset : offset + limit]]
+    return answer(types.CheckpointsListResponse(checkpoints=shown, cursor=cursor))
+
+
+def _named(request: Request) -> Saved:
+    given = request.path_params
+    return _store(request).find(f"tinker://{given['run_id']}/{given['kind']}/{given['name']}")
+
+
+async def _delete_checkpoint(request: Request) -> Response:
+    _store(request).delete(_named(request))
+    return Response(status_code=204)
+
+
+async def _publish(request: Request) -> Response:
+    _store(request).update(_named(request), public=request.method == "POST")
+    return Response(status_code=204)
+
+
+async def _set_ttl(request: Request) -> Response:
+    ttl = (await json_of(request)).get("ttl_seconds")
+    if ttl is not None and (isinstance(ttl, bool) or not isinstance(ttl, int)):
+        raise RequestRejectedError(f"ttl_seconds is {ttl!r}: give a whole number of seconds, or null to keep it")
+    check_ttl(ttl)
+    _store(request).update(_named(request), expires=time.time() + ttl if ttl else None)
+    return Response(status_code=204)
+
+
+async def _weights_info(request: Request) -> Response:
+    saved = _store(request).find(str((await json_of(request)).get("tinker_path")))
+    info = types.WeightsInfoResponse(
+        base_model=saved.base_model,
+        is_lora=True,
+        lora_rank=saved.spec.rank,
+        train_unembed=saved.spec.train_unembed,
+        train_mlp=saved.spec.train_mlp,
+        train_attn=saved.spec.train_attn,
+    )
+    return answer(info)
+
+
+async def _copy_weights(request: Request) -> Response:
+    body = await json_of(request)
+    identity.check_project(body.get("destination_project_id"))
+    check_ttl(body.get("ttl_seconds"))
+    store = _store(request)
+    saved = store.find(str(body.get("source_path")))
+    session = body.get("session_id") or "copies"
+    slot = body.get("model_seq_id")
+    run_id = f"{session}:train:{uuid.uuid4().hex[:8] if slot is None else slot}"
+    run = Run(run_id, session, saved.base_model, saved.lora, {"copied_from": saved.path}, time.time())
+    store.add_run(run)
+    return JSONResponse({"tinker_path": store.copy(saved, run, ttl_s=body.get("ttl_seconds")).path})
+
+
+async def _file_urls(request: Request) -> Response:
+    """A checkpoint's files, each under an address that carries its own permission for an hour."""
+    saved = _named(request)
+    store = _store(request)
+    until = int(time.time()) + _URL_LIFE_S
+    place = f"{saved.run_id}/{saved.kind}/{saved.name}"
+    urls = {name: signed_url(request, f"{FILES}{place}/{name}", until) for name in store.files(saved)}
+    return answer(types.ExternalWeightsUrlsResponse(urls=urls, expires=_time(until)))
+
+
+async def _file(request: Request) -> Response:
+    saved, name = _named(request), request.path_params["file"]
+    store = _store(request)
+    if name not in store.files(saved):
+        raise NoSuchCheckpointError(f"{saved.path} has no file '{name}'")
+    return FileResponse(store.file(saved, name), filename=name)
+
+
+def signed_url(request: Request, path: str, until: int) -> str:
+    """An address on this engine that works without the key until ``until`` (seconds since the epoch)."""
+    signature = identity.sign(f"{path} {until}", request.app.state.api_key)
+    return str(request.base_url.replace(path=path, query=f"until={until}&signature={signature}"))
+
+
+def is_signed(scope: Scope, api_key: str) -> bool:
+    """Whether a request's address carries its own permission."""
+    path: str = scope["path"]
+    if not path.startswith((FILES, TRACES)):
+        return False
+    query = parse_qs(scope["query_string"].decode("latin-1"))
+    until, signature = query.get("until", [""])[0], query.get("signature", [""])[0]
+    expected = identity.sign(f"{path} {until}", api_key)
+    return hmac.compare_digest(signature.encode(), expected.encode()) and int(until) > time.time()
+
+
+def routes() -> list[Route]:
+    """The REST client's paths to runs and checkpoints."""
+    run = "/api/v1/training_runs/{run_id}"
+    checkpoint = run + "/checkpoints/{kind}/{name}"
+    return [
+        Route("/api/v1/training_runs", _training_runs),
+        Route(run, _training_run),
+        Route(f"{run}/checkpoints", _run_checkpoints),
+        Route(checkpoint, _delete_checkpoint, methods=["DELETE"]),
+        Route(f"{checkpoint}/publish", _publish, methods=["POST", "DELETE"]),
+        Route(f"{checkpoint}/ttl", _set_ttl, methods=["PUT"]),
+        Route("/api/v1/checkpoints", _checkpoints),
+        Route("/api/v1/weights_info", _weights_info, methods=["POST"]),
+        Route("/api/v1/copy_weights", _copy_weights, methods=["POST"]),
+        Route(f"{checkpoint}/external_weights_urls", _file_urls),
+        Route(FILES + "{run_id}/{kind}/{name}/{file}", _file),
+    ]
+
+
+_TRACE_LIFE_S = 3600
+_NO_ACCOUNT = {
+    "audit": "there is no audit log here: it is kept for an organisation's administrators, and this engine has one "
+    "user and no organisation",
+    "billing": "there is no billing here: work on this machine costs nothing, so no usage is metered",
+}
+
+
+def _known_sessions(engine: Engine) -> dict[str, float]:
+    """Session id -> creation time, newest first: those in memory, and those whose runs are on disk."""
+    known = {run.session_id: run.created for run in engine.store.runs()}
+    known |= {s.session_id: s.created for s in engine.sessions.values()}
+    return dict(sorted(known.items(), key=lambda item: item[1], reverse=True))
+
+
+async def _sessions(request: Request) -> Response:
+    newest = list(_known_sessions(engine_of(request)))
+    limit, offset, _ = page(request, len(newest))
+    return answer(types.ListSessionsResponse(sessions=newest[offset : offset + limit]))
+
+
+def _found(request: Request) -> tuple[Engine, str, list[str]]:
+    """The engine, the session asked for, and its runs on disk.
+
+    Raises:
+        NoSuchCheckpointError: If there is no such session.
+    """
+    engine, session_id = engine_of(request), str(request.path_params["session_id"])
+    runs = [run.run_id for run in engine.store.runs() if run.session_id == session_id]
+    if session_id not in engine.sessions and not runs:
+        raise NoSuchCheckpointError(f"there is no session {session_id} here")
+    return engine, session_id, runs
+
+
+async def _session(request: Request) -> Response:
+    engine, session_id, runs = _found(request)
+    session = engine.sessions.get(session_id)
+    found = types.GetSessionResponse(
+        training_run_ids=list(dict.fromkeys([*(session.models if session else []), *runs])),
+        sampler_ids=session.samplers if session else [],
+        user_metadata=_texts(session.user_metadata) if session else None,
+        display_name=session.display_name if session else None,
+    )
+    return answer(found)
+
+
+def _texts(metadata: dict[str, Any]) -> dict[str, str]:
+    return {key: str(value) for key, value in metadata.items()}
+
+
+async def _search(request: Request) -> Response:
+    query: types.SessionSearchRequest = await typed(request, types.SessionSearchRequest)
+    for project_id in query.project_ids or []:
+        identity.check_project(project_id)
+    engine = engine_of(request)
+    found = [summary for summary in _summaries(engine) if _matches(summary, query)]
+    if query.cursor is not None:
+        last = (query.cursor.last_created_at, query.cursor.last_session_id)
+        found = [summary for summary in found if (summary.created_at, summary.session_id) < last]
+    shown, more = found[: query.limit], len(found) > query.limit
+    cursor = None
+    if more:
+        cursor = types.SessionSearchCursor(
+            last_created_at=shown[-1].created_at.replace(tzinfo=UTC), last_session_id=shown[-1].session_id
+        )
+    return answer(types.SessionSearchResponse(sessions=shown, next_cursor=cursor))
+
+
+def _summaries(engine: Engine) -> list[types.SessionSummary]:
+    runs: dict[str, list[str]] = {}
+    for run in engine.store.runs():
+        runs.setdefault(run.session_id, []).append(run.run_id)
+    summaries = [_summary(engine, *item, runs.get(item[0], [])) for item in _known_sessions(engine).items()]
+    return sorted(summaries, key=lambda summary: (summary.created_at, summary.session_id), reverse=True)
+
+
+def _summary(engine: Engine, session_id: str, created: float, runs: list[str]) -> types.SessionSummary:
+    session = engine.sessions.get(session_id)
+    saved = [checkpoint for run_id in runs for checkpoint in engine.store.checkpoints(run_id)]
+    status: Any = {"type": "active"} if session and session.finish is None else session and session.finish
+    return types.SessionSummary.model_validate(
+        {
+            "session_id": session_id,
+            "created_at": datetime.fromtimestamp(created, UTC),
+            "owner": identity.USER_URN,
+            "project_id": identity.PROJECT,
+            "status": status,
+            "checkpoints_count": len(saved),
+            "display_name": session.display_name if session else None,
+            "user_metadata": _texts(session.user_metadata) if session else None,
+            "checkpoint_storage_bytes": sum(checkpoint.size_bytes for checkpoint in saved),
+        }
+    )
+
+
+def _matches(summary: types.SessionSummary, query: types.SessionSearchRequest) -> bool:
+    if query.owner.type == "user" and identity.USER_URN not in query.owner.owner_urns:
+        return False
+    if query.session_id or query.display_name:
+        name = (summary.display_name or "").lower()
+        words = (query.display_name or "").lower().split()
+        by_name = bool(words) and all(word in name for word in words)
+        if summary.session_id != query.session_id and not by_name:
+            return False
+    metadata = summary.user_metadata or {}
+    if any(metadata.get(key) != value for key, value in query.user_metadata.items()):
+        return False
+    return query.statuses is None or any(_has_status(summary, wanted) for wanted in query.statuses)
+
+
+def _has_status(summary: types.SessionSummary, wanted: Any) -> bool:
+    status: Any = summary.status
+    if status is None or status.type != wanted.type:
+        return False
+    reasons = getattr(wanted, "reasons", None)
+    return reasons is None or status.reason.type in reasons
+
+
+async def _finish_session(request: Request) -> Response:
+    """A client says goodbye: what it held in memory is freed; its checkpoints stay."""
+    body = await json_of(request)
+    finish = {"type": "client_finished", "reason": body.get("reason") or {"type": "success"}}
+    engine_of(request).finish_session(request.path_params["session_id"], finish | {"detail": body.get("detail")})
+    return Response(status_code=204)
+
+
+async def _trace_export(request: Request) -> Response:
+    """The timeline needs no building: the address is ready at once."""
+    _, session_id, _ = _found(request)
+    url = signed_url(request, f"{TRACES}{session_id}.json", int(time.time()) + _TRACE_LIFE_S)
+    return JSONResponse({"status": "ready", "url": url})
+
+
+async def _trace(request: Request) -> Response:
+    engine, session_id, _ = _found(request)
+    return JSONResponse(engine.trace.of_session(session_id))
+
+
+async def _sampler(request: Request) -> Response:
+    sampler_id = request.path_params["sampler_id"]
+    sampler = engine_of(request).sampling.samplers.get(sampler_id)
+    if sampler is None:
+        raise NoSuchCheckpointError(f"there is no sampling session {sampler_id} here")
+    found = types.GetSamplerResponse(sampler_id=sampler_id, base_model=sampler.base_model, model_path=sampler.path)
+    return answer(found)
+
+
+async def _storage(request: Request) -> Response:
+    identity.check_project(request.query_params.get("project_id"))
+    saved = engine_of(request).store.checkpoints()
+    size = sum(checkpoint.size_bytes for checkpoint in saved)
+    item = types.CurrentCheckpointStorageUsageItem(
+        org_user_urn=identity.USER_URN,
+        checkpoint_count=len(saved),
+        size_bytes=size,
+        size_gigabytes=size / 1e9,
+        estimated_monthly_cost_usd=0.0,
+    )
+    return answer(types.CurrentCheckpointStorageUsageResponse(effective_rate_usd_per_gigabyte_month=0.0, data=[item]))
+
+
+async def _audit(request: Request) -> Response:
+    return refusal(403, _NO_ACCOUNT["audit"])
+
+
+async def _billing(request: Request) -> Response:
+    return refusal(403, _NO_ACCOUNT["billing"])
+
+
+async def _project(request: Request) -> Response:
+    """Every session is in the one project already."""
+    _found(request)
+    identity.check_project((await json_of(request)).get("project_id"))
+    return Response(status_code=204)
+
+
+def rest_sessions_routes() -> list[Route]:
+    """The REST client's paths to sessions, samplers and the account."""
+    session = "/api/v1/sessions/{session_id}"
+    return [
+        Route("/api/v1/sessions", _sessions),
+        Route("/api/v1/sessions/search", _search, methods=["POST"]),
+        Route(session, _session),
+        Route(f"{session}/finish", _finish_session, methods=["POST"]),
+        Route(f"{session}/project", _project, methods=["PUT"]),
+        Route(f"{session}/trace_export", _trace_export),
+        Route(TRACES + "{session_id}.json", _trace),
+        Route("/api/v1/samplers/{sampler_id}", _sampler),
+        Route("/api/v1/billing/usage/checkpoints/current", _storage),
+        Route("/api/v1/billing/usage/events", _billing),
+        Route("/api/v1/audit", _audit),
+    ]

@@ -1,0 +1,163 @@
+# pyright: basic
+# Reason: joins torch-heavy parts; their objects are untyped.
+"""Loading a base model: the one entry point from the protocol side into the compute side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ...core.errors import ConfigError
+from ..interface import LoadOptions, LoraSpec, SampleAsk, SampleOutput, SampleSettings, Tensors, Weights
+from .adapter import TrainedAdapter, memory_errors
+from .backbone import Backbone
+from .forward_cache import ForwardCache
+from .loading import Loaded, load_pretrained, set_threads, tune_allocator
+from .lora import LoraLayout, LoraWeights, peft_config
+from .packed import PackedBackbone, is_supported
+from .packing import Limits
+from .sampling import Sampler, check_request
+from .transformers_backbone import TransformersBackbone
+
+_EXTRA_KEYS = frozenset({"implementation", "batch_tokens", "cache_tokens", "gradient_checkpointing"})
+_BATCH_TOKENS = 4096
+_CACHE_TOKENS = 1 << 17
+
+
+class LoadedModel:
+    """A frozen base model that adapters train on and sample from."""
+
+    def __init__(self, name: str, path: str, loaded: Loaded, backbone: Backbone, options: LoadOptions) -> None:
+        self._name = name
+        self._path = path
+        self._backbone = backbone
+        self._sites = backbone.sites()
+        self._threads = set_threads(options.threads)
+        text = loaded.config.get_text_config()
+        self._limits = Limits(backbone.head.weight_VD.shape[0], _context_length(text))
+        self._fan_in_fan_out = text.model_type == "gpt2"
+        self._budget_tokens = int(options.extra.get("batch_tokens", _BATCH_TOKENS))
+        cache_tokens = int(options.extra.get("cache_tokens", _CACHE_TOKENS))
+        self._forwards = ForwardCache()
+        self._sampler = Sampler(backbone, self._limits, loaded.tokenizer, cache_tokens)
+        self.tokenizer = loaded.tokenizer
+
+    @property
+    def name(self) -> str:
+        """The name clients use."""
+        return self._name
+
+    @property
+    def max_context_length(self) -> int:
+        """Positions the model was made for."""
+        return self._limits.context
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory its weights hold."""
+        return self._backbone.nbytes()
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Device, dtype, parameter count, architecture: for people and for the benchmark."""
+        return {
+            **self._backbone.describe(),
+            "device": str(self._backbone.device),
+            "dtype": str(self._backbone.dtype).removeprefix("torch."),
+            "parameters": self._backbone.parameters(),
+            "vocabulary": self._limits.vocabulary,
+            "threads": self._threads,
+        }
+
+    def new_adapter(self, spec: LoraSpec) -> TrainedAdapter:
+        """A fresh adapter.
+
+        Raises:
+            RequestRejectedError: If the spec asks for nothing to train, or a rank below 1.
+            OutOfMemoryError: If it does not fit.
+        """
+        with memory_errors(f"an adapter of rank {spec.rank}"):
+            layout = LoraLayout(self._sites, spec)
+            return TrainedAdapter(self._backbone, layout, self._limits, self._budget_tokens, self._forwards)
+
+    def frozen(self, spec: LoraSpec, weights: Tensors) -> LoraWeights:
+        """Sampling weights from saved tensors.
+
+        Raises:
+            RequestRejectedError: If they do not fit this model and spec.
+        """
+        layout = LoraLayout(self._sites, spec)
+        return LoraWeights(layout, layout.read(weights).to(self._backbone.device), self._backbone.dtype)
+
+    def adapter_config(self, spec: LoraSpec) -> dict[str, Any]:
+        """The ``adapter_config.json`` that lets ``peft`` load ``export_weights``."""
+        layout = LoraLayout(self._sites, spec)
+        return peft_config(layout, self._sites, base=self._path, fan_in_fan_out=self._fan_in_fan_out)
+
+    def sample(self, requests: Sequence[SampleSettings], weights: Sequence[Weights | None]) -> list[SampleOutput]:
+        """Continue many prompts together; ``weights[i]`` None is the plain base model.
+
+        Raises:
+            RequestRejectedError: If a prompt is empty, too long, or has tokens outside the vocabulary.
+            OutOfMemoryError: If it does not fit.
+        """
+        with memory_errors("this sampling request"):
+            return self._sampler.sample(requests, weights)
+
+    def check_sample(self, request: SampleSettings) -> None:
+        """Refuse a request that ``sample`` would refuse.
+
+        Raises:
+            RequestRejectedError: Naming the setting.
+        """
+        check_request(request, self._limits, "request")
+
+    def sample_stream(
+        self,
+        asks: Sequence[SampleAsk],
+        arrivals: Callable[[], Sequence[SampleAsk]],
+        finished: Callable[[Any, SampleOutput], None],
+    ) -> None:
+        """Continue checked prompts together, letting in more while it runs; see the interface.
+
+        Raises:
+            OutOfMemoryError: If it does not fit; what is finished by then stays so.
+        """
+        with memory_errors("this sampling request"):
+            self._sampler.stream(asks, arrivals, finished)
+
+
+def load_model(name: str, path_or_id: str, options: LoadOptions) -> LoadedModel:
+    """Load the model at ``path_or_id``.
+
+    ``options.extra`` takes ``implementation`` (``auto`` or ``transformers``), ``batch_tokens`` (most tokens of one
+    packed training batch), ``cache_tokens`` (most places of the sampling cache) and ``gradient_checkpointing``.
+
+    Raises:
+        ModelError: If it cannot be had, is no causal LM, or has no tokenizer.
+        ConfigError: If an option is unknown or impossible on this machine.
+    """
+    surplus = set(options.extra) - _EXTRA_KEYS
+    if surplus:
+        raise ConfigError(f"unknown option {min(surplus)!r}", fix=f"Known are {', '.join(sorted(_EXTRA_KEYS))}")
+    tune_allocator()
+    set_threads(options.threads)
+    loaded = load_pretrained(path_or_id, options)
+    return LoadedModel(name, path_or_id, loaded, _backbone(loaded, options), options)
+
+
+def _backbone(loaded: Loaded, options: LoadOptions) -> Backbone:
+    implementation = options.extra.get("implementation", "auto")
+    checkpointing = bool(options.extra.get("gradient_checkpointing", False))
+    if implementation not in ("auto", "transformers"):
+        raise ConfigError(f"unknown implementation {implementation!r}", fix="Choose auto or transformers")
+    if implementation == "auto" and not checkpointing and is_supported(loaded.module):
+        return PackedBackbone(loaded.module, loaded.device)
+    return TransformersBackbone(loaded.module, loaded.device, checkpointing=checkpointing)
+
+
+def _context_length(config: Any) -> int:
+    for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        if getattr(config, key, None):
+            return int(getattr(config, key))
+    return 1 << 15

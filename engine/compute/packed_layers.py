@@ -1,0 +1,323 @@
+# pyright: basic
+# Reason: autograd functions over torch's loosely typed operators.
+"""The parts of a Llama-like layer with hand-written backward passes.
+
+The base weights are frozen, so no gradient of theirs is computed; what can be recomputed by a cheap elementwise
+pass is not kept. Axes: ``N`` packed tokens, ``D`` hidden size, ``I`` intermediate size, ``R`` LoRA rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import kernels
+from .backbone import ActiveLora, Pair
+
+# First rows and counts for ``rows_alone``.
+_SOME_ROWS = ((0, 1), (3, 2), (0, 7), (11, 33), (64, 64), (5, 130))
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A frozen matrix [sum of widths, d_in] that stands for one or more adapted matrices stacked by rows.
+
+    ``packed`` are it and its transpose in the order in which oneDNN reads them, in place of ``weight``: a product then
+    need not reorder them every time, which with few rows costs more than the product.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    names: tuple[str, ...]
+    widths: tuple[int, ...]
+    packed: tuple[Tensor, Tensor] | None = None
+    d_in: int = 0
+
+    def apply(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """X W^T + bias (+ residual)."""
+        if self.packed is not None:
+            if residual is None:
+                return torch.ops.mkldnn._linear_pointwise(x, self.packed[0], self.bias, "none", [], "")
+            return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.packed[0], self.bias, "add")
+        assert self.weight is not None
+        if residual is None:
+            return F.linear(x, self.weight, self.bias)
+        y = torch.addmm(residual, x, self.weight.t())
+        return y if self.bias is None else y.add_(self.bias)
+
+    def transposed(self, grad: Tensor) -> Tensor:
+        """Grad W."""
+        if self.packed is not None:
+            return torch.ops.mkldnn._linear_pointwise(grad, self.packed[1], None, "none", [], "")
+        assert self.weight is not None
+        return grad @ self.weight
+
+
+def can_pack() -> bool:
+    """Whether this build of torch has the operators; they are not part of its public interface."""
+    operators = ("_reorder_linear_weight", "_linear_pointwise")
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in operators)
+
+
+def pack(weight: Tensor) -> Tensor:
+    """A bf16 matrix on a CPU in oneDNN's own order; products with it are the same to the last bit."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+
+
+def rows_alone(linear: Linear) -> bool:
+    """Whether a row's product is the same to the last bit whatever other rows there are: tried, not promised."""
+    x = torch.randn((200, linear.d_in), generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    whole = linear.apply(x)
+    return all(torch.equal(linear.apply(x[at : at + count]), whole[at : at + count]) for at, count in _SOME_ROWS)
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """The pairs of one ``Linear``, and stacked: A [kR, d_in], and B [sum of widths, kR] with zeros off its blocks.
+
+    One product with the stacked matrices is cheaper than one for each pair: they are thin, and their cost is the call.
+    ``spans`` are the rows of ``Linear`` that each pair adds to; ``forth`` and ``back`` are for ``kernels.lora_add``.
+    """
+
+    pairs: tuple[Pair, ...]
+    spans: tuple[slice, ...]
+    scaling: float
+    a: Tensor | None
+    b: Tensor | None
+    forth: kernels.Thin | None = None
+    back: kernels.Thin | None = None
+
+    @classmethod
+    def of(cls, linear: Linear, lora: ActiveLora | None) -> Lora:
+        """The active pairs of ``linear``; none if ``lora`` is None."""
+        if lora is None:
+            return _NO_LORA
+        known = lora.stacked.get(linear.names)
+        if known is None:
+            known = lora.stacked[linear.names] = cls._stack(linear, lora)
+        return known
+
+    @classmethod
+    def _stack(cls, linear: Linear, lora: ActiveLora) -> Lora:
+        found = [(block, lora.pairs[name]) for block, name in enumerate(linear.names) if name in lora.pairs]
+        if not found:
+            return _NO_LORA
+        starts = [sum(linear.widths[:block]) for block, _ in found]
+        spans = tuple(
+            slice(start, start + linear.widths[block]) for start, (block, _) in zip(starts, found, strict=True)
+        )
+        pairs = tuple(pair for _, pair in found)
+        with torch.no_grad():
+            a = torch.cat([pair.a.detach() for pair in pairs])
+            thin = kernels.takes_lora(a, spans)
+            forth = _forth(a, pairs, spans, sum(linear.widths)) if thin else None
+            if forth is not None and not any(pair.a.requires_grad for pair in pairs):  # nothing will go back
+                return cls(pairs, spans, lora.scaling, a, None, forth)
+            b_t = _stacked_b(pairs, spans, sum(linear.widths))
+            back = _back(a, b_t, forth) if forth is not None else None
+            return cls(pairs, spans, lora.scaling, a, b_t.t(), forth, back)
+
+    def tensors(self) -> list[Tensor]:
+        """A, B, A, B ... for autograd."""
+        return [tensor for pair in self.pairs for tensor in pair]
+
+
+_NO_LORA = Lora((), (), 1.0, None, None)
+
+
+def _stacked_b(pairs: tuple[Pair, ...], spans: tuple[slice, ...], width: int) -> Tensor:
+    """All B transposed, [kR, sum of widths], zero off their blocks."""
+    rank = pairs[0].a.shape[0]
+    stacked = pairs[0].b.new_zeros((rank * len(pairs), width))
+    for index, (span, pair) in enumerate(zip(spans, pairs, strict=True)):
+        stacked[index * rank : (index + 1) * rank, span] = pair.b.t()
+    return stacked
+
+
+def _forth(a: Tensor, pairs: tuple[Pair, ...], spans: tuple[slice, ...], width: int) -> kernels.Thin:
+    """From x to y."""
+    rank = pairs[0].a.shape[0]
+    b = pairs[0].b.new_zeros((rank // 2, width, 2))
+    for span, pair in zip(spans, pairs, strict=True):
+        b[:, span] = pair.b.view(-1, rank // 2, 2).transpose(0, 1)
+    columns = torch.tensor([[span.start, span.stop] for span in spans])
+    return kernels.Thin(a.contiguous(), torch.tensor([[0, a.shape[1]]]), b, columns)
+
+
+def _back(a: Tensor, b_t: Tensor, forth: kernels.Thin) -> kernels.Thin:
+    """From the gradient by y to that by x."""
+    ranks, d_in = a.shape
+    return kernels.Thin(b_t, forth.out, a.view(ranks // 2, 2, d_in).transpose(1, 2).contiguous(), forth.into)
+
+
+def lora_forward(x: Tensor, linear: Linear, lora: Lora, residual: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Y = x W^T + bias (+ residual) with ``scaling (x A^T) B^T`` added to each adapted block; also x A^T [N, kR]."""
+    y = linear.apply(x, residual)
+    if lora.forth is not None:
+        return y, kernels.lora_add(x, lora.forth, lora.scaling, y)
+    if lora.a is None or lora.b is None:
+        return y, None
+    low = x @ lora.a.t()
+    return y.addmm_(low, lora.b.t(), alpha=lora.scaling), low
+
+
+def lora_backward(
+    grad: Tensor, x: Tensor, low: Tensor | None, linear: Linear, lora: Lora, *, want_x: bool
+) -> tuple[Tensor | None, list[Tensor]]:
+    """Gradients by x (if wanted) and by A, B, A, B ...; ``low`` is what ``lora_forward`` returned."""
+    grad_x = linear.transposed(grad) if want_x else None
+    if low is None or lora.a is None or lora.b is None:
+        return grad_x, []
+    return grad_x, lora_gradients(grad, x, low, grad_through(grad, lora, grad_x), lora)
+
+
+def lora_gradients(grad: Tensor, x: Tensor, low: Tensor | None, grad_low: Tensor | None, lora: Lora) -> list[Tensor]:
+    """Gradients by A, B, A, B ... from x A^T and grad B [N, kR]."""
+    if low is None or grad_low is None:
+        return []
+    grad_a = (grad_low.t() @ x).mul_(lora.scaling)
+    rank = lora.pairs[0].a.shape[0]
+    grads: list[Tensor] = []
+    for index, span in enumerate(lora.spans):
+        piece = slice(index * rank, (index + 1) * rank)
+        # Block by block: stacked, most of the product would be of one pair's ranks with another's columns.
+        grad_b = (low[:, piece].t() @ grad[:, span]).mul_(lora.scaling)
+        grads += [grad_a[piece], grad_b.t()]
+    return grads
+
+
+def grad_through(grad: Tensor, lora: Lora, grad_x: Tensor | None) -> Tensor:
+    """Add scaling (grad B) A to ``grad_x`` in place, if there is one; returns grad B [N, kR]."""
+    assert lora.a is not None
+    assert lora.b is not None
+    if grad_x is not None and lora.back is not None:
+        return kernels.lora_add(grad.contiguous(), lora.back, lora.scaling, grad_x)
+    grad_low = grad @ lora.b
+    if grad_x is not None:
+        grad_x.addmm_(grad_low, lora.a, alpha=lora.scaling)
+    return grad_low
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Root-mean-square norm over the last axis and its fp32 reciprocal root [.., 1]. Zhang and Sennrich 2019."""
+    if x.dim() == 2 and kernels.usable(x):
+        return kernels.rms_norm(x, weight, eps)
+    wide = x.float()
+    root = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True).add_(eps))
+    return (wide * root).to(x.dtype).mul_(weight), root
+
+
+def rms_norm_backward(grad: Tensor, x: Tensor, root: Tensor, weight: Tensor) -> Tensor:
+    """Dx = root (g w) - x root^3 mean(g w x)."""
+    if x.dim() == 2 and kernels.usable(x):
+        return kernels.rms_backward(grad.contiguous(), x, root, weight)
+    wide = (grad * weight).float()
+    values = x.float()
+    drag = (wide * values).mean(dim=-1, keepdim=True).mul_(root.pow(3))
+    return wide.mul_(root).sub_(values.mul_(drag)).to(grad.dtype)
+
+
+class NormedLinear(torch.autograd.Function):
+    """y = (rms_norm(x) W^T + bias) with LoRA. Keeps x and the norm's root, not the normalised x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, norm: Tensor, eps: float, linear: Linear, lora: Lora, *_pairs: Tensor) -> Tensor:
+        """Returns [N, sum of widths]."""
+        normed, root = rms_norm(x, norm, eps)
+        y, low = lora_forward(normed, linear, lora)
+        ctx.save_for_backward(x, root, low, norm)
+        ctx.linear, ctx.lora = linear, lora
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        """Gradients by x and the pairs."""
+        x, root, low, norm = ctx.saved_tensors
+        want_x = ctx.needs_input_grad[0]
+        normed = kernels.rms_again(x, norm, root) if kernels.usable(x) else (x.float() * root).to(x.dtype).mul_(norm)
+        grad_normed, grads = lora_backward(grad, normed, low, ctx.linear, ctx.lora, want_x=want_x)
+        grad_x = rms_norm_backward(grad_normed, x, root, norm) if grad_normed is not None else None
+        return (grad_x, None, None, None, None, *grads)
+
+
+class ResidualLinear(torch.autograd.Function):
+    """y = residual + x W^T + bias with LoRA."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, residual: Tensor, linear: Linear, lora: Lora, *_pairs: Tensor) -> Tensor:
+        """Returns [N, D]."""
+        y, low = lora_forward(x, linear, lora, residual)
+        ctx.save_for_backward(x, low)
+        ctx.linear, ctx.lora = linear, lora
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        """Gradients by x, the residual and the pairs."""
+        x, low = ctx.saved_tensors
+        grad_x, grads = lora_backward(grad, x, low, ctx.linear, ctx.lora, want_x=ctx.needs_input_grad[0])
+        return (grad_x, grad if ctx.needs_input_grad[1] else None, None, None, *grads)
+
+
+def gated(gate_up: Tensor, activation: str) -> Tensor:
+    """act(gate) * up, both halves of ``gate_up`` [N, 2I]. Shazeer 2020, arXiv 2002.05202."""
+    if kernels.usable(gate_up):
+        return kernels.gated(gate_up, activation)
+    gate, up = gate_up.chunk(2, dim=-1)
+    return (F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")).mul_(up)
+
+
+def _gated_backward(grad: Tensor, gate_up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+    """Gradient by ``gate_up`` [N, 2I], and act(gate) * up again."""
+    if kernels.usable(gate_up):
+        return kernels.gated_backward(grad, gate_up, activation)
+    gate, up = gate_up.chunk(2, dim=-1)
+    result = torch.empty_like(gate_up)
+    grad_gate, grad_up = result.chunk(2, dim=-1)
+    if activation == "silu":
+        activated = F.silu(gate)
+        grad_gate.copy_(torch.ops.aten.silu_backward(grad * up, gate))
+    else:
+        activated = F.gelu(gate, approximate="tanh")
+        grad_gate.copy_(torch.ops.aten.gelu_backward(grad * up, gate, approximate="tanh"))
+    torch.mul(grad, activated, out=grad_up)
+    return result, activated.mul_(up)
+
+
+class GatedDown(torch.autograd.Function):
+    """y = residual + (act(gate) * up) W^T + bias with LoRA. Keeps gate and up, not their product."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, gate_up: Tensor, residual: Tensor, activation: str, linear: Linear, lora: Lora, *_pairs: Tensor
+    ) -> Tensor:
+        """Returns [N, D]."""
+        y, low = lora_forward(gated(gate_up, activation), linear, lora, residual)
+        ctx.save_for_backward(gate_up, low)
+        ctx.linear, ctx.lora, ctx.activation = linear, lora, activation
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        """Gradients by gate and up, the residual and the pairs."""
+        gate_up, low = ctx.saved_tensors
+        want_x = ctx.needs_input_grad[0]
+        if not want_x:
+            inner = gated(gate_up, ctx.activation)
+            return (
+                None,
+                grad,
+                None,
+                None,
+                None,
+                *lora_backward(grad, inner, low, ctx.linear, ctx.lora, want_x=False)[1],
+            )
+        grad_inner = ctx.linear.transposed(grad)
+        grad_low = None if low is None else grad_through(grad, ctx.lora, grad_inner)
+        grad_gate_up, inner = _gated_backward(grad_inner, gate_up, ctx.activation)
+        grads = lora_gradients(grad, inner, low, grad_low, ctx.lora)
+        return (grad_gate_up, grad if ctx.needs_input_grad[1] else None, None, None, None, *grads)

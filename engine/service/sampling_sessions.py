@@ -1,0 +1,105 @@
+"""Sampling sessions, and the requests made in them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from ..interface import RequestRejectedError, SampleSettings
+from .base_models import BaseModels
+from .futures import Promise, Promises
+from .sample_runner import SampleJob
+from .scheduler import SAMPLES, Scheduler, Work
+from .state import Sampler, Session
+from .store import Store
+
+
+class Sampling:
+    """Every sampling session of an engine. ``session_of`` gives the client a session id belongs to."""
+
+    def __init__(
+        self,
+        store: Store,
+        models: BaseModels,
+        promises: Promises,
+        scheduler: Scheduler,
+        session_of: Callable[[str], Session],
+    ) -> None:
+        self._store = store
+        self._models = models
+        self._promises = promises
+        self._scheduler = scheduler
+        self._session = session_of
+        self.samplers: dict[str, Sampler] = {}
+
+    def drop(self, sampler_id: str) -> None:
+        """Forget one."""
+        self.samplers.pop(sampler_id, None)
+        self._promises.drop_sampler(sampler_id)
+
+    def create(self, session_id: str, seq: int, base_model: str | None, path: str | None) -> Sampler:
+        """A sampling session on a base model or a checkpoint.
+
+        Raises:
+            RequestRejectedError: If neither is known here.
+        """
+        sampler = self.direct(base_model, path)
+        sampler.sampler_id, sampler.session_id = f"{session_id}:sample:{seq}", session_id
+        return self.add(sampler)
+
+    def direct(self, base_model: str | None, path: str | None) -> Sampler:
+        """What one request outside any session samples from; it is not kept.
+
+        Raises:
+            RequestRejectedError: If neither is known here, or they do not belong together.
+        """
+        saved = self._store.find(path) if path else None
+        name = saved.base_model if saved else base_model
+        if name is None:
+            raise RequestRejectedError("give base_model or model_path")
+        if saved and base_model and self._models.check(base_model) != self._models.check(saved.base_model):
+            raise RequestRejectedError(f"{path} is a checkpoint of {saved.base_model}, not of {base_model}")
+        self._models.check(name)
+        return Sampler(f"direct:{uuid.uuid4().hex}", "direct", name, path)
+
+    def add(self, sampler: Sampler) -> Sampler:
+        """Keep a sampling session."""
+        self.samplers[sampler.sampler_id] = sampler
+        self._session(sampler.session_id).samplers.append(sampler.sampler_id)
+        return sampler
+
+    def get(self, sampler_id: str) -> Sampler:
+        """A sampling session.
+
+        Raises:
+            RequestRejectedError: If there is none.
+        """
+        sampler = self.samplers.get(sampler_id)
+        if sampler is None:
+            raise RequestRejectedError(f"there is no sampling session {sampler_id} here: create a new sampling client")
+        return sampler
+
+    def join(self, sampler_id: str) -> int:
+        """A number of its own for one more client of a sampling session (the first has 0)."""
+        sampler = self.get(sampler_id)
+        sampler.clones += 1
+        return sampler.clones
+
+    def sample(self, sampler: Sampler, seq: int | None, settings: SampleSettings, **how: Any) -> Promise:
+        """Continue a prompt. ``how`` may carry another ``encode`` than the protocol's."""
+        request_id = f"{sampler.sampler_id}:{uuid.uuid4().hex if seq is None else seq}"
+        known = self._promises.get(request_id)
+        if known is not None:
+            return known
+        self._scheduler.check_room()
+        registered = sampler.sampler_id if sampler.sampler_id in self.samplers else None
+        promise = self._promises.open(request_id, sampler=registered)
+        self._scheduler.submit(SAMPLES, Work(promise, payload=SampleJob(sampler, settings, **how)))
+        return promise
+
+    def cancel(self, request_id: str) -> None:
+        """A client no longer wants a result: it is not computed unless that has begun."""
+        promise = self._promises.get(request_id)
+        if promise is not None and not promise.done.is_set():
+            promise.cancelled = True

@@ -1,0 +1,372 @@
+"""What an engine process keeps and what it does: sessions, adapters, samplers, and their requests."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from .. import wire
+from ..interface import AdamSettings, LoraSpec, RequestRejectedError
+from .base_models import BaseModels
+from .futures import Promise, Promises
+from .sample_runner import SampleRunner
+from .sampling_sessions import Sampling
+from .scheduler import Result, Scheduler, Work
+from .state import Sampler, Session, Training
+from .store import Run, Store, check_ttl
+from .trace import Trace
+
+# A client beats every few seconds; one silent for this long is gone, and its adapters' memory is freed.
+SILENT_SESSION_S = 900.0
+_SILENT = {"type": "cancelled", "detail": "the client fell silent"}
+_ANSWER_TYPES = {
+    "weights": "save_weights",
+    "sampler_weights": "save_weights_for_sampler",
+    "external_weights": "save_weights_external",
+}
+
+
+class Engine:
+    """The state of one engine process; its methods are called from the event loop and never block it.
+
+    Args:
+        store: Checkpoints on disk.
+        models: Base models by name.
+        adapter_bytes: Most memory that adapters in training may hold together; more of them wait for room.
+        compile_loss: `engine.custom_loss.compile_custom_loss`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        models: BaseModels,
+        *,
+        adapter_bytes: float = float("inf"),
+        compile_loss: Callable[[str, Sequence[tuple[str, int]], Sequence[Mapping[str, Any]]], Any] | None = None,
+    ) -> None:
+        self.store = store
+        self.models = models
+        self.promises = Promises()
+        self.trace = Trace()
+        self._runner = SampleRunner(store, models, self.in_use)
+        self.scheduler = Scheduler(self.promises, self._runner.run, self.trace)
+        self.sessions: dict[str, Session] = {}
+        self.trainings: dict[str, Training] = {}
+        self.sampling = Sampling(store, models, self.promises, self.scheduler, self._session)
+        self._adapter_bytes = adapter_bytes
+        self._compile_loss = compile_loss
+        self.started = time.time()
+
+    def create_session(self, user_metadata: Mapping[str, Any] | None, display_name: str | None) -> Session:
+        """A new client."""
+        now = time.time()
+        session = Session(uuid.uuid4().hex[:16], now, now, dict(user_metadata or {}), display_name)
+        self.sessions[session.session_id] = session
+        return session
+
+    def beat(self, session_id: str) -> None:
+        """A sign of life of a client; one from before a restart, or silent for long, is taken back."""
+        session = self.sessions.get(session_id)
+        if session is not None and session.finish == _SILENT:
+            session.finish = None
+        if session is None or session.finish is None:
+            self._session(session_id).seen = time.time()
+
+    def _session(self, session_id: str) -> Session:
+        now = time.time()
+        session = self.sessions.setdefault(session_id, Session(session_id, now, now, {}, None))
+        if session.finish is not None:
+            raise RequestRejectedError(f"the session {session_id} has ended: create a new ServiceClient")
+        return session
+
+    def create_custom_loss(
+        self,
+        session_id: str,
+        seq: int,
+        name: str,
+        inputs: Sequence[tuple[str, int]],
+        nodes: Sequence[Mapping[str, Any]],
+    ) -> Promise:
+        """Check and keep a traced loss for the clients of one session."""
+        session, loss_id = self._session(session_id), f"{session_id}:loss:{seq}"
+
+        def compute() -> Result:
+            if self._compile_loss is None:
+                raise RequestRejectedError("this engine runs no custom losses")
+            session.losses[loss_id] = self._compile_loss(name, inputs, nodes)
+            return {"type": "create_custom_loss", "loss_id": loss_id}
+
+        return self._ordered(loss_id, None, compute, request_id=loss_id)
+
+    def create_model(
+        self, session_id: str, seq: int, base_model: str, spec: LoraSpec, user_metadata: Mapping[str, Any] | None
+    ) -> Promise:
+        """A fresh adapter.
+
+        Raises:
+            RequestRejectedError: If the engine does not serve the base model.
+        """
+        model_id = f"{session_id}:train:{seq}"
+        base_name = self.models.check(base_model)
+        known = self.promises.get(f"{model_id}:0")
+        if known is not None:
+            return known
+        training = self._new_training(model_id, session_id, base_model, spec, user_metadata)
+
+        def compute() -> Result:
+            training.base = self.models.get(base_name, in_use=self.in_use())
+            training.adapter = training.base.new_adapter(spec)
+            self.store.add_run(training.run)
+            return {"type": "create_model", "model_id": model_id}
+
+        return self._ordered(model_id, 0, compute, blocked=self._room(session_id))
+
+    def create_from_checkpoint(
+        self, session_id: str, seq: int, path: str, *, optimizer: bool, user_metadata: Mapping[str, Any] | None
+    ) -> Promise:
+        """An adapter that goes on from a checkpoint.
+
+        Raises:
+            RequestRejectedError: If there is no such checkpoint.
+        """
+        model_id = f"{session_id}:train:{seq}"
+        known = self.promises.get(f"{model_id}:0")
+        if known is not None:
+            return known
+        saved = self.store.find(path)
+        self.models.check(saved.base_model)
+        training = self._new_training(model_id, session_id, saved.base_model, saved.spec, user_metadata)
+
+        def compute() -> Result:
+            training.base = self.models.get(saved.base_model, in_use=self.in_use())
+            adapter = training.base.new_adapter(saved.spec)
+            adapter.load(self.store.tensors(saved), self.store.tensors(saved, optimizer=True) if optimizer else None)
+            training.adapter = adapter
+            self.store.add_run(training.run)
+            return {"type": "load_weights", "path": path, "model_id": model_id}
+
+        return self._ordered(model_id, 0, compute, blocked=self._room(session_id))
+
+    def _new_training(
+        self, model_id: str, session_id: str, base_model: str, spec: LoraSpec, metadata: Mapping[str, Any] | None
+    ) -> Training:
+        session = self._session(session_id)
+        merged = {**session.user_metadata, **(metadata or {})}
+        run = Run(model_id, session_id, base_model, asdict(spec), merged, time.time())
+        training = Training(run, spec, last_request=time.time())
+        self.trainings[model_id] = training
+        session.models.append(model_id)
+        return training
+
+    def _room(self, session_id: str) -> Callable[[], str | None]:
+        """Why a new adapter of a session must wait, asked again whenever something ends; None: it need not.
+
+        It waits only while another client holds memory that may come free.
+        """
+
+        def blocked() -> str | None:
+            held = [(t.run.session_id, t.adapter.nbytes) for t in self.trainings.values() if t.adapter is not None]
+            others = any(owner != session_id for owner, _ in held)
+            if sum(size for _, size in held) < self._adapter_bytes or not others:
+                return None
+            return f"{len(held)} adapters of other clients fill the memory this engine gives to them"
+
+        return blocked
+
+    def load_weights(self, model_id: str, seq: int | None, path: str, *, optimizer: bool) -> Promise:
+        """Replace an adapter's weights by a checkpoint's."""
+        training = self.training(model_id)
+
+        def compute() -> Result:
+            saved = self.store.find(path)
+            if self.models.check(saved.base_model) != self.models.check(training.run.base_model):
+                raise RequestRejectedError(
+                    f"{path} is a checkpoint of {saved.base_model}, and this adapter is on {training.run.base_model}"
+                )
+            state = self.store.tensors(saved, optimizer=True) if optimizer else None
+            training.ready.load(self.store.tensors(saved), state)
+            return {"type": "load_weights", "path": path}
+
+        return self._ordered(model_id, seq, compute)
+
+    def loss(self, request: wire.LossRequest) -> Promise:
+        """Forward, and unless ``forward_only`` backward too."""
+        training = self.training(request.model_id)
+        session = self._session(training.run.session_id)
+
+        def compute() -> Result:
+            loss, config = request.loss, request.config()
+            if loss == "custom":
+                loss_id = str(config.pop("loss_id", None))
+                loss = session.losses.get(loss_id)
+                if loss is None:
+                    raise RequestRejectedError(f"this session has no custom loss '{loss_id}': create it first")
+            items = request.items()
+            result = training.ready.forward_backward(items, loss, config or None, backward=not request.forward_only)
+            return wire.encode_loss_result(result)
+
+        return self._ordered(request.model_id, request.seq_id, compute)
+
+    def optim_step(self, model_id: str, seq: int | None, settings: AdamSettings | None) -> Promise:
+        """One optimizer step; ``settings`` None is another optimizer's."""
+        training = self.training(model_id)
+
+        def compute() -> Result:
+            if settings is None:
+                raise RequestRejectedError("this engine has AdamW only: send adam_params")
+            metrics = training.ready.optim_step(settings)
+            training.step += 1
+            return {"type": "optim_step", "metrics": metrics}
+
+        return self._ordered(model_id, seq, compute)
+
+    def save(
+        self,
+        model_id: str,
+        seq: int | None,
+        kind: str,
+        name: str | None,
+        *,
+        ttl_s: int | None = None,
+        metadata: Any = None,
+        overwrite: bool = True,
+        encrypted: bool = False,
+    ) -> Promise:
+        """Write a checkpoint: ``weights`` with the optimizer's state, ``sampler_weights`` or ``external_weights``."""
+        training = self.training(model_id)
+
+        def compute() -> Result:
+            check_ttl(ttl_s)
+            if encrypted:
+                raise RequestRejectedError(
+                    "this engine does not encrypt exports: the files stay on this machine. Leave "
+                    "age_encryption_recipients out and encrypt the files you send elsewhere"
+                )
+            adapter, base = training.ready, training.base
+            saved = self.store.save(
+                training.run,
+                kind,
+                name or f"step-{training.step:06d}",
+                weights=adapter.export_weights(),
+                adapter_config=base.adapter_config(training.spec) if base else {},
+                optimizer=adapter.export_optimizer() if kind == "weights" else None,
+                ttl_s=ttl_s,
+                user_metadata=metadata,
+                overwrite=overwrite,
+            )
+            self._runner.forget(saved.path)
+            return {"type": _ANSWER_TYPES[kind], "path": saved.path, "size_bytes": saved.size_bytes}
+
+        return self._ordered(model_id, seq, compute)
+
+    def snapshot(self, model_id: str, seq: int | None, sampler_seq: int, *, inflight: bool = False) -> Promise:
+        """A sampling session on the adapter's weights of this moment, held in memory only.
+
+        With ``inflight`` the session follows every later inflight save of the same adapter.
+        """
+        training = self.training(model_id)
+        session_id = training.run.session_id
+        sampler_id = f"{session_id}:sample:{sampler_seq}"
+
+        def compute() -> Result:
+            weights = training.ready.weights()
+            sampler = Sampler(sampler_id, session_id, training.run.base_model)
+            if inflight:
+                training.inflight.weights = weights
+                sampler.inflight = training.inflight
+            else:
+                sampler.snapshot = weights
+            self.sampling.add(sampler)
+            return {"type": "save_weights_for_sampler", "path": None, "sampling_session_id": sampler_id}
+
+        return self._ordered(model_id, seq, compute)
+
+    async def tokenizer(self, base_model: str) -> Any:
+        """A base model's tokenizer; the model is loaded for it if need be.
+
+        Raises:
+            RequestRejectedError: If it cannot be loaded.
+        """
+        lane = f"tokenizer:{uuid.uuid4().hex}"
+        promise = self._ordered(
+            lane, None, lambda: {"tokenizer": self.models.get(base_model, in_use=self.in_use()).tokenizer}
+        )
+        await promise.done.wait()
+        self.promises.forget([promise.request_id])
+        self.scheduler.drop_lane(lane, "done")
+        if promise.failure is not None:
+            raise RequestRejectedError(promise.failure.message)
+        return (promise.answer or {})["tokenizer"]
+
+    def training(self, model_id: str) -> Training:
+        """An adapter in memory.
+
+        Raises:
+            RequestRejectedError: If there is none: it never was, or its client was silent for too long.
+        """
+        training = self.trainings.get(model_id)
+        if training is None:
+            raise RequestRejectedError(
+                f"there is no training client {model_id} here: the engine was restarted or the client was silent for "
+                f"{SILENT_SESSION_S:.0f} s. Create one from its last checkpoint"
+            )
+        training.last_request = time.time()
+        return training
+
+    def unload(self, model_id: str) -> None:
+        """Free an adapter; its checkpoints stay."""
+        self.trainings.pop(model_id, None)
+        self.scheduler.drop_lane(model_id, "the training client was unloaded")
+
+    def forget_silent(self, now: float) -> None:
+        """Free what belongs to clients that are gone; their checkpoints stay."""
+        for session in [s for s in self.sessions.values() if s.finish is None and now - s.seen > SILENT_SESSION_S]:
+            self.finish_session(session.session_id)
+
+    def finish_session(self, session_id: str, finish: Mapping[str, Any] | None = None) -> None:
+        """Free what a client held in memory. How it ended is kept; a client's first word on that counts."""
+        session = self.sessions.get(session_id)
+        if session is None or session.finish is not None:
+            return
+        session.finish = dict(finish or _SILENT)
+        for loss_id in session.losses:
+            self.scheduler.drop_lane(loss_id, "the client's session has ended")
+        session.losses.clear()
+        for model_id in session.models:
+            self.trainings.pop(model_id, None)
+            self.scheduler.drop_lane(model_id, "the client's session has ended")
+        for sampler_id in session.samplers:
+            self.sampling.drop(sampler_id)
+
+    def _ordered(
+        self,
+        lane: str,
+        seq: int | None,
+        compute: Callable[[], Result],
+        *,
+        request_id: str | None = None,
+        blocked: Callable[[], str | None] | None = None,
+    ) -> Promise:
+        """Queue an adapter's request at its place; the same seq id again is the same request.
+
+        Raises:
+            RequestRejectedError: If it was computed long ago and its result is gone.
+            BusyError: If too much waits already.
+        """
+        request_id = request_id or f"{lane}:{uuid.uuid4().hex if seq is None else seq}"
+        known = self.promises.get(request_id)
+        if known is not None:
+            return known
+        if seq is not None and self.scheduler.is_past(lane, seq):
+            raise RequestRejectedError(f"request {request_id} was computed before, and its result has expired")
+        self.scheduler.check_room()
+        promise = self.promises.open(request_id)
+        self.scheduler.submit(lane, Work(promise, compute, blocked=blocked), seq=seq, first_seq=0)
+        return promise
+
+    def in_use(self) -> frozenset[str]:
+        """Names of the base models that adapters in training need."""
+        return frozenset(t.base.name for t in self.trainings.values() if t.base is not None)

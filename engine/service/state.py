@@ -1,0 +1,68 @@
+"""What an engine process holds in memory for its clients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..interface import Adapter, BaseModel, LoraSpec, RequestRejectedError, Weights
+from .store import Run
+
+
+@dataclass(slots=True)
+class Session:
+    """One client. Times are seconds since the epoch. ``finish`` is how it said goodbye, once it did."""
+
+    session_id: str
+    created: float
+    seen: float
+    user_metadata: dict[str, Any]
+    display_name: str | None
+    models: list[str] = field(default_factory=list[str])
+    samplers: list[str] = field(default_factory=list[str])
+    losses: dict[str, Any] = field(default_factory=dict[str, Any])
+    finish: dict[str, Any] | None = None
+
+
+@dataclass(slots=True)
+class Inflight:
+    """Weights that every inflight sampler of one adapter shares; each inflight save replaces them."""
+
+    weights: Weights | None = None
+
+
+@dataclass(slots=True)
+class Training:
+    """One adapter in training. ``adapter`` is None until its creation was computed."""
+
+    run: Run
+    spec: LoraSpec
+    base: BaseModel | None = None
+    adapter: Adapter | None = None
+    step: int = 0
+    last_request: float = 0.0
+    inflight: Inflight = field(default_factory=Inflight)
+
+    @property
+    def ready(self) -> Adapter:
+        """The adapter.
+
+        Raises:
+            RequestRejectedError: If its creation failed.
+        """
+        if self.adapter is None:
+            raise RequestRejectedError("the adapter could not be created; its create request says why")
+        return self.adapter
+
+
+@dataclass(slots=True)
+class Sampler:
+    """What a sampling session samples from: a base model, with saved, snapshot or inflight weights on it."""
+
+    sampler_id: str
+    session_id: str
+    base_model: str
+    path: str | None = None
+    snapshot: Weights | None = None
+    inflight: Inflight | None = None
+    clones: int = 0

@@ -1,0 +1,124 @@
+"""Benchmarks through Inspect: the settings a user may give."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlparse
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ...core.errors import BackendError
+from ...core.names import BackendName
+from ...core.settings import Settings, load_settings
+from ...judges.judge_catalog import Price, parse_judge, price_of
+from ..judge_config import JudgePrice, PositiveReal
+
+Scorer = Literal["exact", "includes", "math", "model_graded"]
+DATA_ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
+DEFAULT_RULES: Mapping[str, str] = {"seed": "job.seed"}
+
+
+class BenchmarkConfig(BaseModel):
+    """Settings of one benchmark. A model is a base model, a job id, or a tinker:// path."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: str = Field(
+        min_length=1, description="task.py or task.py@name, a packaged task such as inspect_evals/gsm8k, or data rows"
+    )
+    model: str = Field(min_length=1, description="The model to measure")
+    baseline_model: str | None = Field(None, description="Measured on the same items, for the paired difference")
+    run_name: str | None = Field(None, max_length=80, description="A name for people")
+    scorer: Scorer | None = Field(None, description="For data rows: how an answer is compared with its reference")
+    judge_model: str | None = Field(None, description="For model_graded: claude-..., openai:MODEL or tinker:MODEL")
+    judge_base_url: str | None = Field(None, description="Endpoint of an openai: judge")
+    judge_price: JudgePrice | None = Field(None, description="$ a million tokens; null: the shipped table")
+    max_cost_usd: PositiveReal | None = Field(None, description="Stop when the grader has cost this much")
+    task_args: Mapping[str, Any] = Field(default_factory=dict, description="Arguments of the task")
+
+    num_samples: Annotated[int, Field(gt=0)] | None = Field(None, description="Items to use; null: all")
+    epochs: Annotated[int, Field(ge=1, le=64)] = Field(1, description="Answers an item; their mean is its score")
+    temperature: Annotated[float, Field(ge=0, le=5)] = Field(0.7, description="As the model will be used")
+    max_response_tokens: Annotated[int, Field(gt=0)] = Field(2048, description="Tokens an answer may have")
+    parallel_samples: Annotated[int, Field(ge=1, le=512)] = Field(16, description="Items under way at once")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    renderer: str | None = Field(None, description="Cookbook renderer; null: the model's own chat template")
+    backend: BackendName = Field("embedded", description="Where the models are sampled")
+    base_url: str | None = Field(None, description="URL of a Tinker-compatible cluster")
+    output_dir: str | None = Field(None, description="Folder for the run folder; null: below ML_RESEARCHER_HOME")
+
+    @property
+    def base_model(self) -> str:
+        """What the job's row shows as its model."""
+        return self.model
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether the task is made from data rows."""
+        return self.task.startswith("demo:") or self.task.lower().endswith(DATA_ENDINGS)
+
+    @property
+    def arms(self) -> dict[str, str]:
+        """The models by name."""
+        return {"model": self.model} | ({"baseline": self.baseline_model} if self.baseline_model else {})
+
+    @model_validator(mode="after")
+    def _consistent(self) -> BenchmarkConfig:
+        if self.backend == "cluster" and not self.base_url:
+            raise ValueError("backend: cluster needs base_url, the address of a Tinker-compatible server")
+        if self.has_rows and self.scorer is None:
+            raise ValueError("data rows need a scorer: exact, includes, math or model_graded")
+        if not self.has_rows and self.scorer is not None:
+            raise ValueError("scorer belongs to data rows: a task has its own")
+        if self.max_cost_usd is not None and grader_price(self) is None:
+            raise ValueError("max_cost_usd holds the grader's cost, and there is no grader with a known price")
+        if self.max_cost_usd is not None and self.backend == "tinker":
+            raise ValueError("max_cost_usd cannot be held on hosted Tinker: what a benchmark samples has no price here")
+        if (self.scorer == "model_graded") != (self.judge_model is not None):
+            raise ValueError("scorer: model_graded and judge_model belong together")
+        if self.judge_model and parse_judge(self.judge_model).kind not in {"anthropic", "openai", "tinker"}:
+            raise ValueError("model_graded needs a model: claude-..., openai:MODEL or tinker:MODEL")
+        return self
+
+
+def grader_may_cost(config: BenchmarkConfig) -> bool:
+    """Whether the grader is a service that charges by the token; an endpoint on this machine is not."""
+    judge = parse_judge(config.judge_model) if config.judge_model else None
+    address = urlparse(config.judge_base_url or os.environ.get("OPENAI_BASE_URL") or "").hostname
+    return judge is not None and (
+        judge.kind == "anthropic" or (judge.kind == "openai" and address not in {"localhost", "127.0.0.1", "::1"})
+    )
+
+
+def require_grader_key(config: BenchmarkConfig) -> None:
+    """See that the key of a grader of Anthropic is set.
+
+    Raises:
+        BackendError: If it is not.
+    """
+    is_anthropic = config.judge_model is not None and parse_judge(config.judge_model).kind == "anthropic"
+    if is_anthropic and not (os.environ.get("ANTHROPIC_API_KEY") or os.environ.get("ANTHROPIC_AUTH_TOKEN")):
+        raise BackendError(
+            "ANTHROPIC_API_KEY is not set, and a grader of Anthropic needs it",
+            where="judge_model",
+            fix="Export ANTHROPIC_API_KEY for the server, or use openai:MODEL with judge_base_url, or tinker:MODEL",
+        )
+
+
+def grader_price(config: BenchmarkConfig) -> Price | None:
+    """What the grader costs; None when it is not paid by the token here, or its price is not known."""
+    judge = parse_judge(config.judge_model) if config.judge_model else None
+    if judge is None or judge.kind not in {"anthropic", "openai"}:
+        return None
+    if config.judge_price is not None:
+        return Price(config.judge_price.input, config.judge_price.output, "the config")
+    return price_of(judge.model) if judge.kind == "anthropic" else None
+
+
+def load_benchmark_settings(config_file: Path | None, overrides: Mapping[str, Any] | None) -> Settings[BenchmarkConfig]:
+    """Read and check a benchmark's config (see `load_settings` for the errors)."""
+    return load_settings(BenchmarkConfig, config_file, overrides, retired={}, default_rules=DEFAULT_RULES)

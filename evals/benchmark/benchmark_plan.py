@@ -1,0 +1,122 @@
+"""What a benchmark will do, worked out before it starts. Light: the server plans with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import ConfigError, DataError, MissingDependencyError
+from ...core.files import sha256_of
+from ...core.settings import Origin, Settings
+from ..arms import load_items, resolve_arm
+from .benchmark_config import BenchmarkConfig, grader_may_cost, grader_price
+
+_GRADING_PROMPT_TOKENS = 800  # Inspect's instructions, a question of ordinary length and its criterion
+_GRADE_TOKENS = 400  # some steps of reasoning and the grade
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkPlan:
+    """A benchmark ready to start.
+
+    Attributes:
+        settings: The config with absolute paths.
+        items: Items, or None when only the task knows.
+        answers: Answers to sample, or None.
+        grader_usd: What the grader may cost: 0 without one that is paid, None where it is not known.
+        grader_note: How that was estimated, and the day of the prices.
+        needs_confirmation: Whether it may cost money.
+        plan_id: Changes with every setting and every byte of the task's file.
+        files: The task's file, if it is one.
+    """
+
+    settings: Settings[BenchmarkConfig]
+    items: int | None
+    answers: int | None
+    grader_usd: float | None
+    grader_note: str
+    needs_confirmation: bool
+    plan_id: str
+    files: tuple[Path, ...]
+
+
+def plan_benchmark(settings: Settings[BenchmarkConfig]) -> BenchmarkPlan:
+    """Check everything that can be checked without running the task.
+
+    Raises:
+        ResearcherError: For a task or model that cannot be had.
+        MissingDependencyError: If Inspect, or the package of the task, is not installed.
+    """
+    if find_spec("inspect_ai") is None:
+        raise MissingDependencyError("benchmarks need inspect_ai", fix="Run: pip install 'sota-ml-researcher[evals]'")
+    settings = settings.derived({"task": (_task(settings), settings.origins["task"])})
+    config = settings.config
+    for name, model in config.arms.items():
+        if resolve_arm(name, model).file is not None:
+            raise ConfigError("a benchmark samples its models: a file of answers is for run_judge_eval", where=name)
+    items = _count(config)
+    path = Path(config.task.split("@")[0])
+    files = (path,) if path.is_file() else ()
+    whole = json.dumps([config.model_dump(mode="json"), [sha256_of(f) for f in files]], sort_keys=True)
+    answers = None if items is None else items * config.epochs * len(config.arms)
+    plan_id = hashlib.sha256(whole.encode()).hexdigest()[:12]
+    usd, note = _grader_cost(config, answers)
+    return BenchmarkPlan(settings, items, answers, usd, note, _may_cost(config), plan_id, files)
+
+
+def _task(settings: Settings[BenchmarkConfig]) -> str:
+    config = settings.config
+    if config.has_rows:
+        return str(settings.data_file("task", config.task))
+    file, at, name = config.task.partition("@")
+    if file.endswith(".py"):
+        return f"{settings.data_file('task', file)}{at}{name}"
+    package = file.split("/")[0]
+    if "/" not in file or find_spec(package) is None:
+        raise ConfigError(
+            f"there is no task '{config.task}' here",
+            where=settings.place("task"),
+            fix=f"Give a task.py, data rows with a scorer, or install the package '{package}' that holds it",
+        )
+    return config.task
+
+
+def _count(config: BenchmarkConfig) -> int | None:
+    if not config.has_rows:
+        return config.num_samples
+    items = load_items(Path(config.task), config.num_samples, config.seed)
+    without = next((item for item in items if item.reference is None), None)
+    if without is not None:
+        raise DataError(
+            "a benchmark compares with a reference, and this row has none",
+            where=f"{Path(config.task).name}:{without.line}",
+            fix='Add "reference" to each row',
+        )
+    return len(items)
+
+
+def _grader_cost(config: BenchmarkConfig, answers: int | None) -> tuple[float | None, str]:
+    if not grader_may_cost(config) or answers is None:
+        return 0.0, "no grader is paid by the call"
+    price = grader_price(config)
+    if price is None:
+        return None, f"no price of {config.judge_model} here; give judge_price: {{input: .., output: ..}}"
+    tokens_in = _GRADING_PROMPT_TOKENS + config.max_response_tokens
+    usd = answers * price.cost(tokens_in, _GRADE_TOKENS)
+    return usd, f"at most about {tokens_in:,} tokens in and {_GRADE_TOKENS} out an answer, prices of {price.as_of}"
+
+
+def _may_cost(config: BenchmarkConfig) -> bool:
+    return config.backend == "tinker" or grader_may_cost(config)
+
+
+def named(plan: BenchmarkPlan) -> dict[str, tuple[Any, Origin]]:
+    """A name for the job when the user gave none: the task's."""
+    config = plan.settings.config
+    if config.run_name is not None:
+        return {}
+    return {"run_name": (Path(config.task.split("@")[0]).stem, Origin(kind="derived", reason="the task's name"))}

@@ -1,0 +1,108 @@
+"""The model that grades a benchmark's answers, and what it costs. Heavy: imports inspect_ai.
+
+Grades are kept in the run's folder, so that a resumed benchmark asks its grader nothing twice.
+"""
+# pyright: basic
+# reason: Inspect's decorators hide types from type checkers
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from inspect_ai.hooks import Hooks, ModelCacheUsageData, ModelUsageData, hooks
+from inspect_ai.model import CachePolicy, GenerateConfig, Model, ModelUsage, get_model
+
+from ...backends.connection import connect
+from ...backends.sampling_client import base_model_of
+from ...jobs.context import RunContext
+from ...judges.asking import Spending
+from ...judges.base import Usage
+from ...judges.judge_catalog import parse_judge
+from ...models.model_ref import resolve_model
+from ...models.renderers import load_renderer
+from ..arms import fingerprint
+from ..responses import Sampling
+from .benchmark_config import BenchmarkConfig, grader_may_cost, grader_price, require_grader_key
+from .inspect_provider import TinkerModelAPI
+
+GRADES = "grades"
+_MAX_TOKENS = 2048
+# Inspect's decorator hides the constructor's parameters from type checkers.
+_API: Any = TinkerModelAPI
+
+
+class _Counter:
+    """What the graders of this process' benchmark have cost, by the name Inspect has for each."""
+
+    spending: Spending | None = None
+
+
+@hooks(name="ml_researcher_grader", description="What a benchmark's grader costs")
+class _GraderHooks(Hooks):
+    def enabled(self) -> bool:
+        return _Counter.spending is not None
+
+    async def on_model_usage(self, data: ModelUsageData) -> None:
+        _count(data.model_name, data.usage)
+
+    async def on_model_cache_usage(self, data: ModelCacheUsageData) -> None:
+        """A grade of an earlier attempt: it was paid then, and is counted anew with each attempt."""
+        _count(data.model_name, data.usage)
+
+
+def _count(model: str, used: ModelUsage) -> None:
+    spending = _Counter.spending
+    if spending is not None and model in spending.price:
+        cached = used.input_tokens_cache_read or 0, used.input_tokens_cache_write or 0
+        spending.add(model, Usage(used.input_tokens, used.output_tokens, *cached))
+
+
+@contextmanager
+def grader_of(context: RunContext, config: BenchmarkConfig) -> Generator[Model | None]:
+    """The grader, if the benchmark has one; what it costs is told to ``context`` for as long as the block runs.
+
+    Raises:
+        ResearcherError: If it cannot be had.
+    """
+    if config.judge_model is None:
+        yield None
+        return
+    require_grader_key(config)
+    grader = _load(config)
+    price = grader_price(config)
+    if price is None and grader_may_cost(config):
+        context.alert("warn", f"no price of {config.judge_model} here: what it costs is not counted")
+    before = os.environ.get("INSPECT_CACHE_DIR")
+    os.environ["INSPECT_CACHE_DIR"] = str(context.folder / GRADES)
+    _Counter.spending = Spending({str(grader): price}, None, tell=context.judged)
+    try:
+        yield grader
+    finally:
+        _Counter.spending = None
+        os.environ.pop("INSPECT_CACHE_DIR")
+        if before is not None:
+            os.environ["INSPECT_CACHE_DIR"] = before
+
+
+def _load(config: BenchmarkConfig) -> Model:
+    judge = parse_judge(config.judge_model or "")
+    kept = GenerateConfig(max_tokens=_MAX_TOKENS, cache=CachePolicy(expiry=None))
+    if judge.kind == "anthropic":
+        return get_model(f"anthropic/{judge.model}", config=kept)
+    if judge.kind == "openai":
+        address = config.judge_base_url or os.environ.get("OPENAI_BASE_URL")
+        key = os.environ.get("OPENAI_API_KEY", "none")
+        name = f"openai/{judge.model}"
+        return get_model(name, config=kept, base_url=address, api_key=key, responses_api=False)
+    backend = connect(config.backend, config.base_url)
+    is_checkpoint = judge.model.startswith("tinker://")
+    base = base_model_of(backend, judge.model) if is_checkpoint else judge.model
+    renderer = load_renderer(base)
+    wire = judge.model if is_checkpoint else resolve_model(base).wire_name
+    place = config.base_url or ""
+    sampling = Sampling(wire, config.backend, place, renderer.name, fingerprint(base), _MAX_TOKENS, 0.0, 0)
+    provider = _API(backend, renderer, sampling, should_stop=lambda: False, on_answer=lambda: None)
+    return Model(provider, GenerateConfig(temperature=0.0, max_tokens=_MAX_TOKENS))

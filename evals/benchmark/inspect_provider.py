@@ -1,0 +1,163 @@
+"""A model on a Tinker backend as a model of Inspect. Heavy: imports inspect_ai and tinker.
+
+Answers are kept by the hash of what they depend on, the how-manieth asking of one question included, so that a resumed
+benchmark samples nothing twice and epochs still differ.
+"""
+# pyright: basic
+# reason: Inspect's message types are wide unions
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import tinker
+from inspect_ai.model import (
+    ChatCompletionChoice,
+    ChatMessage,
+    ChatMessageAssistant,
+    GenerateConfig,
+    ModelAPI,
+    ModelOutput,
+    ModelUsage,
+    modelapi,
+)
+from inspect_ai.tool import ToolChoice, ToolInfo
+
+from ...backends.connection import Backend, backend_errors
+from ...core.errors import ConfigError
+from ...judges.prompt import EvalItem
+from ...models.chat import ChatRenderer, Message
+from ...models.cookbook_renderer import CookbookRenderer
+from ..responses import Response, ResponseCache, Sampling
+from .tool_calling import as_answer, for_renderer, has_calls, offered
+
+
+class StoppedError(Exception):
+    """The job was asked to stop: no further answer is sampled."""
+
+
+@modelapi(name="ml-researcher")
+class TinkerModelAPI(ModelAPI):
+    """Samples with the renderer of the model's training."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        renderer: ChatRenderer,
+        sampling: Sampling,
+        *,
+        should_stop: Callable[[], bool],
+        on_answer: Callable[[], None],
+    ) -> None:
+        super().__init__(model_name=sampling.model, config=GenerateConfig())
+        self._backend = backend
+        self._renderer = renderer
+        self._sampling = sampling
+        self._should_stop = should_stop
+        self._on_answer = on_answer
+        self._cache = ResponseCache()
+        self._asked: Counter[str] = Counter()
+        self._service: tinker.ServiceClient | None = None
+        self._client: tinker.SamplingClient | None = None
+
+    async def generate(
+        self, input: list[ChatMessage], tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig
+    ) -> ModelOutput:
+        """Answer a conversation once.
+
+        Raises:
+            ConfigError: If the task wants tools, and the renderer is a chat template.
+            BackendError: If the backend refuses.
+        """
+        if self._should_stop():
+            raise StoppedError
+        declared = offered(tools, tool_choice)
+        if declared or has_calls(input):
+            message, response = await self._with_tools(input, declared, config)
+        else:
+            messages = tuple(Message(role=m.role, content=m.text) for m in input)
+            prompt = self._renderer.generation_prompt(messages)
+            response = await self._answer(messages, prompt, self._renderer.decode, config)
+            message = ChatMessageAssistant(content=response.text, model=self.model_name, source="generate")
+        self._on_answer()
+        ended = "max_tokens" if response.stop_reason == "length" else "tool_calls" if message.tool_calls else "stop"
+        usage = ModelUsage(output_tokens=response.tokens or 0, total_tokens=response.tokens or 0)
+        choice = ChatCompletionChoice(message=message, stop_reason=ended)
+        return ModelOutput(model=self.model_name, choices=[choice], usage=usage)
+
+    def max_connections(self) -> int:
+        """How many answers Inspect may ask for at once."""
+        return 64
+
+    async def _with_tools(
+        self, input: list[ChatMessage], declared: list[dict[str, Any]], config: GenerateConfig
+    ) -> tuple[ChatMessageAssistant, Response]:
+        renderer = self._renderer
+        if not isinstance(renderer, CookbookRenderer):
+            raise ConfigError(
+                "this task gives the model tools, and a chat template does not say how the model's calls are read",
+                where="renderer",
+                fix="Name the cookbook's renderer of this model's family, such as qwen3 or kimi_k2",
+            )
+        messages = for_renderer(input)
+        prompt = renderer.tool_prompt(messages, declared)
+        # What the prompt shows decides the answer: it stands for the conversation, calls and tools included.
+        asked = (Message(role="user", content=json.dumps(["tools", renderer.text_of(prompt)])),)
+        response = await self._answer(asked, prompt, renderer.text_of, config)
+        turn = renderer.read_turn(response.text)
+        return as_answer(turn, model=self.model_name, turns_before=len(input)), response
+
+    async def _answer(
+        self,
+        messages: tuple[Message, ...],
+        prompt: list[int],
+        read: Callable[[list[int]], str],
+        config: GenerateConfig,
+    ) -> Response:
+        """The answer to ``messages``, whose tokens are ``prompt``; ``read`` makes text of what was sampled."""
+        item = EvalItem("", messages, None, None, None, 0)
+        base = self._sampling
+        times = self._asked[item.prompt_key]
+        self._asked[item.prompt_key] += 1
+        chosen = Sampling(
+            model=base.model,
+            backend=base.backend,
+            base_url=base.base_url,
+            renderer=base.renderer,
+            fingerprint=base.fingerprint,
+            max_tokens=config.max_tokens or base.max_tokens,
+            temperature=base.temperature if config.temperature is None else config.temperature,
+            seed=base.seed + times,
+        )
+        key = chosen.key(item)
+        known = self._cache.get(key)
+        if known is None:
+            known = await self._sample(prompt, read, chosen)
+            self._cache.put(key, known)
+        return known
+
+    async def _sample(self, prompt: list[int], read: Callable[[list[int]], str], chosen: Sampling) -> Response:
+        with backend_errors(self._backend):
+            client = await self._connected()
+            params = tinker.SamplingParams(
+                max_tokens=chosen.max_tokens,
+                temperature=chosen.temperature,
+                top_p=1.0,
+                seed=chosen.seed,
+                stop=self._renderer.stop,
+            )
+            result: Any = await client.sample(tinker.ModelInput.from_ints(prompt), 1, params).result_async()
+        sequence = result.sequences[0]
+        return Response(read(sequence.tokens), str(sequence.stop_reason), len(sequence.tokens))
+
+    async def _connected(self) -> tinker.SamplingClient:
+        if self._client is None:
+            self._service = tinker.ServiceClient(base_url=self._backend.base_url, api_key=self._backend.api_key)
+            model = self._sampling.model
+            is_path = model.startswith("tinker://")
+            named: dict[str, Any] = {"model_path": model} if is_path else {"base_model": model}
+            self._client = await self._service.create_sampling_client(**named).result_async()
+        return self._client

@@ -1,0 +1,142 @@
+"""Judging with any OpenAI-compatible endpoint: hosted ones, vLLM, llama.cpp, or a Tinker server's own."""
+# pyright: basic
+# reason: the SDK's request types are unions of TypedDicts that a dict built in steps does not match
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import openai
+
+from ..core.errors import BackendError, ConfigError, ResearcherError, did_you_mean
+from .base import JudgeCallError, Repair, Reply, Usage
+from .judge_catalog import JudgeRef
+from .prompt import Question, with_tool_rule
+from .verdicts import TOOL
+
+MAX_RETRIES = 8
+_KEY = "OPENAI_API_KEY"
+_URL = "OPENAI_BASE_URL"
+
+
+class OpenAIJudge:
+    """One model behind a Chat Completions endpoint as a judge; verdicts come by function call."""
+
+    at_once = None
+
+    def __init__(
+        self, ref: JudgeRef, schema: Mapping[str, Any], *, base_url: str | None, max_tokens: int, timeout_s: float
+    ) -> None:
+        self._ref = ref
+        self._schema = dict(schema)
+        self._max_tokens = max_tokens
+        address = base_url or os.environ.get(_URL)
+        key = os.environ.get(_KEY)
+        if not key and not address:
+            raise BackendError(
+                f"{_KEY} is not set, and a judge of OpenAI needs it",
+                where="judge_model",
+                fix=f"Export {_KEY} for the server, or give judge_base_url for an endpoint without a key",
+            )
+        self._client = openai.AsyncOpenAI(
+            base_url=address, api_key=key or "none", timeout=timeout_s, max_retries=MAX_RETRIES
+        )
+
+    @property
+    def name(self) -> str:
+        """Its name in every result."""
+        return self._ref.name
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The model, its endpoint and how it is asked."""
+        address = str(self._client.base_url)
+        return {"kind": "openai", "model": self._ref.model, "base_url": address, "max_tokens": self._max_tokens}
+
+    async def check(self) -> None:
+        """See that the endpoint answers, takes the key and, where it lists its models, has this one.
+
+        Raises:
+            BackendError: If it does not answer or refuses the key.
+            ConfigError: If it lists models and this one is not among them.
+        """
+        try:
+            served = [model.id async for model in await self._client.models.list()]
+        except openai.APIStatusError as error:
+            if error.status_code in {401, 402, 403}:
+                raise self._refused(error) from error
+            return  # not every server lists its models
+        except openai.APIConnectionError as error:
+            raise BackendError(
+                f"no answer ({type(error).__name__})", where=str(self._client.base_url), fix="Check judge_base_url"
+            ) from error
+        if served and self._ref.model not in served:
+            hint = did_you_mean(self._ref.model, served) or f"It serves: {', '.join(sorted(served)[:8])}"
+            raise ConfigError(f"the endpoint has no model '{self._ref.model}'", where="judge_model", fix=hint)
+
+    async def ask(self, key: str, question: Question, repair: Repair | None) -> Reply:
+        """Ask one question (see `Judge.ask`)."""
+        try:
+            completion = await self._client.chat.completions.create(**self._request(question, repair))
+        except openai.APIStatusError as error:
+            if error.status_code in {401, 402, 403, 404}:
+                raise self._refused(error) from error
+            transient = error.status_code >= 408 and error.status_code not in {413, 422}
+            raise JudgeCallError(f"status {error.status_code}", transient=transient) from error
+        except openai.APIConnectionError as error:
+            raise JudgeCallError(f"no answer ({type(error).__name__})", transient=True) from error
+        return _reply(completion)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    def _request(self, question: Question, repair: Repair | None) -> dict[str, Any]:
+        messages = [
+            {"role": "system", "content": with_tool_rule(question.system)},
+            {"role": "user", "content": question.user},
+        ]
+        if repair is not None:
+            messages.append({"role": "assistant", "content": repair.said or "(no verdict)"})
+            messages.append({"role": "user", "content": repair.request})
+        function = {"name": TOOL, "description": "Record the verdict.", "parameters": self._schema}
+        return {
+            "model": self._ref.model,
+            "messages": messages,
+            "max_completion_tokens": self._max_tokens,
+            "tools": [{"type": "function", "function": function}],
+            "tool_choice": {"type": "function", "function": {"name": TOOL}},
+        }
+
+    def _refused(self, error: openai.APIStatusError) -> ResearcherError:
+        address = str(self._client.base_url)
+        if error.status_code == 404:
+            return ConfigError(
+                f"the endpoint has no model '{self._ref.model}', or no chat completions",
+                where="judge_model",
+                fix=f"Check the model and judge_base_url ({address})",
+            )
+        return BackendError(f"the key was refused ({error.status_code})", where=address, fix=f"Check {_KEY}")
+
+
+def _reply(completion: Any) -> Reply:
+    choice = completion.choices[0] if completion.choices else None
+    message = choice.message if choice else None
+    arguments: Any = None
+    for call in (message.tool_calls if message else None) or []:
+        if call.type == "function" and call.function.name == TOOL:
+            try:
+                arguments = json.loads(call.function.arguments)
+            except ValueError:
+                arguments = None
+    used = completion.usage
+    return Reply(
+        arguments=arguments if isinstance(arguments, Mapping) else None,
+        text=(message.content or message.refusal or "") if message else "",
+        stop_reason="refusal" if message and message.refusal else str(choice.finish_reason if choice else "none"),
+        model=completion.model,
+        usage=Usage(used.prompt_tokens, used.completion_tokens) if used else Usage(),
+    )

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NotRequired, Protocol, TypedDict
+
+
+class Message(TypedDict):
+    """One turn of a conversation. ``content`` is text; tool calls are kept for templates that render them."""
+
+    role: str
+    content: str
+    tool_calls: NotRequired[list[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """One conversation as tokens.
+
+    Attributes:
+        tokens: Token ids, shape [T].
+        weights: 1 where the token is trained (an assistant's words and the token that ends its turn), else 0; [T].
+        last_turn_only: True when earlier assistant turns could not be trained, because the template writes them
+            differently once they are history.
+    """
+
+    tokens: Sequence[int]
+    weights: Sequence[int]
+    last_turn_only: bool = False
+
+
+class ChatRenderer(Protocol):
+    """Renders one model's conversations."""
+
+    @property
+    def name(self) -> str:
+        """``chat_template``, or the cookbook's name for it."""
+        ...
+
+    @property
+    def stop(self) -> list[int] | list[str]:
+        """What ends an answer: token ids, or strings."""
+        ...
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids the tokenizer knows."""
+        ...
+
+    def render_many(self, conversations: Sequence[Sequence[Message]]) -> list[Rendered]:
+        """Render many conversations (much faster than one by one).
+
+        Raises:
+            DataError: If the template refuses a conversation.
+        """
+        ...
+
+    def generation_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens after which the model answers ``messages``."""
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of an answer, without the token that ended it."""
+        ...
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """The text of any tokens, special ones included."""
+        ...
+
+
+def render(renderer: ChatRenderer, messages: Sequence[Message]) -> Rendered:
+    """Render one conversation."""
+    return renderer.render_many([messages])[0]
+
+
+def mask_view(renderer: ChatRenderer, rendered: Rendered) -> str:
+    """The text of a conversation with what is trained between ⟦ and ⟧."""
+    shown: list[str] = []
+    start = 0
+    weights = list(rendered.weights)
+    for end in range(1, len(weights) + 1):
+        if end == len(weights) or weights[end] != weights[start]:
+            text = renderer.text_of(rendered.tokens[start:end])
+            shown.append(f"⟦{text}⟧" if weights[start] else text)
+            start = end
+    return "".join(shown)

@@ -1,0 +1,61 @@
+"""Files of a model on the Hugging Face hub: from the local cache, else downloaded, else a sentence what to do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, cast
+
+from ..core.errors import MissingDependencyError, ModelError
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json")
+_TIMEOUT_S = "10"
+
+
+def hub_file(repository: str, name: str) -> Path:
+    """The local path of one file of a repository.
+
+    Raises:
+        ModelError: If it is neither cached nor to be had.
+        MissingDependencyError: If ``huggingface_hub`` is not installed.
+    """
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", _TIMEOUT_S)
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", _TIMEOUT_S)
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise MissingDependencyError(
+            "models on the hub need huggingface_hub", fix="Run: ml-researcher setup"
+        ) from error
+    try:
+        return Path(cast("Any", huggingface_hub).hf_hub_download(repository, name))
+    except LocalEntryNotFoundError as error:
+        raise ModelError(
+            f"{name} is not in the local cache and the Hugging Face hub is out of reach",
+            where=repository,
+            fix="Go online, set HF_ENDPOINT to a mirror, or give a model folder",
+        ) from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        problem = {401: "the hub wants a login", 403: "access was not granted", 404: f"there is no {name}"}.get(
+            status, f"the hub answered {status}"
+        )
+        raise ModelError(problem, where=repository, fix="Check the id; gated models need HF_TOKEN") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{name} cannot be had: {error}", where=repository) from error
+
+
+def tokenizer_folder(repository: str) -> Path:
+    """A folder with the repository's tokenizer and chat template.
+
+    Raises:
+        ModelError: If there is no ``tokenizer.json`` to be had.
+    """
+    folder = hub_file(repository, _TOKENIZER_FILES[0]).parent
+    for name in _TOKENIZER_FILES[1:]:
+        try:
+            hub_file(repository, name)
+        except ModelError:
+            continue  # not every repository has each of them; what is missing is said when it is needed
+    return folder

@@ -1,0 +1,124 @@
+"""Tinker's models as a dated table: names, sizes, renderers, LoRA counts, retirements. Read on first use.
+
+``model_catalog.yaml`` is generated from the installed cookbook (``scripts/make_model_catalog.py``);
+``model_facts.yaml`` is kept by hand and holds what the cookbook does not say, each with its source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date
+from functools import cache
+from importlib.resources import files
+from typing import Any, cast
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+
+class ComponentCounts(_Frozen):
+    """LoRA parameters by the part of the model they adapt; the names are those of ``apply_to``."""
+
+    mlp: int
+    attn: int
+    unembed: int
+
+    @property
+    def total(self) -> int:
+        """All three together."""
+        return self.mlp + self.attn + self.unembed
+
+    def times(self, rank: int) -> ComponentCounts:
+        """The counts at ``rank``, given those per rank."""
+        return ComponentCounts(mlp=self.mlp * rank, attn=self.attn * rank, unembed=self.unembed * rank)
+
+
+class CatalogEntry(_Frozen):
+    """One model of the platform.
+
+    Attributes:
+        name: Its id, without a variant suffix such as ``:peft:262144``.
+        hidden_size: Width of the residual stream.
+        lora_per_rank: The platform's LoRA parameters at rank 1, or None where the cookbook has no count.
+        renderers: Cookbook renderers made for it, the recommended one first.
+        context_length: Tokens the platform takes, or None if unknown here (ask the service).
+        max_rank: Largest LoRA rank the platform takes, or None if unknown here.
+        retired: The day it left the platform, or None if no retirement is known here.
+        price: Always None: prices change too often for a table (see the prices file or the platform's page).
+        config: The keys of its ``config.json`` that decide LoRA shapes, where known.
+    """
+
+    name: str
+    organization: str
+    version: str
+    size: str
+    chat: bool
+    vision: bool
+    audio: bool
+    hidden_size: int
+    lora_per_rank: ComponentCounts | None
+    renderers: tuple[str, ...]
+    context_length: int | None = None
+    max_rank: int | None = None
+    retired: date | None = None
+    price: None = None
+    config: Mapping[str, Any] | None = None
+
+
+class ModelCatalog(_Frozen):
+    """The table, the day it was made, and where from."""
+
+    as_of: date
+    source: str
+    models: tuple[CatalogEntry, ...]
+
+
+def base_name(name: str) -> str:
+    """The id without the platform's variant suffix: ``org/model:peft:262144`` is ``org/model``."""
+    return name.split(":", 1)[0]
+
+
+def catalog_entry(name: str) -> CatalogEntry | None:
+    """The model called ``name`` (a variant suffix is ignored), or None."""
+    return _by_name().get(base_name(name))
+
+
+@cache
+def load_catalog() -> ModelCatalog:
+    """The whole table, with the facts kept by hand merged in."""
+    generated, facts = _read("model_catalog.yaml"), _read("model_facts.yaml")
+    retired = {name: group["retired"] for group in facts["retirements"] for name in group["models"]}
+    contexts: dict[str, int] = {name: group["tokens"] for group in facts["contexts"] for name in group["models"]}
+    configs = {name: group["config"] for group in facts["configs"] for name in group["models"]}
+    models = tuple(
+        CatalogEntry(
+            **row,
+            retired=retired.get(row["name"]),
+            context_length=contexts.get(row["name"]),
+            config=configs.get(row["name"]),
+        )
+        for row in generated["models"]
+    )
+    return ModelCatalog(as_of=generated["as_of"], source=generated["source"], models=models)
+
+
+@cache
+def config_defaults() -> Mapping[str, Mapping[str, int]]:
+    """For each model type, what transformers assumes where a ``config.json`` leaves a key out."""
+    return cast("dict[str, dict[str, int]]", _read("model_defaults.yaml"))
+
+
+@cache
+def _by_name() -> Mapping[str, CatalogEntry]:
+    return {entry.name: entry for entry in load_catalog().models}
+
+
+def _read(name: str) -> dict[str, Any]:
+    import yaml
+
+    text = (files("sota_ml_researcher.models") / name).read_text(encoding="utf-8")
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is 8 times faster, and not everywhere
+    return cast("dict[str, Any]", yaml.load(text, Loader=loader))

@@ -1,0 +1,125 @@
+"""Rows for reinforcement learning: a prompt, and what its response is checked by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from ..core.errors import DataError
+from ..data.formats import to_messages
+from ..data.row_files import Row, at_line, read_rows
+from ..models.chat import Message
+from .reward_config import NEEDS_KEY, RewardPart
+
+_PROMPT_KEYS = ("prompt", "question", "messages")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One prompt with its row and the row's place in the file."""
+
+    line: int
+    messages: tuple[Message, ...]
+    row: Mapping[str, Any]
+
+    @property
+    def prompt(self) -> str:
+        """The words of the last turn before the response."""
+        return self.messages[-1]["content"]
+
+
+def is_problem_row(row: Mapping[str, Any]) -> bool:
+    """Whether a row is a prompt to be answered and checked, and neither a preference nor something to imitate."""
+    keys = set(row)
+    return bool(keys & {"prompt", "question"}) and not keys & {"completion", "chosen", "output", "responses"}
+
+
+def to_problem(row: Mapping[str, Any], line: int, *, system_prompt: str | None = None) -> Problem:
+    """The problem in a row.
+
+    Raises:
+        DataError: With what is wrong (the caller adds the file and line).
+    """
+    key = next((name for name in _PROMPT_KEYS if row.get(name) is not None), None)
+    if key is None:
+        shown = ", ".join(sorted(row)[:8]) or "none"
+        raise DataError(f"no prompt in this row (keys: {shown})", fix='Use "prompt", "question" or "messages"')
+    value = row[key]
+    if isinstance(value, str) and not value.strip():
+        raise DataError(f'"{key}" is empty')
+    turns: object = [{"role": "user", "content": value}] if isinstance(value, str) else value
+    if not isinstance(turns, list) or not turns:
+        raise DataError(f'"{key}" must be text or a list of messages')
+    # A made-up answer lets the checks of a whole conversation judge the prompt alone.
+    placeholder = {"role": "assistant", "content": "x"}
+    messages = to_messages({"messages": [*cast("list[object]", turns), placeholder]}, "messages")[:-1]
+    if messages[-1]["role"] == "assistant":
+        raise DataError("the prompt ends with the assistant's turn", fix="End it with the user's")
+    if system_prompt is not None and messages[0]["role"] != "system":
+        messages = [Message(role="system", content=system_prompt), *messages]
+    return Problem(line, tuple(messages), row)
+
+
+def missing_key(row: Mapping[str, Any], parts: Iterable[RewardPart]) -> DataError | None:
+    """What a row lacks for its checks, or None."""
+    for part in parts:
+        key = NEEDS_KEY.get(part.type)
+        if key is None:
+            continue
+        value = row.get(key)
+        if value is None or (isinstance(value, str) and not value.strip()) or value == []:
+            return DataError(f'reward {part.type} needs "{key}", and this row has none', fix=f'Add "{key}" to the row')
+        if part.type in {"math", "exact"} and not isinstance(value, str | int | float):
+            return DataError(f'"{key}" must be text or a number for reward {part.type}')
+        if part.type == "code" and (problem := _unusable_tests(row)) is not None:
+            return problem
+    return None
+
+
+def _unusable_tests(row: Mapping[str, Any]) -> DataError | None:
+    """What is wrong with a row's tests before any of them runs, or None."""
+    tests = row["tests"]
+    several = cast("list[object]", tests if isinstance(tests, list) else [tests])
+    examples = [
+        isinstance(each, Mapping) and isinstance(cast("Mapping[str, object]", each).get("output"), str | int | float)
+        for each in several
+    ]
+    if not all(isinstance(each, str) for each in several) and not (isinstance(tests, list) and all(examples)):
+        return DataError(
+            '"tests" is neither text, a list of texts, nor a list of {"input", "output"}',
+            fix='Write asserts, or {"input": what the program reads, "output": what it must print}',
+        )
+    if not isinstance(row.get("entry_point"), str | None):
+        return DataError('"entry_point" must be the name of a function')
+    return None
+
+
+def load_problems(
+    path: Path, parts: Sequence[RewardPart], *, system_prompt: str | None = None, skip_bad_rows: bool = False
+) -> list[Problem]:
+    """Every usable row of a file.
+
+    Raises:
+        DataError: For the first row that cannot be used, or if no row can.
+    """
+    problems: list[Problem] = []
+    for row in read_rows(path):
+        found = _problem(row, parts, system_prompt)
+        if isinstance(found, Problem):
+            problems.append(found)
+        elif not skip_bad_rows:
+            raise at_line(path, row.number, found)
+    if not problems:
+        raise DataError("no row can be used", where=str(path))
+    return problems
+
+
+def _problem(row: Row, parts: Sequence[RewardPart], system_prompt: str | None) -> Problem | DataError:
+    if row.value is None:
+        return row.problem or DataError("unreadable")
+    try:
+        return missing_key(row.value, parts) or to_problem(row.value, row.number, system_prompt=system_prompt)
+    except DataError as error:
+        return error

@@ -1,0 +1,196 @@
+"""Whether a model's program passes a row's tests. Neither is run here: both are untrusted text.
+
+Each program and each row's tests get a sandbox of their own, started anew for every sample. The program cannot see the
+tests, stop them early or change what they compare; the tests cannot reach this process, or another row. Between the two
+sandboxes only calls and plain data cross, and from the tests only a verdict comes out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import marshal
+import re
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+from pydantic import Field
+
+from .process_pool import Answer, ScoringFailedError, read_answer, running
+from .sandbox.modes import Limits, Mode, sandboxed
+
+PROGRAM = Path(__file__).with_name("sandbox") / "program.py"
+TESTS = Path(__file__).with_name("sandbox") / "row_tests.py"
+# Beyond their own time, what tests may take to stop a program that does not answer.
+GRACE_S = 5.0
+# Tests may import what is installed, such as NumPy.
+_TESTS_MEMORY_MB = 2048
+_LONGEST_OUTPUT = 1 << 20
+_LONGEST_VERDICT = 1 << 16
+_FENCE = re.compile(r"```(?:python|py|python3)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
+
+
+class Verdict(Answer):
+    """What tests say of a program."""
+
+    passed: bool
+    note: Annotated[str, Field(max_length=300)]
+
+
+def code_in(response: str) -> str:
+    """The last fenced block of a response, or all of it where there is none."""
+    blocks = _FENCE.findall(response)
+    return str(blocks[-1]) if blocks else response
+
+
+async def run_tests(
+    code: str, tests: Any, *, mode: Mode, limits: Limits, wall_s: float, entry: str | None = None
+) -> str:
+    """Run every test; returns why the first one fails, or an empty text.
+
+    Args:
+        code: The model's program.
+        tests: Python text with asserts (or a list of such), or a list of ``{"input", "output"}`` for a whole program.
+        mode: The sandboxes'.
+        limits: What the program may use.
+        wall_s: Seconds for all the tests together, from when the sandboxes stand.
+        entry: The function that a ``check(candidate)`` in the tests is given.
+
+    Raises:
+        ScoringFailedError: If a sandbox does not start, or the tests come to no verdict: they loop, end their process,
+            or say something else than a verdict.
+    """
+    if isinstance(tests, list) and tests and isinstance(tests[0], Mapping):
+        return await _run_examples(code, cast("Sequence[Mapping[str, Any]]", tests), mode, limits, wall_s)
+    text = "\n".join(map(str, cast("list[Any]", tests))) if isinstance(tests, list) else str(tests)
+    verdict = await _run_asserts(code, text, mode, limits, wall_s, entry)
+    return "" if verdict.passed else verdict.note or "a test failed"
+
+
+async def _run_asserts(code: str, tests: str, mode: Mode, limits: Limits, wall_s: float, entry: str | None) -> Verdict:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        # They look at the clock themselves: a program that keeps them busy past its time has failed.
+        cpu_s = limits.cpu_s + round(GRACE_S)
+        roomy = replace(limits, cpu_s=cpu_s, memory_mb=max(limits.memory_mb, _TESTS_MEMORY_MB))
+        channels = [str(end.fileno()) for end in (ours, theirs)]
+        commands = (
+            sandboxed(mode, TESTS, [channels[0], *_installed()], limits=roomy, share=(ours.fileno(),)),
+            sandboxed(mode, PROGRAM, [channels[1]], limits=limits, share=(theirs.fileno(),)),
+        )
+        async with running(*commands, longest=_LONGEST_VERDICT) as (tester, program):
+            # Each sandbox has its end now; with ours closed, one notices when the other has ended.
+            ours.close()
+            theirs.close()
+            try:
+                async with asyncio.timeout(wall_s + GRACE_S):
+                    await program.send(marshal.dumps({"mode": "functions", "code": code}))
+                    await tester.send(marshal.dumps({"id": 1, "tests": tests, "entry": entry, "wall_s": wall_s}))
+                    said = await tester.rest(_LONGEST_VERDICT)
+                    status = 0 if said else await tester.status()
+            except TimeoutError:
+                raise ScoringFailedError(f"the tests came to no verdict within {wall_s:g} s") from None
+    if not said:
+        raise ScoringFailedError(f"the tests ended their process, or went beyond its limits (status {status})")
+    verdict, _ = read_answer(said, 1, Verdict, who="the tests")
+    return verdict
+
+
+def _installed() -> list[str]:
+    """Folders of installed packages, for the tests to import from."""
+    return [path for path in sys.path if Path(path).name in {"site-packages", "dist-packages"}]
+
+
+async def _run_examples(
+    code: str, examples: Sequence[Mapping[str, Any]], mode: Mode, limits: Limits, wall_s: float
+) -> str:
+    left = wall_s
+    for number, example in enumerate(examples, 1):
+        request = {"mode": "program", "code": code, "input": str(example.get("input", ""))}
+        async with running(sandboxed(mode, PROGRAM, [], limits=limits), longest=_LONGEST_OUTPUT) as (program,):
+            began = time.monotonic()
+            try:
+                async with asyncio.timeout(max(0.0, left)):
+                    await program.send(marshal.dumps(request))
+                    out = await program.rest(_LONGEST_OUTPUT)
+                    status = await program.status() if len(out) <= _LONGEST_OUTPUT else 0
+            except TimeoutError:
+                return f"example {number}: no answer in time"
+            left -= time.monotonic() - began
+        if len(out) > _LONGEST_OUTPUT:
+            return f"example {number}: too much output"
+        if status != 0:
+            return f"example {number}: the program ended with status {status}"
+        if out.decode(errors="replace").split() != str(example["output"]).split():
+            return f"example {number}: another output than expected"
+    return ""
+
+
+_BLOCK = re.compile(r"```(?:python3?|py)[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
+# A character has four bytes at most.
+_BYTES = 4
+_LONGEST_LINE = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What is shown of a program's output, never empty, and whether it was stopped or ended with an error."""
+
+    text: str
+    failed: bool
+
+
+def program_in(reply: str) -> str | None:
+    """The last block of a reply that is marked as Python, or None: then the reply is an answer."""
+    blocks = _BLOCK.findall(reply)
+    return str(blocks[-1]) if blocks else None
+
+
+async def run(code: str, *, mode: Mode, limits: Limits, wall_s: float, most: int, seed: int) -> Output:
+    """Run a program and say what it printed.
+
+    Args:
+        code: The program.
+        mode: The sandbox's.
+        limits: What it may use.
+        wall_s: Seconds it may take.
+        most: Characters of its output that are shown.
+        seed: For its ``random``.
+
+    Raises:
+        ScoringFailedError: If the sandbox does not start.
+    """
+    stopped = ""
+    status = 0
+    found = bytearray()
+    async with running(sandboxed(mode, PROGRAM, [], limits=limits), longest=_LONGEST_LINE) as (program,):
+        try:
+            async with asyncio.timeout(wall_s):
+                request = {"mode": "interpreter", "code": code, "input": "", "seed": seed}
+                await program.send(marshal.dumps(request))
+                async for chunk in program.chunks(_BYTES * most):
+                    found += chunk
+                if len(found) > _BYTES * most:
+                    stopped = "stopped: it prints too much"
+                else:
+                    status = await program.status()
+        except TimeoutError:
+            stopped = f"stopped after {wall_s:g} s"
+    return _shown(found.decode(errors="replace").rstrip(), stopped, status, most)
+
+
+def _shown(text: str, stopped: str, status: int, most: int) -> Output:
+    notes = [stopped] if stopped else []
+    if len(text) > most:
+        # The end of a long output often says what went wrong.
+        text, notes = f"{text[: most - most // 2]}\n[cut]\n{text[len(text) - most // 2 :]}", []
+    elif not stopped and status != 0 and not text:
+        notes = [f"ended with status {status}"]
+    elif not stopped and not text:
+        notes = ["nothing was printed"]
+    shown = "\n".join([*([text] if text else []), *(f"[{note}]" for note in notes)])
+    return Output(shown, bool(stopped) or status != 0)

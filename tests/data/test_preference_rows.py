@@ -1,0 +1,90 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sota_ml_researcher.core.errors import DataError
+from sota_ml_researcher.data.preference_check import check_preferences
+from sota_ml_researcher.data.preference_rows import detect_preference_format, to_pair
+
+USER = {"role": "user", "content": "q"}
+GOOD, BAD = {"role": "assistant", "content": "good"}, {"role": "assistant", "content": "bad"}
+
+
+@pytest.mark.parametrize(
+    ("row", "form"),
+    [
+        ({"prompt": "q", "chosen": "good", "rejected": "bad"}, "pairs"),
+        ({"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}, "pairs"),
+        ({"prompt": "q", "chosen": [GOOD], "rejected": [BAD]}, "pairs"),
+        ({"chosen": [USER, GOOD], "rejected": [USER, BAD]}, "conversations"),
+        ({"prompt": "q", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "conversations"),
+        ({"chosen": "\n\nHuman: q\n\nAssistant: good", "rejected": "\n\nHuman: q\n\nAssistant: bad"}, "transcripts"),
+        ({"prompt": "q", "responses": ["bad", "fair", "good"], "ratings": [1, 2, 5]}, "ratings"),
+        ({"prompt": "q", "responses": ["bad", "good"], "scores": [0.1, 0.7]}, "ratings"),
+    ],
+)
+def test_every_shape_gives_the_same_pair(row: dict[str, Any], form: str) -> None:
+    assert detect_preference_format(row) == form
+    pair = to_pair(row)
+    assert [dict(m) for m in pair.prompt] == [USER]
+    assert (pair.chosen_text, pair.rejected_text) == ("good", "bad")
+
+
+def test_transcripts_share_their_whole_beginning() -> None:
+    start = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: why?\n\nAssistant: "
+    pair = to_pair({"chosen": start + "because", "rejected": start + "no"})
+    assert [m["role"] for m in pair.prompt] == ["user", "assistant", "user"]
+    assert (pair.chosen_text, pair.rejected_text) == ("because", "no")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "q", "chosen": "a", "rejected": "a"}, "chosen and rejected are the same"),
+        ({"prompt": "q", "chosen": "a", "rejected": ""}, '"rejected" is empty'),
+        ({"prompt": "q", "chosen": 3, "rejected": "a"}, '"chosen" is'),
+        ({"prompt": "q", "completion": "a"}, "no preference in this row"),
+        ({"chosen": "a", "rejected": "b"}, 'has no prompt: no "Human:"'),
+        ({"chosen": [USER, GOOD], "rejected": [{"role": "user", "content": "x"}, BAD]}, "no common prompt"),
+        ({"prompt": "q", "responses": ["a", "b"], "ratings": [1, 1]}, "the same rating"),
+        ({"prompt": "q", "responses": ["a", "b"], "ratings": [1]}, "2 responses and 1 ratings"),
+        ({"prompt": "q", "responses": ["a", "b"], "ratings": [1, "x"]}, '"ratings" must be numbers'),
+    ],
+)
+def test_a_row_that_prefers_nothing_says_why(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        to_pair(row)
+
+
+def write(path: Path, rows: list[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_contradictions_repeats_leaks_and_a_taste_for_length_are_found(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{i}", "chosen": "a longer answer", "rejected": "short"} for i in range(8)]
+    rows.append({"prompt": "q0", "chosen": "short", "rejected": "a longer answer"})  # line 9 contradicts line 1
+    rows.append(rows[1])  # line 10 repeats line 2
+    rows.append({"prompt": "q", "chosen": "x", "rejected": "x"})
+    found = check_preferences(
+        write(tmp_path / "train.jsonl", rows),
+        write(tmp_path / "val.jsonl", [{"prompt": "q3", "chosen": "a", "rejected": "b"}]),
+    )
+    assert (found.rows, found.usable, found.bad_count) == (11, 10, 1)
+    assert found.contradictory == [9]
+    assert found.repeated == [10]
+    assert found.leaked == [4]
+    assert found.longer_share == 0.9  # 9 of 10 pairs of unequal length
+    assert any("longer answer is the chosen one in 90%" in warning for warning in found.warnings())
+
+
+def test_the_kind_of_a_file_is_seen_from_its_first_row(tmp_path: Path) -> None:
+    from sota_ml_researcher.data.preference_check import kind_of, preference_report
+
+    pairs = write(tmp_path / "pairs.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
+    assert kind_of(pairs) == "preferences"
+    assert kind_of(write(tmp_path / "sft.jsonl", [{"prompt": "q", "completion": "a"}])) == "supervised"
+    report = preference_report(pairs, None)
+    assert (report["ok"], report["usable_rows"]) == (True, 1)

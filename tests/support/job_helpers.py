@@ -1,0 +1,128 @@
+"""Starting real jobs on the tiny model, and looking at what they left."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sota_ml_researcher.jobs import control, run_files
+from sota_ml_researcher.jobs.create import start_job
+from sota_ml_researcher.jobs.registry import Registry
+from sota_ml_researcher.jobs.states import ACTIVE, Job
+from sota_ml_researcher.training.dpo.config import load_dpo_settings
+from sota_ml_researcher.training.dpo.plan import plan_dpo
+from sota_ml_researcher.training.rl.config import load_rl_settings
+from sota_ml_researcher.training.rl.plan import plan_rl
+from sota_ml_researcher.training.sft.config import load_sft_settings
+from sota_ml_researcher.training.sft.plan import plan_sft
+
+PATIENCE_S = 90.0
+
+
+def write_sums(path: Path, count: int, seed: int) -> Path:
+    rng = random.Random(seed)
+    pairs = [(rng.randint(0, 99), rng.randint(0, 99)) for _ in range(count)]
+    rows = [{"prompt": f"{a} plus {b}?", "completion": str(a + b)} for a, b in pairs]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def settings(folder: Path, model: Path, **changes: Any) -> dict[str, Any]:
+    base = {
+        "base_model": str(model),
+        "train_file": str(write_sums(folder / "train.jsonl", 120, 1)),
+        "val_file": str(write_sums(folder / "val.jsonl", 8, 2)),
+        "num_steps": 24,
+        "batch_size": 16,
+        "lora_rank": 4,
+        "learning_rate": 1e-2,
+        "checkpoint_every": 5,
+        "eval_every": 7,
+    }
+    return base | changes
+
+
+def start(config_file: Path | None = None, **config: Any) -> Job:
+    plan = plan_sft(load_sft_settings(config_file, config))
+    shown = plan.settings.config
+    files = [Path(shown.train_file)]
+    return start_job(Registry(), "sft", shown, plan.settings.origins, files=files, total_steps=plan.total_steps)
+
+
+def wait_until(job_id: str, condition: Callable[[Job], bool]) -> Job:
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        job = control.look(Registry(), job_id)
+        if condition(job):
+            return job
+        assert time.monotonic() < deadline, f"{job.state} at step {job.step}: {job.error}"
+        time.sleep(0.02)
+
+
+def ended(job: Job) -> bool:
+    return job.state not in ACTIVE
+
+
+def curve(job: Job) -> dict[int, tuple[float | None, float | None]]:
+    records = run_files.recent_metrics(job.folder, limit=10_000)
+    assert len({r["step"] for r in records}) == len(records), "a step is logged twice"
+    return {r["step"]: (r.get("train_mean_nll"), r.get("test/nll")) for r in records}
+
+
+def write_pairs(path: Path, count: int, seed: int) -> Path:
+    rng = random.Random(seed)
+    numbers = [rng.randint(10, 99) for _ in range(count)]
+    rows = [{"prompt": f"say {n}", "chosen": f"{n}", "rejected": f"{n + 1}"} for n in numbers]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def start_dpo(folder: Path, model: Path, **changes: Any) -> Job:
+    config = {
+        "base_model": str(model),
+        "train_file": str(write_pairs(folder / "train.jsonl", 40, 1)),
+        "val_file": str(write_pairs(folder / "val.jsonl", 8, 2)),
+        "num_steps": 14,
+        "batch_size": 8,
+        "lora_rank": 4,
+        "learning_rate": 2e-2,
+        "checkpoint_every": 4,
+        "eval_every": 5,
+        **changes,
+    }
+    plan = plan_dpo(load_dpo_settings(None, config))
+    shown = plan.settings.config
+    files = [Path(shown.train_file)]
+    return start_job(Registry(), "dpo", shown, plan.settings.origins, files=files, total_steps=plan.total_steps)
+
+
+def start_rl(config_file: Path | None, **config: Any) -> Job:
+    plan = plan_rl(load_rl_settings(config_file, config))
+    shown = plan.settings.config
+    files = [Path(shown.train_file)]
+    return start_job(Registry(), "grpo", shown, plan.settings.origins, files=files, total_steps=plan.total_steps)
+
+
+def tiny_rl(folder: Path, model: Path, rows: int = 12, **changes: Any) -> dict[str, Any]:
+    path = folder / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"say {n}", "answer": str(n)}) + "\n" for n in range(rows)))
+    return {
+        "base_model": str(model),
+        "train_file": str(path),
+        "val_file": str(path),
+        # The tiny model has learnt nothing: it is rewarded for short responses, which it gives by chance.
+        "rewards": [{"type": "length", "target_tokens": 2}, {"type": "regex", "pattern": ".*[a-m].*", "weight": 0.5}],
+        "group_size": 4,
+        "batch_size": 3,
+        "max_response_tokens": 6,
+        "num_steps": 6,
+        "lora_rank": 4,
+        "learning_rate": 1e-3,
+        "checkpoint_every": 2,
+        "eval_every": 3,
+        **changes,
+    }

@@ -1,0 +1,86 @@
+"""The checkpoints a backend keeps: listing them with their price, and deleting them by name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, cast
+
+from mcp_types import CallToolResult
+from pydantic import BaseModel, Field
+
+from ..backends.connection import connect
+from ..core.errors import JobError
+from ..core.names import BackendName
+from ..jobs import control, run_files
+from ..jobs.registry import Registry
+from .answers import answer, number
+
+_SHOWN = 15
+
+
+class CheckpointList(BaseModel):
+    """What is stored, largest first; sizes in bytes, prices in USD a month."""
+
+    checkpoints: list[dict[str, Any]]
+    deleted: list[str]
+    total_bytes: int
+    usd_month: float | None
+    next: str
+
+
+def manage_checkpoints(
+    delete: Annotated[list[str] | None, Field(description="tinker:// paths in full; for good")] = None,
+    superseded_of: Annotated[str | None, Field(description="List only what this job no longer needs")] = None,
+    backend: BackendName = "embedded",
+    base_url: str | None = None,
+) -> Annotated[CallToolResult, CheckpointList]:
+    """List stored checkpoints with size, age, expiry and monthly price; or delete those named, for good.
+
+    Use it for storage and its cost; to take one home use export_checkpoint. Ask the user before deleting. superseded_of
+    lists all of a job but its final and its best.
+    """
+    from ..backends.prices import load_prices
+    from ..backends.stored_checkpoints import delete_checkpoints, stored_checkpoints
+    from ..core.yaml_loading import load_yaml
+    from ..jobs import costs
+
+    if delete and superseded_of:
+        raise JobError("delete and superseded_of are both given", fix="List first, then delete what the user agreed to")
+    wanted: set[str] | None = None
+    if superseded_of:
+        job = control.look(Registry(), superseded_of)
+        backend = cast("BackendName", job.backend)
+        base_url = load_yaml(job.folder / run_files.CONFIG).data.get("base_url")
+        wanted = set(costs.superseded(job))
+    connection = connect(backend, base_url)
+    delete_checkpoints(connection, delete or [])
+    found = [c for c in stored_checkpoints(connection, load_prices()) if wanted is None or c.path in wanted]
+    prices = [c.usd_month for c in found]
+    content = CheckpointList(
+        checkpoints=[
+            {
+                "path": c.path,
+                "bytes": c.size_bytes,
+                "created": c.created.isoformat(),
+                "expires": c.expires.isoformat() if c.expires else None,
+                "usd_month": c.usd_month,
+            }
+            for c in found
+        ],
+        deleted=delete or [],
+        total_bytes=sum(c.size_bytes or 0 for c in found),
+        usd_month=None if None in prices else sum(price or 0.0 for price in prices),
+        next="manage_checkpoints(delete=[...]) with what the user agreed to lose" if found else "nothing to do",
+    )
+    return answer(content, _text(content))
+
+
+def _text(content: CheckpointList) -> str:
+    lines = [f"{len(content.deleted)} deleted."] if content.deleted else []
+    lines.append(
+        f"{len(content.checkpoints)} checkpoints, {content.total_bytes / 1e9:.3g} GB, "
+        f"${number(content.usd_month)} a month."
+    )
+    for each in content.checkpoints[:_SHOWN]:
+        lasts = f"expires {each['expires'][:10]}" if each["expires"] else "never expires"
+        lines.append(f"{each['path']}  {(each['bytes'] or 0) / 1e6:.1f} MB, {lasts}")
+    return "\n".join([*lines, f"Next: {content.next}"])

@@ -1,0 +1,195 @@
+"""The whole question behind `validate_capacity`: count what there is to learn, then compare."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from mcp.server.mcpserver import Context
+from mcp_types import CallToolResult
+from pydantic import BaseModel, Field
+
+from ..core.errors import ConfigError
+from ..core.names import COMPONENTS, BackendName, Component
+from .answers import answer, number
+from .background import CALL_AGAIN, Report, data_path, file_identity, run_in_background
+
+if TYPE_CHECKING:
+    from ..models.capacity import CapacityReport
+    from ..models.chat import ChatRenderer
+
+BaseModelName = Annotated[str, Field(description="'demo', a model folder, or an id such as Qwen/Qwen3-8B")]
+_MEASURED_ROWS = 64
+
+
+class CapacityAnswer(BaseModel):
+    """Counts are plain integers; ``details`` has the modules, the rules, the uncertainties."""
+
+    done: bool
+    verdict: str | None = None
+    ratio: float | None = None
+    parameters: int | None = None
+    parameters_by_component: dict[str, int] | None = None
+    capacity_bits: int | None = None
+    data_bits: int | None = None
+    loss_tokens: int | None = None
+    total_tokens: int | None = None
+    smallest_sufficient_rank: int | None = None
+    learning_rate: float | None = None
+    batch_size: int | None = None
+    details: dict[str, Any] | None = None
+    next: str = ""
+
+
+async def validate_capacity(
+    base_model: BaseModelName,
+    ctx: Context,
+    lora_rank: Annotated[int, Field(description="The rank in question")] = 32,
+    apply_to: Annotated[list[Component] | None, Field(description="Layers with adapters; default all")] = None,
+    train_file: Annotated[str | None, Field(description="Training file, or demo:NAME")] = None,
+    dataset_tokens: Annotated[int | None, Field(gt=0, description="Instead of a file: tokens to learn")] = None,
+    epochs: Annotated[int, Field(ge=1)] = 1,
+    max_seq_len: Annotated[int | None, Field(gt=0)] = None,
+    backend: Annotated[BackendName, Field(description="Decides accepted ranks and expert adapters")] = "embedded",
+    measure: Annotated[bool, Field(description="Measure the base model's loss on 64 rows (needs the backend)")] = False,
+) -> Annotated[CallToolResult, CapacityAnswer]:
+    """Say whether a LoRA adapter of this rank has room for a data set, and which rank suffices.
+
+    Exact parameter counts from the model's config; recommends learning rate and batch too. Give train_file or
+    dataset_tokens. Use it before start_sft, or for "which rank do I need?". It trains nothing, and finds no faults in a
+    file: that is check_dataset.
+    """
+    if (train_file is None) == (dataset_tokens is None):
+        raise ConfigError("give either train_file or dataset_tokens", where="validate_capacity")
+    path = data_path(train_file) if train_file else None
+    parts = tuple(apply_to) if apply_to is not None else COMPONENTS
+    if measure and path is None:
+        raise ConfigError("measure needs train_file: there are no rows to measure on", where="measure")
+
+    def work(report: Report, cancelled: threading.Event) -> tuple[CapacityReport, int, int | None]:
+        report.message = "counting tokens"
+        return answer_capacity(
+            base_model=base_model,
+            lora_rank=lora_rank,
+            apply_to=parts,
+            train_file=path,
+            dataset_tokens=dataset_tokens,
+            epochs=epochs,
+            max_seq_len=max_seq_len,
+            backend=backend,
+            measured_rows=_MEASURED_ROWS if measure else 0,
+        )
+
+    key = ("capacity", base_model, lora_rank, parts, file_identity(path), dataset_tokens, epochs, max_seq_len, backend)
+    found, progress = await run_in_background((*key, measure), work, ctx)
+    if found is None:
+        return answer(CapacityAnswer(done=False, next=CALL_AGAIN), f"Still {progress.message}. {CALL_AGAIN}")
+    return _capacity_answer(*found)
+
+
+def _capacity_answer(report: CapacityReport, loss_tokens: int, all_tokens: int | None) -> CallToolResult:
+    batch = report.batch_size
+    following = f"start_sft(overrides={{'base_model': '{report.base_model}', 'lora_rank': {report.lora_rank}, ...}})"
+    content = CapacityAnswer(
+        done=True,
+        verdict=report.verdict,
+        ratio=report.ratio,
+        parameters=report.parameters_total,
+        parameters_by_component=report.parameters.model_dump(),
+        capacity_bits=report.capacity_bits,
+        data_bits=report.data_bits,
+        loss_tokens=loss_tokens,
+        total_tokens=all_tokens,
+        smallest_sufficient_rank=report.smallest_sufficient_rank,
+        learning_rate=report.learning_rate.value,
+        batch_size=int(batch.value) if batch else None,
+        details=report.model_dump(mode="json"),
+        next=following,
+    )
+    return answer(content, _capacity_text(report, following))
+
+
+def _capacity_text(report: CapacityReport, following: str) -> str:
+    parts = ", ".join(f"{name} {count:,}" for name, count in report.parameters.model_dump().items() if count)
+    rate = report.learning_rate
+    lines = [
+        f"Capacity {report.verdict}: ratio {number(report.ratio, 3)}, {report.margin}.",
+        f"Rank {report.lora_rank}: {report.parameters_total:,} parameters ({parts}), {report.capacity_bits:,} bits.",
+        f"Data: {report.data_bits:,} bits ({report.information.explanation}).",
+        report.advice,
+        f"Learning rate {number(rate.value)} ({rate.rule_id}, confidence {rate.confidence}).",
+    ]
+    if report.batch_size is not None:
+        lines.append(f"Batch {int(report.batch_size.value)} ({report.batch_size.rule_id}): {report.batch_size.note}")
+    if not report.rank_check.accepted:
+        nearest = " or ".join(map(str, report.rank_check.nearest))
+        lines.append(f"Rank {report.lora_rank} is not accepted: {report.rank_check.reason}; use {nearest}.")
+    lines += [f"Warning: {warning}" for warning in report.warnings]
+    lines.append("Uncertain: " + "; ".join(report.uncertainties[:3]) + ".")
+    return "\n".join([*lines, f"Next: {following}"])
+
+
+def answer_capacity(
+    *,
+    base_model: str,
+    lora_rank: int,
+    apply_to: Sequence[Component],
+    train_file: Path | None,
+    dataset_tokens: int | None,
+    epochs: int,
+    max_seq_len: int | None,
+    backend: BackendName,
+    measured_rows: int,
+) -> tuple[CapacityReport, int, int | None]:
+    """Count tokens, measure the base model's loss if asked to, and report.
+
+    Args:
+        base_model: The model.
+        lora_rank: The rank in question.
+        apply_to: Parts that get adapters.
+        train_file: The data; all of it is read. Or:
+        dataset_tokens: How many tokens there are to learn.
+        epochs: Passes over the data.
+        max_seq_len: Tokens at which rows are cut.
+        backend: Decides accepted ranks and how experts are adapted; the measurement runs there.
+        measured_rows: Rows to measure the base model's NLL on; 0 takes the stated rule instead.
+
+    Returns:
+        The report, the tokens with loss, and all tokens (None when only ``dataset_tokens`` was given).
+
+    Raises:
+        ResearcherError: Of the kind that fits: bad data, an unknown model, a refused rank, a backend that is not there.
+    """
+    from ..data.supervised import count_tokens
+    from ..models.capacity import DataSize, capacity_report
+    from ..models.configs import load_model_config
+    from ..models.model_ref import resolve_model
+    from ..models.renderers import load_renderer
+
+    config = load_model_config(resolve_model(base_model))
+    if train_file is None:
+        tokens = dataset_tokens or 0
+        data = DataSize(loss_tokens=tokens, epochs=epochs)
+        report = capacity_report(config, lora_rank=lora_rank, data=data, backend=backend, apply_to=apply_to)
+        return report, tokens, None
+    renderer = load_renderer(base_model)
+    counts = count_tokens(train_file, renderer, max_seq_len=max_seq_len)
+    nll = _measure(base_model, backend, renderer, train_file, measured_rows) if measured_rows else None
+    data = DataSize(loss_tokens=counts.loss_tokens, rows=counts.rows, epochs=epochs, nll_nats=nll)
+    report = capacity_report(config, lora_rank=lora_rank, data=data, backend=backend, apply_to=apply_to)
+    return report, counts.loss_tokens, counts.tokens
+
+
+def _measure(base_model: str, backend: BackendName, renderer: ChatRenderer, path: Path, rows: int) -> float:
+    from ..backends.connection import connect
+    from ..backends.sampling_client import measure_nll
+    from ..data.supervised import rendered_rows
+    from ..models.chat import Rendered
+    from ..models.model_ref import resolve_model
+
+    usable = (r for _, r in rendered_rows(path, renderer) if isinstance(r, Rendered))
+    chosen = list(islice(usable, rows))
+    return measure_nll(connect(backend), renderer, resolve_model(base_model).wire_name, chosen).mean

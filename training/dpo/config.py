@@ -1,0 +1,58 @@
+"""Direct preference optimization: the settings a user may give, and how those left out are filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from ...core.settings import Settings, load_settings
+from ..config import DEFAULT_RULES as SFT_RULES
+from ..config import RETIRED_KEYS, PositiveReal
+from ..sft.config import SftConfig
+
+DpoLoss = Literal["dpo", "ipo", "dpo_norm"]
+PreferenceLoss = Literal[DpoLoss, "reward_model"]
+
+DEFAULT_RULES: Mapping[str, str] = {
+    **SFT_RULES,
+    "beta": "dpo.beta",
+    "lr_schedule": "dpo.schedule",
+    "ref_model": "dpo.reference",
+    "loss": "dpo.variants",
+    "label_smoothing": "dpo.variants",
+}
+
+
+class DpoConfig(SftConfig):
+    """Settings of one DPO job: those of SFT, and the preference loss's own. ``train_file`` holds pairs."""
+
+    beta: PositiveReal = Field(0.1, description="Strength of the pull to the reference; smaller moves further from it")
+    loss: PreferenceLoss = Field(
+        "dpo",
+        description="dpo: sigmoid; ipo: squared, on log-ratios a token; dpo_norm: sigmoid, on log-ratios a token; "
+        "reward_model: no policy at all, but a model that says which answer is better (reward preference_model)",
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.0, description="Share of labels expected to be wrong (cDPO); loss dpo or dpo_norm"
+    )
+    ref_model: str | None = Field(
+        None, description="Null: the weights the run starts from; 'base'; or a tinker:// sampler path"
+    )
+
+    @model_validator(mode="after")
+    def _losses_agree(self) -> DpoConfig:
+        if self.loss in {"ipo", "reward_model"} and self.label_smoothing:
+            raise ValueError(f"label_smoothing belongs to loss: dpo or dpo_norm; {self.loss} has no such term")
+        if self.loss == "reward_model" and self.ref_model is not None:
+            raise ValueError("a reward_model has no reference: remove ref_model")
+        if self.ref_model not in (None, "base") and not str(self.ref_model).startswith("tinker://"):
+            raise ValueError("ref_model must be null, 'base' or a tinker:// sampler path")
+        return self
+
+
+def load_dpo_settings(config_file: Path | None, overrides: Mapping[str, Any] | None) -> Settings[DpoConfig]:
+    """Read and check a DPO config (see `load_settings` for the errors)."""
+    return load_settings(DpoConfig, config_file, overrides, retired=RETIRED_KEYS, default_rules=DEFAULT_RULES)

@@ -1,0 +1,102 @@
+"""One reward-model job: the cookbook's preference recipe, a model that answers which of two responses is better.
+
+The pairs become comparisons in both orders, and the supervised loop does the rest. Heavy: imports torch, tinker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ...backends.connection import Backend, backend_errors, connect
+from ...core.files import append_json_line, write_atomically
+from ...data.preference_rows import Pair, comparison_conversations, text_of
+from ...data.preferences import parse_pair
+from ...data.row_files import at_line, read_rows
+from ...jobs.context import Outcome, RunContext
+from ...models.renderers import load_renderer
+from ...rewards.model_scorers import preference_model
+from ..resume_point import METRICS
+from ..sft.config import SftConfig
+from ..sft.recipe import run_sft
+from .config import DpoConfig, load_dpo_settings
+from .plan import MEASURED_PAIRS
+
+_OWN = {"beta", "loss", "label_smoothing", "ref_model"}
+# A pair is two rows: one in each order.
+ROWS_PER_PAIR = 2
+PAIR_ACCURACY = "test/pair_accuracy"
+_AT_ONCE = 16
+
+
+def run_reward_model_job(context: RunContext, config_file: Path) -> Outcome:
+    """Run the reward-model job whose resolved config lies in ``config_file``.
+
+    Raises:
+        ResearcherError: For bad data, a model that cannot be had, or a backend that refuses.
+    """
+    config = load_dpo_settings(config_file, None).config
+    outcome = run_sft(context, comparison_config(context.folder, config))
+    final: Any = outcome.summary.get("final_checkpoint")
+    if not outcome.finished or config.val_file is None or final is None:
+        return outcome
+    backend = connect(config.backend, config.base_url)
+    with backend_errors(backend):
+        accuracy = asyncio.run(pair_accuracy(config, backend, final["sampler_path"]))
+    append_json_line(context.folder / METRICS, {"step": outcome.step, PAIR_ACCURACY: accuracy})
+    return replace(outcome, summary={**outcome.summary, PAIR_ACCURACY: accuracy})
+
+
+async def pair_accuracy(config: DpoConfig, backend: Backend, sampler_path: str) -> float:
+    """Share of the held-out pairs (the first hundreds) whose better answer the model prefers, both orders averaged."""
+    pairs = list(islice(_pairs(str(config.val_file), config), MEASURED_PAIRS))
+    judge = preference_model(backend, sampler_path, load_renderer(config.base_model, config.renderer))
+    places = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(pair: Pair) -> float:
+        async with places:
+            chance = await judge.prefers(pair.prompt, text_of(pair.chosen), text_of(pair.rejected))
+        return 1.0 if chance > 0.5 else 0.5 if chance == 0.5 else 0.0
+
+    return fmean(await asyncio.gather(*[one(pair) for pair in pairs]))
+
+
+def comparison_config(folder: Path, config: DpoConfig) -> SftConfig:
+    """The supervised job on comparisons, whose data files are written to the run's folder."""
+    changes: dict[str, object] = {"train_file": str(write_comparisons(folder, "train", config.train_file, config))}
+    if config.val_file is not None:
+        changes["val_file"] = str(write_comparisons(folder, "val", config.val_file, config))
+    if config.batch_size is not None:
+        changes["batch_size"] = config.batch_size * ROWS_PER_PAIR
+    return SftConfig.model_validate({**config.model_dump(exclude=_OWN), **changes})
+
+
+def write_comparisons(folder: Path, name: str, file: str, config: DpoConfig) -> Path:
+    """Write ``comparisons_NAME.jsonl``: each pair of a file in both orders, with the label A or B.
+
+    Raises:
+        DataError: For the first row that cannot be used, unless such rows are to be skipped.
+    """
+    lines = [
+        json.dumps({"messages": messages}) + "\n"
+        for pair in _pairs(file, config)
+        for messages in comparison_conversations(pair)
+    ]
+    path = folder / f"comparisons_{name}.jsonl"
+    write_atomically(path, "".join(lines))
+    return path
+
+
+def _pairs(file: str, config: DpoConfig) -> Iterator[Pair]:
+    for row in read_rows(Path(file)):
+        pair = parse_pair(row)
+        if isinstance(pair, Pair):
+            yield pair
+        elif not config.skip_bad_rows:
+            raise at_line(Path(file), row.number, pair)
