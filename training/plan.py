@@ -7,7 +7,7 @@ from ..core.errors import ModelError
 from ..core.settings import Origin, Settings
 from ..models.configs import ModelConfig
 from ..models.model_ref import resolve_model
-from .sft.config import SftConfig
+from .config import OfflineConfig, TrainingConfig
 
 ORDERS = 2
 
@@ -17,7 +17,7 @@ def validations(eval_every: int | None, total_steps: int) -> int:
     return -(-total_steps // eval_every) + 1 if eval_every else 1
 
 
-ConfigT = TypeVar("ConfigT", bound=SftConfig)
+ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
 
 def passes(steps: int, batch_size: int, rows: int) -> float:
@@ -38,7 +38,7 @@ def with_paths(settings: Settings[ConfigT]) -> Settings[ConfigT]:
     return settings.derived(found)
 
 
-def context_length(config: SftConfig, model: ModelConfig) -> dict[str, tuple[Any, Origin]]:
+def context_length(config: OfflineConfig, model: ModelConfig) -> dict[str, tuple[Any, Origin]]:
     """``max_seq_len`` where it was left out: the model's context, if its config has it."""
     if config.max_seq_len is not None or not model.has("max_position_embeddings"):
         return {}
@@ -46,7 +46,7 @@ def context_length(config: SftConfig, model: ModelConfig) -> dict[str, tuple[Any
     return {"max_seq_len": (length, Origin(kind="derived", reason="the model's context length"))}
 
 
-def check_model_trainable(config: SftConfig, served: dict[str, bool | None]) -> None:
+def check_model_trainable(config: TrainingConfig, served: dict[str, bool | None]) -> None:
     """Refuse a model that the backend says it does not train.
 
     Args:

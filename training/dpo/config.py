@@ -9,15 +9,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ...core.settings import Settings, load_settings
-from ..config import DEFAULT_RULES as SFT_RULES
-from ..config import RETIRED_KEYS, PositiveReal
-from ..sft.config import SftConfig
+from ..config import DEFAULT_RULES as SHARED_RULES
+from ..config import RETIRED_KEYS, OfflineConfig, PositiveReal
 
 DpoLoss = Literal["dpo", "ipo", "dpo_norm"]
 PreferenceLoss = Literal[DpoLoss, "reward_model"]
 
 DEFAULT_RULES: Mapping[str, str] = {
-    **SFT_RULES,
+    **SHARED_RULES,
     "beta": "dpo.beta",
     "lr_schedule": "dpo.schedule",
     "ref_model": "dpo.reference",
@@ -26,13 +25,13 @@ DEFAULT_RULES: Mapping[str, str] = {
 }
 
 
-class DpoConfig(SftConfig):
-    """Settings of one DPO job: those of SFT, and the preference loss's own. ``train_file`` holds pairs."""
+class DpoConfig(OfflineConfig):
+    """Settings of one DPO or reward-model job. ``train_file`` holds pairs: prompt, chosen, rejected."""
 
     beta: PositiveReal = Field(0.1, description="Strength of the pull to the reference; smaller moves further from it")
     loss: PreferenceLoss = Field(
         "dpo",
-        description="dpo: sigmoid; ipo: squared, on log-ratios a token; dpo_norm: sigmoid, on log-ratios a token; "
+        description="dpo: sigmoid; ipo: squared, on log-ratios per token; dpo_norm: sigmoid, on log-ratios per token; "
         "reward_model: no policy at all, but a model that says which answer is better (reward preference_model)",
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(

@@ -6,26 +6,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from ...core.names import COMPONENTS, BackendName, Component
 from ...core.settings import Settings, load_settings
 from ...rewards.environment_config import EnvironmentConfig
 from ...rewards.reward_config import CODE_PARTS, RewardPart, RewardType
-from ..config import DEFAULT_RULES as SFT_RULES
-from ..config import RETIRED_KEYS as SFT_RETIRED
-from ..config import NonNegativeReal, Positive, PositiveReal
+from ..config import DEFAULT_RULES as SHARED_RULES
+from ..config import RETIRED_KEYS as SHARED_RETIRED
+from ..config import NonNegativeReal, Positive, PositiveReal, TrainingConfig
 
 LossName = Literal["importance_sampling", "ppo", "cispo", "gspo", "dro"]
 Advantage = Literal["mean", "grpo"]
 
 RETIRED_KEYS: Mapping[str, str] = {
-    **SFT_RETIRED,
+    **SHARED_RETIRED,
     "max_seq_len": "Remove it: max_response_tokens bounds the response, the model's context the prompt",
     "lr_schedule": "Remove it: the loop keeps the learning rate constant",
 }
 DEFAULT_RULES: Mapping[str, str] = {
-    **{key: rule for key, rule in SFT_RULES.items() if key != "lr_schedule"},
+    **SHARED_RULES,
     "learning_rate": "rl.lr",
     "group_size": "rl.group_size",
     "temperature": "rl.temperature",
@@ -41,16 +40,8 @@ DEFAULT_RULES: Mapping[str, str] = {
 CLIP_RULES: Mapping[LossName, str] = {"ppo": "rl.clip", "cispo": "rl.clip.cispo", "gspo": "rl.gspo"}
 
 
-class RlConfig(BaseModel):
-    """Settings of one RL job. Null means derived; ``config.yaml`` of the run shows the value and its rule."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    base_model: str = Field(min_length=1, description="'demo', a model folder, or an id such as Qwen/Qwen3-8B")
-    train_file: str = Field(min_length=1, description="Rows of prompt (or question, or messages), and what to check by")
-    val_file: str | None = Field(None, description="Held-out rows for test/reward and the best checkpoint")
-    run_name: str | None = Field(None, max_length=80, description="A name for people")
-    load_checkpoint: str | None = Field(None, description="Start from a job (its id) or a tinker:// state path")
+class RlConfig(TrainingConfig):
+    """Settings of one RL job. ``train_file`` holds prompts (or questions, messages), and what to check answers by."""
 
     reward_type: RewardType | None = Field(None, description="The check; or give rewards")
     reward_script: str | None = Field(None, description="custom: a Python file with reward(prompt, response, row)")
@@ -64,8 +55,9 @@ class RlConfig(BaseModel):
     )
     force: bool = Field(False, description="Start although the dry run of the reward is constant")
 
-    group_size: Annotated[int, Field(ge=2)] = Field(16, description="Samples a prompt; they are compared to each other")
-    batch_size: Positive | None = Field(None, description="Prompts (groups) per step")
+    group_size: Annotated[int, Field(ge=2)] = Field(
+        16, description="Samples per prompt; they are compared to each other"
+    )
     max_response_tokens: Positive = Field(256, description="Tokens at which a response is cut")
     temperature: PositiveReal = Field(1.0, description="Of sampling")
     system_prompt: str | None = Field(None, description="Put before every prompt that has none")
@@ -84,7 +76,7 @@ class RlConfig(BaseModel):
         True, description="Leave groups with one reward out of the update (DAPO's dynamic sampling)"
     )
     overlong_buffer_tokens: Annotated[int, Field(ge=0)] = Field(
-        0, description="DAPO: within so many tokens of the limit the reward falls, by up to 1"
+        0, description="DAPO: within this many tokens of the limit the reward falls, by up to 1"
     )
     kl_coef: NonNegativeReal = Field(0.0, description="Penalty on the KL to the reference, in the advantages")
     kl_estimator: Literal["k1"] = Field(
@@ -93,42 +85,11 @@ class RlConfig(BaseModel):
     ref_model: str | None = Field(
         None, description="Of the KL: null is where the run starts (if that is a job), else base; a job, or a path"
     )
-    num_substeps: Positive = Field(1, description="Optimizer steps a batch; more than one wants loss_fn ppo")
+    num_substeps: Positive = Field(1, description="Optimizer steps per batch; more than one wants loss_fn ppo")
     max_steps_off_policy: Positive | None = Field(
-        None, description="Set: sampling and training overlap, samples at most so many steps old"
+        None, description="Set: sampling and training overlap, samples at most this many steps old"
     )
-
-    lora_rank: Positive = Field(32, description="LoRA rank; a small one suffices for RL")
-    lora_alpha: Literal[32] = Field(32, description="Fixed at 32 on Tinker and on the embedded engine")
-    apply_to: tuple[Component, ...] = Field(COMPONENTS, min_length=1, description="Which layers get adapters")
-    learning_rate: PositiveReal | None = Field(None, description="Constant over the run")
-    num_steps: Positive | None = Field(None, description="Length in steps; not together with num_epochs")
-    num_epochs: Positive | None = Field(None, description="Length in passes over the prompts")
-    eval_every: Annotated[int, Field(ge=0)] | None = Field(None, description="Steps between validations; 0 is never")
-    checkpoint_every: Annotated[int, Field(ge=0)] | None = Field(None, description="Steps between checkpoints; 0: end")
-    checkpoint_ttl_hours: Annotated[int, Field(ge=1)] | None = Field(168, description="Life of periodic checkpoints")
-    keep_rollouts: Annotated[int, Field(ge=0)] = Field(8, description="Responses a step kept in rollouts.jsonl")
-
-    weight_decay: NonNegativeReal = Field(0.0, description="AdamW weight decay")
-    grad_clip: NonNegativeReal = Field(0.0, description="Clip the global gradient norm; 0 is off")
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    adam_eps: PositiveReal = 1e-8
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
-        0, description="Order of prompts, adapter, and sampling (every sample has a seed of its own)"
-    )
-
-    max_cost_usd: PositiveReal | None = Field(None, description="Save a checkpoint and stop at this cost")
-    renderer: str | None = Field(None, description="Cookbook renderer name; null: the model's own chat template")
-    skip_bad_rows: bool = Field(False, description="Leave out rows that cannot be used instead of refusing the file")
-    backend: BackendName = Field("embedded", description="embedded: this machine; tinker: hosted; cluster: base_url")
-    base_url: str | None = Field(None, description="URL of a Tinker-compatible cluster")
-    output_dir: str | None = Field(None, description="Folder for the run folder; null: below ML_RESEARCHER_HOME")
-
-    @field_validator("apply_to")
-    @classmethod
-    def _no_repeats(cls, value: tuple[Component, ...]) -> tuple[Component, ...]:
-        return tuple(c for c in COMPONENTS if c in value)
+    keep_rollouts: Annotated[int, Field(ge=0)] = Field(8, description="Responses per step kept in rollouts.jsonl")
 
     @field_validator("group_size", mode="before")
     @classmethod
@@ -138,14 +99,8 @@ class RlConfig(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _consistent(self) -> RlConfig:
+    def _rewards_and_loss_agree(self) -> RlConfig:
         self._check_rewards()
-        if self.num_steps is not None and self.num_epochs is not None:
-            raise ValueError("num_steps and num_epochs are both set: keep one of them")
-        if self.backend == "cluster" and not self.base_url:
-            raise ValueError("backend: cluster needs base_url, the address of a Tinker-compatible server")
-        if self.backend == "embedded" and self.base_url:
-            raise ValueError("base_url belongs to backend: cluster (or tinker); the embedded engine finds its own")
         if self.overlong_buffer_tokens >= self.max_response_tokens:
             raise ValueError("overlong_buffer_tokens must be smaller than max_response_tokens")
         self._check_loss()

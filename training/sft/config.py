@@ -4,82 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-
-from ...core.names import COMPONENTS, BackendName, Component
 from ...core.settings import Settings, load_settings
-from ..config import DEFAULT_RULES, RETIRED_KEYS, NonNegativeReal, Positive, PositiveReal
+from ..config import DEFAULT_RULES as SHARED_RULES
+from ..config import RETIRED_KEYS, OfflineConfig
+
+DEFAULT_RULES: Mapping[str, str] = {**SHARED_RULES, "lr_schedule": "sft.schedule.linear"}
 
 
-class SftConfig(BaseModel):
-    """Settings of one SFT job. Null means derived; ``config.yaml`` of the run shows the value and its rule."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    base_model: str = Field(min_length=1, description="'demo', a model folder, or an id such as Qwen/Qwen3-8B")
-    train_file: str = Field(min_length=1, description="Training rows: .jsonl .json .csv .parquet, or demo:NAME")
-    val_file: str | None = Field(None, description="Held-out rows for test/nll and the best checkpoint")
-    run_name: str | None = Field(None, max_length=80, description="A name for people")
-    hypothesis: str | None = Field(None, max_length=500, description="What this run is to show; the report answers it")
-    primary_metric: str | None = Field(None, max_length=80, description="The metric that decides, as logged: test/nll")
-    stop_rule: str | None = Field(None, max_length=300, description="When to stop, said beforehand; for people")
-
-    lora_rank: Positive = Field(32, description="LoRA rank")
-    lora_alpha: Literal[32] = Field(32, description="Fixed at 32 on Tinker and on the embedded engine")
-    apply_to: tuple[Component, ...] = Field(COMPONENTS, min_length=1, description="Which layers get adapters")
-
-    max_seq_len: Positive | None = Field(None, description="Tokens; longer rows are cut. Null: the model's context")
-    batch_size: Positive | None = Field(None, description="Rows per step")
-    learning_rate: PositiveReal | None = Field(None, description="Peak learning rate")
-    lr_schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Decay over the run")
-    num_steps: Positive | None = Field(None, description="Length in steps; not together with num_epochs")
-    num_epochs: Positive | None = Field(None, description="Length in passes over the data")
-    eval_every: Annotated[int, Field(ge=0)] | None = Field(None, description="Steps between validations; 0 is never")
-    checkpoint_every: Annotated[int, Field(ge=0)] | None = Field(None, description="Steps between checkpoints; 0: end")
-    checkpoint_ttl_hours: Annotated[int, Field(ge=1)] | None = Field(
-        168, description="Life of periodic checkpoints; the final and the best never expire"
-    )
-
-    weight_decay: NonNegativeReal = Field(0.0, description="AdamW weight decay")
-    grad_clip: NonNegativeReal = Field(0.0, description="Clip the global gradient norm; 0 is off")
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    adam_eps: PositiveReal = 1e-8
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Data order and adapter initialisation")
-
-    max_cost_usd: PositiveReal | None = Field(None, description="Save a checkpoint and stop at this cost")
-
-    renderer: str | None = Field(None, description="Cookbook renderer name; null: the model's own chat template")
-    skip_bad_rows: bool = Field(False, description="Leave out rows that cannot be used instead of refusing the file")
-    load_checkpoint: str | None = Field(None, description="tinker:// state path to start from (weights only)")
-
-    backend: BackendName = Field("embedded", description="embedded: this machine; tinker: hosted; cluster: base_url")
-    base_url: str | None = Field(None, description="URL of a Tinker-compatible cluster")
-    output_dir: str | None = Field(None, description="Folder for the run folder; null: below ML_RESEARCHER_HOME")
-
-    @field_validator("apply_to")
-    @classmethod
-    def _no_repeats(cls, value: tuple[Component, ...]) -> tuple[Component, ...]:
-        return tuple(c for c in COMPONENTS if c in value)
-
-    @field_validator("lora_alpha", mode="before")
-    @classmethod
-    def _fixed_alpha(cls, value: Any) -> Any:
-        if value != 32:
-            raise ValueError("lora_alpha is fixed at 32 on Tinker and on the embedded engine: remove the key")
-        return value
-
-    @model_validator(mode="after")
-    def _consistent(self) -> SftConfig:
-        if self.num_steps is not None and self.num_epochs is not None:
-            raise ValueError("num_steps and num_epochs are both set: keep one of them")
-        if self.backend == "cluster" and not self.base_url:
-            raise ValueError("backend: cluster needs base_url, the address of a Tinker-compatible server")
-        if self.backend == "embedded" and self.base_url:
-            raise ValueError("base_url belongs to backend: cluster (or tinker); the embedded engine finds its own")
-        return self
+class SftConfig(OfflineConfig):
+    """Settings of one SFT job. ``train_file`` holds rows with one good answer each."""
 
 
 def load_sft_settings(config_file: Path | None, overrides: Mapping[str, Any] | None) -> Settings[SftConfig]:
