@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from ..core.errors import BackendError, ConfigError
 from ..core.names import BackendName
@@ -17,16 +17,26 @@ CLUSTER_KEY = "ML_RESEARCHER_CLUSTER_KEY"
 LOCAL_KEY = "tml-local"
 TINKER_URL = "https://tinker.thinkingmachines.dev/services/tinker-prod"
 _TIMEOUT_S = 15.0
-_preparations: list[Callable[[], None]] = []
+
+
+class TokenCounter(Protocol):
+    """Hears of tokens as they are sent (or, for samples, received), by what they are billed as."""
+
+    def __call__(self, *, train: int = 0, prefill: int = 0, sample: int = 0) -> None: ...  # noqa: D102
+
+
+def _uncounted(*, train: int = 0, prefill: int = 0, sample: int = 0) -> None:
+    """Outside a job nothing is counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """An address that speaks the Tinker protocol, and the key for it (never shown)."""
+    """An address that speaks the Tinker protocol, the key for it (never shown), and who counts what is sent there."""
 
     name: BackendName
     base_url: str
     api_key: str = field(repr=False)
+    count: TokenCounter = field(default=_uncounted, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +49,6 @@ class SupportedModel:
     sampleable: bool | None
 
 
-@contextmanager
-def before_connecting(prepare: Callable[[], None]) -> Generator[None]:
-    """Call ``prepare`` once, before the first connection inside the block; never if there is none."""
-    _preparations.append(prepare)
-    try:
-        yield
-    finally:
-        if prepare in _preparations:
-            _preparations.remove(prepare)
-
-
 def connect(name: BackendName, base_url: str | None = None) -> Backend:
     """The backend a config names; starts the embedded engine if it is not running.
 
@@ -57,8 +56,6 @@ def connect(name: BackendName, base_url: str | None = None) -> Backend:
         BackendError: If a key is missing or the engine does not start.
         ConfigError: If a cluster has no address.
     """
-    while _preparations:
-        _preparations.pop()()
     if name == "embedded":
         from .embedded import ensure_engine
 

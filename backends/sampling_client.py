@@ -1,4 +1,4 @@
-"""Trying a model out, and measuring how surprised it is by rows of data. Heavy: imports tinker."""
+"""Sampling: the counted sampler of a job, trying a model out, and measuring how surprised it is by rows of data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,47 @@ from dataclasses import dataclass
 import tinker
 
 from ..models.chat import ChatRenderer, Message, Rendered
-from .connection import Backend, backend_errors
+from .connection import Backend, TokenCounter, backend_errors
+
+
+class Sampler:
+    """Weights on a backend to sample from. What is asked and answered is counted: a prompt once per request."""
+
+    def __init__(self, client: tinker.SamplingClient, count: TokenCounter) -> None:
+        self._client = client
+        self._count = count
+
+    async def sample(
+        self, prompt: tinker.ModelInput, samples: int, params: tinker.SamplingParams
+    ) -> Sequence[tinker.SampledSequence]:
+        """So many samples of one prompt, in one request: a seed in ``params`` makes the request repeatable."""
+        answer = await self._client.sample(prompt, samples, params)
+        self._count(prefill=prompt.length, sample=sum(len(sequence.tokens) for sequence in answer.sequences))
+        return answer.sequences
+
+    async def logprobs(self, tokens: tinker.ModelInput) -> list[float | None]:
+        """Log-probability (nats) of each token given those before it; None for the first. Shape [T]."""
+        found = await self._client.compute_logprobs(tokens)
+        self._count(prefill=tokens.length, sample=1)  # the SDK asks for one token that nobody reads
+        return list(found)
+
+
+async def open_sampler(backend: Backend, weights: str, *, service: tinker.ServiceClient | None = None) -> Sampler:
+    """Sample from saved weights or from a base model.
+
+    Args:
+        backend: Where they are.
+        weights: A ``tinker://`` sampler path, or a base model's wire name.
+        service: A client that is open already.
+    """
+    service = service or tinker.ServiceClient(base_url=backend.base_url, api_key=backend.api_key)
+    is_path = weights.startswith("tinker://")
+    future = (
+        service.create_sampling_client(model_path=weights)
+        if is_path
+        else service.create_sampling_client(base_model=weights)
+    )
+    return Sampler(await future, backend.count)
 
 
 @dataclass(frozen=True, slots=True)

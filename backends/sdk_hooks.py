@@ -1,42 +1,68 @@
 # pyright: basic
-# Reason: it counts inside the SDK, where every form of a call, sync or async, whole or in chunks, comes together.
-"""Counting what a worker's SDK clients send, whatever loop sends it. Heavy: imports tinker."""
+# Reason: it listens inside the SDK, which has no public way to hear of a pause.
+"""The one place that reaches inside the Tinker SDK; checked on 0.38 and 0.39.
+
+The SDK retries capacity pauses, rate limits and unpaid bills by itself and only logs them. Its queue observers are
+built inside its clients, so they are listened to where they are defined.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
+from tinker.lib.api_future_impl import QueueState
+from tinker.lib.internal_client_holder import InternalClientHolder
 from tinker.lib.public_interfaces.sampling_client import SamplingClient
-from tinker.lib.public_interfaces.training_client import TrainingClient
+from tinker.lib.queue_state_logger import QueueStateLogger
 
-from .meter import Meter
+_REASONS = {
+    QueueState.PAUSED_CAPACITY: "capacity",
+    QueueState.PAUSED_RATE_LIMIT: "the rate limit",
+}
+BILLING = "billing (402): top up in the Tinker console"
+
+
+class WaitListener(Protocol):
+    """Told when the backend makes a request wait, and when requests get through again; from the SDK's own threads."""
+
+    def waiting(self, reason: str, detail: str | None) -> None: ...  # noqa: D102
+    def going_on(self) -> None: ...  # noqa: D102
 
 
 @contextmanager
-def metered(meter: Meter) -> Generator[None]:
-    """Count every training and sampling request of this process for as long as the block runs.
+def observed_queue(listener: WaitListener) -> Generator[None]:
+    """Tell ``listener`` of the backend's pauses for as long as the block runs."""
+    logger_change, sampler_change = QueueStateLogger.on_queue_state_change, SamplingClient.on_queue_state_change
+    should_pause = InternalClientHolder._should_pause_on_billing
 
-    A custom loss counts twice: the SDK sends a forward pass and then the gradient. A request that the SDK sends again
-    after a lost connection counts once. The prompt of a request counts once, however many samples it asks for.
-    """
-    run_training, run_sampling = TrainingClient._run_fwd_bwd, SamplingClient._sample_async_impl
+    def observe(state: QueueState, detail: str | None) -> None:
+        if state in _REASONS:
+            listener.waiting(_REASONS[state], detail)
+        elif state == QueueState.ACTIVE:
+            listener.going_on()
 
-    def training(self: TrainingClient, requests: Any, *args: Any, **named: Any) -> Any:
-        meter.count(train=sum(datum.model_input.length for chunk in requests for datum in chunk.data))
-        return run_training(self, requests, *args, **named)
+    def on_logger(self: QueueStateLogger, queue_state: QueueState, queue_state_reason: str | None) -> None:
+        observe(queue_state, queue_state_reason)
+        logger_change(self, queue_state, queue_state_reason)
 
-    async def sampling(self: SamplingClient, prompt: Any, *args: Any, **named: Any) -> Any:
-        answer = await run_sampling(self, prompt, *args, **named)
-        if answer is not None:
-            meter.count(prefill=prompt.length, sample=sum(len(each.tokens) for each in answer.sequences))
-        return answer
+    def on_sampler(self: SamplingClient, queue_state: QueueState, queue_state_reason: str | None) -> None:
+        observe(queue_state, queue_state_reason)
+        sampler_change(self, queue_state, queue_state_reason)
 
-    TrainingClient._run_fwd_bwd = training
-    SamplingClient._sample_async_impl = sampling
+    def on_billing(self: Any, status_code: int, *args: Any, **kwargs: Any) -> bool:
+        pausing = should_pause(self, status_code, *args, **kwargs)
+        if status_code == 402 and pausing:
+            listener.waiting(BILLING, None)
+        return pausing
+
+    QueueStateLogger.on_queue_state_change = on_logger
+    SamplingClient.on_queue_state_change = on_sampler
+    InternalClientHolder._should_pause_on_billing = on_billing
     try:
         yield
     finally:
-        TrainingClient._run_fwd_bwd = run_training
-        SamplingClient._sample_async_impl = run_sampling
+        QueueStateLogger.on_queue_state_change = logger_change
+        SamplingClient.on_queue_state_change = sampler_change
+        InternalClientHolder._should_pause_on_billing = should_pause

@@ -5,25 +5,30 @@ from __future__ import annotations
 import time
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..backends.connection import before_connecting
+from ..backends.connection import Backend, connect
 from ..backends.meter import Meter
 from ..backends.prices import load_prices
+from ..core.names import BackendName
 from ..core.yaml_loading import load_yaml
-from .context import AlertLevel, RunContext, StopReason
+from .backend_waits import BackendWaits
+from .context import AlertLevel, StopReason, WorkerProcess
 
 # How often the registry hears of the cost and is asked what all jobs cost: a judge's calls come faster than that.
 _TELL_EVERY_S = 0.25
 
 
 class MeteredContext:
-    """The worker as a recipe sees it, with a purse: it says stop before the step there is no money for."""
+    """The worker as a recipe sees it, with a budget: it says stop before a step that could pass the cap."""
 
-    def __init__(self, inner: RunContext, meter: Meter) -> None:
+    def __init__(self, inner: WorkerProcess, meter: Meter) -> None:
         self._inner = inner
         self._meter = meter
+        self._listening = ExitStack()
+        self._waits: BackendWaits | None = None
         self._step = 0
         self._stopped = False
         self._told_at = float("-inf")
@@ -42,6 +47,17 @@ class MeteredContext:
     def attempt(self) -> int:
         """1 for the first run of a job, one more for each resume."""
         return self._inner.attempt
+
+    def connect(self, name: BackendName, base_url: str | None = None) -> Backend:
+        """The job's backend; what is sent there is counted, and its pauses are told to whoever watches."""
+        if self._waits is None:
+            # The SDK brings torch, 1.6 s and 260 MB: judging files of answers does without both.
+            from ..backends.sdk_hooks import observed_queue
+
+            self._waits = BackendWaits(self)
+            self._listening.callback(self._waits.going_on)
+            self._listening.enter_context(observed_queue(self._waits))
+        return replace(connect(name, base_url), count=self._meter.count)
 
     def started(self, total_steps: int) -> None:
         """Everything is connected."""
@@ -67,21 +83,22 @@ class MeteredContext:
         self._meter.judges_usd = max(self._meter.judges_usd, total_usd)
 
     def stop_requested(self) -> str | None:
-        """Why the run has to stop, the purse included."""
+        """Why the run has to stop, the budget included."""
         asked = self._inner.stop_requested()
         if asked is not None:
             return asked
         if not self._stopped:
-            self._stopped = self._money_is_gone()
+            self._stopped = self._budget_is_spent()
         return StopReason.BUDGET if self._stopped else None
 
     def settle(self) -> None:
-        """Write the last word on what was spent."""
+        """Stop listening to the SDK, and write the last word on what was spent."""
+        self._listening.close()
         self._meter.save()
         if self._meter.cost_usd is not None:
             self._inner.spent(self._meter.cost_usd)
 
-    def _money_is_gone(self) -> bool:
+    def _budget_is_spent(self) -> bool:
         cost, cap = self._meter.cost_usd, self._meter.cap_usd
         if cost is None:
             return False
@@ -104,8 +121,8 @@ class MeteredContext:
 
 
 @contextmanager
-def with_purse(context: RunContext, config_file: Path) -> Generator[MeteredContext]:
-    """A job's context with its meter: everything its SDK clients send is counted, priced and held to its cap.
+def metered(worker: WorkerProcess, config_file: Path) -> Generator[MeteredContext]:
+    """A job's context with its meter: what it sends to its backend is counted, priced and held to its cap.
 
     Raises:
         ConfigError: If the price file is broken, or the cap cannot be held.
@@ -114,20 +131,9 @@ def with_purse(context: RunContext, config_file: Path) -> Generator[MeteredConte
     backend, cap = str(settings.get("backend") or "embedded"), settings.get("max_cost_usd")
     table = load_prices()
     price = table.model(backend, str(settings.get("base_model") or ""))
-    meter = Meter(context.folder, price, free=not table.charges(backend), cap_usd=cap)
-    purse = MeteredContext(context, meter)
-    with ExitStack() as listening:
-
-        def listen() -> None:
-            # The SDK brings torch, 1.6 s and 260 MB: judging files of answers does without both.
-            from ..backends.sdk_hooks import metered
-            from .backend_waits import watching_queue
-
-            listening.enter_context(metered(meter))
-            listening.enter_context(watching_queue(purse))
-
-        listening.enter_context(before_connecting(listen))
-        try:
-            yield purse
-        finally:
-            purse.settle()
+    meter = Meter(worker.folder, price, free=not table.charges(backend), cap_usd=cap)
+    context = MeteredContext(worker, meter)
+    try:
+        yield context
+    finally:
+        context.settle()

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from ..backends.connection import Backend
+from ..core.names import BackendName
+
 AlertLevel = Literal["info", "warn", "error"]
 
 
@@ -17,17 +20,25 @@ class StopReason:
     BUDGET = "budget"
 
 
-class RunContext(Protocol):
-    """The worker, as a recipe sees it. Every method may be called from any thread."""
-
-    @property
-    def job_id(self) -> str:
-        """The id of the job being run."""
-        ...
+class Alerting(Protocol):
+    """A run that whoever watches it can be told about."""
 
     @property
     def folder(self) -> Path:
         """The run's folder, which only this worker writes to."""
+        ...
+
+    def alert(self, level: AlertLevel, message: str, *, step: int | None = None) -> None:
+        """Tell whoever watches the job."""
+        ...
+
+
+class WorkerProcess(Alerting, Protocol):
+    """The worker. Every method may be called from any thread."""
+
+    @property
+    def job_id(self) -> str:
+        """The id of the job being run."""
         ...
 
     @property
@@ -43,10 +54,6 @@ class RunContext(Protocol):
         """``step`` steps are done."""
         ...
 
-    def alert(self, level: AlertLevel, message: str, *, step: int | None = None) -> None:
-        """Tell whoever watches the job."""
-        ...
-
     def spent(self, cost_usd: float) -> str | None:
         """Note the job's running cost; returns why it must stop (a cap across jobs is reached), or None."""
         ...
@@ -57,6 +64,14 @@ class RunContext(Protocol):
 
     def stop_requested(self) -> str | None:
         """A `StopReason` when the run has to save a checkpoint and stop, else None."""
+        ...
+
+
+class RunContext(WorkerProcess, Protocol):
+    """The worker, as a recipe sees it: what the recipe sends to a backend is counted and held to the job's budget."""
+
+    def connect(self, name: BackendName, base_url: str | None = None) -> Backend:
+        """The job's backend (see `backends.connection.connect`)."""
         ...
 
 

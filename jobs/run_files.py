@@ -18,6 +18,7 @@ CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 LOG = "log.txt"
 WAITING = "waiting.json"
+ROLLOUTS = "rollouts.jsonl"
 BILLING = "billing.json"
 
 _BLOCK = 64 * 1024

@@ -16,14 +16,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from types import FrameType
 
 from ..core.errors import JobError, ResearcherError
 from ..core.files import append_json_line, write_atomically
 from . import run_files
-from .budget import with_purse
+from .budget import metered
 from .context import AlertLevel, Outcome, RunContext, StopReason
 from .processes import is_alive, start_time_of
 from .registry import Registry
@@ -38,14 +38,14 @@ LIMIT_VARIABLE = "ML_RESEARCHER_MAX_JOBS_{backend}"
 # One job at a time keeps the machine usable; hosted backends scale on their side.
 DEFAULT_LIMITS = {"embedded": 1, "tinker": 4, "cluster": 2}
 
-# Each kind of job: the module with its `run_KIND_job(context, config_file)`, imported when the job has its place.
+# Each kind of job: its ``package.module:function(context, config_file)``, imported when the job has its place.
 RECIPES = {
-    "sft": "sota_ml_researcher.training.sft.recipe",
-    "dpo": "sota_ml_researcher.training.dpo.recipe",
-    "judge_eval": "sota_ml_researcher.evals.judge_job",
-    "grpo": "sota_ml_researcher.training.rl.grpo_job",
-    "benchmark": "sota_ml_researcher.evals.benchmark.benchmark_job",
-    "reward_model": "sota_ml_researcher.training.dpo.reward_model",
+    "sft": "sota_ml_researcher.training.sft.method:run_sft_job",
+    "dpo": "sota_ml_researcher.training.dpo.method:run_dpo_job",
+    "grpo": "sota_ml_researcher.training.rl.method:run_grpo_job",
+    "reward_model": "sota_ml_researcher.training.dpo.reward_model:run_reward_model_job",
+    "judge_eval": "sota_ml_researcher.evals.judge_job:run_judge_eval_job",
+    "benchmark": "sota_ml_researcher.evals.benchmark.benchmark_job:run_benchmark_job",
 }
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def monthly_cap() -> float | None:
 
 
 class Worker:
-    """One attempt at one job; also what the recipe talks to (`RunContext`)."""
+    """One attempt at one job; also what the recipe talks to (`WorkerProcess`)."""
 
     def __init__(self, registry: Registry, job: Job) -> None:
         self._registry = registry
@@ -235,8 +235,8 @@ def run_recipe(worker: Worker, kind: str, folder: Path) -> Outcome:
     if kind not in RECIPES:
         raise JobError(f"jobs of kind '{kind}' cannot be run by this version")
     config = folder / run_files.CONFIG
-    recipe: Callable[[RunContext, Path], Outcome] = getattr(import_module(RECIPES[kind]), f"run_{kind}_job")
-    with with_purse(worker, config) as context:
+    recipe: Callable[[RunContext, Path], Outcome] = resolve_name(RECIPES[kind])
+    with metered(worker, config) as context:
         return recipe(context, config)
 
 

@@ -47,6 +47,11 @@ class ChatRenderer(Protocol):
         """Number of token ids the tokenizer knows."""
         ...
 
+    @property
+    def special_tokens(self) -> Sequence[int]:
+        """Ids of tokens that stand for no text, such as those that end a turn."""
+        ...
+
     def render_many(self, conversations: Sequence[Sequence[Message]]) -> list[Rendered]:
         """Render many conversations (much faster than one by one).
 

@@ -203,6 +203,12 @@ class TemplateRenderer:
         """Number of token ids, added ones included."""
         return self._template.tokenizer.get_vocab_size(with_added_tokens=True)
 
+    @property
+    def special_tokens(self) -> Sequence[int]:
+        """Ids of the added tokens that are marked special."""
+        added = self._template.tokenizer.get_added_tokens_decoder()
+        return [token for token, how in added.items() if how.special]
+
     def render_many(self, conversations: Sequence[Sequence[Message]]) -> list[Rendered]:
         """Render many conversations; the tokenizer works on all their pieces at once."""
         split = [self._pieces(conversation) for conversation in conversations]

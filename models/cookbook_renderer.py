@@ -69,6 +69,11 @@ class CookbookRenderer:
         """Number of token ids."""
         return len(self._tokenizer)
 
+    @property
+    def special_tokens(self) -> Sequence[int]:
+        """Ids of the tokenizer's special tokens."""
+        return cast("list[int]", self._tokenizer.all_special_ids)
+
     def render_many(self, conversations: Sequence[Sequence[Message]]) -> list[Rendered]:
         """Render many conversations, one by one: the cookbook has no batch form."""
         return [self._render(conversation) for conversation in conversations]

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 import tinker
 
 from ..backends.connection import Backend
+from ..backends.sampling_client import Sampler, open_sampler
 from ..core.errors import ConfigError
 from ..data.preference_rows import comparison_prompt
 from ..models.chat import ChatRenderer, Message
@@ -86,25 +87,22 @@ def preference_model(backend: Backend, sampler_path: str, renderer: ChatRenderer
 
 
 class _Model:
-    """A sampling client, made when it is first asked."""
+    """A sampler, opened when it is first asked for."""
 
     def __init__(self, backend: Backend, name: str) -> None:
         self._backend = backend
         self._name = name
-        self._client: Any = None
-        self._lock = asyncio.Lock()  # two first callers must not make two clients
+        self._sampler: Sampler | None = None
+        self._lock = asyncio.Lock()  # two first callers must not open two
 
-    async def client(self) -> Any:
-        """The client."""
+    async def sampler(self) -> Sampler:
+        """The sampler."""
         async with self._lock:
-            if self._client is None:
-                service = tinker.ServiceClient(base_url=self._backend.base_url, api_key=self._backend.api_key)
+            if self._sampler is None:
                 is_path = self._name.startswith("tinker://")
-                given: dict[str, Any] = (
-                    {"model_path": self._name} if is_path else {"base_model": resolve_model(self._name).wire_name}
-                )
-                self._client = await service.create_sampling_client(**given)
-        return self._client
+                weights = self._name if is_path else resolve_model(self._name).wire_name
+                self._sampler = await open_sampler(self._backend, weights)
+        return self._sampler
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +125,8 @@ class Judge:
         found = {key: self.verdicts[key] for key in keys if key in self.verdicts}
         new = list(dict.fromkeys(key for key in keys if key not in found))
         if new:
-            client = await self.model.client()
-            scores = await asyncio.gather(*[self._score(client, *key) for key in new])
+            sampler = await self.model.sampler()
+            scores = await asyncio.gather(*[self._score(sampler, *key) for key in new])
             found |= dict(zip(new, scores, strict=True))
             for key in new:
                 if not found[key].failed:
@@ -138,32 +136,34 @@ class Judge:
     async def close(self) -> None:
         """Nothing is held."""
 
-    async def _score(self, client: Any, prompt: str, response: str) -> Score:
+    async def _score(self, sampler: Sampler, prompt: str, response: str) -> Score:
         try:
-            return Score(await self._grade(client, prompt, response))
+            return Score(await self._grade(sampler, prompt, response))
         except ScoringFailedError as error:
             return Score(0.0, note=f"judge: {error}", failed=True)
 
-    async def _grade(self, client: Any, prompt: str, response: str) -> float:
+    async def _grade(self, sampler: Sampler, prompt: str, response: str) -> float:
         if self.style == "yes_no":
             question = yes_no_question(self.rubric, prompt, response)
-            return await choice(client, self.renderer, [Message(role="user", content=question)], ("Yes", "No"))
+            return await choice(sampler, self.renderer, [Message(role="user", content=question)], ("Yes", "No"))
         asked = [Message(role="user", content=judge_prompt(self.rubric, prompt, response))]
         tokens = tinker.ModelInput.from_ints(self.renderer.generation_prompt(asked))
         params = tinker.SamplingParams(max_tokens=self.max_tokens, temperature=0.0, stop=self.renderer.stop)
-        answer = await _asked(client.sample_async(prompt=tokens, num_samples=1, sampling_params=params))
-        text = self.renderer.decode(answer.sequences[0].tokens)
+        (answer,) = await _asked(sampler.sample(tokens, 1, params))
+        text = self.renderer.decode(answer.tokens)
         verdict = read_verdict(text)
         if verdict is None:
             raise ScoringFailedError(f"it gave no score: {text[:80]!r}")
         return verdict
 
 
-async def choice(client: Any, renderer: ChatRenderer, messages: Sequence[Message], labels: tuple[str, str]) -> float:
+async def choice(
+    sampler: Sampler, renderer: ChatRenderer, messages: Sequence[Message], labels: tuple[str, str]
+) -> float:
     """The probability that a model answers the first of two labels, given that it answers one of them."""
     answers = renderer.render_many([[*messages, Message(role="assistant", content=label)] for label in labels])
     start = len(renderer.generation_prompt(messages))
-    first, second = await asyncio.gather(*[_sum_from(client, answer.tokens, start) for answer in answers])
+    first, second = await asyncio.gather(*[_sum_from(sampler, answer.tokens, start) for answer in answers])
     return 1 / (1 + math.exp(min(50.0, second - first)))
 
 
@@ -229,20 +229,20 @@ class PreferenceModel:
         known = self.chances.get(key)
         if known is not None:
             return known
-        client = await self.model.client()
+        sampler = await self.model.sampler()
         there, back = await asyncio.gather(
-            self._says_a(client, prompt, first, second), self._says_a(client, prompt, second, first)
+            self._says_a(sampler, prompt, first, second), self._says_a(sampler, prompt, second, first)
         )
         chance = (there + 1 - back) / 2
         _keep(self.chances, key, chance)
         return chance
 
-    async def _says_a(self, client: Any, prompt: Sequence[Message], first: str, second: str) -> float:
+    async def _says_a(self, sampler: Sampler, prompt: Sequence[Message], first: str, second: str) -> float:
         """The probability of the label A: a trained model gives what is left to B."""
         asked = comparison_prompt(prompt, first, second)
         (answer,) = self.renderer.render_many([[*asked, Message(role="assistant", content="A")]])
         start = len(self.renderer.generation_prompt(asked))
-        return math.exp(min(0.0, await _sum_from(client, answer.tokens, start)))
+        return math.exp(min(0.0, await _sum_from(sampler, answer.tokens, start)))
 
 
 def _keep(known: dict[K, V], key: K, value: V) -> None:
@@ -271,6 +271,6 @@ async def _asked(answer: Coroutine[Any, Any, T]) -> T:
         raise ScoringFailedError(f"the model refused: {str(error)[:160]}") from error
 
 
-async def _sum_from(client: Any, tokens: Sequence[int], start: int) -> float:
-    logprobs = await _asked(client.compute_logprobs_async(tinker.ModelInput.from_ints([int(t) for t in tokens])))
+async def _sum_from(sampler: Sampler, tokens: Sequence[int], start: int) -> float:
+    logprobs = await _asked(sampler.logprobs(tinker.ModelInput.from_ints([int(t) for t in tokens])))
     return math.fsum(p for p in logprobs[start:] if p is not None)

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from sota_ml_researcher.backends import meter as meter_module
-from sota_ml_researcher.backends.connection import before_connecting, connect
 from sota_ml_researcher.backends.estimate import estimate_cost
 from sota_ml_researcher.backends.meter import Meter, Usage, read_usage
 from sota_ml_researcher.backends.prices import BackendPrices, ModelPrice, PriceTable, require_price_for_cap
@@ -83,12 +82,12 @@ def test_a_resumed_job_goes_on_counting_and_a_higher_cap_lets_it(tmp_path: Path)
 def test_the_alert_comes_once_at_four_fifths_and_the_stop_says_the_way_out(tmp_path: Path) -> None:
     context = Context(tmp_path)
     meter = Meter(tmp_path, PRICE, free=False, cap_usd=0.01)
-    purse = MeteredContext(context, meter)
+    metered = MeteredContext(context, meter)
     reasons: list[str | None] = []
     for step in range(1, 8):
-        reasons.append(purse.stop_requested())
+        reasons.append(metered.stop_requested())
         meter.count(train=900)
-        purse.progress(step)
+        metered.progress(step)
     assert reasons == [None] * 5 + [StopReason.BUDGET] * 2
     assert len(context.alerts) == 2
     assert "of the $0.01 cap is spent" in context.alerts[0]
@@ -97,16 +96,16 @@ def test_the_alert_comes_once_at_four_fifths_and_the_stop_says_the_way_out(tmp_p
 
 def test_a_cap_across_jobs_stops_one_that_has_none(tmp_path: Path) -> None:
     context = Context(tmp_path, over_all="all jobs of this month have cost $5")
-    purse = MeteredContext(context, Meter(tmp_path, PRICE, free=False, cap_usd=None))
-    assert purse.stop_requested() == StopReason.BUDGET
+    metered = MeteredContext(context, Meter(tmp_path, PRICE, free=False, cap_usd=None))
+    assert metered.stop_requested() == StopReason.BUDGET
     assert "this month" in context.alerts[0]
 
 
 def test_what_judges_cost_is_part_of_the_jobs_cost_and_survives_a_resume(tmp_path: Path) -> None:
     context = Context(tmp_path)
-    purse = MeteredContext(context, Meter(tmp_path, None, free=True, cap_usd=None))
-    purse.judged(0.25)
-    purse.settle()
+    metered = MeteredContext(context, Meter(tmp_path, None, free=True, cap_usd=None))
+    metered.judged(0.25)
+    metered.settle()
     assert context.costs == [0.25]
     assert Meter(tmp_path, None, free=True, cap_usd=None).cost_usd == 0.25
 
@@ -146,22 +145,22 @@ def test_judges_that_answer_quickly_are_not_held_up_by_bookkeeping(
     writes: list[Path] = []
     monkeypatch.setattr(meter_module, "write_atomically", lambda path, text: writes.append(path))
     context = Context(tmp_path)
-    purse = MeteredContext(context, Meter(tmp_path, None, free=True, cap_usd=1.0))
+    metered = MeteredContext(context, Meter(tmp_path, None, free=True, cap_usd=1.0))
     for call in range(1, 1001):
-        purse.judged(call * 1e-4)
-        purse.progress(call)
-        assert purse.stop_requested() is None
+        metered.judged(call * 1e-4)
+        metered.progress(call)
+        assert metered.stop_requested() is None
     assert len(writes) <= 5 and len(context.costs) <= 20  # as many as seconds, and quarters of them, began
-    purse.settle()
+    metered.settle()
     assert context.costs[-1] == pytest.approx(0.1)
-    purse.judged(1.01)
-    assert purse.stop_requested() == StopReason.BUDGET  # the cap itself is looked at every time
+    metered.judged(1.01)
+    assert metered.stop_requested() == StopReason.BUDGET  # the cap itself is looked at every time
 
 
 def test_a_resumed_job_that_counts_up_again_never_costs_less_than_before(tmp_path: Path) -> None:
-    purse = MeteredContext(Context(tmp_path), Meter(tmp_path, None, free=True, cap_usd=None))
-    purse.judged(0.5)
-    purse.settle()
+    metered = MeteredContext(Context(tmp_path), Meter(tmp_path, None, free=True, cap_usd=None))
+    metered.judged(0.5)
+    metered.settle()
     meter = Meter(tmp_path, None, free=True, cap_usd=None)
     again = MeteredContext(Context(tmp_path), meter)
     again.judged(0.1)
@@ -177,25 +176,15 @@ def test_the_sdk_is_not_loaded_before_the_first_connection(tmp_path: Path) -> No
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from sota_ml_researcher.backends import connection
-from sota_ml_researcher.jobs.budget import with_purse
+from sota_ml_researcher.jobs.budget import metered
 
 folder = Path({str(tmp_path)!r})
 worker = SimpleNamespace(folder=folder, spent=lambda usd: None)
-with with_purse(worker, folder / "config.yaml"):
-    print("tinker" in sys.modules, len(connection._preparations))
-print(len(connection._preparations))
+with metered(worker, folder / "config.yaml") as context:
+    print("tinker" in sys.modules)
+    context.connect("cluster", "http://127.0.0.1:9").count(train=5)
+    print("tinker" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "1", "0"]
-
-
-def test_the_first_connection_is_prepared_for_once() -> None:
-    prepared: list[str] = []
-    with before_connecting(lambda: prepared.append("now")):
-        assert not prepared
-        for _ in range(2):
-            connect("cluster", "http://127.0.0.1:9")
-        assert prepared == ["now"]
-    connect("cluster", "http://127.0.0.1:9")
-    assert prepared == ["now"]
+    assert done.stdout.split() == ["False", "True"]
+    assert read_usage(tmp_path).train == 5

@@ -299,26 +299,28 @@ def test_a_template_that_rewrites_history_is_rendered_anew(tmp_path: Path) -> No
 
 
 def group_of(config: RlConfig, renderer: ChatRenderer, row: Problem, replies: list[str]) -> Any:
-    """An episode through the cookbook's own loop, whose policy says these replies."""
+    """An episode as training plays it, with a policy that says these replies."""
     from tinker_cookbook.completers import TokensWithLogprobs
-    from tinker_cookbook.rl.rollouts import do_single_rollout
 
-    from sota_ml_researcher.training.rl.seeds import GroupKey
-    from sota_ml_researcher.training.rl.turns import Table, make_turn_envs
+    from sota_ml_researcher.training.rl.rollouts import roll_out
+    from sota_ml_researcher.training.rl.turns import EpisodeContext, make_turn_envs
 
     waiting = list(replies)
 
-    async def policy(prompt: Any, stop: Any, **_: Any) -> TokensWithLogprobs:
+    async def policy(prompt: Any, stop: Any, samples: int, seed: int) -> list[TokensWithLogprobs]:
         said = [{"role": "user", "content": "x"}, {"role": "assistant", "content": waiting.pop(0)}]
         rendered = renderer.render_many([said])[0]
         tokens = [t for t, w in zip(rendered.tokens, rendered.weights, strict=True) if w]
-        return TokensWithLogprobs(tokens=tokens, maybe_logprobs=[-0.5] * len(tokens), stop_reason="stop")
+        return [TokensWithLogprobs(tokens=tokens, maybe_logprobs=[-0.5] * len(tokens), stop_reason="stop")]
 
     async def work(environment: Any) -> Any:
-        limit = config.environment.max_trajectory_tokens if config.environment else None
-        table = Table(config, renderer, environment, limit, lambda: False)
-        (env,) = await make_turn_envs(table, row, GroupKey(1, 1))
-        return env, await do_single_rollout(policy, env)
+        assert config.environment is not None
+        context = EpisodeContext(
+            config.environment, config.max_response_tokens, renderer, environment, stopped=lambda: False
+        )
+        (env,) = await make_turn_envs(context, row, samples=1, seed=1)
+        (trajectory,) = await roll_out([env], policy, 1)
+        return env, trajectory
 
     return in_environment(config, work)
 

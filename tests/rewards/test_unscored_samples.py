@@ -14,8 +14,9 @@ from sota_ml_researcher.rewards.probes import Sampled, check_reward, require_usa
 from sota_ml_researcher.rewards.problems import Problem
 from sota_ml_researcher.rewards.reward_config import RewardPart
 from sota_ml_researcher.rewards.scorers import Response, Score, Scorers
-from sota_ml_researcher.training.rl.advantages import UNSCORED, advantages_of
-from sota_ml_researcher.training.rl.rollouts import Recorder, RewardFailedError
+from sota_ml_researcher.training.rl.advantages import UNSCORED, scored_advantages
+from sota_ml_researcher.training.rl.rollout_log import RewardFailedError, RolloutLog, sample_metrics
+from sota_ml_researcher.training.rl.rollouts import PlayedGroup
 
 ROW = Problem(40, ({"role": "user", "content": "say x"},), {"answer": "x"})
 BROKEN = Score(0.0, note="line 40: judge: refused", failed=True)
@@ -29,36 +30,37 @@ def group(rewards: list[float], unscored: set[int]) -> Any:
 @pytest.mark.parametrize("kind", ["mean", "grpo"])
 def test_an_unscored_sample_has_no_part_in_the_advantages(kind: Any) -> None:
     whole, part = group([1.0, 0.0, 0.5], set()), group([1.0, 0.0, 0.5, 1.0, 1.0], {3, 4})
-    (expected,), (found,) = advantages_of(kind)([whole]), advantages_of(kind)([part])
+    expected, found = scored_advantages(whole, kind), scored_advantages(part, kind)
     assert found.tolist() == pytest.approx([*expected.tolist(), 0.0, 0.0])
 
 
 def test_a_group_with_one_score_or_none_teaches_nothing() -> None:
     for unscored in ({1, 2}, {0, 1, 2}):
-        (found,) = advantages_of("grpo")([group([1.0, 1.0, 1.0], unscored)])
+        found = scored_advantages(group([1.0, 1.0, 1.0], unscored), "grpo")
         assert found.tolist() == [0.0, 0.0, 0.0]
+
+
+def played(*scores: Score) -> PlayedGroup:
+    return PlayedGroup(ROW, [], [Response(letter, 1) for letter in "ab"], scores)
 
 
 def test_means_are_of_what_was_scored_and_rollouts_say_the_rest(tmp_path: Path) -> None:
     told: list[str] = []
-    recorder = Recorder(tmp_path, 8, told.append)
-    responses = [Response("a", 1), Response("b", 1)]
-    recorder.note(0, ROW, responses, [Score(1.0, {"judge": 1.0}), BROKEN])
-    recorder.note(0, ROW, responses, [BROKEN, BROKEN])
-    metrics = recorder.take(0)
+    groups = [played(Score(1.0, {"judge": 1.0}), BROKEN), played(BROKEN, BROKEN)]
+    RolloutLog(tmp_path, 8, told.append).note(0, groups)
+    metrics = sample_metrics(groups)
     assert (metrics["reward/mean"], metrics["reward/failed"], metrics["reward/judge"]) == (1.0, 0.75, 1.0)
     assert told == ["line 40: judge: refused"] * 3
     assert [r["reward"] for r in read_json_lines(tmp_path / "rollouts.jsonl")] == [1.0, None, None, None]
 
 
 def test_a_few_failures_are_borne_and_too_many_stop_the_job(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, 0, lambda note: None, batch=4)
-    good, bad = [Score(1.0), Score(0.0)], [BROKEN, BROKEN]
-    responses = [Response("a", 1)] * 2
-    for n in range(16):
-        recorder.note(n, ROW, responses, bad if n % 2 else good)
+    log = RolloutLog(tmp_path, 0, lambda note: None, batch=4)
+    good, bad = played(Score(1.0), Score(0.0)), played(BROKEN, BROKEN)
+    for step in range(4):
+        log.note(step, [good, bad, good, bad])
     with pytest.raises(RewardFailedError, match=r"62% of the samples of the last 8 prompts could .*judge: refused"):
-        recorder.note(16, ROW, responses, bad)
+        log.note(4, [bad])
 
 
 def test_a_reward_that_fails_throughout_the_dry_run_is_refused() -> None:
@@ -84,11 +86,11 @@ class Weights:
         self.said = said
         self.asked = 0
 
-    async def sample_async(self, prompt: Any, num_samples: int, sampling_params: Any) -> Any:
+    async def sample(self, prompt: Any, samples: int, params: Any) -> Any:
         self.asked += 1
         text = "".join(map(chr, prompt.to_ints()))
         answer = next(value for key, value in self.said.items() if f"<<<RESPONSE\n{key}\n" in text)
-        return SimpleNamespace(sequences=[SimpleNamespace(tokens=list(map(ord, answer)))])
+        return [SimpleNamespace(tokens=list(map(ord, answer)))]
 
 
 class Letters:
@@ -105,12 +107,12 @@ class Letters:
 
 def test_a_judge_on_the_backend_is_asked_once_for_each_response_and_may_fail_for_one() -> None:
     weights = Weights({"good": "Fine.\nScore: 9", "odd": "I would rather not", "bad": "Score: 1"})
-    model: Any = SimpleNamespace(client=None)
+    model: Any = SimpleNamespace(sampler=None)
 
-    async def client() -> Weights:
+    async def sampler() -> Weights:
         return weights
 
-    model.client = client
+    model.sampler = sampler
     letters: Any = Letters()
     judge = Judge(model, letters, "Be good.", "score", 64)
     responses = [Response(text, 1) for text in ("good", "odd", "good", "bad")]

@@ -1,6 +1,6 @@
-"""One reward-model job: the cookbook's preference recipe, a model that answers which of two responses is better.
+"""A reward model: one that answers which of two responses is better, as in the cookbook's preference recipe.
 
-The pairs become comparisons in both orders, and the supervised loop does the rest. Heavy: imports torch, tinker.
+The pairs become comparisons in both orders, and supervised fine-tuning does the rest.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ...backends.connection import Backend, backend_errors, connect
+from ...backends.connection import Backend, backend_errors
 from ...core.files import append_json_line, write_atomically
 from ...data.preference_rows import Pair, comparison_conversations, text_of
 from ...data.preferences import parse_pair
 from ...data.row_files import at_line, read_rows
 from ...jobs.context import Outcome, RunContext
+from ...jobs.run_files import METRICS
 from ...models.renderers import load_renderer
 from ...rewards.model_scorers import preference_model
-from ..resume_point import METRICS
 from ..sft.config import SftConfig
-from ..sft.recipe import run_sft
+from ..sft.method import run_sft
 from .config import DpoConfig, load_dpo_settings
 from .plan import MEASURED_PAIRS
 
@@ -46,7 +46,7 @@ def run_reward_model_job(context: RunContext, config_file: Path) -> Outcome:
     final: Any = outcome.summary.get("final_checkpoint")
     if not outcome.finished or config.val_file is None or final is None:
         return outcome
-    backend = connect(config.backend, config.base_url)
+    backend = context.connect(config.backend, config.base_url)
     with backend_errors(backend):
         accuracy = asyncio.run(pair_accuracy(config, backend, final["sampler_path"]))
     append_json_line(context.folder / METRICS, {"step": outcome.step, PAIR_ACCURACY: accuracy})

@@ -1,18 +1,17 @@
-"""The reward's dry run on samples of the weights a run starts from. Heavy: imports tinker and the cookbook."""
+"""The reward's dry run on samples of the weights a run starts from."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 import tinker
 
 from ...backends.connection import Backend, backend_errors, connect
+from ...backends.sampling_client import Sampler, open_sampler
 from ...core.files import write_atomically
 from ...jobs.context import RunContext
 from ...models.model_ref import resolve_model
@@ -22,11 +21,10 @@ from ...rewards.model_scorers import asked_in_jobs_only, model_scorers
 from ...rewards.probes import SAMPLED_ROWS, RewardReport, Sampled, check_reward, require_usable
 from ...rewards.problems import Problem
 from ...rewards.sandbox.modes import unsandboxed_warnings
-from ...rewards.scorers import Scorers
+from ...rewards.scorers import Scorers, all_of
 from .config import RlConfig
-from .rollouts import Recorder, Sampling
-from .seeds import seed_of
-from .validation import sample_and_score
+from .rollouts import Rollouts
+from .turns import seed_of
 
 REPORT = "reward_check.json"
 _MOST_SAMPLES = 16
@@ -34,23 +32,24 @@ _MOST_SAMPLES = 16
 _DRY_RUN_SEEDS = -2
 
 
-async def dry_run(backend: Backend, sampling: Sampling, problems: Sequence[Problem]) -> RewardReport:
+async def dry_run(sampler: Sampler, rollouts: Rollouts, problems: Sequence[Problem]) -> RewardReport:
     """Sample some prompts as training will, and judge the reward by what comes back."""
-    config = sampling.config
+    config = rollouts.config
     order = np.random.default_rng([config.seed, 7]).permutation(len(problems))[:SAMPLED_ROWS]
     chosen = [problems[int(i)] for i in order]
-    client = await _start_weights(backend, config.base_model, config.load_checkpoint)
-    samples = min(config.group_size, _MOST_SAMPLES)
-    groups = await asyncio.gather(
-        *[
-            sample_and_score(
-                client, sampling, problem, samples=samples, seed=seed_of(config.seed, _DRY_RUN_SEEDS, problem.line)
+    groups = await all_of(
+        [
+            rollouts.play(
+                sampler,
+                problem,
+                samples=min(config.group_size, _MOST_SAMPLES),
+                seed=seed_of(config.seed, _DRY_RUN_SEEDS, problem.line),
             )
             for problem in chosen
         ]
     )
-    sampled = [Sampled(problem, group.outcomes) for problem, group in zip(chosen, groups, strict=True)]
-    probed = prober(config, sampling.environment, sampling.scorers)
+    sampled = [Sampled(group.problem, group.outcomes()) for group in groups]
+    probed = prober(config, rollouts.environment, rollouts.scorers)
     unsafe = unsandboxed_warnings(runs_code=config.runs_code)
     report = await check_reward(
         probed, config.parts(), problems, group_size=config.group_size, sampled=sampled, warnings=unsafe
@@ -79,23 +78,18 @@ def dry_run_once(config: RlConfig, problems: Sequence[Problem]) -> RewardReport:
             allow_unsandboxed=config.allow_unsandboxed,
             models=model_scorers(config.parts(), config.base_model, backend, renderer),
         )
-        # Nothing is recorded here: the recorder's folder is never written to with keep 0.
-        recorder = Recorder(Path(), 0, lambda note: None)
-        environment = make_environment(config, scorers)
-        sampling = Sampling(config, renderer, scorers, recorder, lambda: False, environment)
+        rollouts = Rollouts(config, renderer, scorers, make_environment(config, scorers), lambda: False)
         try:
-            return await dry_run(backend, sampling, problems)
+            return await dry_run(await _start_weights(backend, config), rollouts, problems)
         finally:
-            await scorers.close()
-            if environment is not None:
-                await environment.close()
+            await rollouts.close()
 
     with backend_errors(backend):
         return asyncio.run(run())
 
 
 async def check_before_training(
-    context: RunContext, backend: Backend, sampling: Sampling, problems: Sequence[Problem]
+    context: RunContext, sampler: Sampler, rollouts: Rollouts, problems: Sequence[Problem]
 ) -> None:
     """Dry-run the reward, keep the report, warn, and refuse what cannot teach anything.
 
@@ -103,16 +97,16 @@ async def check_before_training(
         ConfigError: If the reward is constant and the config does not insist.
         DataError: If tests fail on the data's own solutions.
     """
-    report = await dry_run(backend, sampling, problems)
+    report = await dry_run(sampler, rollouts, problems)
     write_atomically(context.folder / REPORT, json.dumps(report.model_dump(), indent=2) + "\n")
-    require_usable(report, force=sampling.config.force)
+    require_usable(report, force=rollouts.config.force)
     for warning in report.warnings:
         context.alert("warn", warning, step=0)
 
 
-async def _start_weights(backend: Backend, base_model: str, load_checkpoint: str | None) -> Any:
+async def _start_weights(backend: Backend, config: RlConfig) -> Sampler:
+    if config.load_checkpoint is None:
+        return await open_sampler(backend, resolve_model(config.base_model).wire_name)
     service = tinker.ServiceClient(base_url=backend.base_url, api_key=backend.api_key)
-    if load_checkpoint is None:
-        return await service.create_sampling_client(base_model=resolve_model(base_model).wire_name)
-    training = await service.create_training_client_from_state(load_checkpoint)
-    return await training.save_weights_and_get_sampling_client()
+    training = await service.create_training_client_from_state(config.load_checkpoint)
+    return Sampler(await training.save_weights_and_get_sampling_client(), backend.count)

@@ -1,50 +1,59 @@
-"""Episodes of several turns as the cookbook's environments. Heavy: imports tinker and the cookbook.
+"""Episodes of several turns as the cookbook's environments.
 
 What the model said stays in the next prompt token by token as it was sampled, with the environment's words after it:
-the whole episode is one training sequence, in which the loop gives the environment's tokens no loss. A chat template
-that rewrites history (thinking taken out of earlier turns) makes one sequence a turn instead.
+the whole episode is one training sequence, in which the environment's tokens get no loss. A chat template that rewrites
+history (thinking taken out of earlier turns) makes one sequence per turn instead.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import tinker
-from tinker_cookbook.completers import TinkerTokenCompleter
-from tinker_cookbook.rl.rollouts import do_single_rollout
-from tinker_cookbook.rl.types import ActionExtra, Env, InitialObservationOverflow, StepResult
+from tinker_cookbook.completers import StopCondition
+from tinker_cookbook.rl.types import ActionExtra, Env, InitialObservationOverflow, Metrics, StepResult
 
 from ...core.errors import DataError
 from ...models.chat import ChatRenderer, Message
+from ...rewards.environment_config import EnvironmentConfig
 from ...rewards.environments import advance
 from ...rewards.episodes import Environment, Episode, Opening
 from ...rewards.problems import Problem
 from ...rewards.process_pool import ScoringFailedError
-from ...rewards.scorers import Response, Score, all_of
-from ..steering import StopTrainingError
-from .config import RlConfig
-from .seeds import GroupKey, group_key, seed_of
+from ...rewards.scorers import Response
+from ..loop import StopTrainingError
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """What the episodes of a job share.
+class EpisodeContext:
+    """What the episodes of a job have in common.
 
     Attributes:
-        config: The job's settings.
+        settings: The environment's.
+        max_response_tokens: Tokens at which a reply is cut.
         renderer: Makes tokens of messages.
         environment: Answers the model.
-        limit: Tokens an episode may have, prompt included.
         stopped: Whether the run has to stop.
     """
 
-    config: RlConfig
+    settings: EnvironmentConfig
+    max_response_tokens: int
     renderer: ChatRenderer
     environment: Environment
-    limit: int | None
     stopped: Callable[[], bool]
+
+    def overlong(self, prompt: Sequence[int]) -> bool:
+        """Whether an episode with this prompt has no room for another reply."""
+        limit = self.settings.max_trajectory_tokens
+        return limit is not None and len(prompt) + self.max_response_tokens > limit
+
+
+def seed_of(*parts: int) -> int:
+    """A seed for one request: the same in every run of a job, another for every group, member and turn."""
+    digest = hashlib.blake2b(",".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % (2**31 - 1)
 
 
 def next_prompt(
@@ -86,115 +95,89 @@ class TurnEnv(Env):
     """
 
     def __init__(
-        self, table: Table, problem: Problem, opening: Opening | ScoringFailedError, group: GroupKey, member: int
+        self,
+        context: EpisodeContext,
+        problem: Problem,
+        opening: Opening | ScoringFailedError,
+        *,
+        group_seed: int,
+        member: int,
     ) -> None:
-        self._table = table
+        self._context = context
         self._problem = problem
-        self._group = group
-        self._member = member
-        self._shown: list[int] = []
+        self._seeds = (group_seed, member)
+        self._prompt: list[int] = []
         self.episode = Episode(opening if isinstance(opening, Opening) else Opening(problem.messages))
         if isinstance(opening, ScoringFailedError):
             self._break(str(opening))
 
-    async def initial_observation(self) -> tuple[tinker.ModelInput, Any] | InitialObservationOverflow:
+    async def initial_observation(self) -> tuple[tinker.ModelInput, StopCondition] | InitialObservationOverflow:
         """The opening's tokens; nothing is sampled if there is none, or if it is too long.
 
         Raises:
             StopTrainingError: If the run has to stop.
         """
-        if self._table.stopped():
+        if self._context.stopped():
             raise StopTrainingError
         if not self.episode.stop:
             self._open()
         if self.episode.stop:
             return InitialObservationOverflow(reward=0.0, metrics={f"stop/{self.episode.stop}": 1.0})
-        group_key.set(self._group)
-        return tinker.ModelInput.from_ints(self._shown), self._table.renderer.stop
+        return tinker.ModelInput.from_ints(self._prompt), self._context.renderer.stop
 
     async def step(self, action: list[int], *, extra: ActionExtra | None = None) -> StepResult:
         """Hand the reply to the environment, and go on with what it says."""
-        table, episode = self._table, self.episode
+        context, episode = self._context, self.episode
         cut = (extra or {}).get("stop_reason") == "length"
         history = episode.conversation()
-        response = Response(table.renderer.decode(action), len(action), cut)
-        seed = self._seed(len(episode.turns))
-        await advance(table.environment, self._problem, episode, response, seed=seed)
-        self._shown += action
+        response = Response(context.renderer.decode(action), len(action), cut)
+        seed = seed_of(*self._seeds, len(episode.turns), 0)
+        await advance(context.environment, self._problem, episode, response, seed=seed)
+        self._prompt += action
         if not episode.stop:
             self._continue(history, response, cut)
-        metrics = {"cut": float(cut)}
+        metrics: Metrics = {"cut": float(cut)}
         if episode.stop:
-            nothing = tinker.ModelInput.from_ints([])
             metrics[f"stop/{episode.stop}"] = 1.0
-            return StepResult(0.0, True, nothing, table.renderer.stop, metrics=metrics)
-        # Each later turn is a request of its own, with a seed that says whose it is.
-        group_key.set(GroupKey(self._seed(len(episode.turns), kind=1), 1))
-        return StepResult(0.0, False, tinker.ModelInput.from_ints(self._shown), table.renderer.stop, metrics=metrics)
+        following = tinker.ModelInput.from_ints([] if episode.stop else self._prompt)
+        return StepResult(0.0, bool(episode.stop), following, context.renderer.stop, metrics=metrics)
 
     def _open(self) -> None:
-        table = self._table
         try:
-            self._shown = table.renderer.generation_prompt(self.episode.opening.messages)
+            self._prompt = self._context.renderer.generation_prompt(self.episode.opening.messages)
         except DataError as error:
             self._break(f"line {self._problem.line}: environment: the template refuses the opening: {error}")
             return
-        if table.limit is not None and len(self._shown) + table.config.max_response_tokens > table.limit:
-            room = f"{len(self._shown)} tokens, and max_response_tokens more than {table.limit}"
+        if self._context.overlong(self._prompt):
+            limit = self._context.settings.max_trajectory_tokens
+            room = f"{len(self._prompt)} tokens, and max_response_tokens more than {limit}"
             self._break(f"line {self._problem.line}: environment: the opening is too long ({room})")
 
     def _continue(self, history: list[Message], response: Response, cut: bool) -> None:
-        """Sets the next prompt, or why there is none."""
-        table, episode = self._table, self.episode
-        settings = table.config.environment
+        """Set the next prompt, or why there is none."""
+        context, episode = self._context, self.episode
         if cut:
             episode.stop = "max_tokens"
-        elif settings is not None and len(episode.turns) >= settings.max_turns:
+        elif len(episode.turns) >= context.settings.max_turns:
             episode.stop = "max_turns"
         else:
             try:
                 said = episode.turns[-1].messages
-                self._shown = next_prompt(table.renderer, self._shown, history, response.text, said)
+                self._prompt = next_prompt(context.renderer, self._prompt, history, response.text, said)
             except DataError as error:
                 self._break(f"line {self._problem.line}: environment: the template refuses its answer: {error}")
                 return
-            if table.limit is not None and len(self._shown) + table.config.max_response_tokens > table.limit:
+            if context.overlong(self._prompt):
                 episode.stop = "context_overflow"
 
     def _break(self, why: str) -> None:
         self.episode.broken, self.episode.stop = why, "failed"
 
-    def _seed(self, turn: int, *, kind: int = 0) -> int:
-        return seed_of(self._group.seed, self._member, turn, kind)
 
-
-async def make_turn_envs(table: Table, problem: Problem, group: GroupKey) -> list[TurnEnv]:
+async def make_turn_envs(context: EpisodeContext, problem: Problem, *, samples: int, seed: int) -> list[TurnEnv]:
     """The episodes of a group: they all begin alike."""
     try:
-        opening: Opening | ScoringFailedError = await table.environment.reset(problem, group.seed)
+        opening: Opening | ScoringFailedError = await context.environment.reset(problem, seed)
     except ScoringFailedError as error:
         opening = error
-    return [TurnEnv(table, problem, opening, group, member) for member in range(group.members)]
-
-
-async def play_group(
-    client: Any, table: Table, problem: Problem, group: GroupKey
-) -> tuple[list[TurnEnv], list[Response], list[Score]]:
-    """Play a group outside of training.
-
-    Args:
-        client: A sampling client that asks by group (`rl_steering.GroupSamplingClient`).
-        table: What the episodes share.
-        problem: What they begin with.
-        group: Its seed and size.
-
-    Returns:
-        The episodes, each one's words with its tokens, and its reward.
-    """
-    envs = await make_turn_envs(table, problem, group)
-    config = table.config
-    policy = TinkerTokenCompleter(client, max_tokens=config.max_response_tokens, temperature=config.temperature)
-    await all_of([do_single_rollout(policy, env) for env in envs])
-    episodes = [env.episode for env in envs]
-    responses = [Response(e.transcript(), e.tokens, e.stop == "max_tokens") for e in episodes]
-    return envs, responses, await table.environment.total(problem, episodes)
+    return [TurnEnv(context, problem, opening, group_seed=seed, member=member) for member in range(samples)]

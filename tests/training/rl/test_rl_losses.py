@@ -13,7 +13,7 @@ from sota_ml_researcher.rewards.reward_rules import overlong_penalty
 from sota_ml_researcher.training.rl import config
 from sota_ml_researcher.training.rl.advantages import group_advantages
 from sota_ml_researcher.training.rl.config import RlConfig, load_rl_settings
-from sota_ml_researcher.training.rl.recipe import loss_settings
+from sota_ml_researcher.training.rl.method import loss_settings
 
 BASE = {"base_model": "demo", "train_file": "demo:rl_train", "reward_type": "math"}
 

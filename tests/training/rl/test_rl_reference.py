@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import statistics
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,9 +19,9 @@ from tinker_cookbook.rl.types import Trajectory, TrajectoryGroup, Transition
 from sota_ml_researcher.engine.compute.losses import LOSSES, LossInputs
 from sota_ml_researcher.rewards.problems import Problem
 from sota_ml_researcher.rewards.scorers import Response, Score
-from sota_ml_researcher.training.rl.advantages import advantages_of
-from sota_ml_researcher.training.rl.kl import kl_estimates, kl_penalty_with_estimate
-from sota_ml_researcher.training.rl.rollouts import Recorder
+from sota_ml_researcher.training.rl.advantages import kl_estimates, penalize_kl, scored_advantages
+from sota_ml_researcher.training.rl.rollout_log import sample_metrics
+from sota_ml_researcher.training.rl.rollouts import PlayedGroup
 
 TOLERANCE = 1e-5
 RNG = np.random.default_rng(5)
@@ -115,7 +114,7 @@ def group(rewards: list[float]) -> TrajectoryGroup:
 def test_advantages_reach_every_written_token_and_none_of_the_prompt(kind: Any) -> None:
     rewards = [1.0, 0.0, 0.5, 0.0]
     groups = [group(rewards)]
-    data, _ = assemble_training_data(groups, advantages_of(kind)(groups))
+    data, _ = assemble_training_data(groups, [scored_advantages(g, kind) for g in groups])
     scale = statistics.stdev(rewards) + 1e-4 if kind == "grpo" else 1.0
     for datum, reward, q in zip(data, rewards, Q, strict=True):
         wanted = [0.0] * (len(PROMPT) - 1) + [(reward - statistics.fmean(rewards)) / scale] * len(q)
@@ -126,7 +125,7 @@ def test_advantages_reach_every_written_token_and_none_of_the_prompt(kind: Any) 
 class Reference:
     """A reference model that answers with the log-probabilities P, whatever the prompt's are."""
 
-    async def compute_logprobs_async(self, sequence: tinker.ModelInput) -> list[float | None]:
+    async def logprobs(self, sequence: tinker.ModelInput) -> list[float | None]:
         written = sequence.length - len(PROMPT)
         values = next(p for p in P if len(p) == written)
         return [None, *[-9.0] * (len(PROMPT) - 1), *map(float, values)]
@@ -134,10 +133,10 @@ class Reference:
 
 def test_the_kl_penalty_moves_advantages_by_k1_and_logs_both_estimates() -> None:
     groups = [group([1.0, 0.0, 0.5, 0.0])]
-    data, _ = assemble_training_data(groups, advantages_of("mean")(groups))
+    data, _ = assemble_training_data(groups, [scored_advantages(g, "mean") for g in groups])
     before = [list(datum.loss_fn_inputs["advantages"].data) for datum in data]
-    penalty = kl_penalty_with_estimate(loop_metrics.incorporate_kl_penalty)
-    logged = asyncio.run(penalty(data, Reference(), 0.1, 0.0))
+    reference: Any = Reference()
+    logged = asyncio.run(penalize_kl(data, reference, 0.1))
     drift = [q - p for q, p in zip(Q, P, strict=True)]  # log policy - log reference at the sampled tokens
     mean = float(np.concatenate(drift).mean())
     for datum, old, d in zip(data, before, drift, strict=True):
@@ -152,7 +151,7 @@ def test_the_kl_penalty_moves_advantages_by_k1_and_logs_both_estimates() -> None
 
 def test_the_sampler_s_drift_and_entropy_are_means_over_written_tokens() -> None:
     groups = [group([1.0, 0.0, 0.5, 0.0])]
-    data, _ = assemble_training_data(groups, advantages_of("mean")(groups))
+    data, _ = assemble_training_data(groups, [scored_advantages(g, "mean") for g in groups])
     now = [torch.tensor([5.0] * (len(PROMPT) - 1) + list(map(float, p))) for p in P]
     found = loop_metrics.compute_kl_sample_train(data, now)
     drift = np.concatenate(Q) - np.concatenate(P)
@@ -161,18 +160,21 @@ def test_the_sampler_s_drift_and_entropy_are_means_over_written_tokens() -> None
     assert found["optim/entropy"] == pytest.approx(-float(np.concatenate(Q).mean()), abs=TOLERANCE)
 
 
-def test_a_step_s_statistics_are_those_of_its_samples_and_rewards_only_of_those_scored(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, 0, lambda note: None)
+def test_a_step_s_statistics_are_of_its_samples_and_rewards_of_those_scored() -> None:
     problem = Problem(1, ({"role": "user", "content": "x"},), {})
     rewards = [[1.0, 0.0, 0.25], [0.5, 0.5, 0.5]]
     tokens = [[3, 9, 6], [1, 1, 4]]
-    for row_rewards, row_tokens in zip(rewards, tokens, strict=True):
-        responses = [Response("y", n, n == 9) for n in row_tokens]
-        scores = [Score(r, {"part": 2 * r}, failed=r == 0.25) for r in row_rewards]
-        recorder.note(4, problem, responses, scores)
-    found = recorder.take(4)
+    groups = [
+        PlayedGroup(
+            problem,
+            [],
+            [Response("y", n, n == 9) for n in row_tokens],
+            [Score(r, {"part": 2 * r}, failed=r == 0.25) for r in row_rewards],
+        )
+        for row_rewards, row_tokens in zip(rewards, tokens, strict=True)
+    ]
     flat = [r for row in rewards for r in row if r != 0.25]
-    assert found == pytest.approx(
+    assert sample_metrics(groups) == pytest.approx(
         {
             "reward/mean": statistics.fmean(flat),
             "reward/std": statistics.pstdev(flat),
@@ -184,4 +186,3 @@ def test_a_step_s_statistics_are_those_of_its_samples_and_rewards_only_of_those_
         },
         abs=TOLERANCE,
     )
-    assert recorder.take(4) == {}

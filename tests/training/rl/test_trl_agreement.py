@@ -18,11 +18,11 @@ import torch
 from sota_ml_researcher.engine.compute.losses import LOSSES, LossInputs
 from sota_ml_researcher.rewards.reward_rules import overlong_penalty
 from sota_ml_researcher.training.dpo.config import load_dpo_settings
-from sota_ml_researcher.training.dpo.steering import batch_loss
-from sota_ml_researcher.training.rl.advantages import group_advantages
+from sota_ml_researcher.training.dpo.preference_loss import preference_loss, preference_metrics
+from sota_ml_researcher.training.dpo.reference import pair_scores, weighted_sums
+from sota_ml_researcher.training.rl.advantages import group_advantages, kl_estimates
 from sota_ml_researcher.training.rl.config import load_rl_settings
-from sota_ml_researcher.training.rl.kl import kl_estimates
-from sota_ml_researcher.training.rl.recipe import loss_settings
+from sota_ml_researcher.training.rl.method import loss_settings
 
 pytest.importorskip("trl", reason="TRL comes with the bench extra: pip install 'sota-ml-researcher[bench]'")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -119,7 +119,9 @@ def our_dpo(
         for row in order
     ]
     sums = torch.stack([reference[row].sum() for row in order])
-    return batch_loss(config, data, [policy[row] for row in order], sums, 0)
+    scores = pair_scores(data, weighted_sums(data, [policy[row] for row in order]), sums)
+    loss = preference_loss(scores, loss=config.loss, beta=config.beta, label_smoothing=config.label_smoothing)
+    return loss, preference_metrics(scores, loss, beta=config.beta)
 
 
 def dpo_batch(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
