@@ -5,7 +5,8 @@
 Both sides are a process from its start to its end, on one warm engine, with the packaged demo model and data, the same
 batches, settings and checkpoints, and no validation. The direct side is the loop of tinker-cookbook as installed: its
 DPO measures the reference in each step, its GRPO asks for every sample by itself and scores it in the loop's process.
-The job has a loop of its own, and adds its worker, registry, heartbeats, metering, the reward's dry run, rollouts and child processes for rewards.
+The job has a loop of its own, and adds its worker, registry, heartbeats, metering, the reward's dry run, rollouts and
+child processes for rewards.
 Prints one JSON object per method; the ratio is of the medians. What both sides did is read from their metrics and
 checkpoints and compared: the same steps, and in SFT and DPO the same tokens trained on. In RL each side draws samples
 of its own, so that the tokens of the groups that were not dropped differ, and are only shown.
