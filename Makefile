@@ -18,8 +18,9 @@ $(STAMP): pyproject.toml
 demo: install
 	$(BIN)/ml-researcher demo
 
+# One worker per core; what ends early takes over waiting tests of the others.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

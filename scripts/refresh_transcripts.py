@@ -20,10 +20,10 @@ import anyio
 from mcp import Client
 from mcp_types import TextContent
 
-from sota_ml_researcher.core.paths import demo_data
 from sota_ml_researcher.server.app import build_server
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
+_DEMO_PATH = re.compile(r"[^\s'\"]*/demo/data/")
 _BLOCK = re.compile(r"(?ms)^```text\n> (\w+) (\{.*?\})\n.*?^```")
 
 
@@ -43,15 +43,15 @@ def main() -> int:
 
 def refresh(text: str) -> str:
     """The page with each block's answer as it is now."""
-    return _BLOCK.sub(lambda found: _answered(found[1], found[2]), text)
+    return _BLOCK.sub(lambda block: _answered(block[1], block[2]), text)
 
 
 def _answered(tool: str, arguments: str) -> str:
     with tempfile.TemporaryDirectory() as home:
         os.environ["ML_RESEARCHER_HOME"] = home
         answer = anyio.run(_call, tool, json.loads(arguments))
-    data = str(demo_data("sft_train", where="docs").parent)
-    return f"```text\n> {tool} {arguments}\n{answer.replace(data, 'demo/data').strip()}\n```"
+    # A path may be cut short from the left, wherever this clone lies.
+    return f"```text\n> {tool} {arguments}\n{_DEMO_PATH.sub('demo/data/', answer).strip()}\n```"
 
 
 async def _call(tool: str, arguments: dict[str, object]) -> str:

@@ -12,7 +12,6 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("recipe", ["sl_loop", "rl_loop", "sl_basic", "rl_basic", "dpo", "shorter", "rlhf"])
 def test_a_cookbook_recipe_runs_unmodified(recipe: str) -> None:
     command = [sys.executable, "-m", "benchmarks.recipes", "--only", recipe]

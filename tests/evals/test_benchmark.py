@@ -106,7 +106,7 @@ def test_a_paid_benchmark_is_planned_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("stop_engine")
+@pytest.mark.usefixtures("shared_engine")
 def test_a_benchmark_runs_through_the_tool() -> None:
     async def run() -> None:
         async with Client(build_server()) as client:
@@ -138,7 +138,7 @@ def text_of(result: CallToolResult) -> str:
     return result.content[0].text
 
 
-@pytest.mark.usefixtures("stop_engine")
+@pytest.mark.usefixtures("shared_engine")
 def test_the_template_runs_as_shipped_and_says_better() -> None:
     async def run() -> None:
         async with Client(build_server()) as client:
@@ -152,7 +152,7 @@ def test_the_template_runs_as_shipped_and_says_better() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("stop_engine")
+@pytest.mark.usefixtures("shared_engine")
 def test_task_files_and_graded_rows_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sota_ml_researcher.evals.benchmark.benchmark_job import run_benchmark_job
 
@@ -185,7 +185,7 @@ def test_task_files_and_graded_rows_run(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("stop_engine")
+@pytest.mark.usefixtures("shared_engine")
 def test_a_model_too_small_to_judge_fails_loudly_and_says_why(tmp_path: Path) -> None:
     with pytest.raises(JudgeFailedError, match=r"no readable verdict .* do not fit the model's context window of 512"):
         evaluate(tmp_path, sums(tmp_path, 3) | {"judge_model": "tinker:demo", "judge_max_tokens": 64})

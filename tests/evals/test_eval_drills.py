@@ -18,7 +18,7 @@ from sota_ml_researcher.jobs.create import start_job
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.states import Job, JobState
 
-pytestmark = [pytest.mark.drill, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.drill
 UNDER_WAY = 5
 
 

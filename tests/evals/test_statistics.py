@@ -332,7 +332,6 @@ def test_a_model_against_itself_is_seldom_told_apart_in_a_quick_simulation(clust
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("prompts", "cluster_size"), [(50, 1), (200, 1), (200, 5)])
 def test_a_model_against_itself_is_not_distinguishable_in_94_of_100(prompts: int, cluster_size: int) -> None:
     repeats = 2000  # a standard error of half a point
@@ -340,7 +339,6 @@ def test_a_model_against_itself_is_not_distinguishable_in_94_of_100(prompts: int
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_the_corrected_rate_covers_the_true_one() -> None:
     generator, hits, repeats, truth = rng(2), 0, 4000, 0.6
     for _ in range(repeats):

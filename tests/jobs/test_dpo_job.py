@@ -17,7 +17,7 @@ def curve(job: Job) -> dict[int, dict[str, float]]:
     return {r["step"]: {name: r[name] for name in names if name in r} for r in records}
 
 
-@pytest.mark.usefixtures("stop_engine")
+@pytest.mark.usefixtures("shared_engine")
 def test_a_dpo_job_learns_and_a_cancelled_one_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, tiny_weights: Path
 ) -> None:
@@ -50,7 +50,7 @@ def test_a_dpo_job_learns_and_a_cancelled_one_goes_on_as_if_nothing_had_happened
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("stop_engine")
+@pytest.mark.usefixtures("shared_engine")
 @pytest.mark.parametrize("loss", ["ipo", "dpo_norm"])
 def test_the_other_losses_train_too(tmp_path: Path, tiny_weights: Path, loss: str) -> None:
     job = wait_until(start_dpo(tmp_path, tiny_weights, loss=loss, beta=0.5).id, ended)

@@ -20,7 +20,7 @@ from sota_ml_researcher.jobs import control, run_files
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.states import JobState
 
-pytestmark = [pytest.mark.drill, pytest.mark.usefixtures("stop_engine"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.drill, pytest.mark.usefixtures("stop_engine")]
 
 
 def test_a_killed_worker_is_interrupted_and_its_resume_repeats_the_undisturbed_run(

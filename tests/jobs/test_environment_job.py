@@ -57,12 +57,8 @@ def taught(data: Path, rows: list[Any], steps: int = 60) -> Job:
 
 @needs_sandbox
 @pytest.mark.slow
-@pytest.mark.timeout(400)
-@pytest.mark.usefixtures("stop_engine")
-def test_episodes_are_kept_turn_by_turn_and_a_resumed_job_plays_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("job_helpers.PATIENCE_S", 180.0)
+@pytest.mark.usefixtures("shared_engine")
+def test_episodes_are_kept_turn_by_turn_and_a_resumed_job_plays_the_same(tmp_path: Path) -> None:
     script, data = tmp_path / "lots.py", tmp_path / "words.jsonl"
     script.write_text(LOTS)
     data.write_text("".join(json.dumps({"prompt": f"say {a}{b}e"}) + "\n" for a in "klm" for b in "aou"))
@@ -99,12 +95,8 @@ def test_episodes_are_kept_turn_by_turn_and_a_resumed_job_plays_the_same(
 
 @needs_sandbox
 @pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.usefixtures("stop_engine")
-def test_what_the_second_turn_must_answer_to_the_first_is_learnt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("job_helpers.PATIENCE_S", 280.0)
+@pytest.mark.usefixtures("shared_engine")
+def test_what_the_second_turn_must_answer_to_the_first_is_learnt(tmp_path: Path) -> None:
     rng = random.Random(7)
 
     def coin(word: str) -> dict[str, str]:
@@ -137,13 +129,9 @@ def test_what_the_second_turn_must_answer_to_the_first_is_learnt(
 
 @needs_sandbox
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.usefixtures("stop_engine")
-def test_a_model_learns_to_run_a_program_where_its_own_guess_is_wrong(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("shared_engine")
+def test_a_model_learns_to_run_a_program_where_its_own_guess_is_wrong(tmp_path: Path) -> None:
     """Sorting a word's letters is beyond the demo model, which is shown both guesses and programs."""
-    monkeypatch.setattr("job_helpers.PATIENCE_S", 560.0)
     rng = random.Random(5)
     shown: list[Any] = []
     asked: list[Any] = []
@@ -189,10 +177,8 @@ def test_a_model_learns_to_run_a_program_where_its_own_guess_is_wrong(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(500)
-@pytest.mark.usefixtures("stop_engine")
-def test_retry_teaches_to_be_right_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("job_helpers.PATIENCE_S", 480.0)
+@pytest.mark.usefixtures("shared_engine")
+def test_retry_teaches_to_be_right_at_once() -> None:
     job = wait_until(start_rl(template_path("grpo"), environment="retry", num_steps=60, eval_every=0).id, ended)
     assert job.state is JobState.SUCCEEDED, job.error
     records = [r for r in run_files.recent_metrics(job.folder, limit=1000) if "reward/mean" in r]

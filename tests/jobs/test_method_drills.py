@@ -21,7 +21,7 @@ from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.states import ACTIVE, Job
 from sota_ml_researcher.server.app import build_server
 
-pytestmark = [pytest.mark.drill, pytest.mark.usefixtures("stop_engine"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.drill, pytest.mark.usefixtures("stop_engine")]
 
 # What depends on the clock or on the name of a run; everything else must repeat.
 _OF_THE_MOMENT = ("time/", "batch_time", "state_path", "sampler_path")

@@ -51,8 +51,7 @@ def demonstrations(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
-@pytest.mark.usefixtures("stop_engine")
+@pytest.mark.usefixtures("shared_engine")
 def test_sft_reward_model_and_rl_run_one_on_the_other(tmp_path: Path) -> None:
     data = demonstrations(tmp_path)
 

@@ -12,7 +12,7 @@ from sota_ml_researcher.training.sft.config import load_sft_settings
 from sota_ml_researcher.training.sft.plan import plan_sft
 
 
-@pytest.mark.usefixtures("stop_engine")
+@pytest.mark.usefixtures("shared_engine")
 def test_a_job_trains_keeps_its_best_and_can_be_cancelled_and_resumed(tmp_path: Path, tiny_weights: Path) -> None:
     whole = start(**settings(tmp_path, tiny_weights, num_steps=100, eval_every=30))
     cut = start(

@@ -12,7 +12,7 @@ from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.states import JobState
 from sota_ml_researcher.tools.start import start_sft
 
-pytestmark = pytest.mark.usefixtures("stop_engine")
+pytestmark = pytest.mark.usefixtures("shared_engine")
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ def test_a_hostile_data_file_does_nothing_when_it_is_checked_or_planned(
     assert CANARY not in text + json.dumps(content)
 
 
-@pytest.mark.usefixtures("stop_engine")
+@pytest.mark.usefixtures("shared_engine")
 def test_a_hostile_data_file_does_nothing_in_a_job_and_its_honest_rows_are_scored(
     tmp_path: Path, target: Path, tiny_weights: Path
 ) -> None:

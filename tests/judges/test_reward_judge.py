@@ -188,7 +188,7 @@ def test_a_wrong_key_is_told_with_the_plan(judges: Judges, monkeypatch: pytest.M
     assert "secret" not in text
 
 
-@pytest.mark.usefixtures("stop_engine")
+@pytest.mark.usefixtures("shared_engine")
 def test_a_job_learns_from_claude_and_counts_what_it_paid(tmp_path: Path, tiny_weights: Path, judges: Judges) -> None:
     judges.answer = lambda asked: None if "q" in asked.a else small_letters(asked)
     data = tmp_path / "rows.jsonl"

@@ -11,25 +11,35 @@ from tinker import types
 
 KEY = "tml-test"
 TOKENS = list(range(10, 40))
+CLOSING_S = 10
 
 
 class Running:
+    """An engine that serves one model under the name ``tiny``, and the clients connected to it."""
+
     def __init__(self, model: Path, store: Path, *extra: str) -> None:
         command = [sys.executable, "-m", "sota_ml_researcher.engine", "--port", "0", "--dtype", "float32"]
         command += ["--model", f"tiny={model}", "--store", str(store), "--threads", "1", *extra]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.url = self.process.stdout.readline().removeprefix("listening on ").strip()
+        self._services: list[tinker.ServiceClient] = []
 
     def service(self) -> tinker.ServiceClient:
-        return tinker.ServiceClient(base_url=self.url, api_key=KEY)
+        self._services.append(tinker.ServiceClient(base_url=self.url, api_key=KEY))
+        return self._services[-1]
 
     def stop(self, how: int = signal.SIGTERM) -> None:
+        """End the engine; on a clean stop its clients go first, or their heartbeats would fail until pytest ends."""
+        if how == signal.SIGTERM and self.process.poll() is None:
+            for closing in [service.close("success") for service in self._services]:
+                closing.result(timeout=CLOSING_S)
         self.process.send_signal(how)
         self.process.communicate(timeout=30)
 
 
 def datum(tokens: list[int], weights: list[float] | None = None) -> types.Datum:
+    """A sequence trained on in full, or by ``weights`` (one per target)."""
     targets, weights = tokens[1:], weights or [1.0] * (len(tokens) - 1)
     return types.Datum(
         model_input=types.ModelInput.from_ints(tokens[:-1]),

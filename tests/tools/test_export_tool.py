@@ -16,7 +16,7 @@ from sota_ml_researcher.tools.answers import MAX_TEXT
 
 async def finished(client: Client, job_id: str) -> None:
     state = ""
-    with anyio.fail_after(110):
+    with anyio.fail_after(300):
         while state not in {"succeeded", "failed"}:
             result = await client.call_tool("wait_for_job", {"job_id": job_id, "timeout_s": 20})
             assert result.structured_content
@@ -29,7 +29,7 @@ def text_of(result: CallToolResult) -> str:
     return result.content[0].text
 
 
-def test_a_jobs_checkpoint_comes_home_as_a_peft_adapter(stop_engine: None, tmp_path: Path) -> None:
+def test_a_jobs_checkpoint_comes_home_as_a_peft_adapter(shared_engine: None, tmp_path: Path) -> None:
     settings = {
         "base_model": "demo",
         "train_file": "demo:sft_train",

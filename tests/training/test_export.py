@@ -13,7 +13,7 @@ import pytest
 import tinker
 import torch
 import transformers
-from engine_process import KEY, Running, datum
+from engine_support import KEY, Running, datum
 
 from sota_ml_researcher.backends.connection import Backend
 from sota_ml_researcher.core.errors import BackendError, ConfigError, ModelError, StorageError
