@@ -13,7 +13,8 @@ import tinker
 import torch
 
 from ...core.files import append_json_line, read_json_lines
-from ...data.preferences import Answer, RenderedPair
+from ...data.examples import Example
+from ...data.preferences import RenderedPair
 from ..steering import StopTrainingError
 from .preference_loss import PairScores
 
@@ -22,7 +23,7 @@ REFERENCE = "reference.jsonl"
 _CHUNK = 128
 
 
-def datum_of(answer: Answer) -> tinker.Datum:
+def datum_of(answer: Example) -> tinker.Datum:
     """A side of a pair as the loop wants it: targets shifted by one, weight 1 on each token of the answer."""
     tokens = [int(token) for token in answer.tokens]
     weights = answer.weights[1:].astype(np.float32)

@@ -22,7 +22,8 @@ from tinker_cookbook.supervised.types import SupervisedDataset, SupervisedDatase
 
 from ...backends.connection import backend_errors, connect
 from ...core.files import append_json_line, read_json_lines
-from ...data.supervised import Example, SftData, load_sft_data
+from ...data.examples import Example
+from ...data.supervised import SftData, load_sft_data
 from ...jobs.context import Outcome, RunContext, StopReason
 from ...models.chat import ChatRenderer
 from ...models.model_ref import resolve_model
