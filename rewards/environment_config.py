@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from ..doctrine.rules import integer, number
 
@@ -22,10 +22,8 @@ _READ_BY: dict[str, tuple[EnvironmentType, ...]] = {
 TRY_AGAIN = "That is not right. Try again."
 
 
-class EnvironmentConfig(BaseModel):
+class EnvironmentConfig(BaseModel, extra="forbid", frozen=True):
     """What answers the model between its turns. ``environment: TYPE`` and ``environment: FILE.py`` are short."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     type: EnvironmentType = Field(
         description="retry: after a wrong answer it may try again; interpreter: it runs programs; custom: a Python file"

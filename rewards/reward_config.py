@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 RewardType = Literal["math", "exact", "regex", "format", "code", "length", "judge", "preference_model", "custom"]
 NEEDS_KEY = {"math": "answer", "exact": "answer", "code": "tests"}
@@ -19,19 +19,15 @@ OPPONENTS = 6
 _SERVICES = ("claude-", "anthropic:", "openai:")
 
 
-class JudgePrice(BaseModel):
+class JudgePrice(BaseModel, extra="forbid", frozen=True):
     """A judge's price in US dollars per million tokens."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     input: Annotated[float, Field(ge=0)]
     output: Annotated[float, Field(ge=0)]
 
 
-class RewardPart(BaseModel):
+class RewardPart(BaseModel, extra="forbid", frozen=True):
     """One check and its weight."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     type: RewardType = Field(description="Which check")
     weight: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
