@@ -138,17 +138,20 @@ def _common(config: dict[str, Any], url: str, log: str, name: str, renderer: Any
     }
 
 
-def _batches(length: int, batch: Callable[[int], list[Any]], set_epoch: Callable[[int], None]) -> Any:
+def _batches(length: int, batch: Callable[[int], list[Any]]) -> Any:
     from tinker_cookbook.supervised.types import SupervisedDataset
 
     class Batches(SupervisedDataset):
         """The job's batches."""
 
+        def __init__(self) -> None:
+            self._epoch = 0
+
         def get_batch(self, index: int) -> list[Any]:
-            return batch(index)
+            return batch(self._epoch * length + index)
 
         def set_epoch(self, seed: int = 0) -> None:
-            set_epoch(seed)
+            self._epoch = seed
 
         def __len__(self) -> int:
             return length
@@ -183,7 +186,7 @@ def _direct_sft(config: dict[str, Any], url: str, log: str) -> None:
             for example in data.batch(index)
         ]
 
-    batches = _batches(len(data), batch, data.set_epoch)
+    batches = _batches(len(data), batch)
     settings = {**_common(config, url, log, name, renderer), "lr_schedule": config["lr_schedule"], "submit_ahead": 1}
     epochs = -(-config["num_steps"] // len(data))
     builder: Any = _builder(lambda: (batches, None))
@@ -205,7 +208,7 @@ def _direct_dpo(config: dict[str, Any], url: str, log: str) -> None:
         seed=config["seed"],
         skip_bad_rows=False,
     )
-    batches = _batches(len(data), lambda index: data_of(data.batch(index)), data.set_epoch)
+    batches = _batches(len(data), lambda index: data_of(data.batch(index)))
     settings = {**_common(config, url, log, name, renderer), "lr_schedule": config["lr_schedule"]}
     settings["infrequent_eval_every"] = 0
     epochs = -(-config["num_steps"] // len(data))

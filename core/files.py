@@ -109,3 +109,8 @@ def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's bytes as hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def short_digest(text: str) -> bytes:
+    """12 bytes that stand for a text where repeats are looked for."""
+    return hashlib.blake2b(text.encode(), digest_size=12).digest()

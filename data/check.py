@@ -1,11 +1,10 @@
 """Reading a whole training file once, as a careful person would, and saying what is wrong with it.
 
-Streams: memory grows by about 300 bytes a row (sketches and hashes), not with the text. Heavy: imports numpy.
+Rows are streamed: memory grows by about 300 bytes per row (sketches and hashes), not with the text.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import DataError
-from ..core.files import sha256_of
-from ..models.chat import ChatRenderer, Message, Rendered, mask_view
+from ..core.files import sha256_of, short_digest
+from ..models.chat import ChatRenderer, Message, Rendered, mask_view, words_of
+from .examples import render_each
 from .formats import SftFormat, detect_format, to_messages
 from .near_duplicates import Sketches, similar_pairs
 from .row_files import Row, read_rows
-from .row_findings import DatasetReport, Findings, RenderedExample, TokenStatistics, text_problems
+from .row_findings import DatasetReport, RenderedExample, RowFindings, TokenStatistics, text_problems
 
 _BATCH = 1024
 _ROUND_TRIP_ROWS = 200
@@ -53,8 +53,8 @@ def check_dataset(
         renderer: The model's; without one no tokens are counted.
         max_seq_len: Tokens at which training will cut rows.
         val_file: Held-out rows that must not be in the training file.
-        progress: Told (rows read, what is being done) after each batch.
-        cancelled: Asked after each batch.
+        progress: Called with the rows read and what is being done, after each batch.
+        cancelled: Called after each batch; True ends the check.
 
     Raises:
         DataError: If the file as a whole cannot be read; bad rows are findings, not errors.
@@ -111,47 +111,25 @@ def _ahead(prepare: Callable[[list[Row]], T], chunks: Iterator[list[Row]]) -> It
             yield pending.result()
 
 
-def text_of(messages: Sequence[Message]) -> str:
-    """The words of a conversation, for comparing rows with each other."""
-    return "\n".join(message["content"] for message in messages)
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Prepared:
-    """A row after parsing and rendering: either an error, or a conversation and perhaps its tokens."""
+    """A row after parsing and rendering: its conversation and perhaps the tokens, or what is wrong with it."""
 
     line: int
     form: SftFormat | None
-    messages: list[Message] | None
-    error: DataError | None = None
+    messages: list[Message] | DataError
     rendered: Rendered | None = None
-
-    def with_rendered(self, rendered: Rendered | DataError) -> _Prepared:
-        if isinstance(rendered, DataError):
-            return _Prepared(self.line, self.form, None, rendered)
-        return _Prepared(self.line, self.form, self.messages, None, rendered)
 
 
 def _parse(row: Row) -> _Prepared:
-    form = None
-    try:
-        if row.value is None:
-            raise row.problem or DataError("unreadable")
-        form = detect_format(row.value)
-        return _Prepared(row.number, form, to_messages(row.value, form))
-    except DataError as error:
-        return _Prepared(row.number, form, None, error)
-
-
-def _render(renderer: ChatRenderer, conversations: Sequence[Sequence[Message]]) -> Sequence[Rendered | DataError]:
-    try:
-        return renderer.render_many(conversations)
-    except DataError:  # one of them is refused: find out which
-        return [_render_one(renderer, messages) for messages in conversations]
+    form = row.parsed(detect_format)
+    if isinstance(form, DataError):
+        return _Prepared(row.number, None, form)
+    return _Prepared(row.number, form, row.parsed(lambda content: to_messages(content, form)))
 
 
 class _Check:
-    """What has been seen so far."""
+    """What the rows read so far have shown."""
 
     def __init__(self, renderer: ChatRenderer | None, max_seq_len: int | None) -> None:
         self._renderer = renderer
@@ -161,19 +139,23 @@ class _Check:
         self._sketched_lines: list[int] = []
         self._lengths: list[NDArray[np.int32]] = []
         self._loss = self._loss_cut = self._truncated = 0
-        self.findings = Findings()
+        self.findings = RowFindings()
         self.format: str | None = None
         self.example: RenderedExample | None = None
         self.rows = self.usable = 0
 
     def prepare(self, chunk: Sequence[Row]) -> list[_Prepared]:
-        """Parse and render some rows; touches nothing of the check, so it can run ahead in a thread."""
-        parsed = [_parse(row) for row in chunk]
-        if self._renderer is None:
-            return parsed
-        good = [row.messages for row in parsed if row.messages is not None]
-        rendered = iter(_render(self._renderer, good))
-        return [row if row.messages is None else row.with_rendered(next(rendered)) for row in parsed]
+        """Parse and render some rows. Reads no results of the check, so it can run ahead in a thread."""
+        rows = [_parse(row) for row in chunk]
+        if self._renderer is not None:
+            good = [(row, row.messages) for row in rows if not isinstance(row.messages, DataError)]
+            rendered = render_each(self._renderer, [messages for _, messages in good])
+            for (row, _), outcome in zip(good, rendered, strict=True):
+                if isinstance(outcome, DataError):
+                    row.messages = outcome
+                else:
+                    row.rendered = outcome
+        return rows
 
     def add(self, rows: Sequence[_Prepared]) -> None:
         """Take in prepared rows."""
@@ -182,11 +164,11 @@ class _Check:
         lengths: list[int] = []
         for row in rows:
             self._note_format(row)
-            if row.error is not None or row.messages is None:
-                self.findings.bad_row(row.line, row.error or DataError("unreadable"))
+            if isinstance(row.messages, DataError):
+                self.findings.bad_row(row.line, row.messages)
                 continue
             self.usable += 1
-            text = text_of(row.messages)
+            text = words_of(row.messages)
             for problem in text_problems(text):
                 self.findings.note(problem, row.line)
             if row.rendered is not None:
@@ -230,8 +212,8 @@ class _Check:
         if any(message["content"].strip() not in text for message in messages):
             self.findings.note("not_round_trip", line)
         if self.example is None:
-            shown = mask_view(renderer, row)[:_EXAMPLE_CHARACTERS]
-            self.example = RenderedExample(line=line, text=shown, tokens=len(row.tokens), loss_tokens=sum(row.weights))
+            view = mask_view(renderer, row)[:_EXAMPLE_CHARACTERS]
+            self.example = RenderedExample(line=line, text=view, tokens=len(row.tokens), loss_tokens=sum(row.weights))
 
     def near_duplicates(self) -> int:
         """Rows that nearly repeat an earlier one (exact repeats are counted apart)."""
@@ -249,13 +231,13 @@ class _Check:
         for chunk in _chunks(val_file):
             texts: list[str] = []
             for row in chunk:
-                messages = _quietly(row)
-                if messages is None:
-                    continue
+                messages = row.parsed(to_messages)
+                if isinstance(messages, DataError):
+                    continue  # it is the training file that is judged here
                 if (line := self._seen.get(_digest(messages))) is not None:
                     exact.add(line)
                     self.findings.note("in_val", line, f"line {line} is line {row.number} of {val_file.name}")
-                texts.append(text_of(messages))
+                texts.append(words_of(messages))
                 lines.append(row.number)
             held_out.add(texts)
         ours = self._sketches.rows()
@@ -297,20 +279,4 @@ def _histogram(lengths: NDArray[np.int32]) -> dict[str, int]:
 
 
 def _digest(messages: Sequence[Message]) -> bytes:
-    whole = "\x1e".join(f"{m['role']}\x1f{m['content']}" for m in messages)
-    return hashlib.blake2b(whole.encode(), digest_size=12).digest()
-
-
-def _render_one(renderer: ChatRenderer, messages: Sequence[Message]) -> Rendered | DataError:
-    try:
-        return renderer.render_many([messages])[0]
-    except DataError as error:
-        return error
-
-
-def _quietly(row: Row) -> list[Message] | None:
-    """A held-out row, or None: it is the training file that is being judged here."""
-    try:
-        return None if row.value is None else to_messages(row.value)
-    except DataError:
-        return None
+    return short_digest("\x1e".join(f"{m['role']}\x1f{m['content']}" for m in messages))

@@ -1,4 +1,4 @@
-"""Rows of training data in the shapes people have them, as one list of chat messages."""
+"""Supervised rows in the shapes people have them, as one list of chat messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FORMATS: Mapping[SftFormat, str] = {
 }
 _SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-_ROLES = ("system", "user", "assistant", "tool")
+_ROLES = {name: name for name in ("system", "user", "assistant", "tool")}
 
 
 def detect_format(row: Mapping[str, Any]) -> SftFormat:
@@ -47,8 +47,12 @@ def detect_format(row: Mapping[str, Any]) -> SftFormat:
             "this row has a prompt and no completion",
             fix='Add "completion"; prompts with an answer to reward are for RL',
         )
-    shown = ", ".join(sorted(keys)[:8]) or "none"
-    raise DataError(f"no usable keys (found: {shown})", fix=f"Use one of: {'; '.join(FORMATS.values())}")
+    raise DataError(f"no usable keys (found: {key_list(row)})", fix=f"Use one of: {'; '.join(FORMATS.values())}")
+
+
+def key_list(row: Mapping[str, Any]) -> str:
+    """The first keys of a row, for an error."""
+    return ", ".join(sorted(row)[:8]) or "none"
 
 
 def to_messages(row: Mapping[str, Any], form: SftFormat | None = None) -> list[Message]:
@@ -59,18 +63,17 @@ def to_messages(row: Mapping[str, Any], form: SftFormat | None = None) -> list[M
     """
     form = form or detect_format(row)
     if form == "messages":
-        messages = _from_turns(row.get("messages"), "messages", role="role", content="content")
+        messages = _from_turns(row.get("messages"), "messages")
     elif form == "sharegpt":
         messages = _from_turns(row.get("conversations"), "conversations", role="from", content="value")
     elif form == "instruction":
-        instruction, given = _text(row, "instruction"), row.get("input") or ""
-        if not isinstance(given, str):
+        instruction, details = _text(row, "instruction"), row.get("input") or ""
+        if not isinstance(details, str):
             raise DataError('"input" is not text')
-        prompt = f"{instruction}\n\n{given}" if given.strip() else instruction
+        prompt = f"{instruction}\n\n{details}" if details.strip() else instruction
         messages = _exchange(prompt, _text(row, "output"))
     else:
-        first, second = ("prompt", "completion") if form == "prompt_completion" else ("input", "output")
-        messages = _pair(row, first, second)
+        messages = _pair(row, *(("prompt", "completion") if form == "prompt_completion" else ("input", "output")))
     _check_roles(messages)
     return messages
 
@@ -78,10 +81,9 @@ def to_messages(row: Mapping[str, Any], form: SftFormat | None = None) -> list[M
 def _pair(row: Mapping[str, Any], prompt: str, completion: str) -> list[Message]:
     """Prompt and completion, each as text or as a list of messages."""
     if isinstance(row.get(prompt), list):
-        messages = _from_turns(row.get(prompt), prompt, role="role", content="content")
-        answer = row.get(completion)
-        if isinstance(answer, list):
-            return messages + _from_turns(cast("object", answer), completion, role="role", content="content")
+        messages = _from_turns(row.get(prompt), prompt)
+        if isinstance(row.get(completion), list):
+            return messages + _from_turns(row.get(completion), completion)
         return [*messages, Message(role="assistant", content=_text(row, completion))]
     return _exchange(_text(row, prompt), _text(row, completion))
 
@@ -105,7 +107,7 @@ def _encodable(text: str, where: str) -> str:
     return text
 
 
-def _from_turns(turns: object, key: str, *, role: str, content: str) -> list[Message]:
+def _from_turns(turns: object, key: str, *, role: str = "role", content: str = "content") -> list[Message]:
     if not isinstance(turns, Sequence) or isinstance(turns, str):
         raise DataError(f'"{key}" is {_kind(turns)}, and a list of turns is needed')
     return [_turn(turn, f"{key}[{i}]", role, content) for i, turn in enumerate(cast("Sequence[object]", turns))]
@@ -116,14 +118,14 @@ def _turn(turn: object, where: str, role_key: str, content_key: str) -> Message:
         raise DataError(f"{where} is {_kind(turn)}, and an object is needed")
     fields = cast("Mapping[str, Any]", turn)
     role = fields.get(role_key)
-    known = _SHAREGPT_ROLES if role_key == "from" else {name: name for name in _ROLES}
-    if role not in known:
-        raise DataError(f"{where} has the role {role!r}", fix=f"Known roles: {', '.join(known)}")
+    roles = _SHAREGPT_ROLES if role_key == "from" else _ROLES
+    if role not in roles:
+        raise DataError(f"{where} has the role {role!r}", fix=f"Known roles: {', '.join(roles)}")
     content = _content(fields.get(content_key), f"{where}.{content_key}")
     calls = fields.get("tool_calls")
     if not content.strip() and not calls:
-        raise DataError(f"{where} ({known[role]}) is empty")
-    message = Message(role=known[role], content=content)
+        raise DataError(f"{where} ({roles[role]}) is empty")
+    message = Message(role=roles[role], content=content)
     if calls:
         message["tool_calls"] = list(calls)
     return message

@@ -1,4 +1,4 @@
-"""Rows that say nearly the same thing, by MinHash over word n-grams. Heavy: imports numpy and rensa.
+"""Rows that say nearly the same thing, by MinHash over word n-grams.
 
 Sketches (Broder 1997) come from ``rensa``; banding finds candidates, and the share of equal sketch entries, an
 unbiased estimate of the Jaccard similarity of the two sets of n-grams, confirms them. With 16 bands of 4 a pair of
@@ -26,7 +26,7 @@ _WORDS = re.compile(r"[぀-ヿ㐀-鿿가-힯]|\w+")
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
-class Pair(NamedTuple):
+class SimilarPair(NamedTuple):
     """Two rows by position, and the estimated Jaccard similarity of their n-grams."""
 
     first: int
@@ -35,7 +35,7 @@ class Pair(NamedTuple):
 
 
 class Sketches:
-    """MinHash sketches of rows, added in batches; 256 bytes a row."""
+    """MinHash sketches of rows, added in batches; 256 bytes per row."""
 
     def __init__(self) -> None:
         self._blocks: list[NDArray[np.uint32]] = []
@@ -70,27 +70,27 @@ def _ngrams(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return mixed
 
 
-def similar_pairs(sketches: NDArray[np.uint32], *, split: int | None = None) -> list[Pair]:
-    """Pairs at or above `THRESHOLD`, each row with the nearest earlier one it was found with.
+def similar_pairs(sketches: NDArray[np.uint32], *, split: int | None = None) -> list[SimilarPair]:
+    """Pairs at or above `THRESHOLD`: for each row the most similar earlier one that shares a band with it.
 
     Args:
         sketches: Shape [rows, `PERMUTATIONS`].
         split: If given, only pairs of a row before ``split`` with one at or after it.
     """
-    found: dict[int, Pair] = {}
+    nearest: dict[int, SimilarPair] = {}
     for first, second in _candidates(sketches, split):
         similarity = (sketches[first] == sketches[second]).mean(axis=1)
         for a, b, s in zip(first, second, similarity, strict=True):
             key = int(a) if split is not None else int(b)
-            if s >= THRESHOLD and (key not in found or s > found[key].similarity):
-                found[key] = Pair(int(a), int(b), float(s))
-    return [found[key] for key in sorted(found)]
+            if s >= THRESHOLD and (key not in nearest or s > nearest[key].similarity):
+                nearest[key] = SimilarPair(int(a), int(b), float(s))
+    return [nearest[key] for key in sorted(nearest)]
 
 
 def _candidates(
     sketches: NDArray[np.uint32], split: int | None
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """For each band, neighbours in the order of its hash: rows of one bucket meet there, the earlier row first."""
+    """Per band, pairs of rows in one bucket (neighbours when rows are sorted by bucket), the earlier row first."""
     rows = np.arange(len(sketches))
     for band in range(BANDS):
         part = np.ascontiguousarray(sketches[:, band * ROWS_PER_BAND : (band + 1) * ROWS_PER_BAND])

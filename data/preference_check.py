@@ -1,28 +1,35 @@
-"""What is wrong with a file of preferences as a whole: contradictions, repeats, leaks, and a taste for length."""
+"""What is wrong with a file of preferences as a whole: contradictions, repeats, leaks, and a bias to length."""
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from pydantic import BaseModel
 
 from ..core.errors import DataError
+from ..core.files import short_digest
 from ..doctrine.rules import number
-from .preference_rows import Pair, is_preference_row, text_of, to_pair
+from ..models.chat import words_of
+from .preference_rows import PreferencePair, is_preference_row, to_pair
 from .row_files import read_rows
+from .row_findings import SHOWN_LINES
 
-_SHOWN = 5
+_NAMED_LINES = 5
+DataKind = Literal["supervised", "preferences"]
 
 
 @dataclass(slots=True)
 class PreferenceFindings:
-    """Counts over the usable pairs of a file, with the first lines of each kind.
+    """Counts over the usable pairs of a file, with the lines of each kind of problem.
 
     Attributes:
         rows: Rows read.
         usable: Rows that hold a pair.
-        bad: (line, error) of the first rows that do not.
+        bad_count: Rows that do not.
+        bad: (line, error) of the first of these.
         contradictory: Lines whose two answers were preferred the other way round before.
         repeated: Lines that repeat an earlier pair.
         leaked: Lines whose prompt is in the validation file too.
@@ -45,92 +52,86 @@ class PreferenceFindings:
         unequal = self.chosen_longer + self.rejected_longer
         return self.chosen_longer / unequal if unequal else None
 
-    @property
-    def length_biased(self) -> bool:
-        """Whether length alone predicts the preference far better than a coin."""
-        share = self.longer_share
-        return share is not None and abs(share - 0.5) > number("dpo.length_bias") - 0.5
-
     def warnings(self) -> list[str]:
         """One sentence for each kind of problem."""
-        found: list[str] = []
-        if self.contradictory:
-            found.append(f"{len(self.contradictory):,} pairs contradict an earlier one ({_lines(self.contradictory)})")
-        if self.repeated:
-            found.append(f"{len(self.repeated):,} pairs repeat an earlier one ({_lines(self.repeated)})")
-        if self.leaked:
-            found.append(f"{len(self.leaked):,} prompts are in the validation file too ({_lines(self.leaked)})")
+        kinds = (
+            (self.contradictory, "pairs contradict an earlier one"),
+            (self.repeated, "pairs repeat an earlier one"),
+            (self.leaked, "prompts are in the validation file too"),
+        )
+        warnings = [f"{len(lines):,} {problem} ({_lines(lines)})" for lines, problem in kinds if lines]
         share = self.longer_share
-        if self.length_biased and share is not None:
+        if share is not None and abs(share - 0.5) > number("dpo.length_bias") - 0.5:
             which = "longer" if share > 0.5 else "shorter"
-            found.append(
+            warnings.append(
                 f"the {which} answer is the chosen one in {max(share, 1 - share):.0%} of pairs of unequal length: "
                 "length may be all that is learnt (dpo.length); loss: dpo_norm, or balance the data"
             )
-        return found
+        return warnings
 
 
 def _lines(numbers: list[int]) -> str:
-    return "lines " + ", ".join(map(str, numbers[:_SHOWN])) + (" ..." if len(numbers) > _SHOWN else "")
+    more = " ..." if len(numbers) > _NAMED_LINES else ""
+    return f"lines {', '.join(map(str, numbers[:_NAMED_LINES]))}{more}"
+
+
+class PreferenceReport(BaseModel):
+    """A file of preferences as `check_dataset` shows it. ``ok`` means that training on it can start."""
+
+    file: str
+    format: Literal["preferences"] = "preferences"
+    ok: bool
+    rows: int
+    usable_rows: int
+    bad_rows: list[str]
+    contradictory: list[int]
+    repeated: list[int]
+    leaked: list[int]
+    chosen_longer_share: float | None
+    warnings: list[str]
 
 
 def check_preferences(train_file: Path, val_file: Path | None = None) -> PreferenceFindings:
-    """Read a whole file of preferences; memory grows by some hundred bytes a row.
+    """Read a whole file of preferences; memory grows by some hundred bytes per row.
 
     Raises:
         DataError: If the file as a whole cannot be read; bad rows are counted, not raised.
     """
-    held_out = _prompts(val_file) if val_file else set[bytes]()
-    found = PreferenceFindings()
-    seen: dict[bytes, bytes] = {}
-    for row in read_rows(train_file):
-        found.rows += 1
-        try:
-            if row.value is None:
-                raise row.problem or DataError("unreadable")
-            pair = to_pair(row.value)
-        except DataError as error:
-            found.bad_count += 1
-            if len(found.bad) < _SHOWN:
-                found.bad.append((row.number, error))
+    held_out = {_prompt_digest(pair) for _, pair in _pairs(val_file) if isinstance(pair, PreferencePair)}
+    findings = PreferenceFindings()
+    chosen_before: dict[bytes, bytes] = {}
+    for line, pair in _pairs(train_file):
+        findings.rows += 1
+        if isinstance(pair, DataError):
+            findings.bad_count += 1
+            if len(findings.bad) < _NAMED_LINES:
+                findings.bad.append((line, pair))
             continue
-        found.usable += 1
-        _note(found, pair, row.number, seen, held_out)
-    return found
+        findings.usable += 1
+        chosen, rejected = short_digest(pair.chosen_text), short_digest(pair.rejected_text)
+        prompt = _prompt_digest(pair)
+        question = prompt + min(chosen, rejected) + max(chosen, rejected)
+        if question not in chosen_before:
+            chosen_before[question] = chosen
+        elif chosen_before[question] == chosen:
+            findings.repeated.append(line)
+        else:
+            findings.contradictory.append(line)
+        if prompt in held_out:
+            findings.leaked.append(line)
+        difference = len(pair.chosen_text) - len(pair.rejected_text)
+        findings.chosen_longer += difference > 0
+        findings.rejected_longer += difference < 0
+    return findings
 
 
-def _note(found: PreferenceFindings, pair: Pair, line: int, seen: dict[bytes, bytes], held_out: set[bytes]) -> None:
-    prompt, chosen, rejected = (_digest(text_of(part)) for part in (pair.prompt, pair.chosen, pair.rejected))
-    question = prompt + min(chosen, rejected) + max(chosen, rejected)
-    before = seen.setdefault(question, chosen)
-    if before != chosen:
-        found.contradictory.append(line)
-    elif len(seen) + len(found.contradictory) + len(found.repeated) < found.usable:
-        found.repeated.append(line)
-    if prompt in held_out:
-        found.leaked.append(line)
-    difference = len(pair.chosen_text) - len(pair.rejected_text)
-    found.chosen_longer += difference > 0
-    found.rejected_longer += difference < 0
+def _pairs(path: Path | None) -> Iterator[tuple[int, PreferencePair | DataError]]:
+    for row in read_rows(path) if path is not None else ():
+        yield row.number, row.parsed(to_pair)
 
 
-def _prompts(path: Path) -> set[bytes]:
-    found: set[bytes] = set()
-    for row in read_rows(path):
-        if row.value is None:
-            continue
-        try:
-            found.add(_digest(text_of(to_pair(row.value).prompt)))
-        except DataError:
-            continue  # it is the training file that is judged here
-    return found
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=12).digest()
-
-
-DataKind = Literal["supervised", "preferences"]
+def _prompt_digest(pair: PreferencePair) -> bytes:
+    return short_digest(words_of(pair.prompt))
 
 
 def kind_of(path: Path) -> DataKind:
@@ -145,23 +146,22 @@ def kind_of(path: Path) -> DataKind:
     return "supervised"
 
 
-def preference_report(train_file: Path, val_file: Path | None) -> dict[str, Any]:
-    """Everything found in a file of preferences.
+def preference_report(train_file: Path, val_file: Path | None) -> PreferenceReport:
+    """What is wrong with a file of preferences.
 
     Raises:
         DataError: If the file as a whole cannot be read.
     """
-    found: PreferenceFindings = check_preferences(train_file, val_file)
-    return {
-        "file": str(train_file),
-        "format": "preferences",
-        "ok": found.usable > 0 and found.bad_count == 0,
-        "rows": found.rows,
-        "usable_rows": found.usable,
-        "bad_rows": [f"line {line}: {error}" for line, error in found.bad],
-        "contradictory": found.contradictory[:10],
-        "repeated": found.repeated[:10],
-        "leaked": found.leaked[:10],
-        "chosen_longer_share": found.longer_share,
-        "warnings": found.warnings(),
-    }
+    findings = check_preferences(train_file, val_file)
+    return PreferenceReport(
+        file=str(train_file),
+        ok=findings.usable > 0 and findings.bad_count == 0,
+        rows=findings.rows,
+        usable_rows=findings.usable,
+        bad_rows=[f"line {line}: {error}" for line, error in findings.bad],
+        contradictory=findings.contradictory[:SHOWN_LINES],
+        repeated=findings.repeated[:SHOWN_LINES],
+        leaked=findings.leaked[:SHOWN_LINES],
+        chosen_longer_share=findings.longer_share,
+        warnings=findings.warnings(),
+    )

@@ -1,4 +1,4 @@
-"""Preference data in the shapes people have them, as a prompt with a better and a worse answer."""
+"""Preference data in the shapes people have it, as a prompt with a better and a worse answer."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from ..core.errors import DataError
-from ..models.chat import Message
-from .formats import to_messages
+from ..models.chat import Message, words_of
+from .formats import key_list, to_messages
 
 PreferenceFormat = Literal["pairs", "conversations", "transcripts", "ratings"]
 PREFERENCE_FORMATS: Mapping[PreferenceFormat, str] = {
@@ -24,7 +24,7 @@ _RATING_KEYS = ("ratings", "scores")
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class PreferencePair:
     """A prompt (ending in a turn that is not the assistant's) and two answers, the first of them preferred."""
 
     prompt: tuple[Message, ...]
@@ -34,17 +34,12 @@ class Pair:
     @property
     def chosen_text(self) -> str:
         """The better answer's words."""
-        return text_of(self.chosen)
+        return words_of(self.chosen)
 
     @property
     def rejected_text(self) -> str:
         """The worse answer's words."""
-        return text_of(self.rejected)
-
-
-def text_of(messages: Sequence[Message]) -> str:
-    """The words of some turns."""
-    return "\n".join(message["content"] for message in messages)
+        return words_of(self.rejected)
 
 
 def is_preference_row(row: Mapping[str, Any]) -> bool:
@@ -65,12 +60,13 @@ def detect_preference_format(row: Mapping[str, Any]) -> PreferenceFormat:
         return "transcripts" if isinstance(row["chosen"], str) else "conversations"
     if {"prompt", "responses"} <= keys:
         return "ratings"
-    shown = ", ".join(sorted(keys)[:8]) or "none"
-    known = "; ".join(PREFERENCE_FORMATS.values())
-    raise DataError(f"no preference in this row (keys: {shown})", fix=f"Use one of: {known}")
+    raise DataError(
+        f"no preference in this row (keys: {key_list(row)})",
+        fix=f"Use one of: {'; '.join(PREFERENCE_FORMATS.values())}",
+    )
 
 
-def to_pair(row: Mapping[str, Any], form: PreferenceFormat | None = None) -> Pair:
+def to_pair(row: Mapping[str, Any], form: PreferenceFormat | None = None) -> PreferencePair:
     """The preference in a row, checked: roles, no empty turns, two answers that differ.
 
     Raises:
@@ -80,15 +76,14 @@ def to_pair(row: Mapping[str, Any], form: PreferenceFormat | None = None) -> Pai
     pair = _READERS[form](row)
     if pair.chosen == pair.rejected:
         raise DataError(
-            "chosen and rejected are the same: there is nothing to prefer", fix="Remove the row, or mend its label"
+            "chosen and rejected are the same: there is nothing to prefer", fix="Remove the row, or correct its label"
         )
     return pair
 
 
-def _from_pairs(row: Mapping[str, Any]) -> Pair:
-    sides = [_answered(row, side) for side in ("chosen", "rejected")]
-    (prompt, chosen), (_, rejected) = sides
-    return Pair(prompt, chosen, rejected)
+def _from_pairs(row: Mapping[str, Any]) -> PreferencePair:
+    (prompt, chosen), (_, rejected) = (_answered(row, side) for side in ("chosen", "rejected"))
+    return PreferencePair(prompt, chosen, rejected)
 
 
 def _answered(row: Mapping[str, Any], side: str) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
@@ -114,34 +109,35 @@ def _holds_prompt(row: Mapping[str, Any]) -> bool:
     return isinstance(first, Mapping) and cast("Mapping[str, Any]", first).get("role") in {"user", "system"}
 
 
-def _from_conversations(row: Mapping[str, Any]) -> Pair:
+def _from_conversations(row: Mapping[str, Any]) -> PreferencePair:
     chosen = to_messages({"messages": row["chosen"]}, "messages")
     rejected = to_messages({"messages": row["rejected"]}, "messages")
     return _split(chosen, rejected)
 
 
-def _from_transcripts(row: Mapping[str, Any]) -> Pair:
+def _from_transcripts(row: Mapping[str, Any]) -> PreferencePair:
     return _split(_transcript(row, "chosen"), _transcript(row, "rejected"))
 
 
 def _transcript(row: Mapping[str, Any], side: str) -> list[Message]:
     text = row[side]
     if not isinstance(text, str):
-        raise DataError(f'"{side}" is no text, and the other side is')
-    found = list(_SPEAKER.finditer(text))
-    if not found:
+        raise DataError(f'"{side}" is not text, and the other side is')
+    speakers = list(_SPEAKER.finditer(text))
+    if not speakers:
         raise DataError(
             f'"{side}" has no prompt: no "Human:" and "Assistant:" turns in it',
             fix='Add "prompt", or whole transcripts',
         )
-    ends = [m.start() for m in found[1:]] + [len(text)]
+    ends = [m.start() for m in speakers[1:]] + [len(text)]
     turns = [
-        {"role": _ROLES[m.group(1)], "content": text[m.end() : end].strip()} for m, end in zip(found, ends, strict=True)
+        {"role": _ROLES[m.group(1)], "content": text[m.end() : end].strip()}
+        for m, end in zip(speakers, ends, strict=True)
     ]
     return to_messages({"messages": turns}, "messages")
 
 
-def _split(chosen: Sequence[Message], rejected: Sequence[Message]) -> Pair:
+def _split(chosen: Sequence[Message], rejected: Sequence[Message]) -> PreferencePair:
     """Two conversations as their common beginning and two endings."""
     common = 0
     for one, other in zip(chosen[:-1], rejected[:-1], strict=False):
@@ -152,10 +148,10 @@ def _split(chosen: Sequence[Message], rejected: Sequence[Message]) -> Pair:
         common -= 1
     if common == 0:
         raise DataError("chosen and rejected have no common prompt", fix="Both must begin with the same turns")
-    return Pair(tuple(chosen[:common]), tuple(chosen[common:]), tuple(rejected[common:]))
+    return PreferencePair(tuple(chosen[:common]), tuple(chosen[common:]), tuple(rejected[common:]))
 
 
-def _from_ratings(row: Mapping[str, Any]) -> Pair:
+def _from_ratings(row: Mapping[str, Any]) -> PreferencePair:
     responses, ratings = row["responses"], next((row[key] for key in _RATING_KEYS if key in row), None)
     if not isinstance(responses, list) or not isinstance(ratings, list):
         raise DataError('"responses" and "ratings" must be two lists of the same length')
@@ -176,7 +172,6 @@ _READERS = {
     "transcripts": _from_transcripts,
     "ratings": _from_ratings,
 }
-_COMPARISON_ROWS_ROLES = {"user": "User", "assistant": "Assistant", "system": "System", "tool": "Tool"}
 
 
 def comparison_prompt(prompt: Sequence[Message], first: str, second: str) -> list[Message]:
@@ -184,12 +179,12 @@ def comparison_prompt(prompt: Sequence[Message], first: str, second: str) -> lis
     if len(prompt) == 1:
         asked = prompt[0]["content"]
     else:
-        asked = "\n\n".join(f"{_COMPARISON_ROWS_ROLES[m['role']]}: {m['content']}" for m in prompt)
+        asked = "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in prompt)
     return [Message(role="user", content=f"{asked}\n[A] {first}\n[B] {second}\n[Better]")]
 
 
-def comparison_conversations(pair: Pair) -> Iterator[list[Message]]:
-    """A pair in both orders, so that the place of an answer says nothing about it."""
-    chosen, rejected = text_of(pair.chosen), text_of(pair.rejected)
+def comparison_conversations(pair: PreferencePair) -> Iterator[list[Message]]:
+    """A pair as a question with its answer, in both orders: an answer's position must not predict the label."""
+    chosen, rejected = pair.chosen_text, pair.rejected_text
     for first, second, label in ((chosen, rejected, "A"), (rejected, chosen, "B")):
         yield [*comparison_prompt(pair.prompt, first, second), Message(role="assistant", content=label)]

@@ -6,23 +6,24 @@ import csv
 import importlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from ..core.errors import DataError, MissingDependencyError
 from ..core.files import storage_errors
 
+T = TypeVar("T")
 _PARQUET_BATCH = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row.
+    """A row of a file, readable or not.
 
     Attributes:
-        number: Its line (.jsonl), record (.csv, the header not counted) or position (.json, .parquet), from 1.
+        number: Its line (.jsonl, .csv) or position (.json, .parquet), from 1.
         value: Its content, or None when it cannot be read.
         problem: Why it cannot be read, or None.
     """
@@ -31,11 +32,28 @@ class Row:
     value: Mapping[str, Any] | None
     problem: DataError | None = None
 
+    def content(self) -> Mapping[str, Any]:
+        """Its content.
+
+        Raises:
+            DataError: If it cannot be read.
+        """
+        if self.value is None:
+            raise self.problem or DataError("unreadable")
+        return self.value
+
+    def parsed(self, parse: Callable[[Mapping[str, Any]], T]) -> T | DataError:
+        """What ``parse`` makes of the content, or why it cannot."""
+        try:
+            return parse(self.content())
+        except DataError as error:
+            return error
+
 
 def read_rows(path: Path) -> Iterator[Row]:
     """Yield every row of a .jsonl, .json, .csv or .parquet file, readable or not, in order.
 
-    Rows are streamed (a .json array is the exception: it has to be read whole).
+    Rows are streamed, except for a .json array, which is read into memory at once.
 
     Raises:
         DataError: If the file as a whole cannot be used: missing, a folder, empty, of an unknown kind.
@@ -66,6 +84,28 @@ def read_rows(path: Path) -> Iterator[Row]:
 def at_line(path: Path, number: int, error: DataError) -> DataError:
     """The same error with its file and line."""
     return DataError(error.problem, where=f"{path.name}:{number}", fix=error.fix)
+
+
+def usable_rows(path: Path, outcomes: Iterable[tuple[int, T | DataError]], *, skip_bad_rows: bool) -> Iterator[T]:
+    """What the usable rows of a file were made into.
+
+    Args:
+        path: The file, for errors.
+        outcomes: For each row its number and the result, or why there is none.
+        skip_bad_rows: Leave out rows that cannot be used instead of refusing the file.
+
+    Raises:
+        DataError: For the first row that cannot be used, or if no row can.
+    """
+    usable = 0
+    for number, outcome in outcomes:
+        if not isinstance(outcome, DataError):
+            usable += 1
+            yield outcome
+        elif not skip_bad_rows:
+            raise at_line(path, number, outcome)
+    if not usable:
+        raise DataError("no row can be used", where=str(path), fix="check_dataset names what is wrong with each")
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
@@ -100,7 +140,7 @@ def _bad(path: Path, number: int, problem: str, fix: str) -> Row:
 def _json(path: Path) -> Iterator[Row]:
     raw = path.read_bytes()
     try:
-        whole: object = json.loads(raw.decode("utf-8-sig"))
+        content: object = json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise DataError("not UTF-8", where=f"{path.name}:{line}", fix="Save the file as UTF-8") from error
@@ -108,15 +148,15 @@ def _json(path: Path) -> Iterator[Row]:
         raise DataError(
             f"not JSON: {error.msg}",
             where=f"{path.name}:{error.lineno}",
-            fix="A .json file holds one array of rows; one row a line is .jsonl",
+            fix="A .json file holds one array of rows; one row per line is .jsonl",
         ) from error
-    if isinstance(whole, dict):
-        values = cast("dict[str, object]", whole).values()
+    if isinstance(content, dict):
+        values = cast("dict[str, object]", content).values()
         lists = [cast("list[object]", v) for v in values if isinstance(v, list)]
-        whole = lists[0] if len(lists) == 1 else cast("object", whole)
-    if not isinstance(whole, list):
+        content = lists[0] if len(lists) == 1 else cast("object", content)
+    if not isinstance(content, list):
         raise DataError("a .json file must hold one array of rows", where=path.name)
-    for number, value in enumerate(cast("list[object]", whole), start=1):
+    for number, value in enumerate(cast("list[object]", content), start=1):
         yield _object_row(path, number, value)
 
 

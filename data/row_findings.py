@@ -14,9 +14,12 @@ from ..core.errors import DataError
 Severity = Literal["error", "warn", "info"]
 # Enough to find the pattern; the count says how many there are in all.
 SHOWN_LINES = 10
+BAD_ROW = "bad_row"
+_LONGEST_MESSAGE = 300
+_MOST_KINDS = 20
 
 
-class Finding(BaseModel):
+class RowFinding(BaseModel):
     """One kind of problem: how many rows have it, which lines, and what to do."""
 
     kind: str
@@ -77,12 +80,9 @@ class DatasetReport(BaseModel):
     near_duplicates: int
     overlap_with_val: int | None
     tokens: TokenStatistics | None
-    findings: list[Finding]
+    findings: list[RowFinding]
     example: RenderedExample | None
     seconds: float
-
-
-_LONGEST_MESSAGE = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +103,11 @@ _KINDS = {
     "nothing_left": _Kind(
         "error", "rows lose all trained tokens at max_seq_len", "Raise max_seq_len or shorten the prompts"
     ),
-    "mixed_formats": _Kind("info", "rows have another shape than the first row", "Harmless if it is meant"),
+    "mixed_formats": _Kind("info", "rows have another format than the first row", "Harmless if intended"),
     "last_turn_only": _Kind(
         "info",
         "conversations are trained on their last answer only: the template rewrites earlier ones",
-        "Split them into one row an answer to train on all",
+        "Split them into one row per answer to train on all",
     ),
     "replacement_character": _Kind("warn", "rows hold U+FFFD: text was lost in decoding", "Decode the source again"),
     "mojibake": _Kind("warn", "rows look like UTF-8 read as Latin-1", "Decode the source as UTF-8"),
@@ -123,86 +123,73 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 def text_problems(text: str) -> Iterator[str]:
     """The kinds of encoding damage in a text."""
-    if text.isascii():
-        if _CONTROL.search(text):
-            yield "control_character"
-        return
-    if _REPLACEMENT in text:
-        yield "replacement_character"
-    if _MOJIBAKE.search(text):
-        yield "mojibake"
+    if not text.isascii():
+        if _REPLACEMENT in text:
+            yield "replacement_character"
+        if _MOJIBAKE.search(text):
+            yield "mojibake"
     if _CONTROL.search(text):
         yield "control_character"
 
 
 @dataclass(slots=True)
 class _Group:
+    """The rows that have one kind of problem."""
+
+    name: str
+    kind: _Kind
     count: int = 0
     lines: list[int] = field(default_factory=list[int])
     examples: list[str] = field(default_factory=list[str])
 
+    def add(self, line: int, example: str = "") -> None:
+        self.count += 1
+        if len(self.lines) < SHOWN_LINES:
+            self.lines.append(line)
+            self.examples += [example] if example else []
 
-class Findings:
-    """Counts by kind; memory does not grow with their number."""
+    def finding(self) -> RowFinding:
+        details = f" ({'; '.join(self.examples[:3])})" if self.examples else ""
+        message = self.kind.message if self.name == BAD_ROW else f"{self.count:,} {self.kind.message}{details}"
+        return RowFinding(
+            kind=self.name,
+            severity=self.kind.severity,
+            count=self.count,
+            lines=self.lines,
+            message=message[:_LONGEST_MESSAGE],
+            fix=self.kind.fix,
+            rule=self.kind.rule,
+        )
+
+
+class RowFindings:
+    """Counts by kind; memory does not grow with the number of rows."""
 
     def __init__(self) -> None:
         self._groups: dict[str, _Group] = {}
-        self._bad: dict[str, tuple[DataError, _Group]] = {}
 
     @property
     def has_errors(self) -> bool:
-        """Whether anything found forbids training."""
-        return bool(self._bad) or any(_KINDS[kind].severity == "error" for kind in self._groups)
+        """Whether any of the problems forbids training."""
+        return any(group.kind.severity == "error" for group in self._groups.values())
 
     def note(self, kind: str, line: int, example: str = "") -> None:
-        """One more row with a known kind of problem."""
-        _add(self._groups.setdefault(kind, _Group()), line, example)
+        """Count a row with a known kind of problem."""
+        self._groups.setdefault(kind, _Group(kind, _KINDS[kind])).add(line, example)
 
     def bad_row(self, line: int, error: DataError) -> None:
-        """One more row that cannot be used."""
-        key = re.sub(r"\d+|'[^']*'|\([^)]*\)", "", error.problem)
-        _add(self._bad.setdefault(key, (error, _Group()))[1], line, error.problem)
+        """Count a row that cannot be used; errors that differ in numbers and names alone are one kind."""
+        pattern = BAD_ROW + re.sub(r"\d+|'[^']*'|\([^)]*\)", "", error.problem)
+        fix = error.fix or "Correct or remove these rows, or set skip_bad_rows: true"
+        kind = _Kind("error", f"line {line}: {error.problem}", fix)
+        self._groups.setdefault(pattern, _Group(BAD_ROW, kind)).add(line)
 
     def count(self, kind: str) -> int:
-        """Rows with a kind of problem."""
+        """Rows with a known kind of problem."""
         return self._groups[kind].count if kind in self._groups else 0
 
-    def listed(self) -> list[Finding]:
-        """All findings, the gravest first."""
-        found = [_bad_finding(error, group) for error, group in self._bad.values()]
-        found += [_finding(kind, group) for kind, group in self._groups.items()]
+    def listed(self) -> list[RowFinding]:
+        """The kinds of problems, the gravest first, then the most frequent."""
         order: dict[Severity, int] = {"error": 0, "warn": 1, "info": 2}
-        return sorted(found, key=lambda f: (order[f.severity], -f.count))[:20]
-
-
-def _add(group: _Group, line: int, example: str) -> None:
-    group.count += 1
-    if len(group.lines) < SHOWN_LINES:
-        group.lines.append(line)
-        if example:
-            group.examples.append(example)
-
-
-def _bad_finding(error: DataError, group: _Group) -> Finding:
-    return Finding(
-        kind="bad_row",
-        severity="error",
-        count=group.count,
-        lines=group.lines,
-        message=f"line {group.lines[0]}: {error.problem}"[:_LONGEST_MESSAGE],
-        fix=error.fix or "Mend or remove these rows, or set skip_bad_rows: true",
-    )
-
-
-def _finding(kind: str, group: _Group) -> Finding:
-    known = _KINDS[kind]
-    details = f" ({'; '.join(group.examples[:3])})" if group.examples else ""
-    return Finding(
-        kind=kind,
-        severity=known.severity,
-        count=group.count,
-        lines=group.lines,
-        message=f"{group.count:,} {known.message}{details}"[:_LONGEST_MESSAGE],
-        fix=known.fix,
-        rule=known.rule,
-    )
+        findings = [group.finding() for group in self._groups.values()]
+        return sorted(findings, key=lambda f: (order[f.severity], -f.count))[:_MOST_KINDS]

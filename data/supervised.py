@@ -1,4 +1,4 @@
-"""Rows ready to train on: rendered once, kept as flat arrays, handed out in batches. Heavy: imports numpy."""
+"""Supervised rows ready to train on: rendered once, kept as flat arrays, handed out in batches."""
 
 from __future__ import annotations
 
@@ -10,32 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..core.errors import DataError
-from ..models.chat import ChatRenderer, Message, Rendered
+from ..models.chat import ChatRenderer, Rendered
+from .examples import CHUNK_ROWS, KEPT_PROBLEMS, Batches, Example, render_each
 from .formats import to_messages
-from .row_files import Row, at_line, read_rows
-
-_BATCH = 512
-_KEPT_PROBLEMS = 5
+from .row_files import at_line, read_rows, usable_rows
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One row: token ids and loss weights (0 or 1), both of shape [T]."""
-
-    tokens: NDArray[np.int32]
-    weights: NDArray[np.uint8]
-
-
-class SftData:
-    """All rows of a file, and the order in which an epoch visits them.
-
-    The order depends on ``seed`` and the epoch alone, so a resumed run sees what an undisturbed one would have seen.
-    The last batch of an epoch may be smaller: no row is left out.
+class SftData(Batches[Example]):
+    """All rows of a file.
 
     Attributes:
+        rows: Number of rows.
         tokens: Tokens of all rows.
         loss_tokens: Those that are trained.
         truncated: Rows cut at ``max_seq_len``.
@@ -45,37 +32,18 @@ class SftData:
     def __init__(
         self, examples: Sequence[Example], *, batch_size: int, seed: int, truncated: int = 0, skipped: int = 0
     ) -> None:
-        lengths = [len(e.tokens) for e in examples]
-        self._offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        super().__init__(len(examples), batch_size=batch_size, seed=seed)
+        self._offsets = np.cumsum([0, *(len(e.tokens) for e in examples)], dtype=np.int64)
         self._tokens = np.concatenate([e.tokens for e in examples])
         self._weights = np.concatenate([e.weights for e in examples])
-        self._batch_size = batch_size
-        self._seed = seed
         self.tokens = len(self._tokens)
         self.loss_tokens = int(self._weights.sum())
         self.truncated = truncated
         self.skipped = skipped
-        self.set_epoch(0)
 
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return len(self._offsets) - 1
-
-    def __len__(self) -> int:
-        return -(-self.rows // self._batch_size)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Shuffle for an epoch."""
-        self._order = np.random.default_rng([self._seed, epoch]).permutation(self.rows)
-
-    def batch(self, index: int) -> list[Example]:
-        """The rows of batch ``index`` of the current epoch."""
-        chosen = self._order[index * self._batch_size : (index + 1) * self._batch_size]
-        return [self._example(int(row)) for row in chosen]
-
-    def _example(self, row: int) -> Example:
-        part = slice(int(self._offsets[row]), int(self._offsets[row + 1]))
+    def row(self, index: int) -> Example:
+        """A row by its place among the usable ones of the file."""
+        part = slice(int(self._offsets[index]), int(self._offsets[index + 1]))
         return Example(self._tokens[part], self._weights[part])
 
 
@@ -101,24 +69,26 @@ def load_sft_data(
     Raises:
         DataError: For the first row that cannot be used, or if no row can.
     """
-    examples: list[Example] = []
-    truncated = skipped = 0
-    for number, outcome in rendered_rows(path, renderer):
-        if isinstance(outcome, Rendered):
-            example, cut = _example(outcome, max_seq_len)
-            truncated += cut
-            if example.weights[1:].any():
-                examples.append(example)
-                continue
-            outcome = DataError(
-                "nothing to learn is left of this row within max_seq_len", fix="Raise max_seq_len or shorten the prompt"
-            )
-        if not skip_bad_rows:
-            raise at_line(path, number, outcome)
-        skipped += 1
-    if not examples:
-        raise DataError("no row can be used", where=str(path), fix="check_dataset names what is wrong with each")
+    read = truncated = 0
+
+    def cut() -> Iterator[tuple[int, Example | DataError]]:
+        nonlocal read, truncated
+        for number, outcome in rendered_rows(path, renderer):
+            read += 1
+            if isinstance(outcome, Rendered):
+                example = Example.of(outcome, max_seq_len)
+                truncated += len(example.tokens) < len(outcome.tokens)
+                outcome = example if example.trained_tokens else _NOTHING_LEFT
+            yield number, outcome
+
+    examples = list(usable_rows(path, cut(), skip_bad_rows=skip_bad_rows))
+    skipped = read - len(examples)
     return SftData(examples, batch_size=batch_size, seed=seed, truncated=truncated, skipped=skipped)
+
+
+_NOTHING_LEFT = DataError(
+    "nothing to learn is left of this row within max_seq_len", fix="Raise max_seq_len or shorten the prompt"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +128,11 @@ def count_tokens(
     for number, outcome in rendered_rows(path, renderer):
         seen += 1
         if isinstance(outcome, Rendered):
-            example, cut = _example(outcome, max_seq_len)
-            rows, truncated, longest = rows + 1, truncated + cut, max(longest, len(outcome.tokens))
+            example = Example.of(outcome, max_seq_len)
+            rows, longest = rows + 1, max(longest, len(outcome.tokens))
+            truncated += len(example.tokens) < len(outcome.tokens)
             tokens, loss = tokens + len(example.tokens), loss + int(example.weights.sum())
-        elif len(problems) < _KEPT_PROBLEMS:
+        elif len(problems) < KEPT_PROBLEMS:
             problems.append(at_line(path, number, outcome))
         if sample_rows is not None and seen >= sample_rows:
             stopped = True
@@ -194,39 +165,8 @@ def _share_read(path: Path, rows: int) -> float:
 def rendered_rows(path: Path, renderer: ChatRenderer) -> Iterator[tuple[int, Rendered | DataError]]:
     """Every row of a file with its number: rendered, or why it cannot be."""
     rows = read_rows(path)
-    while chunk := list(islice(rows, _BATCH)):
-        yield from _render_chunk(chunk, renderer)
-
-
-def _render_chunk(chunk: Sequence[Row], renderer: ChatRenderer) -> Iterator[tuple[int, Rendered | DataError]]:
-    parsed = [(row.number, _messages(row)) for row in chunk]
-    good = [messages for _, messages in parsed if not isinstance(messages, DataError)]
-    try:
-        rendered = iter(renderer.render_many(good))
-        for number, messages in parsed:
-            yield number, messages if isinstance(messages, DataError) else next(rendered)
-    except DataError:  # one conversation of the batch is refused: find out which
-        for number, messages in parsed:
-            yield number, messages if isinstance(messages, DataError) else _render_one(renderer, messages)
-
-
-def _render_one(renderer: ChatRenderer, messages: Sequence[Message]) -> Rendered | DataError:
-    try:
-        return renderer.render_many([messages])[0]
-    except DataError as error:
-        return error
-
-
-def _messages(row: Row) -> list[Message] | DataError:
-    if row.value is None:
-        return row.problem or DataError("unreadable")
-    try:
-        return to_messages(row.value)
-    except DataError as error:
-        return error
-
-
-def _example(rendered: Rendered, max_seq_len: int | None) -> tuple[Example, bool]:
-    cut = max_seq_len is not None and len(rendered.tokens) > max_seq_len
-    tokens = np.asarray(rendered.tokens, dtype=np.int32)[:max_seq_len]
-    return Example(tokens, np.asarray(rendered.weights, dtype=np.uint8)[:max_seq_len]), cut
+    while chunk := list(islice(rows, CHUNK_ROWS)):
+        parsed = [row.parsed(to_messages) for row in chunk]
+        rendered = iter(render_each(renderer, [p for p in parsed if not isinstance(p, DataError)]))
+        for row, messages in zip(chunk, parsed, strict=True):
+            yield row.number, messages if isinstance(messages, DataError) else next(rendered)

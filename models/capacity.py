@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from ..core.errors import DataError
 from ..doctrine.rules import integer, number, rule
@@ -36,13 +36,11 @@ Verdict = Literal["sufficient", "marginal", "insufficient"]
 BITS_PER_EPISODE = 1
 
 
-class DataSize(BaseModel):
+class DataSize(BaseModel, frozen=True, extra="forbid"):
     """How much there is to learn. All counts are of one epoch.
 
     For supervised data give ``loss_tokens`` (or, failing that, ``all_tokens``); for RL give ``episodes`` instead.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     loss_tokens: int | None = Field(default=None, ge=0, description="tokens that carry loss")
     all_tokens: int | None = Field(default=None, ge=0, description="all tokens, prompts included")
@@ -63,10 +61,8 @@ class DataSize(BaseModel):
         return self
 
 
-class Information(BaseModel):
+class Information(BaseModel, frozen=True):
     """The data's information in bits, and how it was estimated."""
-
-    model_config = ConfigDict(frozen=True)
 
     bits: int
     basis: Literal["measured", "tokens rule", "episodes rule"]
@@ -74,10 +70,8 @@ class Information(BaseModel):
     rule_id: str | None = None
 
 
-class CapacityReport(BaseModel):
+class CapacityReport(BaseModel, frozen=True):
     """The whole answer. Counts are plain integers; every recommendation names its rule."""
-
-    model_config = ConfigDict(frozen=True)
 
     base_model: str
     backend: str

@@ -1,7 +1,10 @@
+"""Conversations: their messages, their tokens with a loss mask, and what turns the one into the other."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, NotRequired, Protocol, TypedDict
 
 
@@ -53,7 +56,7 @@ class ChatRenderer(Protocol):
         ...
 
     def render_many(self, conversations: Sequence[Sequence[Message]]) -> list[Rendered]:
-        """Render many conversations (much faster than one by one).
+        """Render many conversations (much faster than one at a time).
 
         Raises:
             DataError: If the template refuses a conversation.
@@ -73,19 +76,15 @@ class ChatRenderer(Protocol):
         ...
 
 
-def render(renderer: ChatRenderer, messages: Sequence[Message]) -> Rendered:
-    """Render one conversation."""
-    return renderer.render_many([messages])[0]
+def words_of(messages: Sequence[Message]) -> str:
+    """What is said in a conversation, without roles, for comparing one with another."""
+    return "\n".join(message["content"] for message in messages)
 
 
 def mask_view(renderer: ChatRenderer, rendered: Rendered) -> str:
     """The text of a conversation with what is trained between ⟦ and ⟧."""
-    shown: list[str] = []
-    start = 0
-    weights = list(rendered.weights)
-    for end in range(1, len(weights) + 1):
-        if end == len(weights) or weights[end] != weights[start]:
-            text = renderer.text_of(rendered.tokens[start:end])
-            shown.append(f"⟦{text}⟧" if weights[start] else text)
-            start = end
-    return "".join(shown)
+    view = ""
+    for trained, run in groupby(zip(rendered.tokens, rendered.weights, strict=True), key=lambda pair: pair[1]):
+        text = renderer.text_of([token for token, _ in run])
+        view += f"⟦{text}⟧" if trained else text
+    return view

@@ -6,26 +6,23 @@ The numbers live in ``doctrine/rules.yaml``; this module only does the arithmeti
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from ..core.errors import ConfigError
-from ..doctrine.rules import integer, number
+from ..doctrine.rules import Confidence, integer, number
 from .configs import ModelConfig
 from .model_catalog import catalog_entry
 
-Confidence = Literal["high", "medium", "low"]
 Method = Literal["sft", "full"]
-# The formula's reference width and the widths it was fitted on; part of the formula, not of anybody's taste.
+# The formula's reference width and the widths it was fitted on; part of the formula, not a choice.
 FITTED_WIDTHS = (2048, 8192)
-_FITTED: tuple[Literal["llama"], Literal["qwen"]] = ("llama", "qwen")
+Family = Literal["llama", "qwen"]
 
 
-class Recommendation(BaseModel):
+class Recommendation(BaseModel, frozen=True):
     """One recommended value, the rules behind it, and how sure we are."""
-
-    model_config = ConfigDict(frozen=True)
 
     value: float
     rule_ids: tuple[str, ...] = Field(description="first the one that decided the value")
@@ -46,13 +43,10 @@ class Derived(NamedTuple):
     reason: str
 
 
-def model_family(config: ModelConfig) -> Literal["llama", "qwen"] | None:
+def model_family(config: ModelConfig) -> Family | None:
     """The family whose learning rate was fitted: by architecture, or by name where that is not known."""
     evidence = config.model_type or _own_name(config)
-    for family in _FITTED:
-        if evidence.startswith(family):
-            return family
-    return None
+    return next((family for family in get_args(Family) if evidence.startswith(family)), None)
 
 
 def _own_name(config: ModelConfig) -> str:

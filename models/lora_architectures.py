@@ -1,7 +1,7 @@
 """Which matrices each model family has, so that their LoRA adapters can be counted from a config.
 
 The names are those of transformers 5. Families listed in ``_DENSE`` and ``_EXPERTS`` are checked against ``peft``'s own
-count, or against the platform's table, in ``tests/training/test_lora_params.py``.
+count, or against the platform's table, in ``tests/models/test_lora_params.py``.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from ..core.errors import ModelError
+from ..core.names import Component
 from .configs import ModelConfig
 
-Component = Literal["mlp", "attn", "unembed"]
 Scheme = Literal["shared_outer", "fused_experts", "per_expert"]
 Side = Literal["none", "in", "out"]
 
@@ -102,30 +102,23 @@ def adapted_matrices(config: ModelConfig, scheme: Scheme) -> tuple[list[Matrix],
     if kind == "nemotron_h":
         matrices = [m for block in _nemotron_kinds(config) for m in _nemotron_layer(config, block, scheme)]
     else:
-        matrices = [m for index in range(_layer_count(config)) for m in _layer(config, kind, index, scheme)]
+        matrices = list[Matrix]()
+        for index in range(config.integer("num_hidden_layers", "n_layer")):
+            matrices += [*_attention(config, kind, index, scheme), *_feed_forward(config, kind, index, scheme)]
     head = Matrix("lm_head", "unembed", config.hidden_size, config.integer("vocab_size"))
     return [*matrices, head], notes
 
 
 def _assume_llama(config: ModelConfig) -> str:
     """Allow an unknown family only if it looks like Llama, and say so."""
-    shown = config.model_type or "no model_type"
+    family = config.model_type or "no model_type"
     if not config.model_type or any(config.has(key) for key in _OTHER_LAYERS) or not config.has("intermediate_size"):
         raise ModelError(
-            f"its architecture ({shown}) is not one whose LoRA matrices are known here",
+            f"its architecture ({family}) is not one whose LoRA matrices are known here",
             where=config.name,
             fix=f"Known are: {', '.join(sorted(KNOWN_FAMILIES))}",
         )
-    return f"'{shown}' was not checked: it is counted as if built like Llama, and may differ"
-
-
-def _layer_count(config: ModelConfig) -> int:
-    return config.integer("num_hidden_layers", "n_layer")
-
-
-def _layer(config: ModelConfig, kind: str, index: int, scheme: Scheme) -> Iterator[Matrix]:
-    yield from _attention(config, kind, index, scheme)
-    yield from _feed_forward(config, kind, index, scheme)
+    return f"'{family}' was not checked: it is counted as if built like Llama, and may differ"
 
 
 def _attention(config: ModelConfig, kind: str, index: int, scheme: Scheme) -> Iterator[Matrix]:
@@ -204,21 +197,22 @@ def _linear_attention(config: ModelConfig, kind: str, scheme: Scheme) -> Iterato
 
 
 def _inkling_attention(config: ModelConfig, index: int) -> Iterator[Matrix]:
-    """Global and sliding layers have their own head counts; r makes d_rel relative-position inputs a head."""
+    """Global and sliding layers have their own head counts; r makes d_rel relative-position inputs per head."""
     local = _list(config, "local_layer_ids")
     sliding = index in local if local is not None else (index + 1) % 6 != 0
     prefix = "swa_" if sliding else ""
     hidden, heads = config.hidden_size, config.integer(f"{prefix}num_attention_heads", "num_attention_heads")
     head_dim = config.integer(f"{prefix}head_dim", "head_dim")
     keys = config.integer(f"{prefix}num_key_value_heads", "num_key_value_heads") * head_dim
-    widths = (("q_proj", heads * head_dim), ("k_proj", keys), ("v_proj", keys), ("r_proj", heads * _d_rel(config)))
+    widths = (
+        ("q_proj", heads * head_dim),
+        ("k_proj", keys),
+        ("v_proj", keys),
+        ("r_proj", heads * config.integer("d_rel", default=16)),
+    )
     for name, width in widths:
         yield Matrix(name, "attn", hidden, width)
     yield Matrix("o_proj", "attn", heads * head_dim, hidden)
-
-
-def _d_rel(config: ModelConfig) -> int:
-    return config.integer("d_rel", default=16)
 
 
 def _feed_forward(config: ModelConfig, kind: str, index: int, scheme: Scheme) -> Iterator[Matrix]:
@@ -240,7 +234,7 @@ def _is_expert_layer(config: ModelConfig, kind: str, index: int) -> bool:
     kinds = _list(config, "mlp_layer_types")
     if kinds is not None:
         return kinds[index] == "sparse"
-    if kind in ("qwen3_5_text",):
+    if kind == "qwen3_5_text":
         return False
     dense_ones = _list(config, "mlp_only_layers") or []
     step = config.integer("decoder_sparse_step", default=1)

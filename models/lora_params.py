@@ -6,7 +6,7 @@ An adapted matrix of shape d_out x d_in costs ``rank * (d_in + d_out)``: B is d_
 Three schemes differ in what they do with a mixture of experts (E experts of width i, hidden size h):
 
 - ``shared_outer``, hosted Tinker: gate, up and down are adapted for each expert, but the factor on the hidden side is
-  one for all experts of a layer: 3 (h + E i) a layer and rank. Tinker also adapts only what reads or writes the
+  one for all experts of a layer: 3 (h + E i) per layer and rank. Tinker also adapts only what reads or writes the
   residual stream: not the inner matrices of latent attention, nor the small gates of linear attention.
 - ``fused_experts``, the embedded engine and ``peft`` on transformers 5, which stacks gate and up of all experts in one
   parameter: E (h + 2 i) + E (i + h).
@@ -22,23 +22,21 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from ..core.errors import ConfigError
+from ..core.names import COMPONENTS, Component
 from .configs import ModelConfig
-from .lora_architectures import Component, Matrix, Scheme, adapted_matrices
+from .lora_architectures import Matrix, Scheme, Side, adapted_matrices
 from .model_catalog import ComponentCounts, catalog_entry, load_catalog
 
-COMPONENTS: tuple[Component, ...] = ("mlp", "attn", "unembed")
 SCHEME_OF_BACKEND: dict[str, Scheme] = {"tinker": "shared_outer", "embedded": "fused_experts", "cluster": "per_expert"}
 NOT_ADAPTED = "norms, biases, convolutions, routers and the input embedding have no adapter"
 TIED = "the embeddings are tied: the matrix is adapted once, where it makes logits"
 
 
-class ModuleCount(BaseModel):
+class ModuleCount(BaseModel, frozen=True):
     """One kind of matrix that gets an adapter."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     component: Component
@@ -46,11 +44,11 @@ class ModuleCount(BaseModel):
     d_out: int = Field(description="outputs of one matrix")
     per_layer: int = Field(description="matrices of this shape in one layer: the number of experts, else 1")
     layers: int = Field(description="layers that have it")
-    shared_factor: Literal["none", "in", "out"] = Field(description="the side whose factor all experts share")
+    shared_factor: Side = Field(description="the side whose factor all experts share")
     parameters_per_rank: int = Field(description="over all layers, at rank 1")
 
 
-class LoraCount(BaseModel):
+class LoraCount(BaseModel, frozen=True):
     """LoRA parameters of one model at rank 1.
 
     Attributes:
@@ -61,8 +59,6 @@ class LoraCount(BaseModel):
         modules: The matrices, in the order they stand in a layer.
         notes: What a reader should know about this count, in plain sentences.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     scheme: Scheme
     source: Literal["config", "table"]
@@ -79,12 +75,8 @@ class LoraCount(BaseModel):
         chosen = check_components(apply_to)
         if rank < 1:
             raise ConfigError(f"the rank must be at least 1, got {rank}", where="lora_rank")
-        full = self.per_rank.times(rank)
-        return ComponentCounts(
-            mlp=full.mlp if "mlp" in chosen else 0,
-            attn=full.attn if "attn" in chosen else 0,
-            unembed=full.unembed if "unembed" in chosen else 0,
-        )
+        counts = self.per_rank.model_dump()
+        return ComponentCounts(**{name: counts[name] * rank if name in chosen else 0 for name in COMPONENTS})
 
 
 def check_components(apply_to: Collection[str]) -> tuple[Component, ...]:
@@ -98,12 +90,6 @@ def check_components(apply_to: Collection[str]) -> tuple[Component, ...]:
     if not apply_to:
         raise ConfigError("nothing to train", where="apply_to", fix=f"Choose from {', '.join(COMPONENTS)}")
     return tuple(component for component in COMPONENTS if component in apply_to)
-
-
-def train_flags(apply_to: Collection[str]) -> dict[str, bool]:
-    """``apply_to`` as the keyword arguments of the SDK's ``create_lora_training_client``."""
-    chosen = check_components(apply_to)
-    return {f"train_{component}": component in chosen for component in COMPONENTS}
 
 
 def count_lora(config: ModelConfig, *, backend: str) -> LoraCount:
@@ -140,7 +126,7 @@ def count_from_config(config: ModelConfig, scheme: Scheme) -> LoraCount:
     layers = Counter(matrices)
     modules = tuple(_module(matrix, count) for matrix, count in layers.items())
     sums = {part: sum(m.parameters_per_rank for m in modules if m.component == part) for part in COMPONENTS}
-    per_rank = ComponentCounts(mlp=sums["mlp"], attn=sums["attn"], unembed=sums["unembed"])
+    per_rank = ComponentCounts(**sums)
     tied = (TIED,) if config.values.get("tie_word_embeddings") else ()
     notes = (*notes, NOT_ADAPTED, *tied)
     return LoraCount(scheme=scheme, source="config", per_rank=per_rank, modules=modules, notes=notes)
@@ -159,19 +145,14 @@ def _module(matrix: Matrix, layers: int) -> ModuleCount:
     )
 
 
-RULE = "lora.rank.power_of_two"
-
-
-class RankCheck(BaseModel):
+class RankCheck(BaseModel, frozen=True):
     """Whether a backend takes a rank, and which ranks near it it does."""
-
-    model_config = ConfigDict(frozen=True)
 
     rank: int
     accepted: bool
     nearest: tuple[int, ...] = Field(description="accepted ranks nearest to it, the smaller first; itself if accepted")
     reason: str
-    rule_id: str = RULE
+    rule_id: str = "lora.rank.power_of_two"
 
 
 def accepted_rank(rank: int, backend: str, *, max_rank: int | None = None) -> RankCheck:
@@ -185,13 +166,15 @@ def accepted_rank(rank: int, backend: str, *, max_rank: int | None = None) -> Ra
     limit = max_rank if backend == "tinker" else None
     below, above = _neighbours(rank, backend)
     if limit is not None and rank > limit:
-        return RankCheck(rank=rank, accepted=False, nearest=(limit,), reason=f"the largest for this model is {limit}")
-    if rank < 1:
-        return RankCheck(rank=rank, accepted=False, nearest=(1,), reason="a rank is at least 1")
-    if below == rank:
-        return RankCheck(rank=rank, accepted=True, nearest=(rank,), reason=f"the {backend} backend takes it")
-    nearest = tuple(r for r in (below, above) if limit is None or r <= limit)
-    return RankCheck(rank=rank, accepted=False, nearest=nearest, reason="Tinker takes powers of two only")
+        nearest, reason = (limit,), f"the largest for this model is {limit}"
+    elif rank < 1:
+        nearest, reason = (1,), "a rank is at least 1"
+    elif below == rank:
+        nearest, reason = (rank,), f"the {backend} backend takes it"
+    else:
+        nearest = tuple(r for r in (below, above) if limit is None or r <= limit)
+        reason = "Tinker takes powers of two only"
+    return RankCheck(rank=rank, accepted=rank in nearest, nearest=nearest, reason=reason)
 
 
 def require_accepted_rank(rank: int, backend: str, *, where: str = "lora_rank", max_rank: int | None = None) -> None:

@@ -28,12 +28,8 @@ class ComponentCounts(_Frozen):
 
     @property
     def total(self) -> int:
-        """All three together."""
+        """The sum of the three."""
         return self.mlp + self.attn + self.unembed
-
-    def times(self, rank: int) -> ComponentCounts:
-        """The counts at ``rank``, given those per rank."""
-        return ComponentCounts(mlp=self.mlp * rank, attn=self.attn * rank, unembed=self.unembed * rank)
 
 
 class CatalogEntry(_Frozen):

@@ -10,7 +10,7 @@ from typing import Literal
 from ..core.errors import ModelError
 
 DEMO_NAME = "demo"
-# Judges the demo's answers by a rubric (`sota_ml_researcher.demo.judging`); it can do nothing else.
+# Judges the demo's answers by a rubric (`scripts/make_demo_judge.py`); it can do nothing else.
 DEMO_JUDGE = "demo-judge"
 
 

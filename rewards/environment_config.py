@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
-from ..doctrine.rules import rule
+from ..doctrine.rules import integer, number
 
 EnvironmentType = Literal["retry", "interpreter", "custom"]
 MOST_TURNS = 64
@@ -22,21 +22,15 @@ _READ_BY: dict[str, tuple[EnvironmentType, ...]] = {
 TRY_AGAIN = "That is not right. Try again."
 
 
-def _usual_turns() -> int:
-    return int(cast("int", rule("rl.turns").value))
-
-
-class EnvironmentConfig(BaseModel):
+class EnvironmentConfig(BaseModel, extra="forbid", frozen=True):
     """What answers the model between its turns. ``environment: TYPE`` and ``environment: FILE.py`` are short."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     type: EnvironmentType = Field(
         description="retry: after a wrong answer it may try again; interpreter: it runs programs; custom: a Python file"
     )
     script: str | None = Field(None, description="custom: a file with step(messages, reply, row) and maybe reset(row)")
     max_turns: Annotated[int, Field(ge=2, le=MOST_TURNS)] = Field(
-        default_factory=_usual_turns, description="Turns of the model at most"
+        default_factory=lambda: integer("rl.turns"), description="Turns of the model at most"
     )
     discount: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
@@ -75,7 +69,7 @@ class EnvironmentConfig(BaseModel):
 
     @property
     def per_turn(self) -> float:
-        """What a reward is multiplied by for each turn before it."""
+        """The factor on a reward for each turn before it."""
         if self.discount is not None:
             return self.discount
-        return float(cast("float", rule("rl.retry_discount").value)) if self.type == "retry" else 1.0
+        return number("rl.retry_discount") if self.type == "retry" else 1.0

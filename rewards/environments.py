@@ -10,16 +10,15 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from ..core.errors import DataError
-from ..data.formats import to_messages
 from ..models.chat import Message
 from .environment_config import EnvironmentConfig
-from .episodes import Environment, Episode, Opening, Turn, broken_score
+from .episodes import Environment, Episode, Opening, Turn, discounted
 from .interpreter import Interpreter
-from .problems import Problem
+from .problems import Problem, open_messages
 from .process_pool import Answer, AnswerT, Number, Parts, PlainData, ScoringFailedError, ScoringPool, at_most
 from .reward_config import RewardPart
 from .sandbox.modes import require_isolation
-from .scorers import GroupScoring, Response, Score, Scorers, all_of, at_once, attainable, custom_command
+from .scorers import GroupScorer, Response, Score, Scorers, all_of, at_once, attainable, custom_command
 
 # Bytes of an answer with messages and a state, and its messages.
 _LONGEST = 1 << 22
@@ -54,7 +53,7 @@ def make_environment(config: RewardedConfig, scorers: Scorers) -> Environment | 
     return Script(settings, scorers, has_checks=bool(config.parts()), allow_unsandboxed=config.allow_unsandboxed)
 
 
-class Retry:
+class Retry(Environment):
     """After a wrong answer the model is told so and may try again; each further try is worth less.
 
     The reward is that of the last answer times discount^(turns - 1) (Liu et al. 2025, arXiv 2507.14295).
@@ -64,10 +63,6 @@ class Retry:
         self._settings = settings
         self._scorers = scorers
         self._enough = settings.pass_share * attainable(parts) - _ROUNDING
-
-    async def reset(self, problem: Problem, seed: int) -> Opening:
-        """The prompt as it stands in the data."""
-        return Opening(problem.messages)
 
     async def step(self, problem: Problem, episode: Episode, response: Response, seed: int) -> Turn:
         """Score the answer; a wrong one is followed by feedback."""
@@ -83,10 +78,9 @@ class Retry:
 
     async def total(self, problem: Problem, episodes: Sequence[Episode]) -> list[Score]:
         """The last answer's score, discounted."""
-        return [broken_score(e) or discounted(e.turns[-1].score, self._settings, len(e.turns)) for e in episodes]
-
-    async def close(self) -> None:
-        """Nothing to end: the scorers belong to the job."""
+        return [
+            e.failure or discounted(replace(e.turns[-1].score, note=""), self._settings, len(e.turns)) for e in episodes
+        ]
 
 
 class Opened(Answer):
@@ -123,7 +117,7 @@ class Stepped(Answer):
         return self
 
 
-class Script:
+class Script(Environment):
     """A user's ``step`` and ``reset``, in child processes that are shut in, killed when they hang, and replaced."""
 
     def __init__(
@@ -143,7 +137,7 @@ class Script:
         if answer.messages is None:
             return Opening(problem.messages, answer.state)
         try:
-            return Opening(_opening_messages(answer.messages), answer.state)
+            return Opening(tuple(open_messages(answer.messages)), answer.state)
         except DataError as error:
             raise ScoringFailedError(f"line {problem.line}: environment: reset: {error}") from error
 
@@ -158,7 +152,7 @@ class Script:
 
     async def total(self, problem: Problem, episodes: Sequence[Episode]) -> list[Score]:
         """The sum of the turns' rewards, each discounted, and with it the checks of the last answers."""
-        own = [broken_score(e) or self._summed(e) for e in episodes]
+        own = [e.failure or self._summed(e) for e in episodes]
         alive = [(i, e) for i, e in enumerate(episodes) if e.turns]
         if not self._has_checks or not alive:
             return own
@@ -186,30 +180,12 @@ class Script:
         return Score(reward, parts)
 
 
-def discounted(score: Score, settings: EnvironmentConfig, turns: int) -> Score:
-    """A score after so many turns."""
-    return replace(score, reward=score.reward * settings.per_turn ** (turns - 1), note="")
-
-
 def _added(one: Score, other: Score) -> Score:
     note = "; ".join(filter(None, (one.note, other.note)))
     return Score(one.reward + other.reward, {**one.parts, **other.parts}, note, one.failed or other.failed)
 
 
-def _opening_messages(given: Sequence[Any]) -> tuple[Message, ...]:
-    """Messages that the model can answer.
-
-    Raises:
-        DataError: If they are none.
-    """
-    placeholder = {"role": "assistant", "content": "x"}
-    messages = to_messages({"messages": [*given, placeholder]}, "messages")[:-1]
-    if not messages or messages[-1]["role"] == "assistant":
-        raise DataError("it must end with a turn that the model can answer")
-    return tuple(messages)
-
-
-class ScriptedPlayer:
+class ScriptedPlayer(GroupScorer):
     """Scores texts by playing each as the model's every turn: what the reward's probes need of an environment."""
 
     def __init__(self, environment: Environment, max_turns: int) -> None:
@@ -221,7 +197,7 @@ class ScriptedPlayer:
         try:
             opening = await self._environment.reset(problem, 0)
         except ScoringFailedError as error:
-            return [Score(0.0, note=str(error), failed=True) for _ in responses]
+            return [Score.failure(error) for _ in responses]
         episodes = await all_of([self._play(problem, opening, response) for response in responses])
         return await self._environment.total(problem, episodes)
 
@@ -234,8 +210,8 @@ class ScriptedPlayer:
         return episode
 
 
-def prober(config: RewardedConfig, environment: Environment | None, scorers: GroupScoring) -> GroupScoring:
-    """What the reward's probes are scored by."""
+def prober(config: RewardedConfig, environment: Environment | None, scorers: GroupScorer) -> GroupScorer:
+    """The scorer of the reward's probes."""
     if environment is None or config.environment is None:
         return scorers
     return ScriptedPlayer(environment, config.environment.max_turns)
@@ -249,7 +225,7 @@ async def advance(
         turn = await environment.step(problem, episode, response, seed)
     except ScoringFailedError as error:
         episode.broken = str(error)
-        turn = Turn(response.text, response.tokens, Score(0.0, note=str(error), failed=True), done=True)
+        turn = Turn(response.text, response.tokens, Score.failure(error), done=True)
     episode.turns.append(turn)
     if turn.done:
         episode.stop = "failed" if episode.broken else "completed"
@@ -267,7 +243,7 @@ async def opened(environment: Environment, problems: Sequence[Problem], *, seed:
         try:
             opening = await environment.reset(problem, seed)
         except ScoringFailedError as error:
-            raise DataError(str(error), fix="Mend reset(row) or that row") from error
+            raise DataError(str(error), fix="Correct reset(row) or that row") from error
         return replace(problem, messages=opening.messages)
 
     return await all_of([one(problem) for problem in problems])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from ..models.chat import Message
+from .environment_config import EnvironmentConfig
 from .problems import Problem
 from .scorers import Response, Score
 
@@ -42,7 +43,7 @@ class Turn:
 
 @dataclass(slots=True)
 class Episode:
-    """Everything said in one episode, and why it ended."""
+    """Everything said in an episode, why it ended, and how the environment broke, if it did."""
 
     opening: Opening
     turns: list[Turn] = field(default_factory=list[Turn])
@@ -51,10 +52,10 @@ class Episode:
 
     def conversation(self) -> list[Message]:
         """The messages so far, the model's among them."""
-        found = list(self.opening.messages)
+        messages = list(self.opening.messages)
         for turn in self.turns:
-            found += [Message(role="assistant", content=turn.reply), *turn.messages]
-        return found
+            messages += [Message(role="assistant", content=turn.reply), *turn.messages]
+        return messages
 
     def transcript(self) -> str:
         """What was said after the opening, for people; the model's words alone if there was one turn."""
@@ -68,20 +69,25 @@ class Episode:
         """Tokens the model wrote."""
         return sum(turn.tokens for turn in self.turns)
 
+    @property
+    def failure(self) -> Score | None:
+        """The score of an episode in which the environment broke; None if it did not."""
+        return Score.failure(self.broken) if self.broken else None
+
 
 class Environment(Protocol):
-    """The rules by which an episode goes on. One is shared by all episodes of a job; it holds no state of theirs."""
+    """What answers the model between its turns. All episodes of a job share one; it holds none of their state."""
 
     async def reset(self, problem: Problem, seed: int) -> Opening:
-        """How episodes of a problem begin.
+        """How episodes of a problem begin: by default with the prompt as it stands in the data.
 
         Raises:
-            ScoringFailedError: If that cannot be said for this row.
+            ScoringFailedError: If the environment breaks on this row.
         """
-        ...
+        return Opening(problem.messages)
 
     async def step(self, problem: Problem, episode: Episode, response: Response, seed: int) -> Turn:
-        """What comes of the model's next turn.
+        """Score and answer the model's next turn.
 
         Raises:
             ScoringFailedError: If the environment breaks.
@@ -93,10 +99,9 @@ class Environment(Protocol):
         ...
 
     async def close(self) -> None:
-        """End the child processes."""
-        ...
+        """End the child processes, if there are any."""
 
 
-def broken_score(episode: Episode) -> Score | None:
-    """The score of an episode in which the environment broke: a failed one; else None."""
-    return Score(0.0, note=episode.broken, failed=True) if episode.broken else None
+def discounted(score: Score, settings: EnvironmentConfig, turns: int) -> Score:
+    """A score times discount^(turns - 1)."""
+    return replace(score, reward=score.reward * settings.per_turn ** (turns - 1))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..models.chat import Message
 from .environment_config import EnvironmentConfig
-from .episodes import Episode, Opening, Turn, broken_score
+from .episodes import Environment, Episode, Turn, discounted
 from .problems import Problem
 from .process_pool import ScoringFailedError, Slots
 from .programs import program_in, run
@@ -16,7 +17,7 @@ from .scorers import Response, Score, Scorers, at_once, program_limits
 _INTRODUCTION = "Output:\n"
 
 
-class Interpreter:
+class Interpreter(Environment):
     """A block of Python in a reply is run, and its output is the next message; a reply without one is the answer.
 
     An episode that ends with a program has no answer, and is scored as one that says nothing.
@@ -38,10 +39,6 @@ class Interpreter:
         self._mode: Mode = require_isolation(allow_unsandboxed=allow_unsandboxed, where="environment")
         self._programs = Slots(at_once())
 
-    async def reset(self, problem: Problem, seed: int) -> Opening:
-        """The prompt as it stands in the data."""
-        return Opening(problem.messages)
-
     async def step(self, problem: Problem, episode: Episode, response: Response, seed: int) -> Turn:
         """Run the reply's program; a reply that was cut is not run, because it ends the episode."""
         code = program_in(response.text)
@@ -61,13 +58,13 @@ class Interpreter:
 
     async def total(self, problem: Problem, episodes: Sequence[Episode]) -> list[Score]:
         """The reward of the last reply, discounted for each turn before it if so set."""
-        whole = {i: e for i, e in enumerate(episodes) if broken_score(e) is None and e.turns}
-        last = [_answer(episode) for episode in whole.values()]
-        checked = dict(zip(whole, await self._scorers.score_group(problem, last), strict=True)) if last else {}
-        return [
-            self._discounted(checked[i], e) if i in checked else broken_score(e) or Score(0.0)
-            for i, e in enumerate(episodes)
-        ]
+        scores = [episode.failure or Score(0.0) for episode in episodes]
+        answered = [i for i, episode in enumerate(episodes) if episode.turns and not episode.broken]
+        if answered:
+            last = [_answer(episodes[i]) for i in answered]
+            for i, score in zip(answered, await self._scorers.score_group(problem, last), strict=True):
+                scores[i] = self._discounted(score, episodes[i])
+        return scores
 
     def _discounted(self, score: Score, episode: Episode) -> Score:
         """An answer's score after so many turns, with the programs that were run for it."""
@@ -75,11 +72,7 @@ class Interpreter:
             f"interpreter.{name}": sum(turn.score.parts.get(name, 0.0) for turn in episode.turns)
             for name in ("programs", "errors")
         }
-        worth = self._settings.per_turn ** (len(episode.turns) - 1)
-        return Score(score.reward * worth, {**score.parts, **counts}, score.note, score.failed)
-
-    async def close(self) -> None:
-        """Nothing to end: each program has a process of its own."""
+        return discounted(replace(score, parts={**score.parts, **counts}), self._settings, len(episode.turns))
 
 
 def _answer(episode: Episode) -> Response:

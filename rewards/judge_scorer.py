@@ -23,7 +23,7 @@ from ..judges.prompt import EvalItem, Prompter
 from ..judges.rubric import Criterion, Rubric
 from .problems import Problem
 from .reward_config import RewardPart
-from .scorers import Response, Score
+from .scorers import GroupScorer, Response, Score
 
 # Calls under way: so many groups, and of each so many responses.
 _GROUPS, _RESPONSES = 4, 8
@@ -94,8 +94,8 @@ async def check_service_judges(parts: Sequence[RewardPart]) -> None:
                 await judge.close()
 
 
-class ServiceJudge:
-    """Asks one judge for the scores of a group's responses (a `GroupScorer`)."""
+class ServiceJudge(GroupScorer):
+    """Asks one judge for the scores of a group's responses."""
 
     def __init__(self, part: RewardPart, folder: Path, judged: Callable[[float], None]) -> None:
         """Prepare a judge.
@@ -103,7 +103,7 @@ class ServiceJudge:
         Args:
             part: The reward.
             folder: The run's; verdicts of earlier attempts are read from it.
-            judged: Told what the judge has cost so far, in US dollars.
+            judged: Called with what the judge has cost so far, in US dollars.
         """
         self._judge = service_judge(part)
         self._prompter = prompter_of(part)
@@ -125,7 +125,7 @@ class ServiceJudge:
         )
         self._places: asyncio.Semaphore | None = None
 
-    async def __call__(self, problem: Problem, responses: Sequence[Response]) -> list[Score]:
+    async def score_group(self, problem: Problem, responses: Sequence[Response]) -> list[Score]:
         """A score of 0 to 1 for each response; a failed one where the judge gave no verdict.
 
         Raises:
@@ -144,7 +144,7 @@ class ServiceJudge:
         return [self._known.get(call.key) or _unscored(problem, lost.get(call.key, "not asked")) for call in calls]
 
     async def close(self) -> None:
-        """Let go of the service and the journal."""
+        """Close the service and the journal."""
         await self._judge.close()
         self._journal.close()
 
@@ -163,4 +163,4 @@ class ServiceJudge:
 
 
 def _unscored(problem: Problem, why: str) -> Score:
-    return Score(0.0, note=f"line {problem.line}: judge: {why}", failed=True)
+    return Score.failure(f"line {problem.line}: judge: {why}")

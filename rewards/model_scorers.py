@@ -1,4 +1,4 @@
-"""Rewards that a model gives: a judge with a rubric, a preference model trained from pairs. Heavy: imports tinker."""
+"""Rewards that a model gives: a judge with a rubric, or a preference model trained from pairs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import asyncio
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import tinker
 
@@ -21,7 +21,7 @@ from ..models.model_ref import resolve_model
 from ..models.renderers import load_renderer
 from .problems import Problem
 from .process_pool import ScoringFailedError
-from .reward_config import RewardPart
+from .reward_config import OPPONENTS, RewardPart
 from .scorers import GroupScorer, Response, Score
 
 T = TypeVar("T")
@@ -34,8 +34,6 @@ _LONE = re.compile(r"\b(10|\d)\b")
 _SHOWN = 8000
 # Answers kept in memory: those to the same response come soon after each other.
 _REMEMBERED = 50_000
-# With more different responses than one and these each is compared with so many others, not with all.
-_OPPONENTS = 6
 
 
 def model_scorers(
@@ -106,7 +104,7 @@ class _Model:
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
+class Judge(GroupScorer):
     """A model that grades each response by a rubric (RLAIF: Bai et al. 2022, arXiv 2212.08073).
 
     It answers alike to the same question, so that each is asked once and its verdict kept.
@@ -119,7 +117,7 @@ class Judge:
     max_tokens: int
     verdicts: dict[tuple[str, str], Score] = field(default_factory=dict[tuple[str, str], Score])
 
-    async def __call__(self, problem: Problem, responses: Sequence[Response]) -> list[Score]:
+    async def score_group(self, problem: Problem, responses: Sequence[Response]) -> list[Score]:
         """Grades as shares of 1; a response whose verdict cannot be read has none."""
         keys = [(problem.prompt, response.text) for response in responses]
         found = {key: self.verdicts[key] for key in keys if key in self.verdicts}
@@ -133,14 +131,11 @@ class Judge:
                     _keep(self.verdicts, key, found[key])
         return [found[key] for key in keys]
 
-    async def close(self) -> None:
-        """Nothing is held."""
-
     async def _score(self, sampler: Sampler, prompt: str, response: str) -> Score:
         try:
             return Score(await self._grade(sampler, prompt, response))
         except ScoringFailedError as error:
-            return Score(0.0, note=f"judge: {error}", failed=True)
+            return Score.failure(f"judge: {error}")
 
     async def _grade(self, sampler: Sampler, prompt: str, response: str) -> float:
         if self.style == "yes_no":
@@ -190,8 +185,8 @@ def read_verdict(text: str) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
-class PreferenceModel:
-    """A model that was trained to say which of two responses is better (`reward_model_recipe`).
+class PreferenceModel(GroupScorer):
+    """A model that was trained to say which of two responses is better (`training.dpo.reward_model`).
 
     A response's score is its mean probability of being preferred to the others of its group, both orders averaged. The
     same two responses are compared once.
@@ -201,8 +196,8 @@ class PreferenceModel:
     renderer: ChatRenderer
     chances: dict[tuple[str, str, str], float] = field(default_factory=dict[tuple[str, str, str], float])
 
-    async def __call__(self, problem: Problem, responses: Sequence[Response]) -> list[Score]:
-        """One score a response, of 0 to 1; 0.5 where all are alike."""
+    async def score_group(self, problem: Problem, responses: Sequence[Response]) -> list[Score]:
+        """One score per response, of 0 to 1; 0.5 where all are alike."""
         counts = Counter(response.text for response in responses)
         texts = list(counts)
         pairs = compared_pairs(len(texts))
@@ -217,9 +212,6 @@ class PreferenceModel:
             games[j] += counts[texts[i]]
         scores = {text: w / n if n else 0.5 for text, w, n in zip(texts, wins, games, strict=True)}
         return [Score(scores[response.text]) for response in responses]
-
-    async def close(self) -> None:
-        """Nothing is held."""
 
     async def prefers(self, prompt: Sequence[Message], first: str, second: str) -> float:
         """The probability that the first of two answers is the better one, both orders averaged."""
@@ -254,12 +246,12 @@ def _keep(known: dict[K, V], key: K, value: V) -> None:
 
 def compared_pairs(n: int) -> list[tuple[int, int]]:
     """Which of n different responses are compared: all, or in a large group each with its next ones round a ring."""
-    reach = n - 1 if n <= _OPPONENTS + 1 else _OPPONENTS // 2
+    reach = n - 1 if n <= OPPONENTS + 1 else OPPONENTS // 2
     pairs = {(min(i, j), max(i, j)) for i in range(n) for j in ((i + d) % n for d in range(1, reach + 1)) if i != j}
     return sorted(pairs)
 
 
-async def _asked(answer: Coroutine[Any, Any, T]) -> T:
+async def _asked(answer: Awaitable[T]) -> T:
     """What a model answers.
 
     Raises:

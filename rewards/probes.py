@@ -17,9 +17,9 @@ from ..core.errors import ConfigError, DataError
 from ..doctrine.rules import number
 from .problems import Problem
 from .reward_config import RewardPart
-from .scorers import GroupScoring, Response, Score, attainable
+from .scorers import GroupScorer, Response, Score, attainable
 
-PROBED_ROWS = 3
+PROBED_ROWS, PROBES_PER_ROW = 3, 5
 SAMPLED_ROWS = 8
 REFERENCES = 20
 # A probe that gets half of what can be had is a way to be rewarded without doing the task.
@@ -77,7 +77,7 @@ class Sampled:
 
 
 async def check_reward(
-    scorers: GroupScoring,
+    scorers: GroupScorer,
     parts: Sequence[RewardPart],
     problems: Sequence[Problem],
     *,
@@ -134,13 +134,13 @@ def require_usable(report: RewardReport, *, force: bool) -> None:
     if report.references_failed and not force:
         lines = ", ".join(map(str, report.references_failed[:5]))
         raise DataError(
-            f"the tests fail on the row's own solution (lines {lines})", fix="Mend the tests, or set force: true"
+            f"the tests fail on the row's own solution (lines {lines})", fix="Correct the tests, or set force: true"
         )
     if report.samples and report.failed == report.samples and not force:
         raise ConfigError(
             f"the reward could not be computed for any of the {report.samples} samples: {report.failures[0]}",
             where="reward_type",
-            fix="Mend what it names; or set force: true",
+            fix="Correct what it names; or set force: true",
         )
     if report.constant and not force:
         value = next(iter(report.distribution))
@@ -157,7 +157,7 @@ def _example(group: Sampled) -> dict[str, Any]:
 
 
 async def _probe(
-    scorers: GroupScoring, parts: Sequence[RewardPart], problems: Sequence[Problem]
+    scorers: GroupScorer, parts: Sequence[RewardPart], problems: Sequence[Problem]
 ) -> tuple[list[Probe], list[str], int]:
     most = attainable(parts)
     found: dict[str, float] = {}
@@ -193,7 +193,7 @@ def probe_texts(problem: Problem) -> dict[str, str]:
 
 
 async def _references(
-    scorers: GroupScoring, parts: Sequence[RewardPart], problems: Sequence[Problem]
+    scorers: GroupScorer, parts: Sequence[RewardPart], problems: Sequence[Problem]
 ) -> tuple[int, list[int]]:
     """Whether the rows' own solutions pass their tests."""
     if not any(part.type == "code" for part in parts):
@@ -209,7 +209,7 @@ async def _references(
 def _constant_share(sampled: Sequence[Sampled], group_size: int) -> float | None:
     """The expected share of groups of ``group_size`` with one reward, each prompt's rewards drawn as often as seen.
 
-    With n samples a prompt, of which k_v got reward v: the sum over v of (k_v / n)^G, averaged over prompts.
+    With n samples per prompt, of which k_v got reward v: the sum over v of (k_v / n)^G, averaged over prompts.
     """
     shares: list[float] = []
     for group in sampled:

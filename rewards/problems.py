@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..core.errors import DataError
-from ..data.formats import to_messages
-from ..data.row_files import Row, at_line, read_rows
+from ..data.formats import key_list, to_messages
+from ..data.row_files import Row, read_rows, usable_rows
 from ..models.chat import Message
 from .reward_config import NEEDS_KEY, RewardPart
 
@@ -30,12 +30,6 @@ class Problem:
         return self.messages[-1]["content"]
 
 
-def is_problem_row(row: Mapping[str, Any]) -> bool:
-    """Whether a row is a prompt to be answered and checked, and neither a preference nor something to imitate."""
-    keys = set(row)
-    return bool(keys & {"prompt", "question"}) and not keys & {"completion", "chosen", "output", "responses"}
-
-
 def to_problem(row: Mapping[str, Any], line: int, *, system_prompt: str | None = None) -> Problem:
     """The problem in a row.
 
@@ -44,22 +38,30 @@ def to_problem(row: Mapping[str, Any], line: int, *, system_prompt: str | None =
     """
     key = next((name for name in _PROMPT_KEYS if row.get(name) is not None), None)
     if key is None:
-        shown = ", ".join(sorted(row)[:8]) or "none"
-        raise DataError(f"no prompt in this row (keys: {shown})", fix='Use "prompt", "question" or "messages"')
+        raise DataError(f"no prompt in this row (keys: {key_list(row)})", fix='Use "prompt", "question" or "messages"')
     value = row[key]
     if isinstance(value, str) and not value.strip():
         raise DataError(f'"{key}" is empty')
     turns: object = [{"role": "user", "content": value}] if isinstance(value, str) else value
     if not isinstance(turns, list) or not turns:
         raise DataError(f'"{key}" must be text or a list of messages')
-    # A made-up answer lets the checks of a whole conversation judge the prompt alone.
-    placeholder = {"role": "assistant", "content": "x"}
-    messages = to_messages({"messages": [*cast("list[object]", turns), placeholder]}, "messages")[:-1]
-    if messages[-1]["role"] == "assistant":
-        raise DataError("the prompt ends with the assistant's turn", fix="End it with the user's")
+    messages = open_messages(cast("list[object]", turns))
     if system_prompt is not None and messages[0]["role"] != "system":
         messages = [Message(role="system", content=system_prompt), *messages]
     return Problem(line, tuple(messages), row)
+
+
+def open_messages(turns: Sequence[object]) -> list[Message]:
+    """Turns as messages that the model can answer.
+
+    Raises:
+        DataError: If a turn cannot be read, or the last one is the assistant's.
+    """
+    # A made-up answer lets the checks of a whole conversation judge the prompt alone.
+    messages = to_messages({"messages": [*turns, {"role": "assistant", "content": "x"}]}, "messages")[:-1]
+    if messages[-1]["role"] == "assistant":
+        raise DataError("the prompt ends with the assistant's turn", fix="End it with the user's")
+    return messages
 
 
 def missing_key(row: Mapping[str, Any], parts: Iterable[RewardPart]) -> DataError | None:
@@ -104,22 +106,10 @@ def load_problems(
     Raises:
         DataError: For the first row that cannot be used, or if no row can.
     """
-    problems: list[Problem] = []
-    for row in read_rows(path):
-        found = _problem(row, parts, system_prompt)
-        if isinstance(found, Problem):
-            problems.append(found)
-        elif not skip_bad_rows:
-            raise at_line(path, row.number, found)
-    if not problems:
-        raise DataError("no row can be used", where=str(path))
-    return problems
 
+    def outcome(row: Row) -> Problem | DataError:
+        problem = row.parsed(lambda content: to_problem(content, row.number, system_prompt=system_prompt))
+        return problem if isinstance(problem, DataError) else missing_key(problem.row, parts) or problem
 
-def _problem(row: Row, parts: Sequence[RewardPart], system_prompt: str | None) -> Problem | DataError:
-    if row.value is None:
-        return row.problem or DataError("unreadable")
-    try:
-        return missing_key(row.value, parts) or to_problem(row.value, row.number, system_prompt=system_prompt)
-    except DataError as error:
-        return error
+    outcomes = ((row.number, outcome(row)) for row in read_rows(path))
+    return list(usable_rows(path, outcomes, skip_bad_rows=skip_bad_rows))

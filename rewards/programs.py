@@ -1,6 +1,7 @@
-"""Whether a model's program passes a row's tests. Neither is run here: both are untrusted text.
+"""Running a model's program: to show what it prints, or to see whether it passes a row's tests.
 
-Each program and each row's tests get a sandbox of their own, started anew for every sample. The program cannot see the
+Nothing is run in this process: programs and tests are untrusted text. Each program and each row's tests get a sandbox
+of their own, started anew for every sample. The program cannot see the
 tests, stop them early or change what they compare; the tests cannot reach this process, or another row. Between the two
 sandboxes only calls and plain data cross, and from the tests only a verdict comes out.
 """
@@ -8,6 +9,7 @@ sandboxes only calls and plain data cross, and from the tests only a verdict com
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import marshal
 import re
 import socket
@@ -31,7 +33,12 @@ GRACE_S = 5.0
 _TESTS_MEMORY_MB = 2048
 _LONGEST_OUTPUT = 1 << 20
 _LONGEST_VERDICT = 1 << 16
+# A character has four bytes at most.
+_BYTES = 4
+_LONGEST_LINE = 1 << 16
+# The first takes a block of any kind that may be Python, the second only one that is marked as such.
 _FENCE = re.compile(r"```(?:python|py|python3)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
+_PYTHON_BLOCK = re.compile(r"```(?:python3?|py)[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 
 
 class Verdict(Answer):
@@ -105,35 +112,48 @@ def _installed() -> list[str]:
     return [path for path in sys.path if Path(path).name in {"site-packages", "dist-packages"}]
 
 
+@dataclass(frozen=True, slots=True)
+class _Ran:
+    """What a program wrote, how it ended (status None: it was stopped), and the seconds it took."""
+
+    out: bytes
+    status: int | None
+    seconds: float
+
+
+async def _ran(request: dict[str, Any], mode: Mode, limits: Limits, *, wall_s: float, most: int) -> _Ran:
+    """Run one program in a sandbox until it ends, its time is over, or it has written more than ``most`` bytes."""
+    out, status = bytearray(), None
+    async with running(sandboxed(mode, PROGRAM, [], limits=limits), longest=_LONGEST_LINE) as (program,):
+        began = time.monotonic()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wall_s):
+                await program.send(marshal.dumps(request))
+                async for chunk in program.chunks(most):
+                    out += chunk
+                if len(out) <= most:
+                    status = await program.status()
+        seconds = time.monotonic() - began
+    return _Ran(bytes(out), status, seconds)
+
+
 async def _run_examples(
     code: str, examples: Sequence[Mapping[str, Any]], mode: Mode, limits: Limits, wall_s: float
 ) -> str:
     left = wall_s
     for number, example in enumerate(examples, 1):
         request = {"mode": "program", "code": code, "input": str(example.get("input", ""))}
-        async with running(sandboxed(mode, PROGRAM, [], limits=limits), longest=_LONGEST_OUTPUT) as (program,):
-            began = time.monotonic()
-            try:
-                async with asyncio.timeout(max(0.0, left)):
-                    await program.send(marshal.dumps(request))
-                    out = await program.rest(_LONGEST_OUTPUT)
-                    status = await program.status() if len(out) <= _LONGEST_OUTPUT else 0
-            except TimeoutError:
-                return f"example {number}: no answer in time"
-            left -= time.monotonic() - began
-        if len(out) > _LONGEST_OUTPUT:
+        ran = await _ran(request, mode, limits, wall_s=max(0.0, left), most=_LONGEST_OUTPUT)
+        left -= ran.seconds
+        if len(ran.out) > _LONGEST_OUTPUT:
             return f"example {number}: too much output"
-        if status != 0:
-            return f"example {number}: the program ended with status {status}"
-        if out.decode(errors="replace").split() != str(example["output"]).split():
+        if ran.status is None:
+            return f"example {number}: no answer in time"
+        if ran.status != 0:
+            return f"example {number}: the program ended with status {ran.status}"
+        if ran.out.decode(errors="replace").split() != str(example["output"]).split():
             return f"example {number}: another output than expected"
     return ""
-
-
-_BLOCK = re.compile(r"```(?:python3?|py)[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
-# A character has four bytes at most.
-_BYTES = 4
-_LONGEST_LINE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +166,7 @@ class Output:
 
 def program_in(reply: str) -> str | None:
     """The last block of a reply that is marked as Python, or None: then the reply is an answer."""
-    blocks = _BLOCK.findall(reply)
+    blocks = _PYTHON_BLOCK.findall(reply)
     return str(blocks[-1]) if blocks else None
 
 
@@ -164,33 +184,16 @@ async def run(code: str, *, mode: Mode, limits: Limits, wall_s: float, most: int
     Raises:
         ScoringFailedError: If the sandbox does not start.
     """
-    stopped = ""
-    status = 0
-    found = bytearray()
-    async with running(sandboxed(mode, PROGRAM, [], limits=limits), longest=_LONGEST_LINE) as (program,):
-        try:
-            async with asyncio.timeout(wall_s):
-                request = {"mode": "interpreter", "code": code, "input": "", "seed": seed}
-                await program.send(marshal.dumps(request))
-                async for chunk in program.chunks(_BYTES * most):
-                    found += chunk
-                if len(found) > _BYTES * most:
-                    stopped = "stopped: it prints too much"
-                else:
-                    status = await program.status()
-        except TimeoutError:
-            stopped = f"stopped after {wall_s:g} s"
-    return _shown(found.decode(errors="replace").rstrip(), stopped, status, most)
-
-
-def _shown(text: str, stopped: str, status: int, most: int) -> Output:
-    notes = [stopped] if stopped else []
+    request = {"mode": "interpreter", "code": code, "input": "", "seed": seed}
+    ran = await _ran(request, mode, limits, wall_s=wall_s, most=_BYTES * most)
+    text, notes = ran.out.decode(errors="replace").rstrip(), list[str]()
+    if len(ran.out) > _BYTES * most:
+        notes = ["stopped: it prints too much"]
+    elif ran.status is None:
+        notes = [f"stopped after {wall_s:g} s"]
+    elif not text:
+        notes = [f"ended with status {ran.status}" if ran.status else "nothing was printed"]
     if len(text) > most:
         # The end of a long output often says what went wrong.
         text, notes = f"{text[: most - most // 2]}\n[cut]\n{text[len(text) - most // 2 :]}", []
-    elif not stopped and status != 0 and not text:
-        notes = [f"ended with status {status}"]
-    elif not stopped and not text:
-        notes = ["nothing was printed"]
-    shown = "\n".join([*([text] if text else []), *(f"[{note}]" for note in notes)])
-    return Output(shown, bool(stopped) or status != 0)
+    return Output("\n".join([*([text] if text else []), *(f"[{note}]" for note in notes)]), ran.status != 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 RewardType = Literal["math", "exact", "regex", "format", "code", "length", "judge", "preference_model", "custom"]
 NEEDS_KEY = {"math": "answer", "exact": "answer", "code": "tests"}
@@ -13,32 +13,28 @@ NEEDS_KEY = {"math": "answer", "exact": "answer", "code": "tests"}
 CODE_PARTS = frozenset({"code", "custom"})
 
 _PositiveSeconds = Annotated[float, Field(gt=0, le=600)]
-
-
-# How the names of judges behind a service begin; `evals.judge_catalog` reads the whole name.
+# With more different responses than these and one, each is compared with so many others and not with all.
+OPPONENTS = 6
+# How the names of judges behind a service begin; `judges.judge_catalog` reads the rest of the name.
 _SERVICES = ("claude-", "anthropic:", "openai:")
 
 
-class JudgePrice(BaseModel):
-    """A judge's price in US dollars a million tokens."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class JudgePrice(BaseModel, extra="forbid", frozen=True):
+    """A judge's price in US dollars per million tokens."""
 
     input: Annotated[float, Field(ge=0)]
     output: Annotated[float, Field(ge=0)]
 
 
-class RewardPart(BaseModel):
+class RewardPart(BaseModel, extra="forbid", frozen=True):
     """One check and its weight."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     type: RewardType = Field(description="Which check")
     weight: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
         None, description="Null: 1, and for format the fraction of rule reward.format"
     )
     pattern: str | None = Field(None, description="regex: must match the whole response")
-    ignore_case: bool = Field(False, description="exact: small and capital letters are the same")
+    ignore_case: bool = Field(False, description="exact: upper and lower case are the same")
     tags: tuple[str, ...] = Field(("think", "answer"), description="format: the tags, in this order")
     json_schema: dict[str, Any] | None = Field(None, description="format: instead of tags, a JSON schema")
     target_tokens: Annotated[int, Field(gt=0)] | None = Field(None, description="length: full score up to here")
@@ -55,7 +51,7 @@ class RewardPart(BaseModel):
         "default for a rubric that is a question, where the judge has probabilities to give",
     )
     judge_base_url: str | None = Field(None, description="judge: endpoint of openai:MODEL; null: OPENAI_BASE_URL")
-    judge_price: JudgePrice | None = Field(None, description="judge: $ a million tokens; null: the shipped table")
+    judge_price: JudgePrice | None = Field(None, description="judge: $ per million tokens; null: the shipped table")
     judge_max_tokens: Annotated[int, Field(ge=64, le=64_000)] = Field(2048, description="judge: thought and verdict")
     judge_timeout_s: _PositiveSeconds = Field(120.0, description="judge: seconds one call of a service may take")
     checkpoint: str | None = Field(None, description="preference_model: a reward_model job or tinker:// sampler path")

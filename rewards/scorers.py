@@ -26,7 +26,7 @@ _CUSTOM_LIMITS = Limits(cpu_s=3600, memory_mb=4096, processes=64, tmp_mb=256)
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What the model said to a problem: text, tokens, and whether it was cut at the limit."""
+    """A sampled answer: its text, the number of its tokens, and whether it was cut at the limit."""
 
     text: str
     tokens: int
@@ -42,12 +42,17 @@ class Score:
     note: str = ""
     failed: bool = False
 
+    @classmethod
+    def failure(cls, why: object) -> Score:
+        """No score: a check broke. It is missing data, not a reward of 0."""
+        return cls(0.0, note=str(why), failed=True)
+
 
 class GroupScorer(Protocol):
-    """A check that looks at all the responses to a problem at once, such as a preference model."""
+    """Scores all the responses to a problem at once, as a preference model has to."""
 
-    async def __call__(self, problem: Problem, responses: Sequence[Response]) -> list[Score]:
-        """One score a response; a failed one where there is none.
+    async def score_group(self, problem: Problem, responses: Sequence[Response]) -> list[Score]:
+        """One score per response; a failed one where there is none.
 
         Raises:
             ScoringFailedError: If no response can be scored.
@@ -55,19 +60,10 @@ class GroupScorer(Protocol):
         ...
 
     async def close(self) -> None:
-        """Let go of what it holds."""
-        ...
+        """Release what it holds."""
 
 
-class GroupScoring(Protocol):
-    """Whatever gives the responses to a problem their rewards."""
-
-    async def score_group(self, problem: Problem, responses: Sequence[Response]) -> list[Score]:
-        """One score a response."""
-        ...
-
-
-class Scorers:
+class Scorers(GroupScorer):
     """All the checks of a job. Rules run in child processes, code in sandboxes; nothing blocks the event loop."""
 
     def __init__(
@@ -84,7 +80,7 @@ class Scorers:
             parts: The checks.
             max_tokens: Where responses are cut.
             allow_unsandboxed: Whether code may run without a sandbox where none works.
-            models: For each position of a judge or a preference model in ``parts``, what asks it.
+            models: The scorer of each judge and preference model, by its position in ``parts``.
 
         Raises:
             ConfigError: If code has to run and cannot be isolated.
@@ -115,7 +111,7 @@ class Scorers:
         return [self._combined([column[r] for column in columns]) for r in range(len(responses))]
 
     async def close(self) -> None:
-        """End the child processes, and let go of judges."""
+        """End the child processes, and close the judges."""
         for each in (self._rules, *self._custom.values(), *self._models.values()):
             await each.close()
 
@@ -123,9 +119,9 @@ class Scorers:
         """One check on every response."""
         if index in self._models:
             try:
-                return await self._models[index](problem, responses)
+                return await self._models[index].score_group(problem, responses)
             except ScoringFailedError as error:
-                return [Score(0.0, note=str(error), failed=True) for _ in responses]
+                return [Score.failure(error) for _ in responses]
         return await all_of([self._one(index, problem, response) for response in responses])
 
     async def _one(self, index: int, problem: Problem, response: Response) -> Score:
@@ -136,16 +132,16 @@ class Scorers:
         try:
             answer = await self._ask(index, part, problem, response)
         except ScoringFailedError as error:
-            return Score(0.0, note=f"line {problem.line}: {part.type}: {error}", failed=True)
+            return Score.failure(f"line {problem.line}: {part.type}: {error}")
         return Score(answer.score, answer.parts, answer.note)
 
     async def _ask(self, index: int, part: RewardPart, problem: Problem, response: Response) -> Scored:
         if part.type == "custom":
-            given = {"prompt": problem.prompt, "response": response.text, "row": dict(problem.row)}
-            return await self._custom[index].ask({"do": "reward", **given}, Scored, timeout_s=part.timeout_s)
+            request = {"do": "reward", "prompt": problem.prompt, "response": response.text, "row": dict(problem.row)}
+            return await self._custom[index].ask(request, Scored, timeout_s=part.timeout_s)
         if part.type == "code":
             return await self._tested(part, problem, response)
-        request: dict[str, Any] = {"kind": part.type, "response": response.text, "answer": problem.row.get("answer")}
+        request = {"kind": part.type, "response": response.text, "answer": problem.row.get("answer")}
         if part.type == "exact":
             request["ignore_case"] = part.ignore_case
         elif part.type == "regex":
@@ -167,10 +163,10 @@ class Scorers:
         return Scored(score=float(not failure), note=failure)
 
     def _combined(self, scores: Sequence[Score]) -> Score:
-        """The weighted sum. A failed check makes the whole score a failed one: its value is not known."""
+        """The weighted sum; it has failed if one of the checks has, because its value is then not known."""
         reward = sum(weight_of(part) * score.reward for part, score in zip(self._parts, scores, strict=True))
         if not abs(reward) <= LARGEST_SCORE:
-            return Score(0.0, note=f"the weighted sum is not a number up to {LARGEST_SCORE:g}", failed=True)
+            return Score.failure(f"the weighted sum is not a number up to {LARGEST_SCORE:g}")
         parts: dict[str, float] = {}
         for part, score in zip(self._parts, scores, strict=True):
             parts[part.name] = parts.get(part.name, 0.0) + score.reward
@@ -214,7 +210,7 @@ def program_limits(timeout_s: float) -> Limits:
 
 
 def rules_command() -> Sandboxed:
-    """How to start a process that scores by rule (`reward_child`); it runs no one's code, and holds no keys either."""
+    """How to start a process that scores by rule (`scoring_process`); it runs no code of others, and holds no keys."""
     places = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
     return Sandboxed(
         [sys.executable, "-P", "-m", _CHILD], {"env": own_environment() | places, "start_new_session": True}

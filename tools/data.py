@@ -15,6 +15,7 @@ from .background import CALL_AGAIN, Report, data_path, file_identity, run_in_bac
 from .start import with_reward_checkpoints
 
 if TYPE_CHECKING:
+    from ..data.preference_check import PreferenceReport
     from ..data.row_findings import DatasetReport
     from ..rewards.probes import RewardReport
 TrainFile = Annotated[str, Field(description=".jsonl, .json, .csv or .parquet file, or demo:NAME")]
@@ -118,13 +119,13 @@ def _reward_text(report: RewardReport, following: str) -> str:
     return "\n".join([*lines, f"Next: {following}"])
 
 
-def _preferences_answer(report: dict[str, Any]) -> CallToolResult:
-    following = f"start_dpo(overrides={{'train_file': '{report['file']}', ...}}, validate_only=True)"
-    following = following if report["ok"] else "mend the rows named above and check again"
-    verdict = "usable" if report["ok"] else "NOT usable as it is"
-    lines = [f"{Path(report['file']).name}: {verdict}. {report['usable_rows']:,} of {report['rows']:,} pairs."]
-    lines += [*report["bad_rows"], *(f"Warning: {warning}" for warning in report["warnings"])]
-    content = DatasetAnswer(done=True, rows_read=report["rows"], report=report, next=following)
+def _preferences_answer(report: PreferenceReport) -> CallToolResult:
+    following = f"start_dpo(overrides={{'train_file': '{report.file}', ...}}, validate_only=True)"
+    following = following if report.ok else "correct the rows named above and check again"
+    verdict = "usable" if report.ok else "NOT usable as it is"
+    lines = [f"{Path(report.file).name}: {verdict}. {report.usable_rows:,} of {report.rows:,} pairs."]
+    lines += [*report.bad_rows, *(f"Warning: {warning}" for warning in report.warnings)]
+    content = DatasetAnswer(done=True, rows_read=report.rows, report=report.model_dump(mode="json"), next=following)
     return answer(content, "\n".join([*lines, f"Next: {following}"]))
 
 

@@ -234,7 +234,7 @@ def verdict(text, program, entry):
 
 def main():
     """Read the tests, run them, and say what came of it."""
-    reply = os.dup(1)
+    reply, own = os.dup(1), os.getpid()
     os.write(reply, b'{"ready": true}\n')
     with os.fdopen(os.dup(0), "rb") as requests:
         request = marshal.load(requests)
@@ -248,6 +248,8 @@ def main():
     signal.signal(signal.SIGALRM, program.late)
     signal.setitimer(signal.ITIMER_REAL, request["wall_s"])
     said = verdict(request["tests"], program, request["entry"])
+    if os.getpid() != own:  # one process answers: a fork of it may be killed before or after it would have
+        os._exit(0)
     signal.setitimer(signal.ITIMER_REAL, 0)
     if said is not PASSED:
         import json

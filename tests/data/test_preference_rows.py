@@ -87,4 +87,4 @@ def test_the_kind_of_a_file_is_seen_from_its_first_row(tmp_path: Path) -> None:
     assert kind_of(pairs) == "preferences"
     assert kind_of(write(tmp_path / "sft.jsonl", [{"prompt": "q", "completion": "a"}])) == "supervised"
     report = preference_report(pairs, None)
-    assert (report["ok"], report["usable_rows"]) == (True, 1)
+    assert (report.ok, report.usable_rows) == (True, 1)

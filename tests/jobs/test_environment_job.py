@@ -5,10 +5,10 @@ import random
 from pathlib import Path
 from typing import Any
 
+import demo_tasks as tasks
 import pytest
 from job_helpers import ended, start, start_rl, tiny_rl, wait_until
 
-from sota_ml_researcher.demo import tasks
 from sota_ml_researcher.jobs import control, run_files
 from sota_ml_researcher.jobs.job_results import checkpoint_path
 from sota_ml_researcher.jobs.registry import Registry

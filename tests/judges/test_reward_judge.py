@@ -51,7 +51,7 @@ def asked(folder: Path, reward: RewardPart, *texts: str, line: int = 3) -> tuple
     async def run() -> list[Score]:
         judge = ServiceJudge(reward, folder, costs.append)
         try:
-            return await judge(problem(line), [Response(text, 3) for text in texts])
+            return await judge.score_group(problem(line), [Response(text, 3) for text in texts])
         finally:
             await judge.close()
 

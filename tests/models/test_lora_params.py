@@ -13,9 +13,10 @@ from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from sota_ml_researcher.core.errors import ConfigError, ModelError
+from sota_ml_researcher.core.names import COMPONENTS, Component
 from sota_ml_researcher.models.configs import ModelConfig
-from sota_ml_researcher.models.lora_architectures import KNOWN_FAMILIES, Component
-from sota_ml_researcher.models.lora_params import check_components, count_from_config, count_lora, train_flags
+from sota_ml_researcher.models.lora_architectures import KNOWN_FAMILIES
+from sota_ml_researcher.models.lora_params import check_components, count_from_config, count_lora
 from sota_ml_researcher.models.model_catalog import CatalogEntry, ComponentCounts, catalog_entry, load_catalog
 
 RANK = 3
@@ -205,7 +206,8 @@ def test_llama_at_rank_64_has_the_167_8_million_and_not_the_117_of_the_naive_for
 @pytest.mark.parametrize("apply_to", [("mlp",), ("attn", "unembed"), ("mlp", "attn", "unembed")])
 def test_subsets_agree_with_the_cookbook(name: str, apply_to: tuple[Component, ...]) -> None:
     ours = count_lora(of(name), backend="tinker").parameters(16, apply_to).total
-    assert ours == get_lora_param_count(name, 16, **train_flags(apply_to))
+    flags = {f"train_{part}": part in apply_to for part in COMPONENTS}
+    assert ours == get_lora_param_count(name, 16, **flags)
 
 
 def test_the_module_table_adds_up_and_names_every_kind_of_layer() -> None:

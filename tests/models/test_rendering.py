@@ -1,10 +1,11 @@
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from sota_ml_researcher.core.errors import DataError, ModelError
-from sota_ml_researcher.models.chat import Message, mask_view, render
+from sota_ml_researcher.models.chat import ChatRenderer, Message, Rendered, mask_view
 from sota_ml_researcher.models.renderers import load_renderer
 
 CHAT = [
@@ -14,6 +15,10 @@ CHAT = [
     Message(role="user", content="héllo 日本 <|im_end|>?"),
     Message(role="assistant", content="the answer\nis 4"),
 ]
+
+
+def render(renderer: ChatRenderer, messages: Sequence[Message]) -> Rendered:
+    return renderer.render_many([messages])[0]
 
 
 def test_only_the_assistants_words_and_the_end_of_its_turn_are_trained(tiny_model: Path) -> None:

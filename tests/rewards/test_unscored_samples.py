@@ -116,8 +116,8 @@ def test_a_judge_on_the_backend_is_asked_once_for_each_response_and_may_fail_for
     letters: Any = Letters()
     judge = Judge(model, letters, "Be good.", "score", 64)
     responses = [Response(text, 1) for text in ("good", "odd", "good", "bad")]
-    scores = asyncio.run(judge(ROW, responses))
+    scores = asyncio.run(judge.score_group(ROW, responses))
     assert [None if s.failed else s.reward for s in scores] == [0.9, None, 0.9, 0.1]
     assert weights.asked == 3
-    asyncio.run(judge(ROW, responses))
+    asyncio.run(judge.score_group(ROW, responses))
     assert weights.asked == 4  # only what had no verdict

@@ -285,10 +285,17 @@ def test_what_one_response_leaves_running_is_ended_before_the_next(tmp_path: Pat
 
 
 def test_a_verdict_too_many_is_a_failed_sample() -> None:
-    tests = "import os\nos.fork()"
-    (score,) = scored(CODE, (problem(tests=tests), SOLUTION))
+    line = '1 last {"passed": true, "note": ""}\n'
+    write = f"    try:\n        os.write(channel, {line.encode()!r})\n    except OSError:\n        pass\n"
+    (score,) = scored(CODE, (problem(tests="import os\nfor channel in range(3, 64):\n" + write), SOLUTION))
     assert score.failed
     assert "malformed answer" in score.note
+
+
+def test_a_fork_of_the_tests_has_no_verdict_of_its_own() -> None:
+    for _ in range(5):
+        (score,) = scored(CODE, (problem(tests="import os\nos.fork()"), SOLUTION))
+        assert (score.failed, score.reward) == (False, 1.0), score.note
 
 
 def test_one_episode_s_step_changes_no_other_episode(tmp_path: Path) -> None:

@@ -76,9 +76,7 @@ class Preferences:
 
     async def batch(self, client: TrainingClient, step: int) -> list[tinker.Datum]:
         """The pairs of a step: shuffled anew in each epoch, by the seed and the epoch alone."""
-        epoch, index = divmod(step, len(self._data))
-        self._data.set_epoch(epoch)
-        return data_of(self._data.batch(index))
+        return data_of(self._data.batch(step))
 
     async def step(self, client: TrainingClient, step: int, batch: list[tinker.Datum]) -> Metrics:
         """One gradient and one update."""
@@ -125,5 +123,4 @@ class Preferences:
         """The pairs of the steps that will be taken: all of them, unless the run is shorter than an epoch."""
         if self._run.total_steps >= len(self._data):
             return data_of(self._data.pairs())
-        self._data.set_epoch(0)
-        return data_of([pair for index in range(self._run.total_steps) for pair in self._data.batch(index)])
+        return data_of([pair for step in range(self._run.total_steps) for pair in self._data.batch(step)])

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ...backends.sampling_client import Sampler, open_sampler
 from ...core.files import append_json_line, read_json_lines
-from ...data.preferences import Answer, RenderedPair
+from ...data.examples import Example
+from ...data.preferences import RenderedPair
 from ...models.model_ref import resolve_model
 from ..client import TrainingClient, shifted_datum, whole_sequence
 from ..loop import Run, StopTrainingError
@@ -31,7 +32,7 @@ Forward = Callable[[Sequence[tinker.Datum]], Awaitable[list[float]]]
 def data_of(pairs: Sequence[RenderedPair]) -> list[tinker.Datum]:
     """Pairs as data: chosen and rejected in turn, weight 1 on each token of the answer."""
 
-    def datum(answer: Answer) -> tinker.Datum:
+    def datum(answer: Example) -> tinker.Datum:
         return shifted_datum(answer.tokens, answer.weights.astype(np.float32))
 
     return [datum(side) for pair in pairs for side in (pair.chosen, pair.rejected)]

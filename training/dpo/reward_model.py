@@ -16,9 +16,8 @@ from typing import Any
 
 from ...backends.connection import Backend, backend_errors
 from ...core.files import append_json_line, write_atomically
-from ...data.preference_rows import Pair, comparison_conversations, text_of
-from ...data.preferences import parse_pair
-from ...data.row_files import at_line, read_rows
+from ...data.preference_rows import PreferencePair, comparison_conversations, to_pair
+from ...data.row_files import read_rows, usable_rows
 from ...jobs.context import Outcome, RunContext
 from ...jobs.run_files import METRICS
 from ...models.renderers import load_renderer
@@ -59,9 +58,9 @@ async def pair_accuracy(config: DpoConfig, backend: Backend, sampler_path: str) 
     judge = preference_model(backend, sampler_path, load_renderer(config.base_model, config.renderer))
     places = asyncio.Semaphore(_AT_ONCE)
 
-    async def one(pair: Pair) -> float:
+    async def one(pair: PreferencePair) -> float:
         async with places:
-            chance = await judge.prefers(pair.prompt, text_of(pair.chosen), text_of(pair.rejected))
+            chance = await judge.prefers(pair.prompt, pair.chosen_text, pair.rejected_text)
         return 1.0 if chance > 0.5 else 0.5 if chance == 0.5 else 0.0
 
     return fmean(await asyncio.gather(*[one(pair) for pair in pairs]))
@@ -93,10 +92,7 @@ def write_comparisons(folder: Path, name: str, file: str, config: DpoConfig) -> 
     return path
 
 
-def _pairs(file: str, config: DpoConfig) -> Iterator[Pair]:
-    for row in read_rows(Path(file)):
-        pair = parse_pair(row)
-        if isinstance(pair, Pair):
-            yield pair
-        elif not config.skip_bad_rows:
-            raise at_line(Path(file), row.number, pair)
+def _pairs(file: str, config: DpoConfig) -> Iterator[PreferencePair]:
+    path = Path(file)
+    outcomes = ((row.number, row.parsed(to_pair)) for row in read_rows(path))
+    return usable_rows(path, outcomes, skip_bad_rows=config.skip_bad_rows)

@@ -6,6 +6,8 @@ from ...backends.estimate import CostEstimate, estimate_cost
 from ...backends.meter import Usage
 from ...backends.prices import load_prices, require_price_for_cap
 from ...core.settings import Settings
+from ...rewards.probes import PROBED_ROWS, PROBES_PER_ROW, SAMPLED_ROWS
+from ...rewards.reward_config import OPPONENTS
 from ..plan import ORDERS, validations
 from .config import RlConfig
 
@@ -63,7 +65,7 @@ def _read_by_judges(config: RlConfig, mean_prompt: float, answer: float) -> floa
     for part in config.parts():
         if part.type == "preference_model":
             # Half of its comparisons are its own; each is asked in two orders.
-            total += _OPPONENTS / 2 * ORDERS * (mean_prompt + 2 * answer + _MARKUP_TOKENS)
+            total += OPPONENTS / 2 * ORDERS * (mean_prompt + 2 * answer + _MARKUP_TOKENS)
         elif part.type == "judge" and not part.is_service_judge:
             asked = mean_prompt + answer + _MARKUP_TOKENS + len(part.rubric or "") / _CHARS_PER_TOKEN
             total += 2 * asked if part.style == "yes_no" else asked + _INSTRUCTIONS_TOKENS
@@ -74,7 +76,7 @@ def scored_samples(config: RlConfig, groups: int, held_out: int, total_steps: in
     """How often a response is scored: in training, in validations, and in the dry run; each turn of a retry counts."""
     turns = config.environment.max_turns if config.environment and config.environment.type == "retry" else 1
     validated = held_out * _VALIDATION_SAMPLES * validations(config.eval_every, total_steps)
-    tried = _DRY_RUN_ROWS * min(config.group_size, _DRY_RUN_SAMPLES) + _PROBES
+    tried = SAMPLED_ROWS * min(config.group_size, _DRY_RUN_SAMPLES) + PROBED_ROWS * PROBES_PER_ROW
     return (groups * config.group_size + validated + tried) * turns
 
 
@@ -91,11 +93,10 @@ def _said_between(config: RlConfig) -> float:
 
 # Answers to each held-out prompt in a validation (`rl_validation.SAMPLES`).
 _VALIDATION_SAMPLES = 4
-# Prompts that the dry run samples, of a group's size each at most, and what its probes say.
-_DRY_RUN_ROWS, _DRY_RUN_SAMPLES, _PROBES = 8, 16, 15
+# Samples per prompt in the dry run at most (`dry_run`).
+_DRY_RUN_SAMPLES = 16
 # Of a message's role and its ends in a chat template; and of English text.
 _MARKUP_TOKENS = 8
-# What a judge that writes a score is told besides; and what a preference model compares a response with at most.
+# What a judge that writes a score is told besides.
 _INSTRUCTIONS_TOKENS = 120
-_OPPONENTS = 6
 _CHARS_PER_TOKEN = 4

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...data.supervised import Example, SftData, load_sft_data
+from ...data.examples import Example
+from ...data.supervised import SftData, load_sft_data
 from ...jobs.context import Outcome, RunContext
 from ...models.chat import ChatRenderer
 from ...models.renderers import load_renderer
@@ -79,9 +80,7 @@ class Supervised:
 
     async def batch(self, client: TrainingClient, step: int) -> list[tinker.Datum]:
         """The rows of a step: shuffled anew in each epoch, by the seed and the epoch alone."""
-        epoch, index = divmod(step, len(self._data))
-        self._data.set_epoch(epoch)
-        return [row_datum(example) for example in self._data.batch(index)]
+        return [row_datum(example) for example in self._data.batch(step)]
 
     async def step(self, client: TrainingClient, step: int, batch: list[tinker.Datum]) -> Metrics:
         """One gradient and one update."""

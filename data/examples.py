@@ -1,0 +1,78 @@
+"""What training reads: rendered rows cut to length, and the order in which an epoch visits them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.errors import DataError
+from ..models.chat import ChatRenderer, Message, Rendered
+
+RowT = TypeVar("RowT")
+# Rows that are rendered in one call of the tokenizer.
+CHUNK_ROWS = 512
+# Rows that a count names when they cannot be used.
+KEPT_PROBLEMS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Token ids and loss weights (0 or 1), both of shape [T]."""
+
+    tokens: NDArray[np.int32]
+    weights: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, rendered: Rendered, max_seq_len: int | None) -> Example:
+        """The first ``max_seq_len`` tokens of a rendered conversation."""
+        tokens = np.array(rendered.tokens[:max_seq_len], dtype=np.int32)
+        return cls(tokens, np.array(rendered.weights[:max_seq_len], dtype=np.uint8))
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens that are predicted and carry loss; nothing predicts the first token."""
+        return int(self.weights[1:].sum())
+
+
+class Batches(ABC, Generic[RowT]):
+    """Rows in batches, shuffled anew for each epoch; the last batch of an epoch may be smaller.
+
+    The order depends on ``seed`` and the epoch alone, so a resumed run sees what an undisturbed one would have seen.
+    """
+
+    def __init__(self, rows: int, *, batch_size: int, seed: int) -> None:
+        self.rows = rows
+        self._batch_size = batch_size
+        self._seed = seed
+        self._epoch = -1
+        self._order: NDArray[np.int64] = np.arange(0)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return -(-self.rows // self._batch_size)
+
+    def batch(self, step: int) -> list[RowT]:
+        """The rows of a step, counted from the start of the first epoch."""
+        epoch, index = divmod(step, len(self))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, np.random.default_rng([self._seed, epoch]).permutation(self.rows)
+        return [self.row(int(i)) for i in self._order[index * self._batch_size : (index + 1) * self._batch_size]]
+
+    @abstractmethod
+    def row(self, index: int) -> RowT:
+        """A row by its place in the file."""
+
+
+def render_each(renderer: ChatRenderer, conversations: Sequence[Sequence[Message]]) -> list[Rendered | DataError]:
+    """Each conversation rendered, or why it cannot be; all in one call unless one of them is refused."""
+    try:
+        return [*renderer.render_many(conversations)]
+    except DataError as error:
+        if len(conversations) == 1:
+            return [error]
+        return [outcome for conversation in conversations for outcome in render_each(renderer, [conversation])]
