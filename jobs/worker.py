@@ -251,7 +251,7 @@ def main(arguments: list[str]) -> int:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     registry = Registry()
     pid = os.getpid()
-    registry.update(arguments[0], pid=pid, pid_started=start_time_of(pid), heartbeat=time.time())
+    registry.set_process(arguments[0], pid, start_time_of(pid))
     job = registry.get(arguments[0])
     if job.state is not JobState.QUEUED:
         logger.error("Job %s is %s: nothing to do", job.id, job.state)

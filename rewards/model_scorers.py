@@ -20,7 +20,7 @@ from ..models.model_ref import resolve_model
 from ..models.renderers import load_renderer
 from .problems import Problem
 from .process_pool import ScoringFailedError
-from .reward_config import RewardPart
+from .reward_config import OPPONENTS, RewardPart
 from .scorers import GroupScorer, Response, Score
 
 T = TypeVar("T")
@@ -33,8 +33,6 @@ _LONE = re.compile(r"\b(10|\d)\b")
 _SHOWN = 8000
 # Answers kept in memory: those to the same response come soon after each other.
 _REMEMBERED = 50_000
-# With more different responses than one and these each is compared with so many others, not with all.
-_OPPONENTS = 6
 
 
 def model_scorers(
@@ -254,7 +252,7 @@ def _keep(known: dict[K, V], key: K, value: V) -> None:
 
 def compared_pairs(n: int) -> list[tuple[int, int]]:
     """Which of n different responses are compared: all, or in a large group each with its next ones round a ring."""
-    reach = n - 1 if n <= _OPPONENTS + 1 else _OPPONENTS // 2
+    reach = n - 1 if n <= OPPONENTS + 1 else OPPONENTS // 2
     pairs = {(min(i, j), max(i, j)) for i in range(n) for j in ((i + d) % n for d in range(1, reach + 1)) if i != j}
     return sorted(pairs)
 

@@ -11,6 +11,8 @@ RewardType = Literal["math", "exact", "regex", "format", "code", "length", "judg
 NEEDS_KEY = {"math": "answer", "exact": "answer", "code": "tests"}
 # Checks that run text of a data file, a model or a user.
 CODE_PARTS = frozenset({"code", "custom"})
+# A preference model compares all responses of a group of up to one more than these; in a larger one each with so many.
+OPPONENTS = 6
 
 _PositiveSeconds = Annotated[float, Field(gt=0, le=600)]
 
