@@ -99,7 +99,7 @@ def _checkpoints(folder: Path) -> Table | None:
         found = run_files.checkpoints(folder)
     except (ValueError, OSError):
         return None
-    rows = [(str(c.get("name", "")), str(c.get("sampler_path") or c.get("state_path") or "")) for c in found[-8:]]
+    rows = [(c.name, c.sampler_path or c.state_path or "") for c in found[-8:]]
     return Table("Checkpoints (the last ones)", ("name", "path"), rows)
 
 
@@ -131,7 +131,7 @@ def samples(run: Run) -> list[Sample]:
     """Answers before and after, from the newest judge evaluation of this job; the run's own are not stored."""
     if run.job is None:
         return []
-    for job in Registry().list(limit=_EVALUATIONS_SEARCHED):
+    for job in Registry().find(limit=_EVALUATIONS_SEARCHED):
         if job.kind != "judge_eval" or not (job.folder / RESPONSES).exists():
             continue
         try:

@@ -107,7 +107,7 @@ def _job_of(path: Path) -> Job | None:
     """The job whose run folder this is, if it is in this machine's registry."""
     folder = (path if path.is_dir() else path.parent).resolve()
     registry = Registry()
-    return next((look(registry, j.id) for j in registry.list(limit=10_000) if j.folder.resolve() == folder), None)
+    return next((look(registry, j.id) for j in registry.find(limit=10_000) if j.folder.resolve() == folder), None)
 
 
 def _job_metrics(job: Job) -> Path:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from .meter import Usage
 from .prices import PriceTable
 
+# Of English text. Low on purpose: newer tokenizers make more tokens of a text, and an estimate should not be short.
+CHARS_PER_TOKEN = 3.5
+
 
 @dataclass(frozen=True, slots=True)
 class CostEstimate:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .errors import StorageError
 
@@ -55,6 +55,19 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         sync_folder(path.parent)
 
 
+@contextmanager
+def appending(path: Path) -> Generator[BinaryIO]:
+    """A file to append to, made readable for its owner alone if it is not there, as `write_atomically` makes its own.
+
+    Raises:
+        StorageError: If the disk is full or the folder not writable.
+    """
+    with storage_errors(path):
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(handle, "ab") as file:
+            yield file
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside ``folder`` survive a power cut (a no-op where folders cannot be opened)."""
     if os.name != "posix":
@@ -77,9 +90,8 @@ def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 def append_json_line(path: Path, record: dict[str, Any]) -> None:
     """Append one JSON object as one line, in one write, and fsync it."""
-    line = _as_line(record)
-    with storage_errors(path), path.open("ab") as file:
-        file.write(line.encode())
+    with appending(path) as file:
+        file.write(_as_line(record).encode())
         file.flush()
         os.fsync(file.fileno())
 

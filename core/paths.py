@@ -29,7 +29,7 @@ def _data_folder() -> Path:
 
 
 def jobs_database() -> Path:
-    """The SQLite file with one row a job."""
+    """The SQLite file with one row per job."""
     return home() / "jobs.db"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,8 +11,8 @@ from statistics import fmean
 from typing import Any
 from urllib.parse import urlparse
 
+from ..backends.estimate import CHARS_PER_TOKEN
 from ..core.errors import ConfigError, DataError
-from ..core.files import sha256_of
 from ..core.settings import Origin, Settings
 from ..judges.judge_catalog import JudgeRef, Price, price_of
 from ..judges.prompt import EvalItem, Prompter
@@ -26,9 +25,6 @@ from .questions import count_calls
 from .responses import read_responses
 from .statistics.power import WORST_DEVIATION, items_needed, minimal_detectable_effect
 
-_CHARS_PER_TOKEN = (
-    3.5  # low on purpose: newer tokenizers make more tokens of a text, and an estimate should not be short
-)
 _VERDICT_TOKENS = 400  # a reason of three sentences, the scores, and some thought
 _MANY_FOR_ASSISTANT = 50
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
@@ -42,7 +38,7 @@ class JudgePlan:
         settings: The config with absolute paths.
         prompts: Prompts used.
         answers_to_sample: Answers that have to be sampled (those in the cache among them).
-        calls: Judge calls in all, tests of the judges included.
+        calls: Judge calls in all, calibration checks of the judges included.
         total_steps: Answers and calls: the job's length.
         deviation: Of item scores, which the plan assumes.
         deviation_from: Where that comes from.
@@ -52,7 +48,7 @@ class JudgePlan:
         cost_usd: The judges' estimated cost; 0 when all are free, None when a price is not known.
         cost_note: How it was estimated, and the day of the prices.
         needs_confirmation: Whether it may cost money, so that the plan has to be handed back.
-        plan_id: Changes with every setting and every byte of the files.
+        sampled_models: The arms that have to be sampled: base models and tinker:// paths.
         files: The data files.
         warnings: What to know before starting.
     """
@@ -70,7 +66,7 @@ class JudgePlan:
     cost_usd: float | None
     cost_note: str
     needs_confirmation: bool
-    plan_id: str
+    sampled_models: tuple[str, ...]
     files: tuple[Path, ...]
     warnings: tuple[str, ...]
 
@@ -101,7 +97,6 @@ def plan_judge_eval(settings: Settings[JudgeEvalConfig], *, default_base_url: st
     deviation, source = _deviation(settings)
     prompter = Prompter(rubric, config.mode, max_chars=config.max_response_chars)
     cost, note = _cost(config, each, prompter, items, lengths)
-    files = _files(config, arms)
     sampled = len(sampled_arms(arms)) * len(items)
     wanted = items_needed(config.wanted_effect, deviation) if config.wanted_effect else None
     return JudgePlan(
@@ -118,8 +113,8 @@ def plan_judge_eval(settings: Settings[JudgeEvalConfig], *, default_base_url: st
         cost_usd=cost,
         cost_note=note,
         needs_confirmation=_may_cost(config, sampled, default_base_url),
-        plan_id=_plan_id(config, files),
-        files=files,
+        sampled_models=tuple(arm.model for arm in sampled_arms(arms)),
+        files=_files(config, arms),
         warnings=tuple(_warnings(config, items, arms, wanted)),
     )
 
@@ -147,7 +142,7 @@ def _arm_path(settings: Settings[JudgeEvalConfig], key: str, model: str) -> str:
 def _answer_lengths(config: JudgeEvalConfig, arms: Mapping[str, Arm], items: Sequence[EvalItem]) -> float:
     """Mean characters of an answer: measured where there are files, else the most that can be sampled."""
     lengths = [fmean(len(r.text) for r in read_responses(a.file, items)) for a in arms.values() if a.file is not None]
-    lengths += [config.max_response_tokens * _CHARS_PER_TOKEN] * len(sampled_arms(arms))
+    lengths += [config.max_response_tokens * CHARS_PER_TOKEN] * len(sampled_arms(arms))
     return min(fmean(lengths), config.max_response_chars)
 
 
@@ -197,7 +192,7 @@ def _cost(
     answers = 2 if config.mode == "pairwise" else 1
     chars = fmean(len(i.prompt_text) + len(i.reference or "") for i in items) + answers * answer_chars
     fixed = len(prompter.system) + len(json.dumps(prompter.schema)) + 600
-    tokens = (fixed + chars) / _CHARS_PER_TOKEN
+    tokens = (fixed + chars) / CHARS_PER_TOKEN
     total, dates = 0.0, set[str]()
     for judge in paid:
         price = _price(judge, config)
@@ -208,7 +203,7 @@ def _cost(
         total += calls * price.cost(tokens, _VERDICT_TOKENS, batch=batch)
     return (
         total,
-        f"about {tokens:,.0f} tokens in and {_VERDICT_TOKENS} out a call, prices of {', '.join(sorted(dates))}",
+        f"about {tokens:,.0f} tokens in and {_VERDICT_TOKENS} out per call, prices of {', '.join(sorted(dates))}",
     )
 
 
@@ -228,11 +223,6 @@ def _may_cost(config: JudgeEvalConfig, sampled: int, default_base_url: str | Non
 def _files(config: JudgeEvalConfig, arms: Mapping[str, Arm]) -> tuple[Path, ...]:
     named = [config.test_set, config.rubric, config.canaries, config.human_labels]
     return tuple([Path(f) for f in named if f] + [arm.file for arm in arms.values() if arm.file is not None])
-
-
-def _plan_id(config: JudgeEvalConfig, files: Sequence[Path]) -> str:
-    whole = json.dumps([config.model_dump(mode="json"), [sha256_of(f) for f in files]], sort_keys=True)
-    return hashlib.sha256(whole.encode()).hexdigest()[:12]
 
 
 def _warnings(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..backends.meter import Usage, read_usage
 from ..core.files import write_atomically
@@ -43,7 +43,7 @@ class Reconciled:
 
 
 def reconcile(jobs: Sequence[Job], billed: Mapping[str, Billed]) -> list[Reconciled]:
-    """Lay the bills beside the meters, and leave each bill in its run folder, where get_job finds it."""
+    """Lay the bills beside the meters, and leave each bill in its run folder, where get_job reads it."""
     rows: list[Reconciled] = []
     for job in jobs:
         bill = billed.get(job.id)
@@ -63,18 +63,8 @@ def reconcile(jobs: Sequence[Job], billed: Mapping[str, Billed]) -> list[Reconci
 
 def superseded(job: Job) -> list[str]:
     """Checkpoint paths of a job besides its final and its best: what a keep-best policy lets go."""
-    result: dict[str, Any] = run_files.result(job.folder) or {}
-    kept = {
-        checkpoint[key]
-        for checkpoint in (result.get("final_checkpoint"), result.get("best_checkpoint"))
-        if checkpoint
-        for key in ("state_path", "sampler_path")
-        if key in checkpoint
-    }
-    paths = [
-        record[key]
-        for record in run_files.checkpoints(job.folder)
-        for key in ("state_path", "sampler_path", "best_state_path")
-        if key in record
-    ]
-    return [path for path in dict.fromkeys(paths) if path not in kept]
+    result = run_files.result(job.folder)
+    kept_whole = [c for c in (result.final_checkpoint, result.best_checkpoint) if c] if result else []
+    kept = {path for checkpoint in kept_whole for path in checkpoint.paths}
+    stored = dict.fromkeys(path for checkpoint in run_files.checkpoints(job.folder) for path in checkpoint.paths)
+    return [path for path in stored if path not in kept]

@@ -52,7 +52,7 @@ def start_job(
 
     Args:
         registry: The registry of jobs.
-        kind: A key of `jobs.worker.RECIPES`.
+        kind: A key of `jobs.kinds.KINDS`.
         config: The resolved config, a pydantic model.
         origins: Where each of its values came from.
         files: The data files, absolute; the first names a job without ``run_name``.
@@ -76,7 +76,8 @@ def start_job(
     try:
         write_atomically(job.folder / run_files.CONFIG, render_config(cast("BaseModel", config), origins))
         write_atomically(job.folder / run_files.ENVIRONMENT, environment(files))
-        registry.update(job.id, total_steps=total_steps)
+        write_atomically(job.folder / run_files.README, run_files.readme(kind))
+        registry.set_total_steps(job.id, total_steps)
         return spawn_worker(registry, job)
     except BaseException as error:
         registry.move(job.id, [JobState.QUEUED], JobState.FAILED, error=f"it could not be started: {error}")
@@ -103,7 +104,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _git_revision(folder: Path) -> str | None:
-    """The revision of the repository the data lie in, with ``-dirty`` if it has changes; None outside of one."""
+    """The revision of the repository that holds the data, with ``-dirty`` if it has changes; None outside of one."""
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)

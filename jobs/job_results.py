@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Literal, Protocol
 
 from ..core.errors import ConfigError, JobError
 from ..core.names import BackendName
 from . import run_files
 from .registry import Registry
+from .run_files import Checkpoint
 from .states import Job, JobState
 
 PathKind = Literal["state_path", "sampler_path"]
+_JOB = re.compile(r"([a-z_]+-[0-9a-f]{6})(?::(best|final))?")
+# How many finished jobs are looked through for the pace, and of how many it is the median.
+_LOOKED_AT = 200
+_USED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,7 @@ class TrainedModel:
     backend: BackendName
     base_url: str | None
     renderer: str | None
+    lora_rank: int
 
 
 def trained_model(job: Job) -> TrainedModel:
@@ -34,32 +40,56 @@ def trained_model(job: Job) -> TrainedModel:
     """
     from ..core.yaml_loading import load_yaml
 
-    data: Mapping[str, Any] = load_yaml(job.folder / run_files.CONFIG).data
-    if "base_model" not in data or "lora_rank" not in data:
+    config = load_yaml(job.folder / run_files.CONFIG).data
+    if "base_model" not in config or "lora_rank" not in config:
         raise JobError(f"job {job.id} trains no model")
-    return TrainedModel(data["base_model"], data["backend"], data.get("base_url"), data.get("renderer"))
+    return TrainedModel(
+        config["base_model"], config["backend"], config.get("base_url"), config.get("renderer"), config["lora_rank"]
+    )
 
 
-def checkpoint_path(job: Job, kind: PathKind, which: str = "final") -> str:
-    """The latest checkpoint of a job, or the one that did best on held-out data.
+def job_of(name: str) -> tuple[str, str] | None:
+    """The job that ``JOB``, ``JOB:final`` or ``JOB:best`` names, and ``final`` or ``best``; None for anything else."""
+    match = _JOB.fullmatch(name)
+    return (match[1], match[2] or "final") if match else None
+
+
+def checkpoint_of(job: Job, kind: PathKind, which: str = "final") -> Checkpoint:
+    """The latest checkpoint of a job that has such a path, or the one that did best on held-out data.
 
     Raises:
         JobError: If it has none.
     """
     best = which == "best"
-    key = "best_state_path" if best and kind == "state_path" else kind
-    found = [c for c in run_files.checkpoints(job.folder) if c.get(key)]
-    found = [c for c in found if str(c["name"]).startswith("best-") == best]
-    if not found:
-        shown = "best checkpoint" if best else "checkpoint"
-        raise JobError(f"job {job.id} ({job.state}) has no {shown} yet", fix="wait_for_job shows when it has one")
-    return str(found[-1][key])
+    saved = [c for c in run_files.checkpoints(job.folder) if c.best == best and getattr(c, kind)]
+    if not saved:
+        what = "best checkpoint" if best else "checkpoint"
+        raise JobError(f"job {job.id} ({job.state}) has no {what} yet", fix="wait_for_job shows when it has one")
+    return saved[-1]
 
 
-def resolve_checkpoint(
-    name: str, kind: PathKind, *, base_model: str, backend: str, where: str
-) -> tuple[str, str | None]:
+def checkpoint_path(job: Job, kind: PathKind, which: str = "final") -> str:
+    """The path of `checkpoint_of`."""
+    return str(getattr(checkpoint_of(job, kind, which), kind))
+
+
+class Placed(Protocol):
+    """Settings that say which model is trained, and where."""
+
+    @property
+    def base_model(self) -> str: ...  # noqa: D102
+    @property
+    def backend(self) -> str: ...  # noqa: D102
+
+
+def resolve_checkpoint(name: str, kind: PathKind, config: Placed, *, where: str) -> tuple[str, str | None]:
     """The tinker:// path that a setting names, and the job it is of if it names one (``JOB`` or ``JOB:best``).
+
+    Args:
+        name: The setting's value.
+        kind: Which of a checkpoint's paths is wanted.
+        config: The settings of the run that wants it.
+        where: The setting's place, for errors.
 
     Raises:
         ConfigError: If the job trained another model, or on another backend.
@@ -67,31 +97,28 @@ def resolve_checkpoint(
     """
     if name.startswith("tinker://"):
         return name, None
-    job_id, _, which = name.partition(":")
+    job_id, which = job_of(name) or (name, "final")
     job = Registry().get(job_id)
     of = trained_model(job)
-    if (of.base_model, of.backend) != (base_model, backend):
+    if (of.base_model, of.backend) != (config.base_model, config.backend):
         raise ConfigError(
-            f"job {job_id} trained {of.base_model} on {of.backend}, and this run trains {base_model} on {backend}",
+            f"job {job_id} trained {of.base_model} on {of.backend}, and this run trains {config.base_model} on "
+            f"{config.backend}",
             where=where,
             fix="Give a checkpoint of the same model on the same backend",
         )
-    return checkpoint_path(job, kind, which or "final"), job_id
-
-
-_LOOKED_AT = 200
-_USED = 5
+    return checkpoint_path(job, kind, which), job_id
 
 
 def measured_pace(registry: Registry, kind: str, backend: str, base_model: str) -> float | None:
-    """Tokens trained a second, start-up included: the median of the last runs of this kind; None without any."""
+    """Tokens trained per second, start-up included: the median of the last runs of this kind; None without any."""
     paces: list[float] = []
-    for job in registry.list(states=[JobState.SUCCEEDED], limit=_LOOKED_AT):
-        if (job.kind, job.backend, job.base_model) != (kind, backend, base_model) or job.attempt > 1:
+    for job in registry.find(states=[JobState.SUCCEEDED], kind=kind, limit=_LOOKED_AT):
+        if (job.backend, job.base_model) != (backend, base_model) or job.attempt > 1:
             continue
-        result: dict[str, Any] = run_files.result(job.folder) or {}
-        if result.get("tokens_trained") and result.get("wall_s"):
-            paces.append(result["tokens_trained"] / result["wall_s"])
+        result = run_files.result(job.folder)
+        if result and result.tokens_trained and result.wall_s:
+            paces.append(result.tokens_trained / result.wall_s)
         if len(paces) == _USED:
             break
     return median(paces) if paces else None

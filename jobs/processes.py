@@ -1,4 +1,4 @@
-"""Is the process that a row names still the one that wrote it?"""
+"""The process of a job: starting it, telling whether it is still the one its row names, and killing it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from ..core.files import storage_errors
+from ..core.files import appending
+from . import run_files
 from .registry import Registry
 from .states import Job
 
@@ -62,8 +63,7 @@ def spawn_worker(registry: Registry, job: Job) -> Job:
 
     The worker waits for its place on the backend by itself, so no dispatcher has to stay alive.
     """
-    log = job.folder / "log.txt"
-    with storage_errors(log), log.open("ab") as output:
+    with appending(job.folder / run_files.LOG) as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "sota_ml_researcher.jobs.worker", job.id],
             stdin=subprocess.DEVNULL,
@@ -71,13 +71,14 @@ def spawn_worker(registry: Registry, job: Job) -> Job:
             stderr=output,
             cwd=job.folder,
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
-            **_own_session(),
+            **_apart(),
         )
-    registry.update(job.id, pid=process.pid, pid_started=start_time_of(process.pid))
+    registry.set_process(job.id, process.pid, start_time_of(process.pid))
     return registry.get(job.id)
 
 
-def _own_session() -> dict[str, Any]:
+def _apart() -> dict[str, Any]:
+    """A session of its own, so that the job outlives this process; what it writes is for its owner alone."""
     if os.name == "posix":
-        return {"start_new_session": True}
+        return {"start_new_session": True, "umask": 0o077}
     return {"creationflags": 0x00000008 | 0x00000200}  # DETACHED_PROCESS | CREATE_NEW_PROCESS_GROUP

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import JobError, StorageError, did_you_mean
+from ..core.files import appending
 from ..core.paths import jobs_database
 from .schema import migrate
 from .states import ACTIVE, OCCUPYING, RESUMABLE, TRANSITIONS, CancelRequest, Job, JobState, Link
@@ -36,6 +37,9 @@ class Registry:
     def __init__(self, path: Path | None = None, *, clock: Callable[[], float] = time.time) -> None:
         self.path = path or jobs_database()
         self._clock = clock
+        if not self.path.exists():
+            with appending(self.path):  # private from the start; SQLite gives its other files the same mode
+                pass
         with self._open() as db:
             migrate(db)
 
@@ -86,7 +90,8 @@ class Registry:
                 "INSERT INTO lineage (job_id, parent_id, role) VALUES (?, ?, ?)",
                 [(job_id, link.job_id, link.role) for link in links],
             )
-            folder.mkdir(parents=True)
+            runs.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700)
         return self.get(job_id)
 
     def parents(self, job_id: str) -> list[Link]:
@@ -119,7 +124,7 @@ class Registry:
         fix = did_you_mean(job_id, recent) or "list_jobs shows the ids there are"
         raise JobError(f"there is no job '{job_id}'", fix=fix)
 
-    def list(
+    def find(
         self, *, states: Iterable[JobState] = (), kind: str | None = None, limit: int = 20, before: float | None = None
     ) -> list[Job]:
         """Jobs, newest first; ``before`` is the ``created`` of the last one seen, for the next page."""
@@ -146,7 +151,15 @@ class Registry:
             return {JobState(s): n for s, n in db.execute("SELECT state, COUNT(*) FROM jobs GROUP BY state")}
 
     def move(
-        self, job_id: str, expected: Iterable[JobState], new: JobState, *, pid: int | None = None, **fields: Any
+        self,
+        job_id: str,
+        expected: Iterable[JobState],
+        new: JobState,
+        *,
+        pid: int | None = None,
+        step: int | None = None,
+        total_steps: int | None = None,
+        error: str | None = None,
     ) -> Job:
         """Change a job's state in one transaction that checks the old one.
 
@@ -155,7 +168,9 @@ class Registry:
             expected: States it may be in now.
             new: The state to enter.
             pid: If given, the job must still belong to this process.
-            fields: Further columns to set.
+            step: Steps done, if they are to be set with it.
+            total_steps: Length of the run, if it is to be set with it.
+            error: Why it stopped, if it is to be set with it.
 
         Raises:
             JobError: If the job is missing, in another state, or taken over by another process.
@@ -166,15 +181,20 @@ class Registry:
                 raise JobError(f"job {job_id} is {job.state}, so it cannot become {new}")
             if pid is not None and job.pid != pid:
                 raise JobError(f"job {job_id} now belongs to process {job.pid}, not {pid}")
-            if new not in ACTIVE:
-                fields.setdefault("ended", self._clock())
-            _update(db, job_id, {"state": new, **fields})
+            ended = None if new in ACTIVE else self._clock()
+            changes = {"ended": ended, "step": step, "total_steps": total_steps, "error": error}
+            _update(db, job_id, {"state": new} | {name: v for name, v in changes.items() if v is not None})
         return self.get(job_id)
 
-    def update(self, job_id: str, **fields: Any) -> None:
-        """Set columns that are not the state."""
+    def set_process(self, job_id: str, pid: int, pid_started: float | None) -> None:
+        """Note the process a job belongs to, and when it started: that tells it from a later one with the same pid."""
         with self._transaction() as db:
-            _update(db, job_id, fields)
+            _update(db, job_id, {"pid": pid, "pid_started": pid_started, "heartbeat": self._clock()})
+
+    def set_total_steps(self, job_id: str, total_steps: int) -> None:
+        """Note the length of a job's whole run."""
+        with self._transaction() as db:
+            _update(db, job_id, {"total_steps": total_steps})
 
     def beat(self, job_id: str, pid: int, *, step: int, total_steps: int | None) -> CancelRequest | None:
         """A worker's sign of life. Returns how it was asked to stop; None when the job is no longer its own.

@@ -1,48 +1,178 @@
-"""Reading a run's folder while a worker writes to it: the tail of a file, never the whole of a long one."""
+"""What lies in a run's folder, and reading it while a worker writes to it: of a long file only the tail."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ..core.files import read_json_lines
 
-METRICS = "metrics.jsonl"
-CHECKPOINTS = "checkpoints.jsonl"
-ALERTS = "alerts.jsonl"
-RESULT = "result.json"
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 LOG = "log.txt"
+ALERTS = "alerts.jsonl"
+RESULT = "result.json"
 WAITING = "waiting.json"
 ROLLOUTS = "rollouts.jsonl"
 BILLING = "billing.json"
+METRICS = "metrics.jsonl"
+DISCARDED = "metrics.discarded.jsonl"
+CHECKPOINTS = "checkpoints.jsonl"
+STATES = "states.jsonl"
+README = "README"
 
-_BLOCK = 64 * 1024
+_EVERY = {
+    CONFIG: "the settings, each with where its value came from; runs again as it is",
+    ENVIRONMENT: "versions, machine, code revision, and the SHA-256 of the data",
+    LOG: "what the job's process wrote",
+    ALERTS: "warnings and errors, one per line",
+    "usage.json": "tokens sent to the backend, and their cost",
+    WAITING: "only while the backend makes the job wait: for what, and since when",
+    BILLING: "what the platform billed, once it was asked (ml-researcher costs)",
+    RESULT: "how the job ended, in numbers; written last",
+}
+_TRAINING = _EVERY | {
+    METRICS: "losses, rewards and validations, one line per step",
+    DISCARDED: "metrics of steps that a resumed job took again",
+    CHECKPOINTS: "the saved checkpoints and their tinker:// paths",
+    STATES: "the states a resumed job can go on from",
+}
+# What each kind of job writes; a file that never came about was not needed.
+_FILES: Mapping[str, Mapping[str, str]] = {
+    "sft": _TRAINING,
+    "dpo": _TRAINING | {"reference.jsonl": "log-probabilities of the answers under the reference model"},
+    "reward_model": _TRAINING | {"comparisons_*.jsonl": "the pairs as comparisons in both orders"},
+    "grpo": _TRAINING
+    | {
+        "reward_check.json": "the dry run of the reward before the first step",
+        "rollouts.jsonl": "some responses of each step, with their rewards",
+        "judgments.jsonl": "each verdict of a judge behind a service",
+    },
+    "judge_eval": _EVERY
+    | {
+        "items.jsonl": "the prompts",
+        "responses.jsonl": "each arm's answers",
+        "judgments.jsonl": "each verdict of each judge, with its reason",
+        "batches.jsonl": "message batches under way",
+        "packets.jsonl": "questions for an assistant that judges; submissions.jsonl: its verdicts",
+        "judges.json": "the judges and their settings",
+        "controls.json": "how the judges did on pairs with known answers",
+        "metrics.json": "every number of the evaluation",
+        "verdict.json": "the conclusion; verdict.txt: the same in words",
+        "report.html": "the report, with pictures in plots/",
+        "inspect_log.json": "the evaluation as a log for Inspect's viewer",
+    },
+    "benchmark": _EVERY
+    | {
+        "inspect": "Inspect's log of each model, with every answer",
+        "metrics.json": "scores with intervals, and the paired difference",
+        "verdict.txt": "the same in words",
+    },
+}
 
 
-def lines_backwards(path: Path) -> Iterator[bytes]:
-    """Complete lines of a file, last first, reading from its end in blocks."""
+def readme(kind: str) -> str:
+    """What each file of a run's folder is, in plain text."""
+    files = _FILES.get(kind, _EVERY)
+    width = max(map(len, files))
+    lines = [f"{name:<{width}}  {what}" for name, what in files.items()]
+    return "\n".join(["The files of this run; some come only when there is something to write.", "", *lines]) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A saved checkpoint.
+
+    Attributes:
+        name: As it is called on the backend.
+        step: Optimizer steps in it, where that was recorded.
+        state_path: The training state (tinker://), to go on from.
+        sampler_path: The weights for sampling (tinker://).
+        best: Whether it did best on held-out data; no run is resumed from such a one.
+    """
+
+    name: str
+    step: int | None
+    state_path: str | None
+    sampler_path: str | None
+    best: bool = False
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Checkpoint:
+        """The checkpoint that a record of ``checkpoints.jsonl`` or ``result.json`` describes."""
+        state = record.get("state_path") or record.get("best_state_path")
+        step = record.get("step", record.get("next_step"))
+        return cls(str(record.get("name", "")), step, state, record.get("sampler_path"), "best_state_path" in record)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Everything the backend stores of it."""
+        return tuple(path for path in (self.state_path, self.sampler_path) if path)
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """Something the worker wanted to be seen. ``time``: seconds since the epoch; ``level``: info, warn or error."""
+
+    time: float
+    level: str
+    step: int | None
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What the backend makes a run wait for. ``since``: seconds since the epoch."""
+
+    reason: str
+    since: float
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a worker wrote when it finished.
+
+    Attributes:
+        final_checkpoint: The last one, if the job trains.
+        best_checkpoint: The one that did best on held-out data, if there were any.
+        tokens_trained: Tokens sent for training; None if the job trains nothing.
+        wall_s: Seconds from its first step to its end.
+        verdict_text: The conclusion of an evaluation, in words.
+        numbers: Everything that was written.
+    """
+
+    final_checkpoint: Checkpoint | None
+    best_checkpoint: Checkpoint | None
+    tokens_trained: int | None
+    wall_s: float | None
+    verdict_text: str | None
+    numbers: Mapping[str, Any]
+
+
+def lines_backwards(path: Path, *, block: int = 64 * 1024) -> Iterator[bytes]:
+    """Complete lines of a file, last first, reading from its end in blocks; a line still being written is left out."""
     if not path.exists():
         return
     with path.open("rb") as file:
         position = file.seek(0, 2)
-        rest = b""
-        first = True
+        rest, first = b"", True
         while position > 0:
-            size = min(_BLOCK, position)
+            size = min(block, position)
             position -= size
             file.seek(position)
-            rest = file.read(size) + rest
-            *_, _last = parts = rest.split(b"\n")
-            if first:
-                parts = parts[:-1]  # what follows the last newline is empty, or a line still being written
+            rest, *lines = (file.read(size) + rest).split(b"\n")
+            if first and lines:
+                lines.pop()  # empty, or a line still being written
                 first = False
-            rest = parts[0] if parts else b""
-            yield from reversed(parts[1:])
+            elif first:
+                rest = b""
+            yield from reversed(lines)
         if rest:
             yield rest
 
@@ -63,7 +193,7 @@ def recent_metrics(folder: Path, *, since_step: int | None = None, limit: int = 
     return records[::-1]
 
 
-def latest_values(records: list[dict[str, Any]]) -> dict[str, float]:
+def latest_values(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """The last finite value of each numeric metric in ``records``."""
     values: dict[str, float] = {}
     for record in records:
@@ -76,38 +206,46 @@ def _is_finite_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def checkpoints(folder: Path) -> list[dict[str, Any]]:
-    """Checkpoint records, oldest first."""
-    return list(read_json_lines(folder / CHECKPOINTS))
+def checkpoints(folder: Path) -> list[Checkpoint]:
+    """What was saved, oldest first."""
+    return [Checkpoint.of(record) for record in read_json_lines(folder / CHECKPOINTS)]
 
 
-def billing(folder: Path) -> dict[str, Any] | None:
-    """What the platform had billed for a run when it was last asked (``cost_usd``, ``through``), or None."""
-    try:
-        return json.loads((folder / BILLING).read_bytes())
-    except FileNotFoundError:
-        return None
-
-
-def waiting(folder: Path) -> dict[str, Any] | None:
-    """What the backend makes a run wait for now (``reason``, ``since``), or None."""
-    try:
-        return json.loads((folder / WAITING).read_bytes())
-    except FileNotFoundError:
-        return None
-
-
-def alerts(folder: Path, *, limit: int = 20) -> list[dict[str, Any]]:
+def alerts(folder: Path, *, limit: int = 20) -> list[Alert]:
     """The newest alerts, oldest first."""
-    newest: list[dict[str, Any]] = []
-    for line in lines_backwards(folder / ALERTS):
-        newest.append(json.loads(line))
-        if len(newest) >= limit:
-            break
-    return newest[::-1]
+    newest = islice(lines_backwards(folder / ALERTS), limit)
+    return [Alert(**json.loads(line)) for line in newest][::-1]
 
 
-def result(folder: Path) -> dict[str, Any] | None:
+def billed_usd(folder: Path) -> float | None:
+    """What the platform had billed for a run when it was last asked, or None."""
+    return (_read(folder / BILLING) or {}).get("cost_usd")
+
+
+def waiting(folder: Path) -> Waiting | None:
+    """What the backend makes a run wait for now, or None."""
+    record = _read(folder / WAITING)
+    return Waiting(**record) if record else None
+
+
+def result(folder: Path) -> RunResult | None:
     """What the worker wrote when it finished, or None."""
-    path = folder / RESULT
-    return json.loads(path.read_bytes()) if path.exists() else None
+    record = _read(folder / RESULT)
+    if record is None:
+        return None
+    final, best = record.get("final_checkpoint"), record.get("best_checkpoint")
+    return RunResult(
+        Checkpoint.of(final) if final else None,
+        Checkpoint.of({**best, "best_state_path": best.get("state_path")}) if best else None,
+        record.get("tokens_trained"),
+        record.get("wall_s"),
+        record.get("verdict_text"),
+        record,
+    )
+
+
+def _read(path: Path) -> Mapping[str, Any] | None:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None

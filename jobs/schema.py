@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def m001_jobs(db: sqlite3.Connection) -> None:
-    """One row a job."""
+    """One row per job."""
     db.execute(
         """
         CREATE TABLE jobs (

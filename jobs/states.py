@@ -23,11 +23,10 @@ ACTIVE = frozenset({JobState.QUEUED, JobState.STARTING, JobState.RUNNING})
 OCCUPYING = frozenset({JobState.STARTING, JobState.RUNNING})
 RESUMABLE = frozenset({JobState.FAILED, JobState.CANCELLED, JobState.INTERRUPTED})
 
-_STOPPED = frozenset({JobState.FAILED, JobState.CANCELLED, JobState.INTERRUPTED})
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
-    JobState.QUEUED: frozenset({JobState.STARTING}) | _STOPPED,
-    JobState.STARTING: frozenset({JobState.RUNNING}) | _STOPPED,
-    JobState.RUNNING: frozenset({JobState.SUCCEEDED}) | _STOPPED,
+    JobState.QUEUED: frozenset({JobState.STARTING}) | RESUMABLE,
+    JobState.STARTING: frozenset({JobState.RUNNING}) | RESUMABLE,
+    JobState.RUNNING: frozenset({JobState.SUCCEEDED}) | RESUMABLE,
     JobState.SUCCEEDED: frozenset(),
     JobState.FAILED: frozenset({JobState.QUEUED}),
     JobState.CANCELLED: frozenset({JobState.QUEUED}),

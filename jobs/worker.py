@@ -17,7 +17,6 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from pkgutil import resolve_name
 from types import FrameType
 
 from ..core.errors import JobError, ResearcherError
@@ -25,6 +24,7 @@ from ..core.files import append_json_line, write_atomically
 from . import run_files
 from .budget import metered
 from .context import AlertLevel, Outcome, RunContext, StopReason
+from .kinds import KINDS, resolve
 from .processes import is_alive, start_time_of
 from .registry import Registry
 from .states import CancelRequest, Job, JobState
@@ -37,16 +37,6 @@ MONTHLY_CAP_VARIABLE = "ML_RESEARCHER_MONTHLY_CAP_USD"
 LIMIT_VARIABLE = "ML_RESEARCHER_MAX_JOBS_{backend}"
 # One job at a time keeps the machine usable; hosted backends scale on their side.
 DEFAULT_LIMITS = {"embedded": 1, "tinker": 4, "cluster": 2}
-
-# Each kind of job: its ``package.module:function(context, config_file)``, imported when the job has its place.
-RECIPES = {
-    "sft": "sota_ml_researcher.training.sft.method:run_sft_job",
-    "dpo": "sota_ml_researcher.training.dpo.method:run_dpo_job",
-    "grpo": "sota_ml_researcher.training.rl.method:run_grpo_job",
-    "reward_model": "sota_ml_researcher.training.dpo.reward_model:run_reward_model_job",
-    "judge_eval": "sota_ml_researcher.evals.judge_job:run_judge_eval_job",
-    "benchmark": "sota_ml_researcher.evals.benchmark.benchmark_job:run_benchmark_job",
-}
 
 logger = logging.getLogger(__name__)
 
@@ -232,10 +222,10 @@ def run_recipe(worker: Worker, kind: str, folder: Path) -> Outcome:
     Raises:
         JobError: If this version knows no such kind.
     """
-    if kind not in RECIPES:
+    if kind not in KINDS:
         raise JobError(f"jobs of kind '{kind}' cannot be run by this version")
     config = folder / run_files.CONFIG
-    recipe: Callable[[RunContext, Path], Outcome] = resolve_name(RECIPES[kind])
+    recipe: Callable[[RunContext, Path], Outcome] = resolve(KINDS[kind].run)
     with metered(worker, config) as context:
         return recipe(context, config)
 
@@ -251,7 +241,7 @@ def main(arguments: list[str]) -> int:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     registry = Registry()
     pid = os.getpid()
-    registry.update(arguments[0], pid=pid, pid_started=start_time_of(pid), heartbeat=time.time())
+    registry.set_process(arguments[0], pid, start_time_of(pid))
     job = registry.get(arguments[0])
     if job.state is not JobState.QUEUED:
         logger.error("Job %s is %s: nothing to do", job.id, job.state)

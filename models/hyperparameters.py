@@ -111,28 +111,29 @@ def _short_run(value: float, steps: int | None) -> str:
     )
 
 
-def recommended_batch_size(rows: int, epochs: int = 1) -> Recommendation:
+def recommended_batch_size(rows: int, epochs: int = 1, *, usual: str = "sft.batch.default") -> Recommendation:
     """Rows per step: the usual batch, or less so that the whole run still has enough steps.
 
     Args:
         rows: Training rows.
         epochs: Passes over them.
+        usual: The rule of the method's usual batch.
 
     Raises:
         ConfigError: If there are no rows or no epochs.
     """
     if rows < 1 or epochs < 1:
         raise ConfigError(f"rows and epochs must be positive, got {rows} and {epochs}", where="batch_size")
-    usual, least = integer("sft.batch.default"), integer("sft.steps.min")
+    size, least = integer(usual), integer("sft.steps.min")
     fitting = max(1, rows * epochs // least)
-    rules = ("sft.batch.default", "sft.steps.min", "lora.batch.tolerance")
-    if fitting >= usual:
-        steps = rows * epochs // usual
-        note = f"the usual {usual}: {steps:,} steps in all. LoRA bears larger ones less well than full fine-tuning."
-        return Recommendation(value=min(usual, rows), rule_ids=rules, confidence="medium", note=note)
+    rules = (usual, "sft.steps.min", "lora.batch.tolerance")
+    if fitting >= size:
+        steps = rows * epochs // size
+        note = f"the usual {size}: {steps:,} steps in all. LoRA bears larger ones less well than full fine-tuning."
+        return Recommendation(value=min(size, rows), rule_ids=rules, confidence="medium", note=note)
     value = min(fitting, rows)
     steps = rows * epochs // value
-    note = f"below the usual {usual}, so that {rows:,} rows x {epochs} still make about {steps} steps."
+    note = f"below the usual {size}, so that {rows:,} rows x {epochs} still make about {steps} steps."
     return Recommendation(value=value, rule_ids=("sft.steps.min", *rules[:1], *rules[2:]), confidence="low", note=note)
 
 
@@ -142,9 +143,9 @@ def derive_learning_rate(config: ModelConfig, *, steps: int | None = None) -> De
     return Derived(float(f"{found.value:.2g}"), found.rule_id, f"{found.note} Confidence: {found.confidence}.")
 
 
-def derive_batch_size(rows: int, epochs: int = 1) -> Derived:
+def derive_batch_size(rows: int, epochs: int = 1, *, usual: str = "sft.batch.default") -> Derived:
     """Rows per step (see ``recommended_batch_size``)."""
-    found = recommended_batch_size(rows, epochs)
+    found = recommended_batch_size(rows, epochs, usual=usual)
     return Derived(int(found.value), found.rule_id, found.note)
 
 

@@ -11,9 +11,8 @@ RewardType = Literal["math", "exact", "regex", "format", "code", "length", "judg
 NEEDS_KEY = {"math": "answer", "exact": "answer", "code": "tests"}
 # Checks that run text of a data file, a model or a user.
 CODE_PARTS = frozenset({"code", "custom"})
-
 _PositiveSeconds = Annotated[float, Field(gt=0, le=600)]
-# With more different responses than these and one, each is compared with so many others and not with all.
+# A preference model compares each response of a group with this many others at most.
 OPPONENTS = 6
 # How the names of judges behind a service begin; `judges.judge_catalog` reads the rest of the name.
 _SERVICES = ("claude-", "anthropic:", "openai:")

@@ -149,7 +149,7 @@ def _candidates(variable: str) -> list[str]:
 
         return template_kinds()
     if variable == "job_id":
-        return [job.id for job in Registry().list(limit=_MAX_COMPLETIONS)]
+        return [job.id for job in Registry().find(limit=_MAX_COMPLETIONS)]
     if variable == "part":
         return list(RUN_PARTS)
     return []

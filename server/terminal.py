@@ -7,21 +7,25 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..backends.connection import TINKER_KEY, Backend, connect, remote
+from ..backends.connection import TINKER_KEY, connect, remote
 from ..backends.prices import load_prices
 from ..core.errors import JobError
 from ..core.names import BackendName
 from ..jobs import control, costs
+from ..jobs.job_results import trained_model
 from ..jobs.registry import Registry
 from ..jobs.states import ACTIVE, Job, JobState
 from ..tools.answers import number
 from ..tools.job_view import age, summary, view
+
+if TYPE_CHECKING:
+    from ..backends.billing import Billed
 
 _COLOURS = {
     JobState.QUEUED: "cyan",
@@ -39,7 +43,7 @@ def list_jobs(limit: int) -> int:
     """Print the newest jobs as a table."""
     registry = Registry()
     control.sweep(registry)
-    jobs = registry.list(limit=limit)
+    jobs = registry.find(limit=limit)
     console = Console()
     if not jobs:
         console.print("No jobs yet. `ml-researcher demo` runs one; an assistant starts them with start_sft.")
@@ -102,16 +106,12 @@ def _advance(progress: Progress, bar: object, job: Job) -> None:
     progress.update(bar, description=f"{job.id} {job.state}", total=job.total_steps, completed=job.step)  # pyright: ignore[reportArgumentType]
 
 
-if TYPE_CHECKING:
-    from ..backends.billing import Billed
-
-
 def show_costs(*, days: int, offline: bool) -> int:
     """Print each job's metered tokens and cost, and what the platform billed for it so far."""
     if days < 1:
         raise JobError(f"--days must be at least 1, got {days}")
     since = time.time() - days * 86_400
-    jobs = [job for job in Registry().list(limit=10_000) if job.created >= since]
+    jobs = [job for job in Registry().find(limit=10_000) if job.created >= since]
     rows = costs.reconcile(jobs, {} if offline else _billed(jobs, since))
     table = Table("job", "state", "tokens", "metered", "billed so far", "difference")
     for row in rows:
@@ -136,7 +136,7 @@ def list_checkpoints(backend: BackendName, base_url: str | None) -> int:
     from ..backends.stored_checkpoints import stored_checkpoints
 
     found = stored_checkpoints(connect(backend, base_url), load_prices())
-    table = Table("MB", "created", "expires", "$ a month")
+    table = Table("MB", "created", "expires", "$ per month")
     table.add_column("checkpoint", overflow="fold")
     for each in found:
         size = "?" if each.size_bytes is None else f"{each.size_bytes / 1e6:,.1f}"
@@ -144,7 +144,7 @@ def list_checkpoints(backend: BackendName, base_url: str | None) -> int:
     console = Console()
     console.print(table)
     size, price = sum(each.size_bytes or 0 for each in found), sum(each.usd_month or 0.0 for each in found)
-    console.print(f"{len(found)} checkpoints, {size / 1e9:.3g} GB, ${price:.4g} a month.")
+    console.print(f"{len(found)} checkpoints, {size / 1e9:.3g} GB, ${price:.4g} per month.")
     return 0
 
 
@@ -157,9 +157,10 @@ def delete_checkpoints(
     console = Console()
     if keep_best is not None:
         job = control.look(Registry(), keep_best)
-        stored = {each.path for each in stored_checkpoints.stored_checkpoints(_of(job), load_prices())}
+        of = trained_model(job)
+        connection = connect(of.backend, of.base_url)
+        stored = {each.path for each in stored_checkpoints.stored_checkpoints(connection, load_prices())}
         paths = [path for path in costs.superseded(job) if path in stored]
-        connection = _of(job)
     else:
         connection = connect(backend, base_url)
     for path in paths or ():
@@ -170,14 +171,6 @@ def delete_checkpoints(
     stored_checkpoints.delete_checkpoints(connection, paths or ())
     console.print(f"{len(paths or ())} checkpoints deleted.")
     return 0
-
-
-def _of(job: Job) -> Backend:
-    from ..core.yaml_loading import load_yaml
-    from ..jobs import run_files
-
-    base_url = load_yaml(job.folder / run_files.CONFIG).data.get("base_url")
-    return connect(cast("BackendName", job.backend), base_url)
 
 
 def _billed(jobs: Sequence[Job], since: float) -> Mapping[str, Billed]:

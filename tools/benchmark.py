@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from mcp_types import CallToolResult
 from pydantic import Field
 
-from ..jobs import plan_store
-from ..jobs.create import start_job
-from ..jobs.registry import Registry
 from .answers import answer
-from .evaluate import Evaluation
-from .model_arguments import with_checkpoints
+from .evaluate import Evaluation, launched, sampled_bases
+from .model_arguments import with_sampled_jobs
+from .plan_gate import Launch
 
 if TYPE_CHECKING:
     from ..evals.benchmark.benchmark_plan import BenchmarkPlan
@@ -31,36 +29,31 @@ def run_benchmark(
     answers. Not for open questions: run_judge_eval. Then wait_for_job.
     """
     from ..evals.benchmark.benchmark_config import load_benchmark_settings, require_grader_key
-    from ..evals.benchmark.benchmark_plan import named, plan_benchmark
+    from ..evals.benchmark.benchmark_plan import plan_benchmark
 
     settings = load_benchmark_settings(Path(config).expanduser() if config else None, overrides)
-    plan = plan_benchmark(with_checkpoints(settings, ("model", "baseline_model")))
-    chosen = plan.settings.derived(named(plan))
-    facts: dict[str, Any] = {"items": plan.items, "answers": plan.answers, "grader_usd": plan.grader_usd}
-    facts["config"] = chosen.config.model_dump(mode="json")
-    counted = "as many items as the task has" if plan.items is None else f"{plan.items} items, {plan.answers} answers"
-    what = (
-        f"Benchmark {chosen.config.run_name} of {', '.join(m[-60:] for m in chosen.config.arms.values())}: {counted}."
+    plan = plan_benchmark(with_sampled_jobs(settings, ("model", "baseline_model")))
+    require_grader_key(plan.settings.config)
+    launch = Launch(
+        kind="benchmark",
+        settings=plan.settings,
+        files=plan.files,
+        total_steps=plan.answers or 1,
+        price=plan.grader_usd,
+        charges=plan.needs_confirmation,
+        extras=["evals", "train"],
+        samples=sampled_bases(plan.settings.config.arms.values()),
     )
+    facts = {"items": plan.items, "answers": plan.answers, "grader_usd": plan.grader_usd}
+    shown = launched(launch, facts, validate_only=False, plan_id=plan_id)
+    return answer(shown, shown.text(_lines(plan)))
+
+
+def _lines(plan: BenchmarkPlan) -> list[str]:
+    config = plan.settings.config
+    counted = "as many items as the task has" if plan.items is None else f"{plan.items} items, {plan.answers} answers"
+    lines = [f"Benchmark {config.run_name} of {', '.join(m[-60:] for m in config.arms.values())}: {counted}."]
     if plan.grader_usd != 0:
         cost = "unknown" if plan.grader_usd is None else f"${plan.grader_usd:.3g}"
-        what += f" Grader: {cost} ({plan.grader_note})."
-    if plan.needs_confirmation and plan_id is None:
-        offered = plan_store.offer("benchmark", _mark(plan))
-        following = f"run_benchmark with the same arguments and plan_id='{offered}' starts it"
-        shown = Evaluation(job_id=None, plan_id=offered, plan=facts | {"state": "planned"}, next=following)
-        return answer(shown, f"Plan only, it may cost money. {what}\nNext: {following}")
-    require_grader_key(chosen.config)
-    if plan_id is not None:
-        plan_store.redeem(plan_id, "benchmark", _mark(plan))
-    steps = plan.answers or 1
-    job = start_job(Registry(), "benchmark", chosen.config, chosen.origins, files=plan.files, total_steps=steps)
-    following = f"wait_for_job(job_id='{job.id}')"
-    facts |= {"state": job.state.value, "run_folder": str(job.folder)}
-    shown = Evaluation(job_id=job.id, plan_id=None, plan=facts, next=following)
-    return answer(shown, f"{job.id}: {job.state.value}. {what}\nFiles: {job.folder}\nNext: {following}")
-
-
-def _mark(plan: BenchmarkPlan) -> str:
-    """What the yes is bound to: every setting, every byte of the task's file, and the price that was shown."""
-    return f"{plan.plan_id} {plan.grader_usd}"
+        lines[0] += f" Grader: {cost} ({plan.grader_note})."
+    return lines

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from .answers import answer, number
 from .background import CALL_AGAIN, Report, data_path, file_identity, run_in_background
-from .start import with_reward_checkpoints
+from .model_arguments import with_reward_models
 
 if TYPE_CHECKING:
     from ..data.preference_check import PreferenceReport
@@ -44,7 +44,7 @@ async def check_dataset(
     """Check a training file (supervised rows or preference pairs), or a reward, before paying for a run.
 
     Finds bad rows by line, counts tokens and truncation, duplicates, overlap with the validation file and damaged
-    text, and shows one example with its loss mask. Pairs: contradictions, a taste for length. Reward: distribution,
+    text, and shows one example with its loss mask. Pairs: contradictions, a bias for length. Reward: distribution,
     constant groups, failures, and whether cheats score. Use it first on any new file; it says nothing about models or
     ranks. Next: validate_capacity.
     """
@@ -87,12 +87,11 @@ async def _check_reward(reward_config: str, train: Path, base_model: str | None,
     from ..training.rl.config import load_rl_settings
 
     changes = {"train_file": str(train)} | ({"base_model": base_model} if base_model else {})
-    settings, _ = with_reward_checkpoints(load_rl_settings(Path(reward_config).expanduser(), changes))
+    settings, _ = with_reward_models(load_rl_settings(Path(reward_config).expanduser(), changes))
     config_path = file_identity(Path(reward_config).expanduser())
 
     def work(report: Report, cancelled: threading.Event) -> RewardReport:
-        from ..training.rl.data_questions import reward_report
-        from ..training.rl.plan import prepared
+        from ..training.rl.plan import prepared, reward_report
 
         report.message = "scoring samples and probes"
         return reward_report(prepared(settings).config, sample=base_model is not None)
@@ -121,7 +120,7 @@ def _reward_text(report: RewardReport, following: str) -> str:
 
 def _preferences_answer(report: PreferenceReport) -> CallToolResult:
     following = f"start_dpo(overrides={{'train_file': '{report.file}', ...}}, validate_only=True)"
-    following = following if report.ok else "correct the rows named above and check again"
+    following = following if report.ok else "fix the rows named above and check again"
     verdict = "usable" if report.ok else "NOT usable as it is"
     lines = [f"{Path(report.file).name}: {verdict}. {report.usable_rows:,} of {report.rows:,} pairs."]
     lines += [*report.bad_rows, *(f"Warning: {warning}" for warning in report.warnings)]
@@ -131,7 +130,7 @@ def _preferences_answer(report: PreferenceReport) -> CallToolResult:
 
 def _after_check(report: DatasetReport, base_model: str | None) -> str:
     if not report.ok:
-        return "mend the rows named above and check again"
+        return "fix the rows named above and check again"
     model = f"'{base_model}'" if base_model else "..."
     return f"validate_capacity(base_model={model}, train_file='{report.file}')"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,13 +15,12 @@ from pydantic import BaseModel, Field
 
 from ..core.errors import ConfigError, JobError
 from ..core.files import append_json_line, read_json_lines
-from ..jobs import plan_store
 from ..jobs.control import look
-from ..jobs.create import start_job
 from ..jobs.registry import Registry
 from ..jobs.states import ACTIVE
 from .answers import answer
-from .model_arguments import with_checkpoints
+from .model_arguments import with_sampled_jobs
+from .plan_gate import Launch, Standing, pass_gate
 
 if TYPE_CHECKING:
     from ..core.settings import Settings
@@ -34,19 +34,29 @@ _WAIT_S = 20.0
 _POLL_S = 0.25
 
 
-class Evaluation(BaseModel):
+class Evaluation(Standing):
     """A planned or started evaluation. plan: prompts, calls, detectable effect (win-rate points), cost, warnings."""
 
-    job_id: str | None
-    plan_id: str | None
     plan: dict[str, Any]
-    next: str
+
+    def text(self, lines: Sequence[str]) -> str:
+        """The answer for reading: where it stands, what was worked out, and what comes next."""
+        files = [f"Files: {self.run_folder}"] if self.run_folder else []
+        return "\n".join([f"{self.head}. {lines[0]}", *lines[1:], *files, f"Next: {self.next}"])
+
+
+class Packet(BaseModel):
+    """A question to judge; the first of an answer brings the rubric."""
+
+    id: str
+    question: str
+    rubric: str | None = None
 
 
 class Packets(BaseModel):
     """Questions to judge, and how many are left."""
 
-    packets: list[dict[str, Any]]
+    packets: list[Packet]
     left: int
     next: str
 
@@ -68,31 +78,38 @@ async def run_judge_eval(
     settings = load_judge_settings(Path(config).expanduser() if config else None, overrides)
     plan = await anyio.to_thread.run_sync(_plan, settings)
     await _check_keys(plan)
-    if validate_only or (plan.needs_confirmation and plan_id is None):
-        shown = _shown(plan, None, "planned", None)
-        shown.plan_id = (
-            None if validate_only or not plan.needs_confirmation else plan_store.offer("judge_eval", _mark(plan))
-        )
-        start = f"plan_id='{shown.plan_id}'" if shown.plan_id else "no validate_only"
-        shown.next = f"run_judge_eval with the same arguments and {start} starts it"
-        return answer(shown, _text(shown, plan))
-    if plan_id is not None:
-        plan_store.redeem(plan_id, "judge_eval", _mark(plan))
-    chosen = plan.settings
-    job = start_job(
-        Registry(), "judge_eval", chosen.config, chosen.origins, files=plan.files, total_steps=plan.total_steps
+    settings, judges = plan.settings, plan.settings.config.judges
+    samples_judge = any(judge.kind == "tinker" for judge in judges)
+    launch = Launch(
+        kind="judge_eval",
+        settings=settings,
+        files=plan.files,
+        total_steps=plan.total_steps,
+        price=plan.cost_usd,
+        charges=plan.needs_confirmation,
+        extras=["evals", "train"] if plan.sampled_models or samples_judge else ["evals"],
+        samples=sampled_bases([*plan.sampled_models, *(j.model for j in judges if j.kind == "tinker")]),
+        asks_backend=bool(plan.sampled_models) or samples_judge,
     )
-    shown = _shown(plan, job.id, job.state.value, str(job.folder))
-    if any(judge.kind == "assistant" for judge in chosen.config.judges):
-        shown.next = f"submit_verdicts(job_id='{job.id}') gives you the first packets"
-    else:
-        shown.next = f"wait_for_job(job_id='{job.id}')"
-    return answer(shown, _text(shown, plan))
+    shown = await anyio.to_thread.run_sync(
+        lambda: launched(launch, _facts(plan), validate_only=validate_only, plan_id=plan_id)
+    )
+    if shown.job_id and any(judge.kind == "assistant" for judge in judges):
+        shown.next = f"submit_verdicts(job_id='{shown.job_id}') gives you the first packets"
+    return answer(shown, shown.text(_lines(plan)))
 
 
-def _mark(plan: JudgePlan) -> str:
-    """What the yes is bound to: every setting, every byte of the files, and the price that was shown."""
-    return f"{plan.plan_id} {plan.cost_usd}"
+def launched(launch: Launch, facts: dict[str, Any], *, validate_only: bool, plan_id: str | None) -> Evaluation:
+    """The answer to a launch of an evaluation or a benchmark; ``facts`` is what its plan worked out."""
+    standing = pass_gate(launch, validate_only=validate_only, plan_id=plan_id)
+    shown = {"state": standing.state, "run_folder": standing.run_folder, **facts}
+    shown["config"] = launch.settings.config.model_dump(mode="json")
+    return Evaluation(**standing.model_dump(), plan=shown)
+
+
+def sampled_bases(models: Iterable[str]) -> list[str]:
+    """Those of these models that are base models, not checkpoints."""
+    return [model for model in models if not model.startswith("tinker://")]
 
 
 async def submit_verdicts(
@@ -109,7 +126,7 @@ async def submit_verdicts(
     """
     job = look(Registry(), job_id)
     if job.kind != "judge_eval":
-        raise JobError(f"job {job_id} is no judge evaluation", fix="run_judge_eval starts one")
+        raise JobError(f"job {job_id} is not a judge evaluation", fix="run_judge_eval starts one")
     accepted = await anyio.to_thread.run_sync(_accept, job.folder, verdicts or [])
     deadline = time.monotonic() + _WAIT_S
     while True:
@@ -120,10 +137,10 @@ async def submit_verdicts(
         await anyio.sleep(_POLL_S)
     shown = waiting[:_PACKETS_AT_ONCE]
     more = f"submit_verdicts(job_id='{job_id}', verdicts=[...])" if shown else f"wait_for_job(job_id='{job_id}')"
-    questions = [{"id": p["id"], "question": p["question"][:_PACKET_CHARS]} for p in shown]
-    if questions:
-        questions[0]["rubric"] = shown[0]["system"]
-    content = Packets(packets=questions, left=len(waiting), next=more)
+    packets = [Packet(id=p["id"], question=p["question"][:_PACKET_CHARS]) for p in shown]
+    if packets:
+        packets[0].rubric = shown[0]["system"]
+    content = Packets(packets=packets, left=len(waiting), next=more)
     head = f"{accepted} accepted, {len(waiting)} waiting, job {job.state.value}. Next: {more}"
     return answer(content, head, *_packet_blocks(shown))
 
@@ -167,7 +184,7 @@ def _waiting(folder: Path) -> list[dict[str, Any]]:
 def _plan(settings: Settings[JudgeEvalConfig]) -> JudgePlan:
     from ..evals.judge_plan import plan_judge_eval
 
-    return plan_judge_eval(with_checkpoints(settings, _ARMS), default_base_url=os.environ.get("OPENAI_BASE_URL"))
+    return plan_judge_eval(with_sampled_jobs(settings, _ARMS), default_base_url=os.environ.get("OPENAI_BASE_URL"))
 
 
 async def _check_keys(plan: JudgePlan) -> None:
@@ -177,10 +194,8 @@ async def _check_keys(plan: JudgePlan) -> None:
     await check_judges(plan.settings.config)
 
 
-def _shown(plan: JudgePlan, job_id: str | None, state: str, folder: str | None) -> Evaluation:
-    facts = {
-        "state": state,
-        "run_folder": folder,
+def _facts(plan: JudgePlan) -> dict[str, Any]:
+    return {
         "prompts": plan.prompts,
         "answers_to_sample": plan.answers_to_sample,
         "judge_calls": plan.calls,
@@ -192,17 +207,14 @@ def _shown(plan: JudgePlan, job_id: str | None, state: str, folder: str | None) 
         "cost_usd": plan.cost_usd,
         "cost_note": plan.cost_note,
         "warnings": list(plan.warnings),
-        "config": plan.settings.config.model_dump(mode="json"),
     }
-    return Evaluation(job_id=job_id, plan_id=None, plan=facts, next="")
 
 
-def _text(shown: Evaluation, plan: JudgePlan) -> str:
+def _lines(plan: JudgePlan) -> list[str]:
     config = plan.settings.config
-    head = f"{shown.job_id}: {shown.plan['state']}" if shown.job_id else "Plan only, nothing was started"
     arms = f"{config.finetuned_model[-60:]} against {config.baseline_model[-60:]}"
     lines = [
-        f"{head}. Judge evaluation of {arms}, judged by {', '.join(config.judge_model)}.",
+        f"Judge evaluation of {arms}, judged by {', '.join(config.judge_model)}.",
         f"{plan.prompts} prompts, {plan.answers_to_sample} answers to sample, {plan.calls} judge calls.",
     ]
     if plan.detectable_effect is not None:
@@ -216,7 +228,4 @@ def _text(shown: Evaluation, plan: JudgePlan) -> str:
         lines.append(f"The wanted effect of {config.wanted_effect:g} needs {plan.prompts_for_wanted} prompts.")
     cost = "unknown" if plan.cost_usd is None else f"about {plan.cost_usd:.2f} USD"
     lines.append(f"Cost of the judges: {cost} ({plan.cost_note}).")
-    lines += [f"Warning: {warning}." for warning in plan.warnings]
-    if shown.plan["run_folder"]:
-        lines.append(f"Files: {shown.plan['run_folder']}")
-    return "\n".join([*lines, f"Next: {shown.next}"])
+    return [*lines, *(f"Warning: {warning}." for warning in plan.warnings)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,10 +14,10 @@ from mcp_types import CallToolResult
 from pydantic import BaseModel, Field
 
 from ..backends.connection import connect
-from ..core.errors import ConfigError, JobError
+from ..core.errors import ConfigError
 from ..core.names import BackendName
 from ..core.paths import home
-from ..jobs import run_files
+from ..jobs.job_results import checkpoint_of, job_of, trained_model
 from ..jobs.registry import Registry
 from ..training.export import ExportFormat, ExportRequest
 from .answers import answer
@@ -39,8 +39,9 @@ class ExportAnswer(BaseModel):
     next: str
 
 
-class Source(BaseModel):
-    """A checkpoint, and what is known of it."""
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A checkpoint to export: where it is, its base model if that is known, and lines for the model card."""
 
     checkpoint: str
     backend: BackendName
@@ -68,7 +69,7 @@ async def export_checkpoint(
     source = await anyio.to_thread.run_sync(find_source, model, backend, base_url)
     output = Path(output_dir).expanduser().absolute() if output_dir else source.folder / f"{_name(source)}-{format}"
     if publish_to is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", publish_to):
-        raise ConfigError(f"'{publish_to}' is no hub repository", where="publish_to", fix="Write it as owner/name")
+        raise ConfigError(f"'{publish_to}' is not a hub repository", where="publish_to", fix="Write it as owner/name")
 
     request = ExportRequest(
         checkpoint=source.checkpoint,
@@ -101,35 +102,20 @@ def find_source(model: str, backend: BackendName | None, base_url: str | None) -
         ConfigError: If it is neither a job nor a checkpoint.
     """
     if model.startswith("tinker://"):
-        folder = home() / "exports"
-        return Source(
-            checkpoint=model, backend=backend or "embedded", base_url=base_url, base_model=None, folder=folder
-        )
-    job_id, _, which = model.partition(":")
-    if which not in {"", "best", "final"} or not re.fullmatch(r"[a-z]+-\w+", job_id):
+        return Source(model, backend or "embedded", base_url, None, home() / "exports")
+    named = job_of(model)
+    if named is None:
         raise ConfigError(
             f"'{model}' names no checkpoint",
             where="model",
             fix="Give a job id, job_id:best, or tinker://RUN/weights/NAME",
         )
+    job_id, which = named
     job = Registry().get(job_id)
-    key = "best_state_path" if which == "best" else "state_path"
-    saved = [record for record in run_files.checkpoints(job.folder) if record.get(key)]
-    if not saved:
-        kind = "best checkpoint" if which == "best" else "checkpoint"
-        raise JobError(f"job {job_id} ({job.state}) has no {kind} yet", fix="wait_for_job shows when it has one")
-    from ..core.yaml_loading import load_yaml
-
-    config = load_yaml(job.folder / run_files.CONFIG).data
-    step = saved[-1].get("step", saved[-1].get("next_step"))
-    return Source(
-        checkpoint=saved[-1][key],
-        backend=config["backend"],
-        base_url=config.get("base_url"),
-        base_model=config["base_model"],
-        folder=job.folder / "export",
-        about=(f"job {job.id}: {job.kind}, LoRA rank {config.get('lora_rank')}", f"checkpoint after step {step}"),
-    )
+    saved, trained = checkpoint_of(job, "state_path", which), trained_model(job)
+    about = (f"job {job.id}: {job.kind}, LoRA rank {trained.lora_rank}", f"checkpoint after step {saved.step}")
+    folder = job.folder / "export"
+    return Source(str(saved.state_path), trained.backend, trained.base_url, trained.base_model, folder, about)
 
 
 def _export(source: Source, request: ExportRequest, report: Report) -> ExportResult:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +11,8 @@ from pydantic import BaseModel
 from ..jobs import run_files
 from ..jobs.control import silence_s
 from ..jobs.registry import Registry
-from ..jobs.states import ACTIVE, Job, JobState
+from ..jobs.run_files import Alert, Checkpoint
+from ..jobs.states import ACTIVE, RESUMABLE, Job, JobState, Link
 from .answers import duration, number
 
 _SHOWN_CHECKPOINTS = 5
@@ -25,37 +25,56 @@ _REWARDS = ("reward/mean", "test/reward", "reward/constant_groups", "response/to
 _SERIES = ("step", *_SUPERVISED, *_PREFERENCES, *_REWARDS, "learning_rate")
 
 
-class JobView(BaseModel):
-    """One job. Times are ISO 8601 (UTC); losses are nats per trained token."""
+class JobLine(BaseModel):
+    """One job in a list. Times are ISO 8601 (UTC)."""
 
     job_id: str
-    kind: str
     name: str
+    kind: str
     state: str
-    backend: str
-    base_model: str
-    run_folder: str
     step: int
     total_steps: int | None
     created: str
+    parents: list[Link] = []
+
+
+class JobView(JobLine):
+    """One job. Losses are nats per trained token."""
+
+    backend: str
+    base_model: str
+    run_folder: str
     ended: str | None
     attempt: int
     error: str
-    eta_s: float | None = None
-    silent_s: float | None = None
-    waiting: str | None = None
-    cost_usd: float | None = None
-    billed_usd: float | None = None
-    metrics: dict[str, float] = {}
-    series: list[dict[str, Any]] = []
-    alerts: list[dict[str, Any]] = []
-    checkpoints: list[dict[str, Any]] = []
-    final_checkpoint: dict[str, Any] | None = None
-    best_checkpoint: dict[str, Any] | None = None
-    verdict: str | None = None
-    parents: list[dict[str, str]] = []
-    children: list[dict[str, str]] = []
-    next: str = ""
+    eta_s: float | None
+    silent_s: float | None
+    waiting: str | None
+    cost_usd: float | None
+    billed_usd: float | None
+    metrics: dict[str, float]
+    series: list[dict[str, int | float | None]]
+    alerts: list[Alert]
+    checkpoints: list[Checkpoint]
+    final_checkpoint: Checkpoint | None
+    best_checkpoint: Checkpoint | None
+    verdict: str | None
+    children: list[Link]
+    next: str
+
+
+def line(job: Job, registry: Registry) -> JobLine:
+    """A job in a few facts."""
+    return JobLine(
+        job_id=job.id,
+        name=job.name,
+        kind=job.kind,
+        state=job.state.value,
+        step=job.step,
+        total_steps=job.total_steps,
+        created=iso(job.created),
+        parents=registry.parents(job.id),
+    )
 
 
 def view(job: Job, *, since_step: int | None = None) -> JobView:
@@ -64,46 +83,33 @@ def view(job: Job, *, since_step: int | None = None) -> JobView:
     result = run_files.result(job.folder) if job.state not in ACTIVE else None
     registry = Registry()
     return JobView(
-        **_row(job),
+        **dict(line(job, registry)),
+        backend=job.backend,
+        base_model=job.base_model,
+        run_folder=str(job.folder),
+        ended=iso(job.ended) if job.ended else None,
+        attempt=job.attempt,
+        error=job.error,
         eta_s=_eta_s(job),
         silent_s=silence_s(job),
         waiting=_waiting(job),
         cost_usd=job.cost_usd,
-        billed_usd=(run_files.billing(job.folder) or {}).get("cost_usd"),
+        billed_usd=run_files.billed_usd(job.folder),
         metrics=run_files.latest_values(records),
         series=[{name: r[name] for name in _SERIES if name in r} for r in records],
         alerts=run_files.alerts(job.folder, limit=10),
         checkpoints=run_files.checkpoints(job.folder)[-_SHOWN_CHECKPOINTS:],
-        final_checkpoint=(result or {}).get("final_checkpoint"),
-        best_checkpoint=(result or {}).get("best_checkpoint"),
-        verdict=(result or {}).get("verdict_text"),
-        parents=[asdict(link) for link in registry.parents(job.id)],
-        children=[asdict(link) for link in registry.children(job.id)],
+        final_checkpoint=result.final_checkpoint if result else None,
+        best_checkpoint=result.best_checkpoint if result else None,
+        verdict=result.verdict_text if result else None,
+        children=registry.children(job.id),
         next=next_step(job),
     )
 
 
-def _row(job: Job) -> dict[str, Any]:
-    return {
-        "job_id": job.id,
-        "kind": job.kind,
-        "name": job.name,
-        "state": job.state.value,
-        "backend": job.backend,
-        "base_model": job.base_model,
-        "run_folder": str(job.folder),
-        "step": job.step,
-        "total_steps": job.total_steps,
-        "created": iso(job.created),
-        "ended": iso(job.ended) if job.ended else None,
-        "attempt": job.attempt,
-        "error": job.error,
-    }
-
-
 def _waiting(job: Job) -> str | None:
     held_up = run_files.waiting(job.folder) if job.state in ACTIVE else None
-    return f"waiting for {held_up['reason']} since {iso(held_up['since'])}" if held_up else None
+    return f"waiting for {held_up.reason} since {iso(held_up.since)}" if held_up else None
 
 
 def iso(seconds: float) -> str:
@@ -123,7 +129,7 @@ def _eta_s(job: Job) -> float | None:
 
 
 def _pace_s(record: dict[str, Any]) -> float | None:
-    """Seconds of a step. The supervised loop works ahead, so that its total counts steps twice."""
+    """Seconds of a step. A loop that works ahead logs two parts, since its total counts steps twice."""
     if "time/finish_batch" in record:
         return float(record["time/submit_batch"] + record["time/finish_batch"])
     return record.get("time/total")
@@ -133,21 +139,20 @@ def next_step(job: Job) -> str:
     """The sensible next call for a job in this state."""
     if job.state is JobState.SUCCEEDED and job.kind in _EVALUATIONS:
         return f"read the answers behind the number before you believe it: {job.folder / _EVALUATIONS[job.kind]}"
-    return {
-        JobState.QUEUED: f"wait_for_job(job_id='{job.id}')",
-        JobState.STARTING: f"wait_for_job(job_id='{job.id}')",
-        JobState.RUNNING: f"wait_for_job(job_id='{job.id}', since_step={job.step})",
-        JobState.SUCCEEDED: f"sample_model(model='{job.id}', prompts=[...]) to try the result",
-        JobState.FAILED: f"fix what the error names, then resume_job(job_id='{job.id}') or start again",
-        JobState.CANCELLED: f"resume_job(job_id='{job.id}') to go on from the last checkpoint",
-        JobState.INTERRUPTED: f"resume_job(job_id='{job.id}') to go on from the last checkpoint",
-    }[job.state]
+    if job.state is JobState.SUCCEEDED:
+        return f"sample_model(model='{job.id}', prompts=[...]) to try the result"
+    if job.state is JobState.FAILED:
+        return f"fix what the error names, then resume_job(job_id='{job.id}') or start again"
+    if job.state in RESUMABLE:
+        return f"resume_job(job_id='{job.id}') to go on from the last checkpoint"
+    since = f", since_step={job.step}" if job.state is JobState.RUNNING else ""
+    return f"wait_for_job(job_id='{job.id}'{since})"
 
 
 def summary(shown: JobView) -> str:
     """A job in a few lines."""
     steps = f"step {shown.step}" + (f" of {shown.total_steps}" if shown.total_steps else "")
-    made_from = ", ".join(f"{parent['job_id']} ({parent['role']})" for parent in shown.parents)
+    made_from = ", ".join(f"{parent.job_id} ({parent.role})" for parent in shown.parents)
     lines = [f"{shown.job_id} ({shown.name}): {shown.state}, {steps}, {shown.base_model} on {shown.backend}."]
     lines += [f"Made from {made_from}."] * bool(made_from)
     if shown.eta_s is not None:
@@ -166,12 +171,12 @@ def summary(shown: JobView) -> str:
         lines.append(f"No sign of life for {duration(shown.silent_s)}: the process is alive but stuck.")
     if shown.error:
         lines.append(f"Error: {shown.error}")
-    lines += [f"[{a['level']}] {a['message']}" for a in shown.alerts[-3:] if a["message"] != shown.error]
+    lines += [f"[{a.level}] {a.message}" for a in shown.alerts[-3:] if a.message != shown.error]
     if shown.verdict:
         lines.append(shown.verdict.strip()[:_VERDICT_CHARS])
     for label, checkpoint in (("Final", shown.final_checkpoint), ("Best", shown.best_checkpoint)):
         if checkpoint:
-            lines.append(f"{label} checkpoint: {checkpoint['sampler_path']}")
+            lines.append(f"{label} checkpoint: {checkpoint.sampler_path}")
     lines.append(f"Files: {shown.run_folder}")
     lines.append(f"Next: {shown.next}")
     return "\n".join(lines)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
 import anyio
 import anyio.to_thread
@@ -13,11 +12,11 @@ from mcp_types import CallToolResult
 from pydantic import BaseModel, Field
 
 from ..core.errors import JobError
-from ..jobs import control
+from ..jobs import control, run_files
 from ..jobs.registry import Registry
 from ..jobs.states import ACTIVE, Job, JobState
 from .answers import answer
-from .job_view import JobView, age, iso, next_step, summary, view
+from .job_view import JobLine, JobView, age, line, next_step, summary, view
 
 # Clients cut a call at 60 s; progress every 2 s keeps those alive that watch for it.
 MAX_WAIT_S = 55
@@ -26,19 +25,6 @@ _POLL_S = 0.25
 
 JobId = Annotated[str, Field(description="Such as sft-1a2b3c; list_jobs shows them")]
 SinceStep = Annotated[int | None, Field(ge=0, description="Only what came after this step")]
-
-
-class JobLine(BaseModel):
-    """One job in a list; also the least that is promised of an answer about one, which holds a whole `JobView`."""
-
-    job_id: str
-    name: str
-    kind: str
-    state: str
-    step: int
-    total_steps: int | None
-    created: str
-    parents: list[dict[str, str]] = []
 
 
 class JobChange(BaseModel):
@@ -74,11 +60,11 @@ def list_jobs(
     """
     registry = Registry()
     control.sweep(registry)
-    jobs = registry.list(states=[_state(state)] if state else [], limit=limit + 1, before=before)
+    jobs = registry.find(states=[_state(state)] if state else [], limit=limit + 1, before=before)
     page = jobs[:limit]
     more = page[-1].created if len(jobs) > limit else None
     counts = {s.value: n for s, n in registry.counts().items()}
-    content = JobList(jobs=[_line(job, registry) for job in page], counts=counts, before=more)
+    content = JobList(jobs=[line(job, registry) for job in page], counts=counts, before=more)
     return answer(content, _list_text(page, content.jobs, counts))
 
 
@@ -105,9 +91,9 @@ async def wait_for_job(
     registry = Registry()
     deadline = time.monotonic() + timeout_s
     job = await anyio.to_thread.run_sync(control.look, registry, job_id)
-    known = _troubles(job)
+    troubles = _troubles(job)
     reported = 0.0
-    while job.state in ACTIVE and time.monotonic() < deadline and _troubles(job) == known:
+    while job.state in ACTIVE and time.monotonic() < deadline and _troubles(job) == troubles:
         if time.monotonic() - reported >= _PROGRESS_S:
             await ctx.report_progress(job.step, job.total_steps, _progress_message(job))
             reported = time.monotonic()
@@ -139,7 +125,7 @@ def resume_job(
 ) -> Annotated[CallToolResult, JobChange]:
     """Let a failed, cancelled or interrupted job go on from its last complete checkpoint, under the same id.
 
-    Use it after a crash, a cancel_job, or when the cause that get_job named is mended. Not for other settings: start
+    Use it after a crash, a cancel_job, or when the cause that get_job named is fixed. Not for other settings: start
     a new job.
     """
     job = control.resume(Registry(), job_id, max_cost_usd=max_cost_usd)
@@ -165,41 +151,24 @@ def _state(name: str) -> JobState:
         raise JobError(f"there is no state '{name}'", fix=f"States: {', '.join(JobState)}") from error
 
 
-def _line(job: Job, registry: Registry) -> JobLine:
-    return JobLine(
-        job_id=job.id,
-        name=job.name,
-        kind=job.kind,
-        state=job.state.value,
-        step=job.step,
-        total_steps=job.total_steps,
-        created=iso(job.created),
-        parents=[asdict(link) for link in registry.parents(job.id)],
-    )
-
-
 def _list_text(jobs: list[Job], shown: list[JobLine], counts: dict[str, int]) -> str:
     if not jobs:
         return "No jobs. Next: start_sft(config=...) starts one; template://sft is a config that runs as it is."
     lines = [", ".join(f"{n} {state}" for state, n in sorted(counts.items()))]
-    for job, line in list(zip(jobs, shown, strict=True))[:12]:
+    for job, one in list(zip(jobs, shown, strict=True))[:12]:
         steps = f"{job.step}/{job.total_steps}" if job.total_steps else f"{job.step}"
-        made_from = ", ".join(dict.fromkeys(link["job_id"] for link in line.parents))
+        made_from = ", ".join(dict.fromkeys(link.job_id for link in one.parents))
         lines.append(f"{job.id}  {job.state:<11}  step {steps:<11}  {age(job.created):<14}  {job.name}")
         lines[-1] += f"  from {made_from}" if made_from else ""
     lines.append(f"Next: {next_step(jobs[0])}")
     return "\n".join(lines)
 
 
-def _troubles(job: Job) -> list[Any]:
-    from ..jobs import run_files
-
-    return [a["time"] for a in run_files.alerts(job.folder) if a["level"] != "info"]
+def _troubles(job: Job) -> list[float]:
+    return [alert.time for alert in run_files.alerts(job.folder) if alert.level != "info"]
 
 
 def _progress_message(job: Job) -> str:
-    from ..jobs import run_files
-
     values = run_files.latest_values(run_files.recent_metrics(job.folder, limit=1))
     loss = f", loss {values['train_mean_nll']:.4f}" if "train_mean_nll" in values else ""
     return f"{job.state.value}: step {job.step}{f' of {job.total_steps}' if job.total_steps else ''}{loss}"

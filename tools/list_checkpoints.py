@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, cast
+from typing import Annotated
 
 from mcp_types import CallToolResult
 from pydantic import BaseModel, Field
@@ -10,17 +10,28 @@ from pydantic import BaseModel, Field
 from ..backends.connection import connect
 from ..core.errors import JobError
 from ..core.names import BackendName
-from ..jobs import control, run_files
+from ..jobs import control
+from ..jobs.job_results import trained_model
 from ..jobs.registry import Registry
 from .answers import answer, number
 
 _SHOWN = 15
 
 
-class CheckpointList(BaseModel):
-    """What is stored, largest first; sizes in bytes, prices in USD a month."""
+class Stored(BaseModel):
+    """A stored checkpoint. ``expires`` null is never, ``usd_month`` null is unknown; times are ISO 8601."""
 
-    checkpoints: list[dict[str, Any]]
+    path: str
+    bytes: int | None
+    created: str
+    expires: str | None
+    usd_month: float | None
+
+
+class CheckpointList(BaseModel):
+    """What is stored, largest first; sizes in bytes, prices in USD per month."""
+
+    checkpoints: list[Stored]
     deleted: list[str]
     total_bytes: int
     usd_month: float | None
@@ -40,7 +51,6 @@ def manage_checkpoints(
     """
     from ..backends.prices import load_prices
     from ..backends.stored_checkpoints import delete_checkpoints, stored_checkpoints
-    from ..core.yaml_loading import load_yaml
     from ..jobs import costs
 
     if delete and superseded_of:
@@ -48,28 +58,28 @@ def manage_checkpoints(
     wanted: set[str] | None = None
     if superseded_of:
         job = control.look(Registry(), superseded_of)
-        backend = cast("BackendName", job.backend)
-        base_url = load_yaml(job.folder / run_files.CONFIG).data.get("base_url")
+        of = trained_model(job)
+        backend, base_url = of.backend, of.base_url
         wanted = set(costs.superseded(job))
     connection = connect(backend, base_url)
     delete_checkpoints(connection, delete or [])
-    found = [c for c in stored_checkpoints(connection, load_prices()) if wanted is None or c.path in wanted]
-    prices = [c.usd_month for c in found]
+    stored = [c for c in stored_checkpoints(connection, load_prices()) if wanted is None or c.path in wanted]
+    prices = [c.usd_month for c in stored]
     content = CheckpointList(
         checkpoints=[
-            {
-                "path": c.path,
-                "bytes": c.size_bytes,
-                "created": c.created.isoformat(),
-                "expires": c.expires.isoformat() if c.expires else None,
-                "usd_month": c.usd_month,
-            }
-            for c in found
+            Stored(
+                path=c.path,
+                bytes=c.size_bytes,
+                created=c.created.isoformat(),
+                expires=c.expires.isoformat() if c.expires else None,
+                usd_month=c.usd_month,
+            )
+            for c in stored
         ],
         deleted=delete or [],
-        total_bytes=sum(c.size_bytes or 0 for c in found),
+        total_bytes=sum(c.size_bytes or 0 for c in stored),
         usd_month=None if None in prices else sum(price or 0.0 for price in prices),
-        next="manage_checkpoints(delete=[...]) with what the user agreed to lose" if found else "nothing to do",
+        next="manage_checkpoints(delete=[...]) with what the user agreed to lose" if stored else "nothing to do",
     )
     return answer(content, _text(content))
 
@@ -78,9 +88,9 @@ def _text(content: CheckpointList) -> str:
     lines = [f"{len(content.deleted)} deleted."] if content.deleted else []
     lines.append(
         f"{len(content.checkpoints)} checkpoints, {content.total_bytes / 1e9:.3g} GB, "
-        f"${number(content.usd_month)} a month."
+        f"${number(content.usd_month)} per month."
     )
     for each in content.checkpoints[:_SHOWN]:
-        lasts = f"expires {each['expires'][:10]}" if each["expires"] else "never expires"
-        lines.append(f"{each['path']}  {(each['bytes'] or 0) / 1e6:.1f} MB, {lasts}")
+        lasts = f"expires {each.expires[:10]}" if each.expires else "never expires"
+        lines.append(f"{each.path}  {(each.bytes or 0) / 1e6:.1f} MB, {lasts}")
     return "\n".join([*lines, f"Next: {content.next}"])

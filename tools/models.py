@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from mcp_types import CallToolResult
@@ -10,12 +12,15 @@ from pydantic import BaseModel, Field
 from ..backends.connection import LOCAL_KEY, TINKER_KEY, Backend, SupportedModel, connect, remote, supported_models
 from ..core.errors import BackendError, ConfigError
 from ..core.names import BackendName
-from ..jobs.job_results import checkpoint_path, trained_model
+from ..jobs.job_results import checkpoint_path, job_of, trained_model
 from ..jobs.registry import Registry
 from .answers import answer, number
 
 if TYPE_CHECKING:
     from ..backends.prices import PriceTable
+
+_SHOWN_PROMPTS = 3
+_MAX_PROMPTS = 256
 
 
 class ModelLine(BaseModel):
@@ -126,10 +131,6 @@ def _table(source: str) -> tuple[str, list[ModelLine]]:
     return source, [_line(name) for name in names]
 
 
-_SHOWN_PROMPTS = 3
-_MAX_PROMPTS = 256
-
-
 class ModelList(BaseModel):
     """The models of a backend, and where the list comes from."""
 
@@ -139,12 +140,28 @@ class ModelList(BaseModel):
     next: str
 
 
+class Answered(BaseModel):
+    """A sampled completion: its text, why it stopped, its tokens, and its total log-probability in nats."""
+
+    text: str
+    stop_reason: str
+    tokens: int
+    logprob: float | None
+
+
+class Sampled(BaseModel):
+    """A prompt (the conversation's last message) and its completions."""
+
+    prompt: str
+    completions: list[Answered]
+
+
 class SampleAnswer(BaseModel):
-    """For each prompt its completions: text, why it stopped, tokens, and total log-probability in nats."""
+    """For each prompt its completions."""
 
     model: str
     backend: str
-    samples: list[dict[str, Any]]
+    samples: list[Sampled]
     next: str
 
 
@@ -195,10 +212,12 @@ def sample_model(
     base_model = target.base_model or base_model_of(connection, target.wire_name)
     renderer = load_renderer(base_model, target.renderer)
     options = SampleOptions(max_tokens, temperature, top_p, num_samples, seed)
-    found = sample(connection, renderer, target.wire_name, conversations, options)
+    completions = sample(connection, renderer, target.wire_name, conversations, options)
     samples = [
-        {"prompt": c[-1]["content"], "completions": [_completion(s) for s in answers]}
-        for c, answers in zip(conversations, found, strict=True)
+        Sampled(
+            prompt=c[-1]["content"], completions=[Answered.model_validate(a, from_attributes=True) for a in answers]
+        )
+        for c, answers in zip(conversations, completions, strict=True)
     ]
     following = (
         "start_sft(...) to train" if not target.is_checkpoint else "compare with the base model on the same prompts"
@@ -207,57 +226,36 @@ def sample_model(
     return answer(content, _sample_text(samples, following))
 
 
-class Target(BaseModel):
-    """What a ``model`` argument means."""
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a ``model`` argument means: weights, where they are sampled, and how chats are rendered for them."""
 
     wire_name: str
     backend: BackendName
     base_url: str | None
-    base_model: str | None
-    renderer: str | None
-    is_checkpoint: bool
+    base_model: str | None = None
+    renderer: str | None = None
+    is_checkpoint: bool = True
 
 
 def resolve_target(model: str, backend: BackendName | None, base_url: str | None) -> Target:
     """Find the weights that ``model`` names.
 
     Raises:
-        JobError: If it names a job without a checkpoint.
+        JobError: If it names a job that does not exist or has no checkpoint.
         ModelError: If it names no model.
     """
-    from ..jobs.worker import RECIPES
     from ..models.model_ref import resolve_model
 
     if model.startswith("tinker://"):
-        where: BackendName = backend or "embedded"
-        return Target(
-            wire_name=model, backend=where, base_url=base_url, base_model=None, renderer=None, is_checkpoint=True
-        )
-    job_id, _, which = model.partition(":")
-    if job_id.rpartition("-")[0] in RECIPES and which in {"", "best", "final"}:
-        return _job_target(job_id, which or "final")
+        return Target(model, backend or "embedded", base_url)
+    if named := job_of(model):
+        job = Registry().get(named[0])
+        of = trained_model(job)
+        path = checkpoint_path(job, "sampler_path", named[1])
+        return Target(path, of.backend, of.base_url, of.base_model, of.renderer)
     name = resolve_model(model).wire_name
-    return Target(
-        wire_name=name,
-        backend=backend or "embedded",
-        base_url=base_url,
-        base_model=model,
-        renderer=None,
-        is_checkpoint=False,
-    )
-
-
-def _job_target(job_id: str, which: str) -> Target:
-    job = Registry().get(job_id)
-    trained = trained_model(job)
-    return Target(
-        wire_name=checkpoint_path(job, "sampler_path", which),
-        backend=trained.backend,
-        base_url=trained.base_url,
-        base_model=trained.base_model,
-        renderer=trained.renderer,
-        is_checkpoint=True,
-    )
+    return Target(name, backend or "embedded", base_url, model, is_checkpoint=False)
 
 
 def _conversations(prompts: list[str] | None, messages: list[dict[str, Any]] | None) -> list[list[Any]]:
@@ -275,31 +273,22 @@ def _conversations(prompts: list[str] | None, messages: list[dict[str, Any]] | N
     return [list(messages)]
 
 
-def _completion(completion: Any) -> dict[str, Any]:
-    return {
-        "text": completion.text,
-        "stop_reason": completion.stop_reason,
-        "tokens": completion.tokens,
-        "logprob": completion.logprob,
-    }
-
-
 def _model_line(model: ModelLine) -> str:
     facts = [f"context {model.context_length:,}" if model.context_length else "", ", ".join(model.renderers[:2])]
     if model.learning_rate is not None:
         facts.append(f"learning rate {number(model.learning_rate)}")
     if model.usd_per_million is not None:
         prices = [f"{kind} ${usd:g}" for kind, usd in model.usd_per_million.items() if usd is not None]
-        facts.append(f"{', '.join(prices)} a million tokens ({model.prices_of})")
+        facts.append(f"{', '.join(prices)} per million tokens ({model.prices_of})")
     facts.append(f"retired {model.retired}" if model.retired else "")
     return f"{model.name}: " + ("; ".join(f for f in facts if f) or "no further facts")
 
 
-def _sample_text(samples: list[dict[str, Any]], following: str) -> str:
+def _sample_text(samples: Sequence[Sampled], following: str) -> str:
     lines: list[str] = []
     for one in samples[:_SHOWN_PROMPTS]:
-        lines.append(f"> {one['prompt'][:120]}")
-        lines += [f"{c['text'][:240]} [{c['stop_reason']}, {c['tokens']} tokens]" for c in one["completions"][:2]]
+        lines.append(f"> {one.prompt[:120]}")
+        lines += [f"{c.text[:240]} [{c.stop_reason}, {c.tokens} tokens]" for c in one.completions[:2]]
     if len(samples) > _SHOWN_PROMPTS:
         lines.append(f"({len(samples) - _SHOWN_PROMPTS} more prompts in the structured answer)")
     return "\n".join([*lines, f"Next: {following}"])

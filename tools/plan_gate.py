@@ -1,78 +1,181 @@
-"""The question before money is spent: a plan first, and the job only when that plan comes back."""
+"""What stands between a plan and a job: packages, a backend that answers, and a yes before money is spent."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel
 
+from ..backends.connection import remote, supported_models
+from ..core.errors import MissingDependencyError, ModelError
+from ..core.names import BackendName
 from ..jobs import plan_store
+from ..jobs.create import start_job
+from ..jobs.kinds import KINDS
+from ..jobs.registry import Registry
+from ..jobs.states import Link
+from ..models.model_ref import resolve_model
 
 if TYPE_CHECKING:
     from ..backends.estimate import CostEstimate
+    from ..core.settings import Settings
+
+Extra = Literal["train", "evals"]
+_PACKAGES: Mapping[Extra, tuple[str, ...]] = {
+    "train": ("torch", "transformers", "tinker", "tinker_cookbook", "fastapi"),
+    "evals": ("scipy", "statsmodels", "matplotlib", "inspect_ai"),
+}
+_INSTALL = {"train": "Run: ml-researcher setup", "evals": "Run: pip install 'sota-ml-researcher[evals]'"}
 
 
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """Whether one exact job may start.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """One exact job that may start.
 
     Attributes:
-        kind: The kind of job, as in ``start_KIND``.
-        config: Its resolved config; it has a ``backend``.
-        files: Every data file it reads.
-        paid: Whether it costs money for another reason than its backend (a judge's bill, say).
+        kind: A key of `jobs.kinds.KINDS`.
+        settings: Its resolved settings.
+        files: Every data file it reads; the first names a job without ``run_name``.
+        total_steps: Its length.
+        price: What it is shown to cost, in any form that changes with it.
+        charges: Whether it may cost money.
+        extras: What has to be installed for it.
+        trains: The base models it trains.
+        samples: The base models it samples.
+        asks_backend: Whether it needs its backend at all.
+        parents: The jobs it builds on.
     """
 
     kind: str
-    config: BaseModel
+    settings: Settings[Any]
     files: Sequence[Path]
-    paid: bool = False
-
-    def needs_plan(self, plan_id: str | None) -> bool:
-        """Whether the plan has to be shown and confirmed before this job may start."""
-        return plan_id is None and self._charges()
-
-    def offer(self) -> str:
-        """Store the plan; returns the id that starts the job."""
-        return plan_store.offer(self.kind, self._mark())
-
-    def redeem(self, plan_id: str | None) -> None:
-        """Use the plan up, if one was handed in.
-
-        Raises:
-            JobError: If it is not an open plan for exactly this job.
-        """
-        if plan_id is not None:
-            plan_store.redeem(plan_id, self.kind, self._mark())
-
-    def next_call(self, plan_id: str | None) -> str:
-        """What to do after the plan was shown."""
-        name = f"start_{self.kind}"
-        if plan_id is None:
-            return f"call {name} again without validate_only to start it"
-        return (
-            f"show the user this plan; if they agree, call {name} again with the same arguments and plan_id='{plan_id}'"
-        )
-
-    def _charges(self) -> bool:
-        from ..backends.prices import load_prices
-
-        return self.paid or load_prices().charges(str(getattr(self.config, "backend", "embedded")))
-
-    def _mark(self) -> str:
-        from ..backends.prices import load_prices
-
-        prices = load_prices().model_dump_json()
-        return plan_store.fingerprint(self.kind, self.config.model_dump(mode="json"), self.files, prices=prices)
+    total_steps: int
+    price: object
+    charges: bool
+    extras: Sequence[Extra]
+    trains: Sequence[str] = ()
+    samples: Sequence[str] = ()
+    asks_backend: bool = True
+    parents: Sequence[Link] = ()
 
 
-def cost_text(cost: CostEstimate) -> str:
-    """An estimate in half a line."""
-    if cost.expected is None or cost.price_date is None:
-        return cost.note
-    low, high = cost.low or 0.0, cost.high or 0.0
-    spread = f" (${low:.4g} to ${high:.4g})" if high > low else ""
-    return f"${cost.expected:.4g}{spread} at prices of {cost.price_date}, {cost.note}"
+class Standing(BaseModel):
+    """Where a launch stands: only planned, or started as a job."""
+
+    job_id: str | None = None
+    state: str = "planned"
+    run_folder: str | None = None
+    plan_id: str | None = None
+    next: str
+
+    @property
+    def head(self) -> str:
+        """The first words of an answer."""
+        return f"{self.job_id}: {self.state}" if self.job_id else "Plan only, nothing was started"
+
+
+def pass_gate(launch: Launch, *, validate_only: bool, plan_id: str | None) -> Standing:
+    """Start a job; or offer its plan, if only that is wanted or it may cost money and nobody has agreed yet.
+
+    Raises:
+        BackendError: If the backend does not answer or refuses the key.
+        ModelError: If the backend does not train, or sample, a model of the job.
+        MissingDependencyError: If packages of the job are not installed.
+        JobError: If ``plan_id`` is not an open plan for exactly this job.
+        StorageError: If the run folder cannot be written.
+    """
+    config, tool = launch.settings.config, KINDS[launch.kind].tool
+    if launch.asks_backend:
+        require_models(config.backend, config.base_url, trains=launch.trains, samples=launch.samples)
+    if validate_only:
+        return Standing(next=f"call {tool} again without validate_only to start it")
+    prices = f"{launch.price} {_price_table()}"
+    mark = plan_store.fingerprint(launch.kind, config.model_dump(mode="json"), launch.files, prices=prices)
+    if launch.charges and plan_id is None:
+        offered = plan_store.offer(launch.kind, mark)
+        again = f"call {tool} again with the same arguments and plan_id='{offered}'"
+        return Standing(plan_id=offered, next=f"show the user this plan; if they agree, {again}")
+    require_packages(launch.extras)
+    if plan_id is not None:
+        plan_store.redeem(plan_id, launch.kind, mark)
+    job = start_job(
+        Registry(),
+        launch.kind,
+        config,
+        launch.settings.origins,
+        files=launch.files,
+        total_steps=launch.total_steps,
+        parents=launch.parents,
+    )
+    following = f"wait_for_job(job_id='{job.id}')"
+    return Standing(job_id=job.id, state=job.state.value, run_folder=str(job.folder), next=following)
+
+
+def require_packages(extras: Sequence[Extra]) -> None:
+    """Refuse a job whose worker would die at its first import.
+
+    Raises:
+        MissingDependencyError: If a package of these extras is missing; names it.
+    """
+    for extra in extras:
+        missing = [name for name in _PACKAGES[extra] if importlib.util.find_spec(name) is None]
+        if missing:
+            raise MissingDependencyError(
+                f"this job needs packages that are not installed ({', '.join(missing)})", fix=_INSTALL[extra]
+            )
+
+
+def require_models(
+    backend: BackendName, base_url: str | None, *, trains: Sequence[str] = (), samples: Sequence[str] = ()
+) -> None:
+    """Refuse a remote backend that is not there, or does not serve these base models; the embedded engine takes any.
+
+    Raises:
+        BackendError: If it does not answer or refuses the key.
+        ModelError: If it does not train, or sample, one of them.
+    """
+    if backend == "embedded":
+        return
+    served = {model.name: model for model in supported_models(remote(backend, base_url))}
+    for verb, names in (("train", trains), ("sample", samples)):
+        for name in names:
+            model = served.get(resolve_model(name).wire_name)
+            if model is None or (model.trainable if verb == "train" else model.sampleable) is False:
+                known = ", ".join(sorted(served)[:10]) or "none"
+                raise ModelError(f"{backend} does not {verb} this model", where=name, fix=f"It serves: {known}")
+
+
+def _price_table() -> str:
+    from ..backends.prices import load_prices
+
+    return load_prices().model_dump_json()
+
+
+class Cost(BaseModel):
+    """What a job will cost in US dollars; all null where a price is unknown. ``usage``: the expected tokens."""
+
+    low: float | None
+    expected: float | None
+    high: float | None
+    usage: dict[str, int]
+    price_date: str | None
+    storage_gb_month: float | None
+    note: str
+
+    @classmethod
+    def of(cls, estimate: CostEstimate) -> Cost:
+        """The same as an answer holds it."""
+        return cls(**asdict(estimate))
+
+    @property
+    def text(self) -> str:
+        """An estimate in half a line."""
+        if self.expected is None or self.price_date is None:
+            return self.note
+        low, high = self.low or 0.0, self.high or 0.0
+        spread = f" (${low:.4g} to ${high:.4g})" if high > low else ""
+        return f"${self.expected:.4g}{spread} at prices of {self.price_date}, {self.note}"

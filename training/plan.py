@@ -1,64 +1,239 @@
+"""What a training job will do, worked out before it starts: the shape of every plan, and what the methods share."""
+
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from ..core.errors import ModelError
+from ..backends.estimate import CostEstimate, estimate_cost
+from ..backends.meter import Usage
+from ..backends.prices import load_prices, require_price_for_cap
+from ..core.errors import DataError
 from ..core.settings import Origin, Settings
-from ..models.configs import ModelConfig
+from ..doctrine.rules import integer
+from ..models.capacity import CapacityReport, DataSize, capacity_report
+from ..models.configs import ModelConfig, load_model_config
+from ..models.hyperparameters import Derived, derive_checkpoint_every, derive_eval_every, derive_max_seq_len
+from ..models.lora_params import require_accepted_rank
 from ..models.model_ref import resolve_model
 from .config import OfflineConfig, TrainingConfig
 
+ConfigT = TypeVar("ConfigT", bound=TrainingConfig, covariant=True)
+AnyConfig = TypeVar("AnyConfig", bound=TrainingConfig)
+OfflineT = TypeVar("OfflineT", bound=OfflineConfig)
+Changes = dict[str, tuple[Any, Origin]]
+# A comparison is asked in both orders.
 ORDERS = 2
 
 
-def validations(eval_every: int | None, total_steps: int) -> int:
-    """Before every n-th step, and at the end."""
-    return -(-total_steps // eval_every) + 1 if eval_every else 1
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan(Generic[ConfigT]):
+    """A job ready to start.
+
+    Attributes:
+        kind: The kind of job, a key of `jobs.kinds.KINDS`.
+        method: What it does, in a few words for people.
+        unit: What its rows are: rows, pairs, prompts.
+        settings: The config with every null derived, and the origin of each value.
+        rows: Usable rows of the training file.
+        total_steps: Optimizer steps (RL: sampling steps) of the whole run.
+        tokens: Tokens to train, all passes together; in RL those to sample at most.
+        capacity: The adapter's capacity beside the data's information; None in RL, whose information is not in tokens.
+        cost: What it will cost, as a range.
+        warnings: What the user should know before spending time or money.
+        details: Further facts of the method, for the answer.
+        bills_elsewhere: Whether somebody besides the backend charges for it, such as a judge's service.
+    """
+
+    kind: str
+    method: str
+    unit: str
+    settings: Settings[ConfigT]
+    rows: int
+    total_steps: int
+    tokens: int
+    capacity: CapacityReport | None
+    cost: CostEstimate
+    warnings: tuple[str, ...]
+    details: Mapping[str, object] = field(default_factory=dict[str, object])
+    bills_elsewhere: bool = False
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The data files, absolute."""
+        config = self.settings.config
+        return tuple(Path(file) for file in (config.train_file, config.val_file) if file)
+
+    def check_services(self) -> None:
+        """See that what the job needs besides its backend answers. Costs nothing.
+
+        Raises:
+            ResearcherError: If a service does not answer, or refuses the key.
+        """
 
 
-ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
+def prepared(settings: Settings[AnyConfig], *, judged: bool = False) -> Settings[AnyConfig]:
+    """The settings with absolute paths, since the worker runs in another folder; refused where they cannot work.
+
+    Args:
+        settings: As the user gave them.
+        judged: Whether the job pays judges besides its backend.
+
+    Raises:
+        ConfigError: If the backend does not take the rank, a cap cannot be held, or a file does not exist.
+    """
+    config = settings.config
+    require_accepted_rank(config.lora_rank, config.backend, where=settings.place("lora_rank"))
+    require_price_for_cap(config, load_prices(), where=settings.place("max_cost_usd"), judged=judged)
+    changes: Changes = {}
+    for key, name in (("train_file", config.train_file), ("val_file", config.val_file)):
+        if name is not None:
+            changes[key] = (str(settings.data_file(key, name)), settings.origins[key])
+    if config.output_dir is not None:
+        changes["output_dir"] = (str(Path(config.output_dir).expanduser().absolute()), settings.origins["output_dir"])
+    return settings.derived(changes)
+
+
+def with_model(settings: Settings[OfflineT]) -> tuple[Settings[OfflineT], ModelConfig]:
+    """`prepared`, with ``max_seq_len`` filled in from the model's context where it was left out; and the model.
+
+    Raises:
+        ConfigError: As `prepared`.
+        ModelError: If the model cannot be had.
+    """
+    settings = prepared(settings)
+    config = settings.config
+    model = load_model_config(resolve_model(config.base_model))
+    length = derive_max_seq_len(model, config.backend)
+    if config.max_seq_len is None and length.value is not None:
+        settings = settings.derived({"max_seq_len": _filled(length)})
+    return settings, model
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a method takes where the user left a setting out.
+
+    Attributes:
+        epochs: Passes over the data.
+        batch_size: Rows per step, from the passes.
+        learning_rate: From the number of steps.
+        across_epochs: Whether a batch may hold rows of two passes, so that no pass ends in a smaller one.
+    """
+
+    epochs: Derived
+    batch_size: Callable[[int], Derived]
+    learning_rate: Callable[[int], Derived]
+    across_epochs: bool = False
+
+
+def derive_schedule(settings: Settings[AnyConfig], rows: int, defaults: Defaults) -> tuple[Settings[AnyConfig], int]:
+    """Fill in length, batch size, learning rate and cadences where they were left out.
+
+    Returns:
+        The settings, and the steps of the whole run.
+    """
+    config = settings.config
+    changes: Changes = {}
+
+    def fill(key: str, derived: Derived) -> Any:
+        changes[key] = _filled(derived)
+        return derived.value
+
+    epochs = config.num_epochs
+    if config.num_steps is None and epochs is None:
+        epochs = fill("num_epochs", defaults.epochs)
+    batch = config.batch_size or int(fill("batch_size", defaults.batch_size(epochs or 1)))
+    if defaults.across_epochs:
+        steps_of_data = -(-rows * (epochs or 1) // min(batch, rows))
+    else:
+        steps_of_data = -(-rows // batch) * (epochs or 1)
+    total_steps = config.num_steps or steps_of_data
+    if config.learning_rate is None:
+        fill("learning_rate", defaults.learning_rate(total_steps))
+    if config.eval_every is None:
+        fill("eval_every", derive_eval_every(total_steps))
+    if config.checkpoint_every is None:
+        fill("checkpoint_every", derive_checkpoint_every(total_steps))
+    return settings.derived(changes), total_steps
+
+
+def _filled(derived: Derived) -> tuple[Any, Origin]:
+    return derived.value, Origin(kind="derived", rule=derived.rule_id or None, reason=derived.reason)
 
 
 def passes(steps: int, batch_size: int, rows: int) -> float:
-    """Passes over the data in so many steps; the last batch of a pass may be a small one."""
+    """Passes over the data in this many steps; the last batch of a pass may be a small one."""
     whole, begun = divmod(steps, -(-rows // batch_size))
     return whole + min(1.0, begun * batch_size / rows)
 
 
-def with_paths(settings: Settings[ConfigT]) -> Settings[ConfigT]:
-    """Data paths made absolute: the worker runs in another folder."""
-    config = settings.config
-    found: dict[str, tuple[Any, Origin]] = {}
-    for key, name in (("train_file", config.train_file), ("val_file", config.val_file)):
-        if name is not None:
-            found[key] = (str(settings.data_file(key, name)), settings.origins[key])
-    if config.output_dir is not None:
-        found["output_dir"] = (str(Path(config.output_dir).expanduser().absolute()), settings.origins["output_dir"])
-    return settings.derived(found)
+def validations(eval_every: int | None, total_steps: int) -> int:
+    """How often a run validates: before every n-th step, and at the end."""
+    return -(-total_steps // eval_every) + 1 if eval_every else 1
 
 
-def context_length(config: OfflineConfig, model: ModelConfig) -> dict[str, tuple[Any, Origin]]:
-    """``max_seq_len`` where it was left out: the model's context, if its config has it."""
-    if config.max_seq_len is not None or not model.has("max_position_embeddings"):
-        return {}
-    length = model.integer("max_position_embeddings")
-    return {"max_seq_len": (length, Origin(kind="derived", reason="the model's context length"))}
-
-
-def check_model_trainable(config: TrainingConfig, served: dict[str, bool | None]) -> None:
-    """Refuse a model that the backend says it does not train.
-
-    Args:
-        config: The job's settings.
-        served: For each model the backend names, whether it trains it (None: it did not say).
+def estimated(config: TrainingConfig, usages: Sequence[Usage]) -> CostEstimate:
+    """What a job costs that uses so much at least, as expected, and at most.
 
     Raises:
-        ModelError: If it is not among them.
+        ConfigError: If the price file is broken.
     """
-    name = resolve_model(config.base_model).wire_name
-    if served.get(name, False) is False:
-        known = ", ".join(sorted(served)[:10]) or "none"
-        raise ModelError(
-            f"{config.backend} does not train this model", where=config.base_model, fix=f"It serves: {known}"
-        )
+    return estimate_cost(load_prices(), config.backend, config.base_model, usages)
+
+
+def capacity_of(
+    config: TrainingConfig, model: ModelConfig, *, loss_tokens: int, rows: int, epochs: float
+) -> CapacityReport:
+    """The adapter's capacity beside so many tokens with loss per pass."""
+    return capacity_report(
+        model,
+        lora_rank=config.lora_rank,
+        data=DataSize(loss_tokens=loss_tokens, rows=rows, epochs=max(1, round(epochs))),
+        backend=config.backend,
+        apply_to=config.apply_to,
+    )
+
+
+class Counts(Protocol):
+    """What was counted in a training file."""
+
+    @property
+    def truncated(self) -> int: ...  # noqa: D102
+    @property
+    def problems(self) -> tuple[DataError, ...]: ...  # noqa: D102
+
+
+def require_usable_rows(config: TrainingConfig, counts: Counts) -> None:
+    """Raise the first row's problem, unless such rows are to be left out.
+
+    Raises:
+        DataError: If a row cannot be used.
+    """
+    if counts.problems and not config.skip_bad_rows:
+        raise counts.problems[0]
+
+
+def shared_warnings(config: OfflineConfig, counts: Counts, total_steps: int, *, unit: str, unseen: str) -> list[str]:
+    """What every plan over given texts warns of.
+
+    Args:
+        config: The settings.
+        counts: What the training file holds.
+        total_steps: Length of the run.
+        unit: What a row is, in the plural.
+        unseen: What cannot be seen without held-out rows.
+    """
+    warnings: list[str] = []
+    if counts.problems:
+        warnings.append(f"rows that cannot be used will be left out, the first: {counts.problems[0]}")
+    if counts.truncated:
+        warnings.append(f"{counts.truncated:,} {unit} are longer than max_seq_len {config.max_seq_len} and will be cut")
+    least = integer("sft.steps.min")
+    if total_steps < least:
+        warnings.append(f"only {total_steps} steps: below {least} a run is hard to judge (sft.steps.min)")
+    if config.val_file is None:
+        warnings.append(f"no val_file: {unseen} cannot be seen and no best checkpoint is kept")
+    return warnings

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from ...core.errors import ConfigError, DataError, MissingDependencyError
-from ...core.files import sha256_of
 from ...core.settings import Origin, Settings
 from ..arms import load_items, resolve_arm
 from .benchmark_config import BenchmarkConfig, grader_may_cost, grader_price
@@ -24,13 +20,12 @@ class BenchmarkPlan:
     """A benchmark ready to start.
 
     Attributes:
-        settings: The config with absolute paths.
+        settings: The config with absolute paths and a name.
         items: Items, or None when only the task knows.
         answers: Answers to sample, or None.
         grader_usd: What the grader may cost: 0 without one that is paid, None where it is not known.
         grader_note: How that was estimated, and the day of the prices.
         needs_confirmation: Whether it may cost money.
-        plan_id: Changes with every setting and every byte of the task's file.
         files: The task's file, if it is one.
     """
 
@@ -40,7 +35,6 @@ class BenchmarkPlan:
     grader_usd: float | None
     grader_note: str
     needs_confirmation: bool
-    plan_id: str
     files: tuple[Path, ...]
 
 
@@ -53,7 +47,7 @@ def plan_benchmark(settings: Settings[BenchmarkConfig]) -> BenchmarkPlan:
     """
     if find_spec("inspect_ai") is None:
         raise MissingDependencyError("benchmarks need inspect_ai", fix="Run: pip install 'sota-ml-researcher[evals]'")
-    settings = settings.derived({"task": (_task(settings), settings.origins["task"])})
+    settings = _named(settings.derived({"task": (_task(settings), settings.origins["task"])}))
     config = settings.config
     for name, model in config.arms.items():
         if resolve_arm(name, model).file is not None:
@@ -61,11 +55,9 @@ def plan_benchmark(settings: Settings[BenchmarkConfig]) -> BenchmarkPlan:
     items = _count(config)
     path = Path(config.task.split("@")[0])
     files = (path,) if path.is_file() else ()
-    whole = json.dumps([config.model_dump(mode="json"), [sha256_of(f) for f in files]], sort_keys=True)
     answers = None if items is None else items * config.epochs * len(config.arms)
-    plan_id = hashlib.sha256(whole.encode()).hexdigest()[:12]
     usd, note = _grader_cost(config, answers)
-    return BenchmarkPlan(settings, items, answers, usd, note, _may_cost(config), plan_id, files)
+    return BenchmarkPlan(settings, items, answers, usd, note, _may_cost(config), files)
 
 
 def _task(settings: Settings[BenchmarkConfig]) -> str:
@@ -107,16 +99,16 @@ def _grader_cost(config: BenchmarkConfig, answers: int | None) -> tuple[float | 
         return None, f"no price of {config.judge_model} here; give judge_price: {{input: .., output: ..}}"
     tokens_in = _GRADING_PROMPT_TOKENS + config.max_response_tokens
     usd = answers * price.cost(tokens_in, _GRADE_TOKENS)
-    return usd, f"at most about {tokens_in:,} tokens in and {_GRADE_TOKENS} out an answer, prices of {price.as_of}"
+    return usd, f"at most about {tokens_in:,} tokens in and {_GRADE_TOKENS} out per answer, prices of {price.as_of}"
 
 
 def _may_cost(config: BenchmarkConfig) -> bool:
     return config.backend == "tinker" or grader_may_cost(config)
 
 
-def named(plan: BenchmarkPlan) -> dict[str, tuple[Any, Origin]]:
+def _named(settings: Settings[BenchmarkConfig]) -> Settings[BenchmarkConfig]:
     """A name for the job when the user gave none: the task's."""
-    config = plan.settings.config
-    if config.run_name is not None:
-        return {}
-    return {"run_name": (Path(config.task.split("@")[0]).stem, Origin(kind="derived", reason="the task's name"))}
+    if settings.config.run_name is not None:
+        return settings
+    name = Path(settings.config.task.split("@")[0]).stem
+    return settings.derived({"run_name": (name, Origin(kind="derived", reason="the task's name"))})

@@ -11,10 +11,11 @@ from sota_ml_researcher.core.errors import ConfigError, DataError, ModelError
 from sota_ml_researcher.core.paths import demo_data
 from sota_ml_researcher.evals.controls import check_pairs, check_scores, load_canaries
 from sota_ml_researcher.evals.judge_config import load_judge_settings
-from sota_ml_researcher.evals.judge_plan import plan_judge_eval
+from sota_ml_researcher.evals.judge_plan import JudgePlan, plan_judge_eval
 from sota_ml_researcher.evals.questions import Material, build_calls, count_calls
 from sota_ml_researcher.evals.responses import Response, ResponseCache, Sampling, read_responses
 from sota_ml_researcher.evals.test_set import read_test_set
+from sota_ml_researcher.jobs.plan_store import fingerprint
 from sota_ml_researcher.judges.judge_catalog import parse_judge, price_of
 from sota_ml_researcher.judges.local_judges import CHECKS, ReferenceCheck
 from sota_ml_researcher.judges.prompt import EMPTY, Prompter
@@ -188,20 +189,25 @@ def test_the_plan_counts_calls_says_what_it_can_show_and_what_it_costs(tmp_path:
     assert "an effect of 0.05 needs 785 prompts" in found.warnings[0]
     half = plan(config | {"judge_batch": True})
     assert half.cost_usd == pytest.approx(found.cost_usd / 2)
-    assert half.plan_id != found.plan_id
+    assert mark(half) != mark(found)
     assert plan(config | {"judge_model": "claude-new-9"}).cost_usd is None
     assert not plan(config | {"judge_model": "check:exact"}).needs_confirmation
     assert not plan(config | {"judge_model": "openai:x", "judge_base_url": "http://localhost:1/v1"}).needs_confirmation
     assert plan(config | {"judge_model": "openai:x", "judge_base_url": "https://example.com/v1"}).needs_confirmation
 
 
+def mark(planned: JudgePlan) -> str:
+    config = planned.settings.config.model_dump(mode="json")
+    return fingerprint("judge_eval", config, planned.files, prices=str(planned.cost_usd))
+
+
 def test_a_changed_file_is_another_plan(tmp_path: Path) -> None:
     config = sums(tmp_path, 3)
-    before = plan(config).plan_id
-    assert plan(config).plan_id == before
+    before = mark(plan(config))
+    assert mark(plan(config)) == before
     path = Path(config["baseline_model"])
     path.write_text(path.read_text().replace("?", "!"))
-    assert plan(config).plan_id != before
+    assert mark(plan(config)) != before
 
 
 def test_a_pilots_deviation_makes_the_plan_sharper(tmp_path: Path) -> None:

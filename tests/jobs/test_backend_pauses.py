@@ -97,6 +97,6 @@ def test_a_pause_of_the_backend_is_said_and_ends_by_itself(
     assert job.state is JobState.SUCCEEDED, job.error
     assert job.step == 300
     assert run_files.waiting(job.folder) is None
-    messages = [alert["message"] for alert in run_files.alerts(job.folder)]
+    messages = [alert.message for alert in run_files.alerts(job.folder)]
     assert sum(message.startswith(f"waiting for {reason}") for message in messages) == 1
     assert len(door.refused) < 60  # a pause, not a storm of retries

@@ -31,9 +31,9 @@ def test_a_dpo_job_learns_and_a_cancelled_one_goes_on_as_if_nothing_had_happened
     late = [losses[step]["dpo_loss"] for step in range(80, 100)]
     assert sum(late) / len(late) < 0.6  # a single batch hangs on rounding
     result = run_files.result(whole.folder)
-    assert result is not None
-    assert result["first_test/accuracy"] == 0.5
-    assert result["best_checkpoint"]["sampler_path"].startswith("tinker://")
+    assert result is not None and result.best_checkpoint is not None
+    assert result.numbers["first_test/accuracy"] == 0.5
+    assert str(result.best_checkpoint.sampler_path).startswith("tinker://")
 
     cut = start_dpo(tmp_path, tiny_weights, **long)
     wait_until(cut.id, lambda job: job.step >= 3)

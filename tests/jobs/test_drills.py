@@ -69,7 +69,7 @@ def test_a_killed_server_leaves_its_job_running_and_a_new_server_finds_it(
     try:
         job_id = anyio.run(first)
     except BaseExceptionGroup:  # the client notices that its server is gone
-        job_id = Registry().list()[0].id
+        job_id = Registry().find()[0].id
     assert wait_until(job_id, lambda job: job.step >= 1).state is not JobState.FAILED
     assert anyio.run(second, job_id) == "succeeded"
 

@@ -68,8 +68,8 @@ def rollouts(job: Job) -> list[str]:
 
 def final_weights(job: Job) -> bytes:
     result = run_files.result(job.folder)
-    assert result is not None
-    run, kind, name = str(result["final_checkpoint"]["sampler_path"]).removeprefix("tinker://").split("/")
+    assert result is not None and result.final_checkpoint is not None
+    run, kind, name = str(result.final_checkpoint.sampler_path).removeprefix("tinker://").split("/")
     (found,) = (engine_folder() / "checkpoints").glob(f"{run.replace(':', '%3A')}/{kind}/{name}/*.safetensors")
     return found.read_bytes()
 
@@ -84,8 +84,9 @@ def same_end(job_id: str, whole_id: str, steps: int) -> None:
     assert final_weights(job) == final_weights(whole)
     ours, theirs = run_files.result(job.folder), run_files.result(whole.folder)
     assert ours is not None and theirs is not None
-    assert ours["tokens_trained"] == theirs["tokens_trained"]
-    assert ours["best_checkpoint"]["step"] == theirs["best_checkpoint"]["step"]
+    assert ours.tokens_trained == theirs.tokens_trained
+    assert ours.best_checkpoint is not None and theirs.best_checkpoint is not None
+    assert ours.best_checkpoint.step == theirs.best_checkpoint.step
 
 
 def dpo_config(folder: Path, model: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def new_job(registry: Registry, *, backend: str = "embedded", pid: int | None = 
         kind="sft", name="a run", backend=backend, base_model="demo", runs=registry.path.parent / "runs"
     )
     if pid is not None:
-        registry.update(job.id, pid=pid, pid_started=0.0)
+        registry.set_process(job.id, pid, 0.0)
     return registry.get(job.id)
 
 
@@ -139,7 +139,7 @@ def test_pages_of_the_list_meet_without_gap_or_overlap(registry: Registry) -> No
     ids = [new_job(registry).id for _ in range(7)]
     seen: list[str] = []
     before = None
-    while page := registry.list(limit=3, before=before):
+    while page := registry.find(limit=3, before=before):
         seen += [job.id for job in page]
         before = page[-1].created
     assert seen == ids[::-1]

@@ -29,15 +29,15 @@ def test_a_job_trains_keeps_its_best_and_can_be_cancelled_and_resumed(tmp_path: 
     assert sorted(validated) == [0, 30, 60, 90, 100]
     result = run_files.result(whole.folder)
     assert result is not None
-    assert result["final_checkpoint"]["sampler_path"].endswith("/sampler_weights/final")
-    assert result["best_checkpoint"]["step"] == min(validated, key=lambda step: validated[step])
+    assert result.final_checkpoint and result.final_checkpoint.paths[1].endswith("/sampler_weights/final")
+    assert result.best_checkpoint and result.best_checkpoint.step == min(validated, key=lambda step: validated[step])
 
     wait_until(cut.id, lambda job: job.step >= 6)
     control.cancel(Registry(), cut.id)
     stopped = wait_until(cut.id, ended)
     assert stopped.state is JobState.CANCELLED
     assert 6 <= stopped.step < 100
-    assert run_files.checkpoints(stopped.folder)[-1]["name"] == f"stopped-{stopped.step:06d}"
+    assert run_files.checkpoints(stopped.folder)[-1].name == f"stopped-{stopped.step:06d}"
 
     control.resume(Registry(), cut.id)
     resumed = wait_until(cut.id, ended)
@@ -74,14 +74,14 @@ def test_bad_data_is_refused_before_anything_starts(tmp_path: Path, tiny_weights
     Path(config["train_file"]).write_text("\n".join(lines))
     with pytest.raises(DataError, match=r"train\.jsonl:17: not JSON"):
         start(**config)
-    assert Registry().list() == []
+    assert Registry().find() == []
 
 
 def test_an_output_folder_that_is_a_file_is_refused(tmp_path: Path, tiny_weights: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(StorageError, match="a file, and a folder is needed"):
         start(**settings(tmp_path, tiny_weights, output_dir=str(tmp_path / "out")))
-    assert Registry().list() == []
+    assert Registry().find() == []
 
 
 def test_a_full_disk_leaves_a_failed_job_that_says_so(
@@ -93,6 +93,6 @@ def test_a_full_disk_leaves_a_failed_job_that_says_so(
     monkeypatch.setattr("sota_ml_researcher.jobs.create.write_atomically", full)
     with pytest.raises(StorageError, match="the disk is full"):
         start(**settings(tmp_path, tiny_weights))
-    (job,) = Registry().list()
+    (job,) = Registry().find()
     assert job.state is JobState.FAILED
     assert "the disk is full" in job.error

@@ -31,7 +31,7 @@ def test_a_job_is_planned_confirmed_metered_stopped_at_its_cap_and_resumed(
     config = settings(tmp_path, tiny_weights, num_steps=40, checkpoint_every=0)
     plan = start_sft(overrides=config).structured_content
     assert plan is not None
-    assert plan["job_id"] is None and Registry().list() == []
+    assert plan["job_id"] is None and Registry().find() == []
     expected = plan["cost"]["expected"]
     config["max_cost_usd"] = cap = expected / 2
     plan = start_sft(overrides=config).structured_content
@@ -47,7 +47,7 @@ def test_a_job_is_planned_confirmed_metered_stopped_at_its_cap_and_resumed(
     assert job.state is JobState.INTERRUPTED, job.error
     assert job.cost_usd is not None and 0.5 * cap < job.cost_usd <= cap
     assert 0 < job.step < 40
-    levels = [alert["level"] for alert in run_files.alerts(job.folder)]
+    levels = [alert.level for alert in run_files.alerts(job.folder)]
     assert levels.count("warn") == 2
     with pytest.raises(JobError, match="cap must be above"):
         control.resume(Registry(), job.id, max_cost_usd=job.cost_usd / 2)
@@ -86,4 +86,4 @@ def test_the_monthly_cap_stops_a_job_without_a_cap_of_its_own(
     job = wait_until(started["job_id"], ended)
     assert job.state is JobState.INTERRUPTED
     assert job.step < 200
-    assert any("all jobs of this month" in alert["message"] for alert in run_files.alerts(job.folder))
+    assert any("all jobs of this month" in alert.message for alert in run_files.alerts(job.folder))

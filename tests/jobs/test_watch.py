@@ -17,7 +17,7 @@ def registry(tmp_path: Path) -> Registry:
 
 def running(registry: Registry, pid: int, started: float | None) -> Job:
     job = registry.create(kind="sft", name="", backend="embedded", base_model="demo", runs=registry.path.parent)
-    registry.update(job.id, pid=pid, pid_started=started)
+    registry.set_process(job.id, pid, started)
     registry.claim(job.id, pid, limit=9, alive=lambda *_: True)
     return registry.move(job.id, [JobState.STARTING], JobState.RUNNING, step=7)
 

@@ -18,7 +18,7 @@ from sota_ml_researcher.rewards.problems import Problem
 from sota_ml_researcher.rewards.sandbox.modes import isolation
 from sota_ml_researcher.rewards.scorers import Response, Score, Scorers
 from sota_ml_researcher.training.rl.config import RlConfig, load_rl_settings
-from sota_ml_researcher.training.rl.cost import rl_cost
+from sota_ml_researcher.training.rl.cost import Workload, rl_cost
 from sota_ml_researcher.training.rl.plan import plan_rl
 
 T = TypeVar("T")
@@ -365,9 +365,10 @@ def test_an_opening_that_breaks_costs_no_sample(tmp_path: Path, renderer: ChatRe
 def test_the_estimate_knows_of_turns() -> None:
     given = {"base_model": "demo", "train_file": "demo:say_train", "reward_type": "exact", "num_steps": 2}
     given |= {"batch_size": 4, "group_size": 4, "max_response_tokens": 10, "learning_rate": 1e-4, "eval_every": 0}
-    one = rl_cost(load_rl_settings(None, given), 4, 40, (0, 0), 2).usage
-    silent = {"type": "retry", "max_turns": 3, "show_errors": False, "feedback": "x" * 8}
-    three = rl_cost(load_rl_settings(None, {**given, "environment": silent}), 4, 40, (0, 0), 2).usage
+    work = Workload(prompts=4, prompt_tokens=40, total_steps=2)
+    one = rl_cost(load_rl_settings(None, given).config, work).usage
+    silent = {"type": "retry", "max_turns": 3, "show_errors": False, "feedback": "x" * 7}
+    three = rl_cost(load_rl_settings(None, {**given, "environment": silent}).config, work).usage
     # 32 episodes of prompts of 10; expected answers of 5 tokens, 2 turns of the 1 to 3, 10 tokens said between two.
     assert (one.sample, three.sample) == (32 * 5, 32 * 5 * 2)
     assert (one.train, three.train) == (32 * (10 + 5 - 1), 32 * (10 + 5 * 2 + 10 - 1))

@@ -15,7 +15,7 @@ from sota_ml_researcher.rewards.programs import program_in, run
 from sota_ml_researcher.rewards.sandbox import modes
 from sota_ml_researcher.rewards.scorers import Response, Score, Scorers
 from sota_ml_researcher.training.rl.config import RlConfig, load_rl_settings
-from sota_ml_researcher.training.rl.cost import rl_cost
+from sota_ml_researcher.training.rl.cost import Workload, rl_cost
 from sota_ml_researcher.training.rl.plan import plan_rl
 
 T = TypeVar("T")
@@ -226,8 +226,10 @@ def test_the_estimate_counts_what_programs_may_print() -> None:
     given |= {"batch_size": 4, "group_size": 4, "max_response_tokens": 10, "learning_rate": 1e-4, "eval_every": 0}
 
     def trained(most: int) -> int:
-        settings = load_rl_settings(None, {**given, "environment": {"type": "interpreter", "max_output_chars": most}})
-        return rl_cost(settings, 4, 40, (0, 0), 2).usage.train
+        config = load_rl_settings(
+            None, {**given, "environment": {"type": "interpreter", "max_output_chars": most}}
+        ).config
+        return rl_cost(config, Workload(prompts=4, prompt_tokens=40, total_steps=2)).usage.train
 
-    # 32 episodes with one message between the two expected turns; four characters a token
-    assert trained(800) - trained(400) == 32 * 100
+    # 32 episodes with one message between the two expected turns; 3.5 characters per token
+    assert trained(700) - trained(350) == 32 * 100

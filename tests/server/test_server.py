@@ -141,7 +141,7 @@ def test_a_plan_starts_nothing() -> None:
     assert result.structured_content is not None
     assert result.structured_content["job_id"] is None
     assert result.structured_content["origins"]["learning_rate"].startswith("derived (lora.lr.exponent.qwen)")
-    assert Registry().list() == []
+    assert Registry().find() == []
 
 
 def test_hosted_models_come_from_the_dated_table_without_a_key() -> None:
@@ -186,7 +186,8 @@ def test_the_files_of_a_run_are_resources(tmp_path: Path) -> None:
 def test_waiting_reports_progress_and_gives_up_in_time(tmp_path: Path) -> None:
     registry = Registry()
     job = registry.create(kind="sft", name="a", backend="embedded", base_model="demo", runs=tmp_path)
-    registry.update(job.id, pid=os.getpid(), step=3, total_steps=9)
+    registry.set_process(job.id, os.getpid(), None)
+    registry.beat(job.id, os.getpid(), step=3, total_steps=9)
     told: list[tuple[float, float | None, str | None]] = []
 
     async def on_progress(done: float, total: float | None, message: str | None) -> None:
@@ -279,4 +280,4 @@ def test_a_missing_package_is_a_sentence_with_the_command(monkeypatch: pytest.Mo
     refused = call("start_sft", overrides={"base_model": "demo", "train_file": "demo:sft_train"})
     assert refused.is_error
     assert "needs packages that are not installed" in text_of(refused)
-    assert Registry().list() == []
+    assert Registry().find() == []

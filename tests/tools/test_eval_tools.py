@@ -48,7 +48,7 @@ def test_a_paid_judge_is_planned_and_starts_only_with_its_plan(tmp_path: Path, m
         assert refused.is_error
         assert "the key was refused (401)" in text_of(refused)
         assert "wrong-secret" not in refused.model_dump_json()
-    assert Registry().list() == []
+    assert Registry().find() == []
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_verdicts_are_for_evaluations_only(tmp_path: Path) -> None:
     job = Registry().create(kind="sft", name="a", backend="embedded", base_model="demo", runs=tmp_path)
     result = call("submit_verdicts", job_id=job.id)
     assert result.is_error
-    assert "is no judge evaluation" in text_of(result)
+    assert "is not a judge evaluation" in text_of(result)
 
 
 @pytest.mark.slow

@@ -36,6 +36,9 @@ DEFAULT_RULES: Mapping[str, str] = {
     "overlong_buffer_tokens": "rl.overlong",
     "max_steps_off_policy": "rl.staleness",
 }
+# Answers to each held-out prompt in a validation, and the most that the dry run samples per prompt.
+VALIDATION_SAMPLES = 4
+MOST_DRY_RUN_SAMPLES = 16
 # Rules of the clip range by loss; a null clip_ratio takes them.
 CLIP_RULES: Mapping[LossName, str] = {"ppo": "rl.clip", "cispo": "rl.clip.cispo", "gspo": "rl.gspo"}
 
@@ -142,6 +145,11 @@ class RlConfig(TrainingConfig):
     def clip_pair(ratio: float | tuple[float, float]) -> tuple[float, float]:
         """One number stands for both sides."""
         return ratio if isinstance(ratio, tuple) else (ratio, ratio)
+
+    @property
+    def most_turns(self) -> int:
+        """Replies an episode may have."""
+        return self.environment.max_turns if self.environment else 1
 
     @property
     def runs_code(self) -> bool:

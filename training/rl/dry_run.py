@@ -22,12 +22,11 @@ from ...rewards.probes import SAMPLED_ROWS, RewardReport, Sampled, check_reward,
 from ...rewards.problems import Problem
 from ...rewards.sandbox.modes import unsandboxed_warnings
 from ...rewards.scorers import Scorers, all_of
-from .config import RlConfig
+from .config import MOST_DRY_RUN_SAMPLES, RlConfig
 from .rollouts import Rollouts
 from .turns import seed_of
 
 REPORT = "reward_check.json"
-_MOST_SAMPLES = 16
 # A kind of seed that training and validation do not use.
 _DRY_RUN_SEEDS = -2
 
@@ -42,7 +41,7 @@ async def dry_run(sampler: Sampler, rollouts: Rollouts, problems: Sequence[Probl
             rollouts.play(
                 sampler,
                 problem,
-                samples=min(config.group_size, _MOST_SAMPLES),
+                samples=min(config.group_size, MOST_DRY_RUN_SAMPLES),
                 seed=seed_of(config.seed, _DRY_RUN_SEEDS, problem.line),
             )
             for problem in chosen

@@ -28,15 +28,13 @@ from ...rewards.scorers import Scorers, all_of
 from ..client import TrainingClient, logprobs_of
 from ..loop import Metrics, Run, check_same_base, train
 from .advantages import penalize_kl, scored_advantages
-from .config import LossName, RlConfig, load_rl_settings
+from .config import VALIDATION_SAMPLES, LossName, RlConfig, load_rl_settings
 from .dry_run import check_before_training
 from .rollout_log import RolloutLog, episode_metrics, forget_rollouts, sample_metrics
 from .rollouts import PlayedGroup, Rollouts
 from .turns import seed_of
 
 HELD_OUT = "test/reward"
-# Answers to each held-out prompt in a validation.
-VALIDATION_SAMPLES = 4
 # Seeds of held-out samples are of a kind of their own, so that none is a seed of training.
 _HELD_OUT_SEEDS = -1
 

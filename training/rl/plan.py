@@ -6,58 +6,47 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from ...backends.estimate import CostEstimate
 from ...core.errors import ConfigError, DataError
 from ...core.settings import Origin, Settings
 from ...doctrine.rules import integer, number, rule
-from ...models import hyperparameters
 from ...models.configs import load_model_config
 from ...models.hyperparameters import Derived
-from ...models.lora_params import require_accepted_rank
 from ...models.model_ref import resolve_model
 from ...models.renderers import load_renderer
 from ...rewards.environments import make_environment, opened, prober
+from ...rewards.judge_scorer import check_service_judges
 from ...rewards.probes import RewardReport, check_reward
 from ...rewards.problems import Problem, load_problems
 from ...rewards.reward_config import RewardPart
 from ...rewards.sandbox.modes import require_isolation, unsandboxed_warnings
 from ...rewards.scorers import Scorers
+from ..plan import Changes, Defaults, Plan, derive_schedule
+from ..plan import prepared as with_paths
 from .config import CLIP_RULES, RlConfig
-from .cost import rl_cost, scored_samples
+from .cost import Workload, judge_cost, rl_cost
 
-_MODEL_GIVEN = {"judge", "preference_model"}
+_GIVEN_BY_A_MODEL = {"judge", "preference_model"}
 # Rows whose episodes are begun once before the job starts.
 _TRIED_ROWS = 2000
 # A config in which the environment is the only thing that gives rewards.
 _ALONE = {"reward_type": None, "rewards": None}
 
 
-@dataclass(frozen=True, slots=True)
-class RlPlan:
-    """A job ready to start.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RlPlan(Plan[RlConfig]):
+    """An RL job ready to start. ``report``: what the reward gave to probes, or None where only a model can tell."""
 
-    Attributes:
-        settings: The config with every null derived, and the origin of each value.
-        rows: Usable prompts.
-        total_steps: Steps of the whole run.
-        most_sampled_tokens: Tokens the run will sample at most.
-        longest_prompt: Tokens of the longest prompt.
-        samples: Responses that will be scored at most, validations and dry run included.
-        report: What the reward gave to probes, or None where only a model can tell.
-        warnings: What the user should know before spending time or money.
-    """
-
-    settings: Settings[RlConfig]
-    rows: int
-    total_steps: int
-    most_sampled_tokens: int
-    longest_prompt: int
-    samples: int
     report: RewardReport | None
-    warnings: tuple[str, ...]
-    cost: CostEstimate
+
+    def check_services(self) -> None:
+        """See that each judge behind a service can be asked. Costs nothing.
+
+        Raises:
+            ResearcherError: If a key is missing or refused, a model is unknown, or a service does not answer.
+        """
+        asyncio.run(check_service_judges(self.settings.config.parts()))
 
 
 def plan_rl(settings: Settings[RlConfig]) -> RlPlan:
@@ -70,27 +59,74 @@ def plan_rl(settings: Settings[RlConfig]) -> RlPlan:
     """
     settings = prepared(settings)
     config = settings.config
-    require_accepted_rank(config.lora_rank, config.backend, where=settings.place("lora_rank"))
     _check_judges(config, settings.place("rewards"))
-    problems = load_problems(
-        Path(config.train_file), config.parts(), system_prompt=config.system_prompt, skip_bad_rows=config.skip_bad_rows
-    )
-    tests: list[Problem] = []
-    if config.val_file is not None:
-        tests = load_problems(Path(config.val_file), config.parts(), skip_bad_rows=config.skip_bad_rows)
-    problems, tests = openings(config, problems), openings(config, tests)
+    problems = openings(config, _problems(config, config.train_file))
+    tests = openings(config, _problems(config, config.val_file)) if config.val_file is not None else []
     longest, prompt_tokens = _prompt_lengths(config, problems)
-    held_out = (len(tests), _prompt_lengths(config, tests)[1] if tests else 0)
     settings, total_steps = _with_schedule(settings, len(problems))
-    report = probe_reward(settings.config, problems)
     config = settings.config
-    turns = config.environment.max_turns if config.environment else 1
-    groups = total_steps * min(config.batch_size or 1, len(problems))
-    sampled = groups * config.group_size * turns * config.max_response_tokens
-    warnings = tuple(_warnings(config, total_steps, report, longest))
-    cost = rl_cost(settings, len(problems), prompt_tokens, held_out, total_steps)
-    scored = scored_samples(config, groups, len(tests), total_steps)
-    return RlPlan(settings, len(problems), total_steps, sampled, longest, scored, report, warnings, cost)
+    report = probe_reward(config, problems)
+    work = Workload(
+        prompts=len(problems),
+        prompt_tokens=prompt_tokens,
+        longest_prompt=longest,
+        held_out=len(tests),
+        held_out_tokens=_prompt_lengths(config, tests)[1] if tests else 0,
+        total_steps=total_steps,
+    )
+    judges = judge_cost(config, work)
+    details: dict[str, object] = {"longest_prompt": longest}
+    if report is not None:
+        details["probes"] = {probe.name: probe.share for probe in report.probes}
+    return RlPlan(
+        kind="grpo",
+        method=f"RL ({config.loss_fn}, {_rewarded_by(config)})",
+        unit="prompts",
+        settings=settings,
+        rows=len(problems),
+        total_steps=total_steps,
+        tokens=work.groups(config) * config.group_size * config.most_turns * config.max_response_tokens,
+        capacity=None,
+        cost=rl_cost(config, work, judges),
+        warnings=tuple(_warnings(config, total_steps, report, longest)),
+        details=details,
+        bills_elsewhere=judges is not None and judges.paid,
+        report=report,
+    )
+
+
+def reward_report(config: RlConfig, *, sample: bool) -> RewardReport:
+    """Dry-run a reward: its probes, and with ``sample`` what it gives the weights the run would start from.
+
+    Raises:
+        ConfigError: If the reward cannot be used.
+        DataError: If the rows cannot be used, or only a model gives the reward and none may be sampled.
+        BackendError: If samples are wanted and the backend does not answer.
+    """
+    problems = _problems(config, config.train_file)
+    if sample:
+        from .dry_run import dry_run_once
+
+        return dry_run_once(config, problems)
+    report = probe_reward(config, openings(config, problems))
+    if report is None:
+        raise DataError("only a model gives this reward: there is nothing to probe without sampling it")
+    return report
+
+
+def _problems(config: RlConfig, file: str) -> list[Problem]:
+    parts = config.parts()
+    return load_problems(Path(file), parts, system_prompt=config.system_prompt, skip_bad_rows=config.skip_bad_rows)
+
+
+def _rewarded_by(config: RlConfig) -> str:
+    """Where the reward comes from, in a few words."""
+    checks = " + ".join(part.type for part in config.parts())
+    sources = [f"{checks} reward"] if checks else []
+    if config.environment is not None:
+        name = Path(config.environment.script).name if config.environment.script else config.environment.type
+        sources.append(f"environment {name}, {config.environment.max_turns} turns at most")
+    return ", ".join(sources)
 
 
 def _check_judges(config: RlConfig, where: str) -> None:
@@ -98,7 +134,7 @@ def _check_judges(config: RlConfig, where: str) -> None:
 
     Raises:
         ConfigError: If one is a folder on this machine and the backend is not.
-        ModelError: If one is no model.
+        ModelError: If one is not a model.
     """
     for part in config.parts():
         if part.type != "judge" or part.is_service_judge or part.judge_model is None:
@@ -140,6 +176,40 @@ def openings(config: RlConfig, problems: list[Problem]) -> list[Problem]:
         return problems
 
 
+def prepared(settings: Settings[RlConfig]) -> Settings[RlConfig]:
+    """The settings with absolute paths and the environment's token limit.
+
+    Raises:
+        ConfigError: If a file does not exist, or the limit is more than the model's context.
+        ModelError: If the model is not known.
+    """
+    judged = any(part.is_service_judge for part in settings.config.parts())
+    return _with_limit(_with_scripts(with_paths(settings, judged=judged)))
+
+
+def _with_scripts(settings: Settings[RlConfig]) -> Settings[RlConfig]:
+    """The paths of reward and environment files made absolute."""
+    config, origins = settings.config, settings.origins
+    changes: Changes = {}
+    if config.reward_script is not None:
+        changes["reward_script"] = (
+            str(settings.data_file("reward_script", config.reward_script)),
+            origins["reward_script"],
+        )
+
+    def absolute(part: RewardPart) -> RewardPart:
+        if part.script is None:
+            return part
+        return part.model_copy(update={"script": str(settings.data_file("rewards", part.script))})
+
+    if config.rewards is not None:
+        changes["rewards"] = (tuple(map(absolute, config.rewards)), origins["rewards"])
+    if config.environment is not None and config.environment.script is not None:
+        script = str(settings.data_file("environment", config.environment.script))
+        changes["environment"] = (config.environment.model_copy(update={"script": script}), origins["environment"])
+    return settings.derived(changes)
+
+
 def _with_limit(settings: Settings[RlConfig]) -> Settings[RlConfig]:
     """The environment's token limit, which no model's context may be smaller than."""
     config = settings.config
@@ -149,25 +219,15 @@ def _with_limit(settings: Settings[RlConfig]) -> Settings[RlConfig]:
     if not model.has("max_position_embeddings"):
         return settings
     context = model.integer("max_position_embeddings")
-    given = config.environment.max_trajectory_tokens
-    if given is not None and given > context:
+    limit = config.environment.max_trajectory_tokens
+    if limit is not None and limit > context:
         raise ConfigError(
-            f"max_trajectory_tokens {given} is more than the model's context of {context}",
+            f"max_trajectory_tokens {limit} is more than the model's context of {context}",
             where=settings.place("environment"),
             fix=f"Set it to {context} or less, or leave it out",
         )
-    environment = config.environment.model_copy(update={"max_trajectory_tokens": given or context})
+    environment = config.environment.model_copy(update={"max_trajectory_tokens": limit or context})
     return settings.derived({"environment": (environment, settings.origins["environment"])})
-
-
-def prepared(settings: Settings[RlConfig]) -> Settings[RlConfig]:
-    """The settings with absolute paths and the environment's token limit.
-
-    Raises:
-        ConfigError: If a file does not exist, or the limit is more than the model's context.
-        ModelError: If the model is not known.
-    """
-    return _with_limit(_with_paths(settings))
 
 
 def probe_reward(config: RlConfig, problems: list[Problem]) -> RewardReport | None:
@@ -178,7 +238,7 @@ def probe_reward(config: RlConfig, problems: list[Problem]) -> RewardReport | No
     """
     if config.environment is not None and config.environment.type == "interpreter":
         require_isolation(allow_unsandboxed=config.allow_unsandboxed, where="environment")
-    parts = [part for part in config.parts() if part.type not in _MODEL_GIVEN]
+    parts = [part for part in config.parts() if part.type not in _GIVEN_BY_A_MODEL]
     of_its_own = config.environment is not None and config.environment.type == "custom"
     if not parts and not of_its_own:
         return None
@@ -197,36 +257,6 @@ def probe_reward(config: RlConfig, problems: list[Problem]) -> RewardReport | No
                 await environment.close()
 
     return asyncio.run(probe())
-
-
-def _with_paths(settings: Settings[RlConfig]) -> Settings[RlConfig]:
-    """Paths made absolute: the worker runs in another folder."""
-    config = settings.config
-    found: dict[str, tuple[Any, Origin]] = {}
-    for key, name in (
-        ("train_file", config.train_file),
-        ("val_file", config.val_file),
-        ("reward_script", config.reward_script),
-    ):
-        if name is not None:
-            found[key] = (str(settings.data_file(key, name)), settings.origins[key])
-    if config.rewards is not None:
-        found["rewards"] = (tuple(_absolute(settings, part) for part in config.rewards), settings.origins["rewards"])
-    if config.environment is not None and config.environment.script is not None:
-        script = str(settings.data_file("environment", config.environment.script))
-        found["environment"] = (
-            config.environment.model_copy(update={"script": script}),
-            settings.origins["environment"],
-        )
-    if config.output_dir is not None:
-        found["output_dir"] = (str(Path(config.output_dir).expanduser().absolute()), settings.origins["output_dir"])
-    return settings.derived(found)
-
-
-def _absolute(settings: Settings[RlConfig], part: RewardPart) -> RewardPart:
-    if part.script is None:
-        return part
-    return part.model_copy(update={"script": str(settings.data_file("rewards", part.script))})
 
 
 def _prompt_lengths(config: RlConfig, problems: list[Problem]) -> tuple[int, int]:
@@ -254,63 +284,49 @@ def _prompt_lengths(config: RlConfig, problems: list[Problem]) -> tuple[int, int
 
 
 def _with_schedule(settings: Settings[RlConfig], rows: int) -> tuple[Settings[RlConfig], int]:
+    defaults = Defaults(
+        Derived(1, "", "one pass over the prompts"),
+        lambda _: _batch(rows),
+        lambda _: Derived(number("rl.lr"), "rl.lr", "the start for LoRA and RL"),
+        across_epochs=True,
+    )
+    settings, total_steps = derive_schedule(settings, rows, defaults)
     config = settings.config
-    changes: dict[str, tuple[Any, Origin]] = {}
-
-    def fill(key: str, derived: Derived) -> Any:
-        changes[key] = (derived.value, Origin(kind="derived", rule=derived.rule_id, reason=derived.reason))
-        return derived.value
-
-    batch = config.batch_size or int(fill("batch_size", _batch(rows)))
-    epochs = config.num_epochs
-    if config.num_steps is None and epochs is None:
-        epochs = 1
-        changes["num_epochs"] = (1, Origin(kind="derived", reason="one pass over the prompts"))
-    total_steps = config.num_steps or -(-rows * (epochs or 1) // min(batch, rows))
-    if config.learning_rate is None:
-        fill("learning_rate", Derived(number("rl.lr"), "rl.lr", "the start for LoRA and RL"))
-    if config.eval_every is None:
-        fill("eval_every", hyperparameters.derive_eval_every(total_steps))
-    if config.checkpoint_every is None:
-        fill("checkpoint_every", hyperparameters.derive_checkpoint_every(total_steps))
     if config.clip_ratio is None and config.loss_fn in CLIP_RULES:
         rule_id = CLIP_RULES[config.loss_fn]
         low, high = (float(value) for value in cast("Sequence[float]", rule(rule_id).value))
-        changes["clip_ratio"] = (
-            (low, high),
-            Origin(kind="derived", rule=rule_id, reason=f"usual for {config.loss_fn}"),
-        )
-    return settings.derived(changes), total_steps
+        origin = Origin(kind="derived", rule=rule_id, reason=f"usual for {config.loss_fn}")
+        settings = settings.derived({"clip_ratio": ((low, high), origin)})
+    return settings, total_steps
 
 
 def _batch(rows: int) -> Derived:
     usual = integer("rl.batch")
     if rows >= usual:
-        return Derived(usual, "rl.batch", "the recipe's prompts a step")
+        return Derived(usual, "rl.batch", "the recipe's prompts per step")
     return Derived(rows, "rl.batch", f"all {rows} prompts, below the usual {usual}")
 
 
 def _warnings(config: RlConfig, total_steps: int, report: RewardReport | None, longest: int) -> list[str]:
-    found = report.warnings if report is not None else unsandboxed_warnings(runs_code=config.runs_code)
-    found = [*found, *_episode_warnings(config, longest)]
-    found += _learned_warnings(config)
+    warnings = report.warnings if report is not None else unsandboxed_warnings(runs_code=config.runs_code)
+    warnings = [*warnings, *_episode_warnings(config, longest), *_learned_warnings(config)]
     if config.num_substeps > integer("rl.substeps") and config.loss_fn == "importance_sampling":
-        found.append(
-            "several optimizer steps a batch go with loss_fn ppo, which bounds how far they move (rl.substeps)"
+        warnings.append(
+            "several optimizer steps per batch go with loss_fn ppo, which bounds how far they move (rl.substeps)"
         )
     if config.temperature != number("rl.temperature"):
-        found.append(
+        warnings.append(
             "another temperature than 1 makes the sampled and the trained distribution differ (rl.temperature)"
         )
     if (config.max_steps_off_policy or 0) > integer("rl.staleness"):
-        found.append(f"samples may be {config.max_steps_off_policy} steps old; under 5 is safe (rl.staleness)")
+        warnings.append(f"samples may be {config.max_steps_off_policy} steps old; under 5 is safe (rl.staleness)")
     if config.max_steps_off_policy and config.drop_constant_groups:
-        found.append("overlapping steps: a resumed run draws other samples than an undisturbed one")
+        warnings.append("overlapping steps: a resumed run draws other samples than an undisturbed one")
     if config.val_file is None:
-        found.append("no val_file: held-out reward cannot be seen and no best checkpoint is kept")
+        warnings.append("no val_file: held-out reward cannot be seen and no best checkpoint is kept")
     if total_steps < 10:
-        found.append(f"only {total_steps} steps")
-    return found
+        warnings.append(f"only {total_steps} steps")
+    return warnings
 
 
 def _episode_warnings(config: RlConfig, longest: int) -> list[str]:
@@ -325,12 +341,12 @@ def _episode_warnings(config: RlConfig, longest: int) -> list[str]:
 
 def _learned_warnings(config: RlConfig) -> list[str]:
     types = {part.type for part in config.parts()}
-    found: list[str] = []
-    if types & _MODEL_GIVEN and config.kl_coef == 0:
-        found.append("a learned reward without kl_coef invites reward hacking (rl.kl_coef, reward.hacking)")
+    warnings: list[str] = []
+    if types & _GIVEN_BY_A_MODEL and config.kl_coef == 0:
+        warnings.append("a learned reward without kl_coef invites reward hacking (rl.kl_coef, reward.hacking)")
     if "preference_model" in types:
-        found.append(
+        warnings.append(
             "a preference_model compares the answers of a group, so its mean stays at 0.5: watch a check with "
             "weight 0 beside it, or run_judge_eval"
         )
-    return found
+    return warnings

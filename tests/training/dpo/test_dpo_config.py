@@ -14,7 +14,7 @@ BASE = {"base_model": "demo", "train_file": "demo:dpo_train", "val_file": "demo:
 def test_the_plan_derives_what_was_left_out_from_the_rules() -> None:
     plan = plan_dpo(load_dpo_settings(None, BASE))
     config = plan.settings.config
-    assert plan.counts.rows == 400
+    assert plan.rows == 400
     assert config.learning_rate == rule("dpo.lr").value
     assert config.num_epochs == rule("dpo.epochs").value
     assert config.batch_size == 4  # 400 pairs in at least 100 steps
