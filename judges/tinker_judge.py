@@ -1,4 +1,4 @@
-"""Judging with a base model or checkpoint on a Tinker backend, the embedded engine among them. Heavy."""
+"""Judging with a base model or checkpoint on a Tinker backend, the embedded engine among them."""
 
 from __future__ import annotations
 
@@ -10,22 +10,29 @@ import tinker
 from ..backends.connection import Backend, backend_errors
 from ..backends.sampling_client import base_model_of
 from ..core.errors import BackendError
-from ..models.chat import Message
 from ..models.model_ref import resolve_model
 from ..models.renderers import load_renderer
-from .base import JudgeCallError, Repair, Reply, Usage
+from .base import Judge, JudgeCallError, JudgeUsage, Repair, Reply, conversation_with
 from .judge_catalog import JudgeRef
 from .prompt import Question, with_json_rule
 from .verdicts import UnreadableVerdictError, last_json_object
 
 
-class TinkerJudge:
+class TinkerJudge(Judge):
     """One model on a Tinker backend as a judge. It has no tools: its answer ends with a JSON object."""
 
-    at_once = None
-
     def __init__(self, ref: JudgeRef, schema: Mapping[str, Any], backend: Backend, *, max_tokens: int) -> None:
-        self._ref = ref
+        """Look up the base model of a checkpoint, and its chat format.
+
+        Args:
+            ref: Which model or checkpoint.
+            schema: JSON schema of its verdicts.
+            backend: Where it is.
+            max_tokens: Tokens it may write for one verdict, reasoning included.
+
+        Raises:
+            ResearcherError: If there is no such model, or the backend does not answer.
+        """
         self._schema = dict(schema)
         self._backend = backend
         self._max_tokens = max_tokens
@@ -35,16 +42,8 @@ class TinkerJudge:
         self._renderer = load_renderer(base)
         self._service: tinker.ServiceClient | None = None
         self._client: tinker.SamplingClient | None = None
-
-    @property
-    def name(self) -> str:
-        """Its name in every result."""
-        return self._ref.name
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """The weights and how they are asked."""
-        return {"kind": "tinker", "model": self._wire_name, "max_tokens": self._max_tokens, "temperature": 0.0}
+        super().__init__(ref, max_tokens=max_tokens, temperature=0.0)
+        self.settings = {**self.settings, "model": self._wire_name}
 
     async def check(self) -> None:
         """Open a session for the weights.
@@ -65,11 +64,7 @@ class TinkerJudge:
             await self.check()
         assert self._client is not None
         system = with_json_rule(question.system, self._schema)
-        messages = [Message(role="user", content=f"{system}\n\n{question.user}")]
-        if repair is not None:
-            messages.append(Message(role="assistant", content=repair.said or "(no verdict)"))
-            messages.append(Message(role="user", content=repair.request))
-        prompt = self._renderer.generation_prompt(messages)
+        prompt = self._renderer.generation_prompt(conversation_with(f"{system}\n\n{question.user}", repair))
         params = tinker.SamplingParams(
             max_tokens=self._max_tokens, temperature=0.0, top_p=1.0, seed=0, stop=self._renderer.stop
         )
@@ -77,7 +72,7 @@ class TinkerJudge:
             with backend_errors(self._backend):
                 result = await self._client.sample(tinker.ModelInput.from_ints(prompt), 1, params).result_async()
         except BackendError as error:
-            # The backend is there and refuses this one question, as when it does not fit the model's context.
+            # The backend answers and refuses this one question, for example because it exceeds the model's context.
             if isinstance(error.__cause__, tinker.RequestFailedError):
                 raise JudgeCallError(_cause(error.__cause__), transient=False) from error
             raise
@@ -87,11 +82,11 @@ class TinkerJudge:
             arguments = last_json_object(text)
         except UnreadableVerdictError:
             arguments = None
-        usage = Usage(len(prompt), len(sequence.tokens))
+        usage = JudgeUsage(len(prompt), len(sequence.tokens))
         return Reply(arguments, text, str(sequence.stop_reason), self._wire_name, usage)
 
     async def close(self) -> None:
-        """Let go of the session."""
+        """Release the session."""
         self._client = self._service = None
 
 

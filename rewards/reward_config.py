@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ..judges.judge_catalog import JudgePrice
+
 RewardType = Literal["math", "exact", "regex", "format", "code", "length", "judge", "preference_model", "custom"]
 NEEDS_KEY = {"math": "answer", "exact": "answer", "code": "tests"}
 # Checks that run text of a data file, a model or a user.
@@ -15,17 +17,8 @@ CODE_PARTS = frozenset({"code", "custom"})
 _PositiveSeconds = Annotated[float, Field(gt=0, le=600)]
 
 
-# How the names of judges behind a service begin; `evals.judge_catalog` reads the whole name.
+# How the names of judges behind a service begin; `judges.judge_catalog` reads the whole name.
 _SERVICES = ("claude-", "anthropic:", "openai:")
-
-
-class JudgePrice(BaseModel):
-    """A judge's price in US dollars a million tokens."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    input: Annotated[float, Field(ge=0)]
-    output: Annotated[float, Field(ge=0)]
 
 
 class RewardPart(BaseModel):

@@ -1,18 +1,17 @@
-"""What a benchmark will do, worked out before it starts. Light: the server plans with it."""
+"""What a benchmark will do, worked out before it starts."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import ConfigError, DataError, MissingDependencyError
-from ...core.files import sha256_of
 from ...core.settings import Origin, Settings
-from ..arms import load_items, resolve_arm
+from ..arms import resolve_arm
+from ..judge_plan import plan_mark
+from ..test_set import load_items
 from .benchmark_config import BenchmarkConfig, grader_may_cost, grader_price
 
 _GRADING_PROMPT_TOKENS = 800  # Inspect's instructions, a question of ordinary length and its criterion
@@ -61,11 +60,9 @@ def plan_benchmark(settings: Settings[BenchmarkConfig]) -> BenchmarkPlan:
     items = _count(config)
     path = Path(config.task.split("@")[0])
     files = (path,) if path.is_file() else ()
-    whole = json.dumps([config.model_dump(mode="json"), [sha256_of(f) for f in files]], sort_keys=True)
     answers = None if items is None else items * config.epochs * len(config.arms)
-    plan_id = hashlib.sha256(whole.encode()).hexdigest()[:12]
     usd, note = _grader_cost(config, answers)
-    return BenchmarkPlan(settings, items, answers, usd, note, _may_cost(config), plan_id, files)
+    return BenchmarkPlan(settings, items, answers, usd, note, _may_cost(config), plan_mark(config, files), files)
 
 
 def _task(settings: Settings[BenchmarkConfig]) -> str:
@@ -101,13 +98,13 @@ def _count(config: BenchmarkConfig) -> int | None:
 
 def _grader_cost(config: BenchmarkConfig, answers: int | None) -> tuple[float | None, str]:
     if not grader_may_cost(config) or answers is None:
-        return 0.0, "no grader is paid by the call"
+        return 0.0, "no grader is paid per call"
     price = grader_price(config)
     if price is None:
         return None, f"no price of {config.judge_model} here; give judge_price: {{input: .., output: ..}}"
     tokens_in = _GRADING_PROMPT_TOKENS + config.max_response_tokens
     usd = answers * price.cost(tokens_in, _GRADE_TOKENS)
-    return usd, f"at most about {tokens_in:,} tokens in and {_GRADE_TOKENS} out an answer, prices of {price.as_of}"
+    return usd, f"at most about {tokens_in:,} tokens in and {_GRADE_TOKENS} out per answer, prices of {price.as_of}"
 
 
 def _may_cost(config: BenchmarkConfig) -> bool:

@@ -6,7 +6,6 @@ import json
 import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
-from urllib.parse import urlparse
 
 from ...backends.estimate import CostEstimate
 from ...judges.judge_catalog import parse_judge
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 # As in `judge_plan`, where they are explained.
 _CHARS_PER_TOKEN = 3.5
 _VERDICT_TOKENS = 300
-_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +66,7 @@ def with_judges(cost: CostEstimate, judges: JudgeCost) -> CostEstimate:
 
 def _is_paid(part: RewardPart) -> bool:
     ref = parse_judge(str(part.judge_model), where="rewards")
-    address = urlparse(part.judge_base_url or os.environ.get("OPENAI_BASE_URL") or "").hostname
-    return ref.kind == "anthropic" or address not in _LOOPBACK
+    return ref.may_cost(part.judge_base_url or os.environ.get("OPENAI_BASE_URL"))
 
 
 def has_service_judges(config: RlConfig) -> bool:
