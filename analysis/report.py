@@ -16,7 +16,7 @@ from ..core.files import read_json_lines, write_atomically
 from ..core.paths import home, writable_folder
 from ..core.yaml_loading import load_yaml
 from ..doctrine.rules import rule
-from ..evals.arms import ITEMS, RESPONSES
+from ..evals.evidence import ITEMS, RESPONSES
 from ..jobs import run_files
 from ..jobs.registry import Registry
 from .diagnosis import Diagnosis

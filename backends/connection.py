@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
@@ -37,6 +37,10 @@ class Backend:
     base_url: str
     api_key: str = field(repr=False)
     count: TokenCounter = field(default=_uncounted, repr=False, compare=False)
+
+
+# How a job connects (`jobs.context.RunContext.connect`), or `connect` itself outside one.
+Connect = Callable[[BackendName, str | None], Backend]
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,7 +124,10 @@ def sample(
     with backend_errors(backend), _service(backend) as service:
         client = _sampling_client(service, model)
         futures = [client.sample(prompt, options.num_samples, params) for prompt in prompts]
-        return [[_completion(renderer, s) for s in future.result().sequences] for future in futures]
+        answers = [future.result().sequences for future in futures]
+    sampled = sum(len(sequence.tokens) for sequences in answers for sequence in sequences)
+    backend.count(prefill=sum(prompt.length for prompt in prompts), sample=sampled)
+    return [[_completion(renderer, sequence) for sequence in sequences] for sequences in answers]
 
 
 def measure_nll(backend: Backend, renderer: ChatRenderer, model: str, rows: Sequence[Rendered]) -> Nll:

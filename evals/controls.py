@@ -1,4 +1,4 @@
-"""Tests of the judge itself, run in every evaluation: pairs with a known answer, and an answer against itself."""
+"""Calibration checks of a judge, run in every evaluation: pairs with a known answer, and an answer against itself."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from statistics import fmean
 from typing import Any, cast
 
 from ..core.errors import DataError
-from ..data.row_files import at_line, read_rows
-from ..doctrine.rules import rule
+from ..doctrine.rules import integer, number
 from ..judges.asking import Call
 from ..judges.journal import Judgment
 from ..judges.prompt import EvalItem, Prompter
 from ..judges.rubric import Rubric
-from .test_set import conversation
+from .test_set import conversation, read_each
+
+_GOOD_FIRST = {"A": 1.0, "tie": 0.5, "B": 0.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Canary:
 
 @dataclass(frozen=True, slots=True)
 class ControlResult:
-    """How one judge did on the tests of itself.
+    """How one judge did on its calibration checks.
 
     Attributes:
         judge: Its name.
@@ -57,32 +58,55 @@ class ControlResult:
     problems: tuple[str, ...]
 
 
-def load_canaries(path: Path | None) -> list[Canary]:
+def load_canaries(file: str | Path | None) -> list[Canary]:
     """The canary pairs: the shipped ones, or a file's, with ``prompt``, ``good``, ``bad`` and perhaps ``reference``.
 
     Raises:
         DataError: If a row lacks one of the three, with its line.
     """
-    if path is None:
-        return _shipped()
-    found: list[Canary] = []
-    for row in read_rows(path):
-        if row.value is None:
-            raise row.problem or DataError("not a readable row", where=f"{path.name}:{row.number}")
-        try:
-            found.append(_canary(dict(row.value), row.number))
-        except DataError as error:
-            raise at_line(path, row.number, error) from error
-    return found
+    if file is not None:
+        return read_each(Path(file), _canary)
+    import yaml
+
+    text = (files("sota_ml_researcher.evals") / "canaries.yaml").read_text(encoding="utf-8")
+    return [_canary(row, n) for n, row in enumerate(cast("list[dict[str, Any]]", yaml.safe_load(text)), start=1)]
+
+
+def _canary(row: Mapping[str, Any], line: int) -> Canary:
+    for key in ("good", "bad"):
+        if not isinstance(row.get(key), str):
+            raise DataError(f'"{key}" is missing or not text', fix='A canary has "prompt", "good" and "bad"')
+    messages, _ = conversation(row)
+    reference = str(row.get("reference") or row["good"])
+    return Canary(EvalItem(f"canary-{line}", tuple(messages), reference, None, None, line), row["good"], row["bad"])
 
 
 def control_count(items: int) -> int:
     """How many prompts the A/A control takes."""
-    return min(items, int(cast("int", rule("judge.control.size").value)))
+    return min(items, integer("judge.control.size"))
+
+
+def control_result(
+    judge: str, tests: Sequence[Call], judged: Mapping[str, Judgment], prompter: Prompter
+) -> ControlResult:
+    """How a judge did on its calibration checks.
+
+    Args:
+        judge: Its name.
+        tests: The questions of the checks.
+        judged: Its judgments by the key of the question.
+        prompter: What asked them.
+    """
+    canaries = [judged[c.key] for c in tests if c.kind == "canary"]
+    controls = [c for c in tests if c.kind == "control"]
+    if prompter.mode == "absolute":
+        twice = _scored_twice(controls, judged, prompter.rubric)
+        return check_scores(judge, _scored_canaries(canaries, prompter.rubric), twice)
+    return check_pairs(judge, [_chosen(j) for j in canaries], [judged[c.key].verdict for c in controls])
 
 
 def check_pairs(judge: str, canary_scores: Sequence[float | None], same_choices: Sequence[str | None]) -> ControlResult:
-    """Judge a judge that compares.
+    """Check a judge that compares.
 
     Args:
         judge: Its name.
@@ -91,9 +115,8 @@ def check_pairs(judge: str, canary_scores: Sequence[float | None], same_choices:
     """
     first, second, tie = (sum(c == which for c in same_choices) for which in ("A", "B", "tie"))
     right, read, problems = _canaries(canary_scores)
-    p_value = _lean(first, second)
-    if p_value is not None and p_value < _limit("judge.control.lean"):
-        side, count = ("first", first) if first > second else ("second", second)
+    p_value, side, count = _lean(first, second)
+    if side:
         problems.append(
             f"between an answer and itself it chose the {side} {count} of {first + second} times (p {p_value:.2g})"
         )
@@ -104,7 +127,7 @@ def check_pairs(judge: str, canary_scores: Sequence[float | None], same_choices:
 def check_scores(
     judge: str, canary_scores: Sequence[float | None], twice: Sequence[tuple[float | None, float | None]]
 ) -> ControlResult:
-    """Judge a judge that scores answers one by one.
+    """Check a judge that scores answers one by one.
 
     Args:
         judge: Its name.
@@ -115,11 +138,10 @@ def check_scores(
     first, second, alike = sum(a > b for a, b in both), sum(a < b for a, b in both), sum(a == b for a, b in both)
     difference = fmean(abs(a - b) for a, b in both) if both else None
     right, read, problems = _canaries(canary_scores)
-    p_value = _lean(first, second)
-    if p_value is not None and p_value < _limit("judge.control.lean"):
-        time, count = ("first", first) if first > second else ("second", second)
-        problems.append(f"of {len(both)} answers scored twice {count} scored higher the {time} time (p {p_value:.2g})")
-    limit = _limit("judge.control.repeat")
+    p_value, side, count = _lean(first, second)
+    if side:
+        problems.append(f"of {len(both)} answers scored twice {count} scored higher the {side} time (p {p_value:.2g})")
+    limit = number("judge.control.repeat")
     if difference is not None and difference > limit:
         problems.append(
             f"{len(both)} answers scored twice differ by {difference:.2f} on average (scores 0 to 1), "
@@ -133,7 +155,7 @@ def _canaries(scores: Sequence[float | None]) -> tuple[int, int, list[str]]:
     """How many are right, how many could be read, and what is wrong with that."""
     read = [s for s in scores if s is not None]
     right = sum(s == 1.0 for s in read)
-    wanted = _limit("judge.canary.pass")
+    wanted = number("judge.canary.pass")
     if not read:
         return 0, 0, ["it gave no readable verdict on any pair with a known answer"]
     if right / len(read) >= wanted:
@@ -142,46 +164,14 @@ def _canaries(scores: Sequence[float | None]) -> tuple[int, int, list[str]]:
     return right, len(read), [problem]
 
 
-def _lean(first: int, second: int) -> float | None:
+def _lean(first: int, second: int) -> tuple[float | None, str, int]:
+    """The p-value of no preference for a place; the preferred place if it is below the limit, and how often it won."""
     from .statistics.hypothesis_tests import sign_test
 
-    return sign_test([1.0] * first + [-1.0] * second).p_value
-
-
-def _limit(name: str) -> float:
-    return float(cast("float", rule(name).value))
-
-
-def _shipped() -> list[Canary]:
-    import yaml
-
-    text = (files("sota_ml_researcher.evals") / "canaries.yaml").read_text(encoding="utf-8")
-    return [_canary(row, n) for n, row in enumerate(cast("list[dict[str, Any]]", yaml.safe_load(text)), start=1)]
-
-
-def _canary(row: dict[str, Any], number: int) -> Canary:
-    for key in ("good", "bad"):
-        if not isinstance(row.get(key), str):
-            raise DataError(f'"{key}" is missing or not text', fix='A canary has "prompt", "good" and "bad"')
-    messages, _ = conversation(row)
-    reference = str(row.get("reference") or row["good"])
-    item = EvalItem(f"canary-{number}", tuple(messages), reference, None, None, number)
-    return Canary(item, row["good"], row["bad"])
-
-
-_GOOD_FIRST = {"A": 1.0, "tie": 0.5, "B": 0.0}
-
-
-def control_result(
-    judge: str, tests: Sequence[Call], judged: Mapping[str, Judgment], prompter: Prompter
-) -> ControlResult:
-    """How a judge did on the tests of itself."""
-    canaries = [judged[c.key] for c in tests if c.kind == "canary"]
-    controls = [c for c in tests if c.kind == "control"]
-    if prompter.mode == "absolute":
-        twice = _scored_twice(controls, judged, prompter.rubric)
-        return check_scores(judge, _scored_canaries(canaries, prompter.rubric), twice)
-    return check_pairs(judge, [_chosen(j) for j in canaries], [judged[c.key].verdict for c in controls])
+    p_value = sign_test([1.0] * first + [-1.0] * second).p_value
+    if p_value is None or p_value >= number("judge.control.lean"):
+        return p_value, "", 0
+    return (p_value, "first", first) if first > second else (p_value, "second", second)
 
 
 def _chosen(canary: Judgment) -> float | None:
@@ -194,7 +184,7 @@ def _chosen(canary: Judgment) -> float | None:
 def _scored_canaries(canaries: Iterable[Judgment], rubric: Rubric) -> list[float | None]:
     by_item: dict[str, dict[str, float | None]] = {}
     for judgment in canaries:
-        by_item.setdefault(judgment.item, {})[judgment.first] = _score(judgment, rubric)
+        by_item.setdefault(judgment.item, {})[judgment.first] = judgment.weighted(rubric)
     scores: list[float | None] = []
     for sides in by_item.values():
         good, bad = sides["good"], sides["bad"]
@@ -207,9 +197,5 @@ def _scored_twice(
 ) -> list[tuple[float | None, float | None]]:
     by_item: dict[str, dict[bool, float | None]] = {}
     for call in controls:
-        by_item.setdefault(call.item.id, {})[call.again] = _score(judged[call.key], rubric)
+        by_item.setdefault(call.item.id, {})[call.again] = judged[call.key].weighted(rubric)
     return [(scores[False], scores[True]) for scores in by_item.values()]
-
-
-def _score(judgment: Judgment, rubric: Rubric) -> float | None:
-    return None if judgment.unscored else rubric.weighted(judgment.scores)

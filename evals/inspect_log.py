@@ -1,4 +1,4 @@
-"""The evaluation as a log of Inspect, so that ``inspect view`` opens it. Heavy: imports inspect_ai."""
+"""The evaluation as a log of Inspect, so that ``inspect view`` opens it."""
 # pyright: basic
 # reason: inspect_ai's models are validated from plain data here
 
@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from inspect_ai.log import (
     EvalConfig,
@@ -24,20 +23,22 @@ from inspect_ai.log import (
 from inspect_ai.model import ChatMessageAssistant, ModelOutput
 from inspect_ai.scorer import Score
 
-from .results import TUNED, Evidence, item_effects
+from .evidence import TUNED, Evidence
+from .results import ArmComparison, EvalResult
+from .scoring import item_effects
 
 
-def write_inspect_log(path: Path, evidence: Evidence, metrics: Mapping[str, Any], run: Mapping[str, Any]) -> None:
-    """Write the log: one sample a prompt, scored with the tuned arm's score against the baseline."""
+def write_inspect_log(path: Path, evidence: Evidence, result: EvalResult) -> None:
+    """Write the log: one sample per prompt, scored with the tuned arm's score against the baseline."""
     config = evidence.config
     effects = item_effects(evidence, TUNED)
     reasons: dict[str, list[str]] = defaultdict(list)
     for j in evidence.judgments:
         if j.kind in {"pair", "absolute"}:
-            shown = f"{j.first} = A, {j.second} = B" if j.second else j.first
-            reasons[j.item].append(f"[{j.judge}; {shown}] {j.verdict or j.unscored or j.scores}: {j.reason}")
+            places = f"{j.first} = A, {j.second} = B" if j.second else j.first
+            reasons[j.item].append(f"[{j.judge}; {places}] {j.verdict or j.unscored or j.scores}: {j.reason}")
     samples = [_sample(evidence, index, effects, reasons[item.id]) for index, item in enumerate(evidence.items)]
-    main = next(c for c in metrics["comparisons"] if c["arm"] == TUNED)
+    run = result.run
     log = EvalLog(
         status="success",
         eval=EvalSpec(
@@ -52,13 +53,17 @@ def write_inspect_log(path: Path, evidence: Evidence, metrics: Mapping[str, Any]
             ),
             model=f"tuned/{config.finetuned_model}",
             config=EvalConfig(),
-            metadata={"arms": config.arms, "judges": run.get("judges"), "prompt_hash": run.get("prompt_hash")},
+            metadata={
+                "arms": config.arms,
+                "judges": run and run.judges,
+                "prompt_hash": run and run.prompt_hash,
+            },
         ),
         results=EvalResults(
             total_samples=len(samples),
             completed_samples=len(samples),
-            scores=[_score(config.mode, main, len(samples))],
-            metadata={"verdict": metrics["verdict"], "warnings": metrics["warnings"]},
+            scores=[_score(config.mode, result.main, len(samples))],
+            metadata={"verdict": result.verdict, "warnings": result.warnings},
         ),
         samples=samples,
     )
@@ -87,15 +92,11 @@ def _sample(evidence: Evidence, index: int, effects: Mapping[str, float], reason
     )
 
 
-def _score(mode: str, main: Mapping[str, Any], total: int) -> EvalScore:
-    values = {"mean": main["mean"], "stderr": main.get("standard_error")}
-    if main["interval"]:
-        values |= {"ci_low": main["interval"]["low"], "ci_high": main["interval"]["high"]}
+def _score(mode: str, main: ArmComparison, total: int) -> EvalScore:
+    values = {"mean": main.mean, "stderr": main.standard_error}
+    if main.interval:
+        values |= {"ci_low": main.interval.low, "ci_high": main.interval.high}
     metrics = {name: EvalMetric(name=name, value=value) for name, value in values.items() if value is not None}
     return EvalScore(
-        name="judge",
-        scorer=mode,
-        scored_samples=main["scored"],
-        unscored_samples=total - main["scored"],
-        metrics=metrics,
+        name="judge", scorer=mode, scored_samples=main.scored, unscored_samples=total - main.scored, metrics=metrics
     )

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from ..core.names import BackendName
 from ..core.settings import Settings, load_settings
-from ..judges.judge_catalog import JudgeRef, parse_judge
+from ..judges.judge_catalog import JudgePrice, JudgeRef, parse_judge
 
 RETIRED_KEYS: Mapping[str, str] = {
     "api_key": "Remove it: keys come from the environment (ANTHROPIC_API_KEY, OPENAI_API_KEY), never from a file",
@@ -24,15 +24,6 @@ DEFAULT_RULES: Mapping[str, str] = {
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class JudgePrice(BaseModel):
-    """A judge's price in US dollars a million tokens, where the shipped table has none or an old one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    input: Annotated[float, Field(ge=0)]
-    output: Annotated[float, Field(ge=0)]
 
 
 class JudgeEvalConfig(BaseModel):
@@ -51,8 +42,8 @@ class JudgeEvalConfig(BaseModel):
     judge_base_url: str | None = Field(None, description="Endpoint of openai: judges; null: OPENAI_BASE_URL")
     judge_batch: bool = Field(False, description="Anthropic Message Batches: half price, minutes to hours")
     judge_max_tokens: Annotated[int, Field(ge=64, le=64_000)] = Field(4096, description="Room for thought and verdict")
-    judge_timeout_s: PositiveReal = Field(120.0, description="Seconds a call may take")
-    judge_price: JudgePrice | None = Field(None, description="$ a million tokens; null: the shipped table")
+    judge_timeout_s: PositiveReal = Field(120.0, description="Seconds one call may take")
+    judge_price: JudgePrice | None = Field(None, description="$ per million tokens; null: the shipped table")
     max_cost_usd: PositiveReal | None = Field(None, description="Stop when the judges' calls have cost this much")
     parallel_judges: Annotated[int, Field(ge=1, le=512)] = Field(16, description="Judge calls under way at once")
     position_debias: bool = Field(True, description="Ask each pair in both orders; false: one order, by the seed")

@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
-from urllib.parse import urlparse
+
+from pydantic import BaseModel, ValidationError
 
 from ..backends.estimate import CHARS_PER_TOKEN
 from ..core.errors import ConfigError, DataError
 from ..core.settings import Origin, Settings
-from ..judges.judge_catalog import JudgeRef, Price, price_of
-from ..judges.prompt import EvalItem, Prompter
-from ..judges.rubric import load_rubric
-from .arms import FILE_ENDINGS, Arm, load_items, resolve_arm, sampled_arms
-from .controls import load_canaries
+from ..judges.judge_catalog import judge_price
+from ..judges.prompt import EvalItem
+from .arms import FILE_ENDINGS
 from .human_labels import read_labels
+from .inputs import EvalInputs, load_inputs
 from .judge_config import JudgeEvalConfig
-from .questions import count_calls
 from .responses import read_responses
 from .statistics.power import WORST_DEVIATION, items_needed, minimal_detectable_effect
 
 _VERDICT_TOKENS = 400  # a reason of three sentences, the scores, and some thought
 _MANY_FOR_ASSISTANT = 50
-_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +36,9 @@ class JudgePlan:
         settings: The config with absolute paths.
         prompts: Prompts used.
         answers_to_sample: Answers that have to be sampled (those in the cache among them).
-        calls: Judge calls in all, calibration checks of the judges included.
+        calls: Judge calls in all, calibration checks included.
         total_steps: Answers and calls: the job's length.
-        deviation: Of item scores, which the plan assumes.
+        deviation: Standard deviation of item scores that the plan assumes.
         deviation_from: Where that comes from.
         detectable_effect: The smallest true effect found with 80% power, or None for one prompt.
         detectable_if_clustered: The same if prompts of one cluster agree entirely; None without clusters.
@@ -83,39 +81,32 @@ def plan_judge_eval(settings: Settings[JudgeEvalConfig], *, default_base_url: st
     """
     settings = _with_paths(settings)
     config = settings.config
-    items = load_items(Path(config.test_set), config.num_samples, config.seed)
-    rubric = load_rubric(Path(config.rubric) if config.rubric else None)
-    canaries = load_canaries(Path(config.canaries) if config.canaries else None)
-    arms = {name: resolve_arm(name, model) for name, model in config.arms.items()}
-    lengths = _answer_lengths(config, arms, items)
-    _check_references(config, items)
+    inputs = load_inputs(config)
+    answer_chars = _mean_answer_chars(config, inputs)
+    _check_references(config, inputs.items)
     if config.human_labels:
-        read_labels(Path(config.human_labels), items)
-    each = count_calls(
-        len(arms), len(items), len(canaries), pairwise=config.mode == "pairwise", both_orders=config.position_debias
-    )
+        read_labels(Path(config.human_labels), inputs.items)
     deviation, source = _deviation(settings)
-    prompter = Prompter(rubric, config.mode, max_chars=config.max_response_chars)
-    cost, note = _cost(config, each, prompter, items, lengths)
-    sampled = len(sampled_arms(arms)) * len(items)
+    cost, note = _cost(config, inputs, answer_chars)
+    count = len(inputs.items)
     wanted = items_needed(config.wanted_effect, deviation) if config.wanted_effect else None
     return JudgePlan(
         settings=settings,
-        prompts=len(items),
-        answers_to_sample=sampled,
-        calls=each * len(config.judges),
-        total_steps=sampled + each * len(config.judges),
+        prompts=count,
+        answers_to_sample=inputs.answers_to_sample,
+        calls=inputs.calls_per_judge * len(config.judges),
+        total_steps=inputs.total_steps,
         deviation=deviation,
         deviation_from=source,
-        detectable_effect=minimal_detectable_effect(len(items), deviation),
-        detectable_if_clustered=_if_clustered(items, deviation),
+        detectable_effect=minimal_detectable_effect(count, deviation),
+        detectable_if_clustered=_if_clustered(inputs.items, deviation),
         prompts_for_wanted=wanted,
         cost_usd=cost,
         cost_note=note,
-        needs_confirmation=_may_cost(config, sampled, default_base_url),
-        sampled_models=tuple(arm.model for arm in sampled_arms(arms)),
-        files=_files(config, arms),
-        warnings=tuple(_warnings(config, items, arms, wanted)),
+        needs_confirmation=_may_cost(config, inputs.answers_to_sample, default_base_url),
+        sampled_models=tuple(arm.model for arm in inputs.arms.values() if arm.file is None),
+        files=_files(config, inputs),
+        warnings=tuple(_warnings(config, inputs, wanted)),
     )
 
 
@@ -139,10 +130,11 @@ def _arm_path(settings: Settings[JudgeEvalConfig], key: str, model: str) -> str:
     return str(settings.data_file(key, model)) if is_file else model
 
 
-def _answer_lengths(config: JudgeEvalConfig, arms: Mapping[str, Arm], items: Sequence[EvalItem]) -> float:
+def _mean_answer_chars(config: JudgeEvalConfig, inputs: EvalInputs) -> float:
     """Mean characters of an answer: measured where there are files, else the most that can be sampled."""
-    lengths = [fmean(len(r.text) for r in read_responses(a.file, items)) for a in arms.values() if a.file is not None]
-    lengths += [config.max_response_tokens * CHARS_PER_TOKEN] * len(sampled_arms(arms))
+    longest = config.max_response_tokens * CHARS_PER_TOKEN
+    files = [arm.file for arm in inputs.arms.values()]
+    lengths = [fmean(len(r.text) for r in read_responses(f, inputs.items)) if f else longest for f in files]
     return min(fmean(lengths), config.max_response_chars)
 
 
@@ -157,6 +149,21 @@ def _check_references(config: JudgeEvalConfig, items: Sequence[EvalItem]) -> Non
             )
 
 
+class _PilotComparison(BaseModel):
+    arm: str
+    deviation: float | None = None
+
+
+class _Pilot(BaseModel):
+    """What a plan reads of an earlier evaluation's ``metrics.json``."""
+
+    comparisons: list[_PilotComparison]
+
+    def tuned_deviation(self) -> float:
+        """The standard deviation of item scores in the tuned arm's comparison."""
+        return next(c.deviation for c in self.comparisons if c.arm == "tuned" and c.deviation is not None)
+
+
 def _deviation(settings: Settings[JudgeEvalConfig]) -> tuple[float, str]:
     config = settings.config
     if config.expected_deviation is not None:
@@ -164,10 +171,9 @@ def _deviation(settings: Settings[JudgeEvalConfig]) -> tuple[float, str]:
     if config.pilot is None:
         return WORST_DEVIATION, "the worst case, no ties; a pilot's is often smaller"
     try:
-        pilot = json.loads(Path(config.pilot).read_bytes())
-        found = next(c["deviation"] for c in pilot["comparisons"] if c["arm"] == "tuned")
-        return float(found), f"the pilot {Path(config.pilot).parent.name}"
-    except (ValueError, KeyError, TypeError, StopIteration) as error:
+        pilot = _Pilot.model_validate_json(Path(config.pilot).read_bytes())
+        return pilot.tuned_deviation(), f"the pilot {Path(config.pilot).parent.name}"
+    except (ValidationError, StopIteration) as error:
         raise ConfigError(
             "this is not the metrics.json of a judge evaluation with a deviation in it",
             where=settings.place("pilot"),
@@ -183,70 +189,60 @@ def _if_clustered(items: Sequence[EvalItem], deviation: float) -> float | None:
     return minimal_detectable_effect(units, deviation)
 
 
-def _cost(
-    config: JudgeEvalConfig, calls: int, prompter: Prompter, items: Sequence[EvalItem], answer_chars: float
-) -> tuple[float | None, str]:
-    paid = [judge for judge in config.judges if judge.is_paid]
-    if not paid:
+def _cost(config: JudgeEvalConfig, inputs: EvalInputs, answer_chars: float) -> tuple[float | None, str]:
+    """US dollars for all calls (None where a price is unknown), and how they were estimated."""
+    services = [judge for judge in config.judges if judge.is_service]
+    if not services:
         return 0.0, "the judges cost nothing"
     answers = 2 if config.mode == "pairwise" else 1
-    chars = fmean(len(i.prompt_text) + len(i.reference or "") for i in items) + answers * answer_chars
-    fixed = len(prompter.system) + len(json.dumps(prompter.schema)) + 600
+    chars = fmean(len(i.prompt_text) + len(i.reference or "") for i in inputs.items)
+    chars += answers * answer_chars
+    fixed = len(inputs.prompter.system) + len(json.dumps(inputs.prompter.schema)) + 600
     tokens = (fixed + chars) / CHARS_PER_TOKEN
     total, dates = 0.0, set[str]()
-    for judge in paid:
-        price = _price(judge, config)
+    for judge in services:
+        price = judge_price(judge, config.judge_price)
         if price is None:
             return None, f"unknown: no price of {judge.name} here; give judge_price: {{input: .., output: ..}}"
         dates.add(price.as_of)
         batch = config.judge_batch and judge.kind == "anthropic"
-        total += calls * price.cost(tokens, _VERDICT_TOKENS, batch=batch)
-    return (
-        total,
-        f"about {tokens:,.0f} tokens in and {_VERDICT_TOKENS} out per call, prices of {', '.join(sorted(dates))}",
-    )
-
-
-def _price(judge: JudgeRef, config: JudgeEvalConfig) -> Price | None:
-    if config.judge_price is not None:
-        return Price(config.judge_price.input, config.judge_price.output, "the config")
-    return price_of(judge.model) if judge.kind == "anthropic" else None
+        total += inputs.calls_per_judge * price.cost(tokens, _VERDICT_TOKENS, batch=batch)
+    as_of = ", ".join(sorted(dates))
+    return total, f"about {tokens:,.0f} tokens in and {_VERDICT_TOKENS} out per call, prices of {as_of}"
 
 
 def _may_cost(config: JudgeEvalConfig, sampled: int, default_base_url: str | None) -> bool:
     if config.backend == "tinker" and (sampled or any(j.kind == "tinker" for j in config.judges)):
         return True
-    address = urlparse(config.judge_base_url or default_base_url or "").hostname
-    return any(j.kind == "anthropic" or (j.kind == "openai" and address not in _LOOPBACK) for j in config.judges)
+    base_url = config.judge_base_url or default_base_url
+    return any(judge.may_cost(base_url) for judge in config.judges)
 
 
-def _files(config: JudgeEvalConfig, arms: Mapping[str, Arm]) -> tuple[Path, ...]:
+def _files(config: JudgeEvalConfig, inputs: EvalInputs) -> tuple[Path, ...]:
     named = [config.test_set, config.rubric, config.canaries, config.human_labels]
-    return tuple([Path(f) for f in named if f] + [arm.file for arm in arms.values() if arm.file is not None])
+    return tuple([Path(f) for f in named if f] + [arm.file for arm in inputs.arms.values() if arm.file is not None])
 
 
-def _warnings(
-    config: JudgeEvalConfig, items: Sequence[EvalItem], arms: Mapping[str, Arm], wanted: int | None
-) -> list[str]:
-    found: list[str] = []
-    if len(items) < 2:
-        found.append("one prompt can show nothing: there is no interval")
-    if wanted is not None and wanted > len(items):
-        found.append(f"an effect of {config.wanted_effect:g} needs {wanted} prompts, and there are {len(items)}")
+def _warnings(config: JudgeEvalConfig, inputs: EvalInputs, wanted: int | None) -> list[str]:
+    warnings: list[str] = []
+    count = len(inputs.items)
+    if count < 2:
+        warnings.append("one prompt can show nothing: there is no interval")
+    if wanted is not None and wanted > count:
+        warnings.append(f"an effect of {config.wanted_effect:g} needs {wanted} prompts, and there are {count}")
     if not config.position_debias:
-        found.append("each pair is asked in one order only (judge.both_orders advises both)")
+        warnings.append("each pair is asked in one order only (judge.both_orders advises both)")
+    families = {_family(model) for model in config.arms.values()}
     for judge in config.judges:
         if judge.kind == "check":
-            found.append(f"{judge.name} is a program that compares with references, not a model's opinion")
-        if judge.kind not in {"check", "assistant"} and any(
-            _family(judge.model) == _family(m) for m in config.arms.values()
-        ):
-            found.append(f"{judge.name} judges a model of its own family (judge.self_preference)")
-    if "assistant" in config.judge_model and len(items) > _MANY_FOR_ASSISTANT:
-        found.append("an assistant judges each packet itself: num_samples of 20 to 50 is a bearable amount")
-    if len({str(a.file or a.model) for a in arms.values()}) < len(arms):
-        found.append("two arms are the same model: expect no difference")
-    return found
+            warnings.append(f"{judge.name} is a program that compares with references, not a model's opinion")
+        if judge.kind not in {"check", "assistant"} and _family(judge.model) in families:
+            warnings.append(f"{judge.name} judges a model of its own family (judge.self_preference)")
+    if "assistant" in config.judge_model and count > _MANY_FOR_ASSISTANT:
+        warnings.append("an assistant judges each packet itself: num_samples of 20 to 50 is a bearable amount")
+    if len({str(a.file or a.model) for a in inputs.arms.values()}) < len(inputs.arms):
+        warnings.append("two arms are the same model: expect no difference")
+    return warnings
 
 
 def _family(model: str) -> str:

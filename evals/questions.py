@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..judges.asking import Call, CallKind
+from ..judges.asking import Call, CallKind, call_key
 from ..judges.base import Judge
 from ..judges.prompt import EvalItem, Prompter
 from .controls import Canary, control_count
@@ -29,11 +28,6 @@ class Material:
     seed: int
 
 
-def pairs_of(arms: Sequence[str]) -> list[tuple[str, str]]:
-    """The pairs of arms to judge, as (in question, compared with): every two arms, the baseline always second."""
-    return [(second, first) for first, second in itertools.combinations(arms, 2)]
-
-
 def count_calls(arms: int, items: int, canaries: int, *, pairwise: bool, both_orders: bool) -> int:
     """How many questions one judge is asked (`build_calls` makes as many)."""
     if not pairwise:
@@ -43,10 +37,11 @@ def count_calls(arms: int, items: int, canaries: int, *, pairwise: bool, both_or
 
 
 def build_calls(material: Material, judge: Judge, prompter: Prompter) -> tuple[list[Call], list[Call]]:
-    """The tests of the judge itself, and the questions that count."""
+    """The judge's calibration checks, and the questions that count."""
     make = _Maker(judge, prompter)
     if prompter.mode == "absolute":
-        known = [make("canary", c.item, side, None, a, None) for c in material.canaries for side, a in _sides(c)]
+        sides = [(c.item, *side) for c in material.canaries for side in ((GOOD, c.good), (BAD, c.bad))]
+        canaries = [make("canary", item, side, None, answer, None) for item, side, answer in sides]
         twice = [
             make("control", item, arm, None, text, None, again=again)
             for item, arm, text in _control_answers(material)
@@ -57,14 +52,17 @@ def build_calls(material: Material, judge: Judge, prompter: Prompter) -> tuple[l
             for arm, responses in material.answers.items()
             for item, response in zip(material.items, responses, strict=True)
         ]
-        return known + twice, main
-    known = [call for canary in material.canaries for call in _canary_pair(make, canary)]
-    # One order: the other is the same question.
+        return canaries + twice, main
+    orders = [(c.item, *o) for c in material.canaries for o in ((GOOD, BAD, c.good, c.bad), (BAD, GOOD, c.bad, c.good))]
+    canaries = [make("canary", *order) for order in orders]
+    # In one order: the other would be the same question.
     beside = [make("control", item, arm, arm, text, text) for item, arm, text in _control_answers(material)]
-    return known + beside, _pair_calls(make, material)
+    return canaries + beside, _pair_calls(make, material)
 
 
 class _Maker:
+    """Makes the calls to one judge; their keys depend on its settings and the wording of its prompt."""
+
     def __init__(self, judge: Judge, prompter: Prompter) -> None:
         self._salt = json.dumps([judge.name, dict(judge.settings), prompter.prompt_hash], sort_keys=True)
 
@@ -80,20 +78,8 @@ class _Maker:
         again: bool = False,
     ) -> Call:
         content = [self._salt, kind, item.id, item.prompt_key, item.reference, first, second, answer_a, answer_b]
-        whole = json.dumps([*content, "again"] if again else content)
-        key = hashlib.sha256(whole.encode("utf-8", "replace")).hexdigest()[:32]
+        key = call_key([*content, "again"] if again else content)
         return Call(key, kind, item, first, second, answer_a, answer_b, again)
-
-
-def _sides(canary: Canary) -> list[tuple[str, str]]:
-    return [(GOOD, canary.good), (BAD, canary.bad)]
-
-
-def _canary_pair(make: _Maker, canary: Canary) -> list[Call]:
-    return [
-        make("canary", canary.item, GOOD, BAD, canary.good, canary.bad),
-        make("canary", canary.item, BAD, GOOD, canary.bad, canary.good),
-    ]
 
 
 def _control_answers(material: Material) -> list[tuple[EvalItem, str, str]]:
@@ -108,7 +94,9 @@ def _control_answers(material: Material) -> list[tuple[EvalItem, str, str]]:
 def _pair_calls(make: _Maker, material: Material) -> list[Call]:
     chooser = random.Random(material.seed)
     calls: list[Call] = []
-    for (one, other), index in itertools.product(pairs_of(list(material.answers)), range(len(material.items))):
+    # Every two arms; the first order shows the arm in question first, the baseline second.
+    pairs = itertools.combinations(material.answers, 2)
+    for (other, one), index in itertools.product(pairs, range(len(material.items))):
         orders = [(one, other), (other, one)]
         if not material.both_orders:
             orders = [chooser.choice(orders)]

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import DataError
 from ..core.files import write_atomically
 from ..core.paths import home, writable_folder
-from ..data.row_files import at_line, read_rows
 from ..judges.prompt import EvalItem, prompt_key
-from .test_set import conversation
+from ..models.model_ref import resolve_model
+from .test_set import PROMPT_KEYS, conversation, read_each
 
 if TYPE_CHECKING:
     from ..backends.connection import Backend
@@ -34,8 +34,19 @@ class Response:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
-    """How an arm is sampled. ``seed`` differs between arms, so that a model against itself is not a copy."""
+class ArmSampling:
+    """Everything a sampled answer depends on besides its prompt.
+
+    Attributes:
+        model: A ``tinker://`` sampler path, or a base model's wire name.
+        backend: Where it is sampled.
+        base_url: The address of a cluster, else empty.
+        renderer: Its chat format.
+        fingerprint: Sizes and times of the weights of a model folder, else empty.
+        max_tokens: The most an answer may have.
+        temperature: Of sampling.
+        seed: Differs between arms, so that a model against itself is not a copy.
+    """
 
     model: str
     backend: str
@@ -48,8 +59,63 @@ class Sampling:
 
     def key(self, item: EvalItem) -> str:
         """The content hash under which the answer to ``item`` is kept."""
-        whole = json.dumps([asdict(self), item.prompt_key], ensure_ascii=False)
-        return hashlib.sha256(whole.encode()).hexdigest()
+        content = json.dumps([asdict(self), item.prompt_key], ensure_ascii=False)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """A model that can be sampled: where it is, its chat format, and how it is sampled."""
+
+    backend: Backend
+    renderer: ChatRenderer
+    sampling: ArmSampling
+
+
+def open_model(
+    model: str,
+    backend: Backend,
+    *,
+    base_url: str | None,
+    renderer: str | None = None,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+) -> OpenedModel:
+    """A base model or a ``tinker://`` checkpoint on a backend, ready to be sampled.
+
+    The config's ``base_url`` and not the backend's is part of what an answer is kept under: the embedded engine's
+    changes with every start.
+
+    Raises:
+        ResearcherError: If there is no such model, checkpoint or renderer, or the backend does not answer.
+    """
+    from ..backends.sampling_client import base_model_of
+    from ..models.renderers import load_renderer
+
+    is_checkpoint = model.startswith("tinker://")
+    base = base_model_of(backend, model) if is_checkpoint else model
+    chat = load_renderer(base, renderer)
+    sampling = ArmSampling(
+        model=model if is_checkpoint else resolve_model(base).wire_name,
+        backend=backend.name,
+        base_url=base_url or "",
+        renderer=chat.name,
+        fingerprint=_fingerprint(base),
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+    return OpenedModel(backend, chat, sampling)
+
+
+def _fingerprint(base_model: str) -> str:
+    """Tells two states of a model folder apart; an id on the hub or a checkpoint's path never changes its content."""
+    folder = resolve_model(base_model).path
+    if folder is None:
+        return ""
+    files = sorted(folder.glob("*.safetensors"))
+    return ";".join(f"{f.name}:{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files)
 
 
 def read_responses(path: Path, items: Sequence[EvalItem]) -> list[Response]:
@@ -61,38 +127,26 @@ def read_responses(path: Path, items: Sequence[EvalItem]) -> list[Response]:
     Raises:
         DataError: If a row has no answer, an answer is missing, or the file holds other prompts.
     """
-    rows: list[tuple[int, Mapping[str, Any]]] = []
-    for row in read_rows(path):
-        if row.value is None:
-            raise row.problem or DataError("not a readable row", where=f"{path.name}:{row.number}")
-        rows.append((row.number, row.value))
-    texts = [_text(path, number, row) for number, row in rows]
-    keyed = [_row_key(path, number, row) for number, row in rows]
-    if all(key is None for key in keyed):
-        if len(rows) != len(items):
-            raise DataError(
-                f"{len(rows)} responses for {len(items)} prompts",
-                where=path.name,
-                fix="Give one a prompt, in the test set's order, or name the prompt in each row",
-            )
-        return [Response(text, "file", None) for text in texts]
-    return _matched(path, items, rows, texts, keyed)
+    rows = read_each(path, lambda row, number: (number, _row_key(row), _text(row)))
+    if any(key is not None for _, key, _ in rows):
+        return _matched(path, items, rows)
+    if len(rows) != len(items):
+        raise DataError(
+            f"{len(rows)} responses for {len(items)} prompts",
+            where=path.name,
+            fix="Give one a prompt, in the test set's order, or name the prompt in each row",
+        )
+    return [Response(text, "file", None) for _, _, text in rows]
 
 
-def _matched(
-    path: Path,
-    items: Sequence[EvalItem],
-    rows: Sequence[tuple[int, Mapping[str, Any]]],
-    texts: Sequence[str],
-    keyed: Sequence[str | None],
-) -> list[Response]:
-    found: dict[str, str] = {}
-    for (number, _), text, key in zip(rows, texts, keyed, strict=True):
+def _matched(path: Path, items: Sequence[EvalItem], rows: Sequence[tuple[int, str | None, str]]) -> list[Response]:
+    by_key: dict[str, str] = {}
+    for number, key, text in rows:
         if key is None:
             raise DataError("this row names no prompt, and others do", where=f"{path.name}:{number}")
-        if found.setdefault(key, text) != text:
+        if by_key.setdefault(key, text) != text:
             raise DataError("a second, different answer to the same prompt", where=f"{path.name}:{number}")
-    answers = [found.get(f"id:{item.id}", found.get(f"prompt:{item.prompt_key}")) for item in items]
+    answers = [by_key.get(f"id:{item.id}", by_key.get(f"prompt:{item.prompt_key}")) for item in items]
     missing = [item for item, answer in zip(items, answers, strict=True) if answer is None]
     if missing:
         raise DataError(
@@ -104,22 +158,18 @@ def _matched(
     return [Response(answer, "file", None) for answer in answers if answer is not None]
 
 
-def _text(path: Path, number: int, row: Mapping[str, Any]) -> str:
-    for key in _RESPONSE_KEYS:
-        if isinstance(row.get(key), str):
-            return row[key]
-    raise DataError('no "response" in this row, or it is not text', where=f"{path.name}:{number}")
+def _text(row: Mapping[str, Any]) -> str:
+    text = next((row[key] for key in _RESPONSE_KEYS if isinstance(row.get(key), str)), None)
+    if text is None:
+        raise DataError('no "response" in this row, or it is not text')
+    return text
 
 
-def _row_key(path: Path, number: int, row: Mapping[str, Any]) -> str | None:
+def _row_key(row: Mapping[str, Any]) -> str | None:
+    """What tells which prompt a row answers; None where the row has an answer alone."""
     if row.get("id") not in (None, ""):
         return f"id:{row['id']}"
-    if not any(row.get(key) for key in ("messages", "prompt", "question", "input")):
-        return None
-    try:
-        return f"prompt:{prompt_key(conversation(row)[0])}"
-    except DataError as error:
-        raise at_line(path, number, error) from error
+    return f"prompt:{prompt_key(conversation(row)[0])}" if any(row.get(key) for key in PROMPT_KEYS) else None
 
 
 class ResponseCache:
@@ -147,39 +197,36 @@ class ResponseCache:
 
 
 def sample_responses(
-    backend: Backend,
-    renderer: ChatRenderer,
-    sampling: Sampling,
-    items: Sequence[EvalItem],
-    *,
-    on_done: Callable[[int], bool],
+    opened: OpenedModel, items: Sequence[EvalItem], *, on_done: Callable[[int], bool]
 ) -> list[Response] | None:
-    """Answer every prompt once, from the cache where it has been done before.
+    """Answer every prompt once, from the cache where it has been answered before.
 
     Args:
-        backend: Where the model is.
-        renderer: The one of the model's training.
-        sampling: What to sample and how.
+        opened: What to sample and how.
         items: The prompts.
-        on_done: Told how many are there; returns True to stop.
+        on_done: Told how many answers are there; returns True to stop.
 
     Returns:
         None when told to stop; what was sampled by then is kept.
+
+    Raises:
+        BackendError: If the backend refuses.
     """
     from ..backends.sampling_client import SampleOptions, sample
 
-    cache = ResponseCache()
+    cache, sampling = ResponseCache(), opened.sampling
     keys = [sampling.key(item) for item in items]
-    found = {key: cached for key in keys if (cached := cache.get(key)) is not None}
-    todo = [(key, item) for key, item in zip(keys, items, strict=True) if key not in found]
+    answers = {key: cached for key in keys if (cached := cache.get(key)) is not None}
+    todo = [(key, item) for key, item in zip(keys, items, strict=True) if key not in answers]
+    options = SampleOptions(sampling.max_tokens, sampling.temperature, 1.0, 1, sampling.seed)
     for start in range(0, len(todo), _SAMPLED_AT_ONCE):
-        if on_done(len(found)):
+        if on_done(len(answers)):
             return None
         chunk = todo[start : start + _SAMPLED_AT_ONCE]
-        options = SampleOptions(sampling.max_tokens, sampling.temperature, 1.0, 1, sampling.seed)
-        answers = sample(backend, renderer, sampling.model, [item.messages for _, item in chunk], options)
-        for (key, _), (completion, *_) in zip(chunk, answers, strict=True):
-            found[key] = Response(completion.text, completion.stop_reason, completion.tokens)
-            cache.put(key, found[key])
-    on_done(len(found))
-    return [found[key] for key in keys]
+        prompts = [item.messages for _, item in chunk]
+        sampled = sample(opened.backend, opened.renderer, sampling.model, prompts, options)
+        for (key, _), (completion, *_) in zip(chunk, sampled, strict=True):
+            answers[key] = Response(completion.text, completion.stop_reason, completion.tokens)
+            cache.put(key, answers[key])
+    on_done(len(answers))
+    return [answers[key] for key in keys]

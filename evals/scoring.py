@@ -1,4 +1,4 @@
-"""From judgements to one score an item: the mean over orders, then over judges; what is missing stays missing."""
+"""From judgments to one score per item: the mean over orders, then over judges; what is missing stays missing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from ..judges.journal import Judgment
 from ..judges.rubric import Rubric
+from .evidence import BASELINE, Evidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Consistency:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """Judgements without a verdict.
+    """Judgments without a verdict.
 
     Attributes:
         by_arm: For each arm (missing, asked), counted by the arm shown first.
@@ -51,7 +52,20 @@ class Missing:
     reasons: Mapping[str, int]
 
 
-def arm_score(judgment: Judgment, arm: str) -> float | None:
+def item_effects(evidence: Evidence, arm: str) -> dict[str, float]:
+    """For each scored item the effect of ``arm`` against the baseline: its score, or the difference of scores."""
+    if evidence.pairwise:
+        return over_judges(pair_scores(evidence.judgments, arm, BASELINE, evidence.orders))
+    mine, theirs = (absolute_scores(evidence.judgments, a, evidence.rubric) for a in (arm, BASELINE))
+    return over_judges({judge: _differences(mine[judge], theirs.get(judge, {})) for judge in mine})
+
+
+def _differences(mine: Mapping[str, float | None], theirs: Mapping[str, float | None]) -> dict[str, float | None]:
+    pairs = {item: (score, theirs.get(item)) for item, score in mine.items()}
+    return {item: None if a is None or b is None else a - b for item, (a, b) in pairs.items()}
+
+
+def _arm_score(judgment: Judgment, arm: str) -> float | None:
     """1 where the arm won, 0.5 for a tie, 0 where it lost; None when unscored."""
     if judgment.verdict is None:
         return None
@@ -66,23 +80,22 @@ def pair_scores(
 ) -> dict[str, dict[str, float | None]]:
     """For each judge and item the arm's score against the other, the mean over orders.
 
-    An item of which one order is missing is missing: one order alone carries the judge's preference for a place.
+    An item that lacks one order counts as missing: one order alone carries the judge's preference for a place.
     """
-    found: dict[str, dict[str, list[float | None]]] = defaultdict(lambda: defaultdict(list))
+    scores: dict[str, dict[str, list[float | None]]] = defaultdict(lambda: defaultdict(list))
     for judgment in judgments:
         if judgment.kind == "pair" and {judgment.first, judgment.second} == {arm, against}:
-            found[judgment.judge][judgment.item].append(arm_score(judgment, arm))
-    return {judge: {i: _mean(s, orders) for i, s in items.items()} for judge, items in found.items()}
+            scores[judgment.judge][judgment.item].append(_arm_score(judgment, arm))
+    return {judge: {i: _mean(s, orders) for i, s in items.items()} for judge, items in scores.items()}
 
 
 def absolute_scores(judgments: Iterable[Judgment], arm: str, rubric: Rubric) -> dict[str, dict[str, float | None]]:
     """For each judge and item the arm's weighted rubric score, 0 to 1."""
-    found: dict[str, dict[str, float | None]] = defaultdict(dict)
+    scores: dict[str, dict[str, float | None]] = defaultdict(dict)
     for judgment in judgments:
         if judgment.kind == "absolute" and judgment.first == arm:
-            value = None if judgment.unscored else rubric.weighted(judgment.scores)
-            found[judgment.judge][judgment.item] = value
-    return dict(found)
+            scores[judgment.judge][judgment.item] = judgment.weighted(rubric)
+    return dict(scores)
 
 
 def over_judges(by_judge: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:

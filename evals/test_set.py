@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from ..core.errors import DataError
 from ..data.row_files import at_line, read_rows
 from ..judges.prompt import EvalItem
 from ..models.chat import Message
 
-_PROMPT_KEYS = ("messages", "prompt", "question", "input")
+PROMPT_KEYS = ("messages", "prompt", "question", "input")
 _REFERENCE_KEYS = ("reference", "answer", "completion", "output")
 _ROLES = ("system", "user", "assistant")
+T = TypeVar("T")
 
 
 def read_test_set(path: Path) -> list[EvalItem]:
@@ -25,20 +27,45 @@ def read_test_set(path: Path) -> list[EvalItem]:
     Raises:
         DataError: For a row that cannot be used, a prompt or id given twice, or an empty file, with the line.
     """
-    items: list[EvalItem] = []
     prompts: dict[str, int] = {}
     ids: dict[str, int] = {}
+
+    def read(row: Mapping[str, Any], number: int) -> EvalItem:
+        item = _item(row, number, len(prompts) + 1)
+        _only_once(prompts, item.prompt_key, number, "this prompt")
+        _only_once(ids, item.id, number, f"the id '{item.id}'")
+        return item
+
+    return read_each(path, read)
+
+
+def load_items(test_set: Path, count: int | None, seed: int) -> list[EvalItem]:
+    """The prompts to use: all, or ``count`` of them drawn by the seed, in the file's order.
+
+    Raises:
+        DataError: If the test set cannot be used.
+    """
+    items = read_test_set(test_set)
+    if count is None or count >= len(items):
+        return items
+    return [items[index] for index in sorted(random.Random(seed).sample(range(len(items)), count))]
+
+
+def read_each(path: Path, read: Callable[[Mapping[str, Any], int], T]) -> list[T]:
+    """What ``read`` makes of each row and its number; its errors get the file and the line.
+
+    Raises:
+        DataError: If a row cannot be read, or ``read`` refuses it.
+    """
+    results: list[T] = []
     for row in read_rows(path):
         if row.value is None:
             raise row.problem or DataError("not a readable row", where=f"{path.name}:{row.number}")
         try:
-            item = _item(row.value, row.number, len(items) + 1)
-            _only_once(prompts, item.prompt_key, row.number, "this prompt")
-            _only_once(ids, item.id, row.number, f"the id '{item.id}'")
+            results.append(read(row.value, row.number))
         except DataError as error:
             raise at_line(path, row.number, error) from error
-        items.append(item)
-    return items
+    return results
 
 
 def conversation(row: Mapping[str, Any]) -> tuple[list[Message], str | None]:
@@ -47,7 +74,7 @@ def conversation(row: Mapping[str, Any]) -> tuple[list[Message], str | None]:
     Raises:
         DataError: If there is no prompt, or it cannot be read.
     """
-    key = next((k for k in _PROMPT_KEYS if row.get(k) not in (None, "")), None)
+    key = next((k for k in PROMPT_KEYS if row.get(k) not in (None, "")), None)
     if key is None:
         raise DataError("no prompt in this row", fix='Give "prompt": "..." or "messages": [{"role", "content"}, ...]')
     value = row[key]
@@ -70,15 +97,11 @@ def conversation(row: Mapping[str, Any]) -> tuple[list[Message], str | None]:
 
 def _item(row: Mapping[str, Any], number: int, position: int) -> EvalItem:
     messages, reference = conversation(row)
-    for key in _REFERENCE_KEYS:
-        given = row.get(key)
-        if given is not None:
-            reference = str(given)
-            break
+    named = next((row[key] for key in _REFERENCE_KEYS if row.get(key) is not None), None)
     return EvalItem(
         id=str(row["id"]) if row.get("id") not in (None, "") else str(position),
         messages=tuple(messages),
-        reference=reference,
+        reference=reference if named is None else str(named),
         cluster=_label(row, "cluster_id"),
         category=_label(row, "category"),
         line=number,

@@ -1,7 +1,7 @@
-"""Judging with Anthropic's models through their SDK: verdicts by tool, a cached system prompt, Message Batches.
+"""Judging with Anthropic's models through their SDK: verdicts by tool call, a cached system prompt, Message Batches.
 
 The SDK retries what may work later (429, 529, timeouts) and waits as long as ``retry-after`` asks; nothing is retried
-on top of it here.
+on top of that here.
 """
 # pyright: basic
 # reason: the SDK's request types are unions of TypedDicts that a dict built in steps does not match
@@ -16,9 +16,10 @@ from typing import Any, cast
 import anthropic
 
 from ..core.errors import BackendError, ConfigError, ResearcherError, did_you_mean
-from .base import JudgeCallError, Repair, Reply, Usage
+from .base import Judge, JudgeCallError, JudgeUsage, Repair, Reply, conversation_with
 from .judge_catalog import JudgeRef, known_models, takes_forced_tool, takes_temperature
 from .prompt import Question, with_tool_rule
+from .services import REFUSED, CallLimits, is_transient
 from .verdicts import TOOL
 
 MAX_RETRIES = 8
@@ -26,32 +27,24 @@ _BATCH_POLL_S = 5.0
 _KEY = "ANTHROPIC_API_KEY"
 
 
-class AnthropicJudge:
-    """One Anthropic model as a judge."""
+class AnthropicJudge(Judge):
+    """One Anthropic model as a judge; it answers by a tool call."""
 
-    at_once = None
-
-    def __init__(self, ref: JudgeRef, schema: Mapping[str, Any], *, max_tokens: int, timeout_s: float) -> None:
-        self._ref = ref
+    def __init__(self, ref: JudgeRef, schema: Mapping[str, Any], limits: CallLimits) -> None:
+        """See `service_judge` for the arguments and errors."""
+        temperature = {"temperature": 0.0} if takes_temperature(ref.model) else {}
+        kind = {"type": "tool", "name": TOOL} if takes_forced_tool(ref.model) else {"type": "auto"}
+        choice = {**temperature, "tool_choice": {**kind, "disable_parallel_tool_use": True}}
+        super().__init__(ref, max_tokens=limits.max_tokens, **choice)
+        self._fixed = {"model": ref.model, "max_tokens": limits.max_tokens, **choice}
         self._tool = {
             "name": TOOL,
             "description": "Record the verdict on the answers shown.",
             "input_schema": dict(schema),
             "cache_control": {"type": "ephemeral"},
         }
-        self._max_tokens = max_tokens
-        self._client = anthropic.AsyncAnthropic(timeout=timeout_s, max_retries=MAX_RETRIES)
+        self._client = anthropic.AsyncAnthropic(timeout=limits.timeout_s, max_retries=MAX_RETRIES)
         _require_key(self._client)
-
-    @property
-    def name(self) -> str:
-        """Its name in every result."""
-        return self._ref.name
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """The model and how it is asked."""
-        return {"kind": "anthropic", "model": self._ref.model, "max_tokens": self._max_tokens, **self._choice()}
 
     async def check(self) -> None:
         """Look the model up with the key at hand.
@@ -61,26 +54,24 @@ class AnthropicJudge:
             ConfigError: If there is no such model, or no longer.
         """
         try:
-            await self._client.models.retrieve(self._ref.model)
+            await self._client.models.retrieve(self.ref.model)
         except anthropic.NotFoundError as error:
             if _error_type(error) == "not_found_error":
                 raise self._no_such_model() from error
             return  # a proxy without this call: the first verdict will tell
         except anthropic.APIStatusError as error:
-            if error.status_code in {401, 402, 403}:
+            if error.status_code in REFUSED:
                 raise self._refused(error) from error
         except anthropic.APIConnectionError as error:
-            raise BackendError(
-                f"no answer ({type(error).__name__})", where=str(self._client.base_url), fix="Check the network"
-            ) from error
+            raise self._no_answer(error, fix="Check the network") from error
 
     async def ask(self, key: str, question: Question, repair: Repair | None) -> Reply:
         """Ask one question (see `Judge.ask`)."""
+        request = self._request(question, repair)
+        # The SDK's signature has lost the parameter that older models still take.
+        extra = {"temperature": request.pop("temperature")} if "temperature" in request else None
         try:
-            request = self.request(question, repair)
-            # The SDK's signature has lost the parameter that older models still take.
-            extra = {k: request.pop(k) for k in ("temperature",) if k in request}
-            message = await self._client.messages.create(**request, extra_body=extra or None)
+            message = await self._client.messages.create(**request, extra_body=extra)
         except anthropic.APIStatusError as error:
             raise self._call_error(error) from error
         except anthropic.APIConnectionError as error:
@@ -91,31 +82,21 @@ class AnthropicJudge:
         """Close the connections."""
         await self._client.close()
 
-    def request(self, question: Question, repair: Repair | None) -> dict[str, Any]:
-        """The body of one Messages request. What is equal in all of them comes first and is cached."""
-        messages: list[dict[str, Any]] = [{"role": "user", "content": question.user}]
-        if repair is not None:
-            messages.append({"role": "assistant", "content": repair.said or "(no verdict)"})
-            messages.append({"role": "user", "content": repair.request})
+    def _request(self, question: Question, repair: Repair | None) -> dict[str, Any]:
+        """The body of one Messages request. What is the same in all of them is cached by the service."""
         system = {"type": "text", "text": with_tool_rule(question.system), "cache_control": {"type": "ephemeral"}}
-        return {
-            "model": self._ref.model,
-            "max_tokens": self._max_tokens,
-            "system": [system],
-            "tools": [self._tool],
-            "messages": messages,
-            **self._choice(),
-        }
+        messages = conversation_with(question.user, repair)
+        return {**self._fixed, "system": [system], "tools": [self._tool], "messages": messages}
 
     async def create_batch(self, questions: Sequence[tuple[str, Question, Repair | None]]) -> str:
-        """Hand in a Message Batch; returns its id, under which the results can be had for 29 days."""
-        requests: Any = [{"custom_id": key, "params": self.request(q, repair)} for key, q, repair in questions]
+        """Submit a Message Batch; returns its id, under which the results can be fetched for 29 days."""
+        requests: Any = [{"custom_id": key, "params": self._request(q, repair)} for key, q, repair in questions]
         try:
             batch = await self._client.messages.batches.create(requests=requests)
         except anthropic.APIStatusError as error:
             raise self._refused(error) from error
         except anthropic.APIConnectionError as error:
-            raise BackendError(f"no answer ({type(error).__name__})", where=str(self._client.base_url)) from error
+            raise self._no_answer(error) from error
         return batch.id
 
     async def batch_results(self, batch_id: str) -> AsyncIterator[tuple[str, Reply | JudgeCallError]]:
@@ -134,31 +115,28 @@ class AnthropicJudge:
                 fix="resume_job goes on waiting for the same batch",
             ) from error
 
-    def _choice(self) -> dict[str, Any]:
-        model = self._ref.model
-        temperature = {"temperature": 0.0} if takes_temperature(model) else {}
-        kind = {"type": "tool", "name": TOOL} if takes_forced_tool(model) else {"type": "auto"}
-        return {**temperature, "tool_choice": {**kind, "disable_parallel_tool_use": True}}
+    def _no_answer(self, error: anthropic.APIConnectionError, fix: str = "") -> BackendError:
+        return BackendError(f"no answer ({type(error).__name__})", where=str(self._client.base_url), fix=fix)
 
     def _call_error(self, error: anthropic.APIStatusError) -> Exception:
-        if error.status_code in {401, 402, 403, 404}:
+        status = error.status_code
+        if status in REFUSED or status == 404:
             return self._refused(error)
-        transient = error.status_code >= 408 and error.status_code not in {413, 422}
-        return JudgeCallError(f"status {error.status_code}: {_message(error)}", transient=transient)
+        return JudgeCallError(f"status {status}: {_message(error)}", transient=is_transient(status))
 
     def _refused(self, error: anthropic.APIStatusError) -> ResearcherError:
         if error.status_code == 404 and _error_type(error) == "not_found_error":
             return self._no_such_model()
-        known = {
+        causes = {
             401: ("the key was refused (401)", f"Check {_KEY}"),
             402: ("billing is blocked (402)", "Set up billing in the Anthropic console"),
             403: ("this key may not do that (403)", f"Check what {_KEY} is allowed to do"),
         }
-        problem, fix = known.get(error.status_code, (f"status {error.status_code}: {_message(error)}", ""))
+        problem, fix = causes.get(error.status_code, (f"status {error.status_code}: {_message(error)}", ""))
         return BackendError(problem, where=str(self._client.base_url), fix=fix)
 
     def _no_such_model(self) -> ConfigError:
-        model = self._ref.model
+        model = self.ref.model
         hint = did_you_mean(model, [m for m in known_models() if m != model])
         return ConfigError(
             f"Anthropic has no model '{model}', or it has been retired",
@@ -185,15 +163,18 @@ def _require_key(client: anthropic.AsyncAnthropic) -> None:
 
 
 def _error_type(error: anthropic.APIStatusError) -> str:
+    return _detail(error, "type")
+
+
+def _detail(error: anthropic.APIStatusError, key: str) -> str:
+    """One field of the error object in the body; empty where the body is something else (a proxy's page)."""
     body: Any = error.body
     inner = body.get("error") if isinstance(body, dict) else None
-    return str(inner.get("type", "")) if isinstance(inner, dict) else ""
+    return str(inner.get(key, "")) if isinstance(inner, dict) else ""
 
 
 def _message(error: anthropic.APIStatusError) -> str:
-    body: Any = error.body
-    inner = body.get("error") if isinstance(body, dict) else None
-    text = str(inner.get("message", "")) if isinstance(inner, dict) else ""
+    text = _detail(error, "message")
     secret = os.environ.get(_KEY, "")
     return (text.replace(secret, "***") if secret else text)[:200] or "no message"
 
@@ -206,7 +187,7 @@ def _reply(message: anthropic.types.Message) -> Reply:
         text="".join(b.text for b in message.content if b.type == "text"),
         stop_reason=str(message.stop_reason),
         model=message.model,
-        usage=Usage(
+        usage=JudgeUsage(
             used.input_tokens,
             used.output_tokens,
             used.cache_read_input_tokens or 0,

@@ -7,25 +7,38 @@ import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.errors import BackendError
 from ..core.files import append_json_line, read_json_lines
-from .base import Judge, JudgeCallError, Repair, Reply, Usage
+from .base import Judge, JudgeCallError, JudgeUsage, Repair, Reply
 from .journal import Journal, Judgment
 from .judge_catalog import Price, catalog
 from .prompt import EvalItem, Prompter, Question, repair_request
 from .verdicts import UnreadableVerdictError, read_absolute, read_pair
+
+if TYPE_CHECKING:
+    from .anthropic_judge import AnthropicJudge
+
+BATCHES = "batches.jsonl"
+# After so many failures in a row nobody is listening: better to stop and be resumed than to lose every item.
+GIVE_UP_AFTER = 20
+_STOP_GRACE_S = 30.0
+_WATCH_S = 0.25
+# Calls start one after the other, at least this far apart: fifty that leave together come back together and compete
+# for the processor from then on. The gap exceeds the processor time of one call and still allows 333 calls per second.
+_GAP_S = 0.003
+_BATCH_SIZE = 10_000
 
 CallKind = Literal["pair", "absolute", "control", "canary"]
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One question to one judge. The prompt is written when it is asked: a thousand long ones need not lie in memory.
+    """One question to one judge. Its prompt is written only when it is asked, so that thousands do not fill memory.
 
     Attributes:
         key: Hash of the judge, the prompt's wording and the content.
@@ -35,7 +48,7 @@ class Call:
         second: The arm shown as B; None in absolute mode.
         answer_a: The first answer.
         answer_b: The second answer, or None.
-        again: Whether an answer that was asked about is asked about once more, to see whether its score holds.
+        again: Whether the same answer is asked about a second time, to see whether its score holds.
     """
 
     key: str
@@ -52,22 +65,23 @@ class Call:
         return prompter.question(self.item, self.answer_a, self.answer_b, again=self.again)
 
 
-if TYPE_CHECKING:
-    from .anthropic_judge import AnthropicJudge
-BATCHES = "batches.jsonl"
-# After so many failures in a row nobody is listening: better to stop and be resumed than to lose every item.
-GIVE_UP_AFTER = 20
-_STOP_GRACE_S = 30.0
-_WATCH_S = 0.25
-# Calls start one after the other, at least so far apart: fifty that leave together come back together, and share the
-# processor ever after. It is more than a call takes of the processor, and limits nobody: 333 calls a second.
-_GAP_S = 0.003
-_BATCH_SIZE = 10_000
+def call_key(content: Sequence[Any], *, sort_keys: bool = False) -> str:
+    """The hash that identifies a call, from everything its verdict depends on."""
+    text = json.dumps(content, sort_keys=sort_keys)
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:32]
 
 
 @dataclass(slots=True)
 class Spending:
-    """What the judges have cost so far in US dollars, and how much they may."""
+    """What the judges have cost so far, in US dollars.
+
+    Attributes:
+        price: The price of each judge by name; None where none is known, and the judge is not counted.
+        limit: The most they may cost, or None.
+        batch: Whether calls are charged at the batch discount.
+        spent: The sum.
+        tell: Told each new sum.
+    """
 
     price: dict[str, Price | None]
     limit: float | None
@@ -75,22 +89,24 @@ class Spending:
     spent: float = 0.0
     tell: Callable[[float], None] | None = None
 
-    def add(self, judge: str, usage: Usage) -> None:
-        """Count one call; cached input is charged at the table's shares.
-
-        Raises:
-            BackendError: If the limit is passed. What was judged is kept.
-        """
+    def count(self, judge: str, usage: JudgeUsage) -> None:
+        """Count one call; cached input is charged at the table's shares."""
         price = self.price.get(judge)
         if price is None:
             return
         table = catalog()
-        cached = (
-            usage.cache_read_tokens * table["cache_read_share"] + usage.cache_write_tokens * table["cache_write_share"]
-        )
+        cached = usage.cache_read_tokens * table.cache_read_share + usage.cache_write_tokens * table.cache_write_share
         self.spent += price.cost(usage.input_tokens + cached, usage.output_tokens, batch=self.batch)
         if self.tell is not None:
             self.tell(self.spent)
+
+    def add(self, judge: str, usage: JudgeUsage) -> None:
+        """Count one call and check the limit.
+
+        Raises:
+            BackendError: If the limit is reached. What was judged is kept.
+        """
+        self.count(judge, usage)
         if self.limit is not None and self.spent >= self.limit:
             raise BackendError(
                 f"the judges have cost {self.spent:.2f} USD, and max_cost_usd is {self.limit:g}",
@@ -123,19 +139,19 @@ class Judging:
         self._next_turn = 0.0
 
     async def ask_all(self, calls: Sequence[Call]) -> dict[str, Judgment] | None:
-        """Ask every question; returns the judgements by key, or None when told to stop.
+        """Ask every question; returns the judgments by key, or None when told to stop.
 
         Raises:
-            ResearcherError: If no call can work (key, model, limit of cost, disk), or too many failed in a row.
+            ResearcherError: If no call can work (key, model, cost limit, disk), or too many failed in a row.
         """
-        found: dict[str, Judgment] = {}
+        judged: dict[str, Judgment] = {}
         waiting = deque(calls)
 
         async def work() -> None:
             while waiting and not self._should_stop():
                 call = waiting.popleft()
                 await self._turn()
-                found[call.key] = await self._ask(call)
+                judged[call.key] = await self._ask(call)
 
         tasks = [asyncio.create_task(work()) for _ in range(min(self._concurrency, len(calls)))]
         try:
@@ -144,30 +160,28 @@ class Judging:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        return found if len(found) == len(calls) else None
+        return judged if len(judged) == len(calls) else None
 
     async def ask_batch(self, judge: AnthropicJudge, calls: Sequence[Call], folder: Path) -> dict[str, Judgment] | None:
-        """The same through Message Batches, at half the price; a batch handed in before a kill is found again.
+        """The same through Message Batches, at half the price; a batch submitted before a kill is picked up again.
 
         Raises:
             ResearcherError: As `ask_all`.
         """
-        found: dict[str, Judgment] = {}
+        judged: dict[str, Judgment] = {}
         for start in range(0, len(calls), _BATCH_SIZE):
             chunk = {c.key: c for c in calls[start : start + _BATCH_SIZE]}
             first = await self._batch(judge, chunk, {}, folder)
-            unread = {k: r for k, r in (first or {}).items() if isinstance(r, Repair)}
-            second = await self._batch(judge, {k: chunk[k] for k in unread}, unread, folder) if unread else {}
+            repairs = {k: o for k, o in (first or {}).items() if isinstance(o, Repair)}
+            second = await self._batch(judge, {k: chunk[k] for k in repairs}, repairs, folder) if repairs else {}
             if first is None or second is None:
                 return None
-            for key, outcome in ({**first, **second}).items():
-                judgment = outcome if isinstance(outcome, Judgment) else self._unscored(chunk[key], "unreadable", 2)
-                self._note(judgment)
-                found[key] = judgment
-        return found
+            outcomes = first | second
+            judged |= {key: self._note(o) for key, o in outcomes.items() if isinstance(o, Judgment)}
+        return judged
 
     async def _turn(self) -> None:
-        """Wait until this call may start; calls to a judge on this machine need no turns."""
+        """Wait until this call may start; calls to a judge on this machine start at once."""
         if self._judge.at_once is not None:
             return
         now = time.monotonic()
@@ -183,33 +197,27 @@ class Judging:
             for task in done:
                 task.result()
             if self._should_stop():
-                # Calls under way are paid for: they get a while to come home.
+                # Calls under way are paid for: they get some time to return.
                 grace = 0.0 if self._judge.at_once and self._judge.at_once > 1 else _STOP_GRACE_S
                 deadline = deadline or time.monotonic() + grace
                 if time.monotonic() >= deadline:
                     return
 
     async def _ask(self, call: Call) -> Judgment:
+        """One question: a failed call is tried once more, an unreadable answer is asked to be repaired once."""
         question = call.question(self._prompter)
-        usage, repair, problem = Usage(), None, ""
-        reply: Reply | None = None
-        transient = False
+        repair: Repair | None = None
         for attempt in (1, 2):
             try:
-                reply = await self._judge.ask(call.key, question, repair)
+                answer = await self._judge.ask(call.key, question, repair)
             except JudgeCallError as error:
-                problem, transient = f"failed: {error.reason}", error.transient
-                continue
-            usage, transient = usage + reply.usage, False
-            try:
-                judgment = self._read(call, reply, attempt)
-            except UnreadableVerdictError as error:
-                problem = _why_unreadable(reply, error)
-                repair = Repair(_said(reply), repair_request(str(error)))
-                continue
-            return self._note(replace(judgment, usage=usage))
-        judgment = self._unscored(call, problem, 2, reply, transient=transient)
-        return self._note(replace(judgment, usage=usage))
+                answer = error
+            outcome = self._outcome(call, answer, attempt, repair)
+            if isinstance(outcome, Repair):
+                repair = outcome
+            elif attempt == 2 or isinstance(answer, Reply):
+                return self._note(outcome)
+        raise AssertionError("the second attempt always ends in a judgment")
 
     def _note(self, judgment: Judgment) -> Judgment:
         self._journal.write(judgment)
@@ -223,58 +231,50 @@ class Judging:
         self._spending.add(judgment.judge, judgment.usage)
         return judgment
 
-    def _read(self, call: Call, reply: Reply, attempt: int) -> Judgment:
+    def _outcome(
+        self, call: Call, answer: Reply | JudgeCallError, attempt: int, repair: Repair | None
+    ) -> Judgment | Repair:
+        """What an answer amounts to: a judgment, with or without a verdict, or the repair to ask for."""
+        usage = repair.usage if repair else JudgeUsage()
+        if isinstance(answer, JudgeCallError):
+            why = f"failed: {answer.reason}"
+            return self._judgment(call, attempt, usage=usage, unscored=why, transient=answer.transient)
+        usage += answer.usage
+        facts = {"model": answer.model, "stop_reason": answer.stop_reason, "usage": usage}
+        try:
+            return self._judgment(call, attempt, **facts, **self._verdict(answer))
+        except UnreadableVerdictError as error:
+            if attempt == 1:
+                return Repair(_said(answer), repair_request(str(error)), usage)
+            return self._judgment(call, attempt, **facts, unscored=_why_unreadable(answer, error))
+
+    def _judgment(self, call: Call, attempts: int, **outcome: Any) -> Judgment:
+        who = self._judge.name, call.kind, call.item.id, call.first, call.second
+        return Judgment(call.key, *who, attempts=attempts, **outcome)
+
+    def _verdict(self, reply: Reply) -> Mapping[str, Any]:
+        """The fields of a `Judgment` that a readable answer fills."""
         if reply.arguments is None:
             raise UnreadableVerdictError("there was no structured verdict in the answer")
-        base = Judgment(
-            key=call.key,
-            judge=self._judge.name,
-            kind=call.kind,
-            item=call.item.id,
-            first=call.first,
-            second=call.second,
-            model=reply.model,
-            stop_reason=reply.stop_reason,
-            attempts=attempt,
-            usage=reply.usage,
-        )
         if self._prompter.mode == "absolute":
             absolute = read_absolute(reply.arguments, self._prompter.rubric)
-            return replace(base, scores=dict(absolute.scores), reason=absolute.reason)
+            return {"scores": dict(absolute.scores), "reason": absolute.reason}
         pair = read_pair(reply.arguments, self._prompter.rubric)
-        scores: dict[str, Any] = {name: {"A": a, "B": b} for name, (a, b) in pair.scores.items()}
-        return replace(base, verdict=pair.choice, scores=scores, reason=pair.reason)
-
-    def _unscored(
-        self, call: Call, why: str, attempts: int, reply: Reply | None = None, *, transient: bool = False
-    ) -> Judgment:
-        return Judgment(
-            key=call.key,
-            judge=self._judge.name,
-            kind=call.kind,
-            item=call.item.id,
-            first=call.first,
-            second=call.second,
-            unscored=why,
-            transient=transient,
-            model=reply.model if reply else "",
-            stop_reason=reply.stop_reason if reply else "",
-            attempts=attempts,
-        )
+        scores = {name: {"A": a, "B": b} for name, (a, b) in pair.scores.items()}
+        return {"verdict": pair.choice, "scores": scores, "reason": pair.reason}
 
     async def _batch(
         self, judge: AnthropicJudge, chunk: dict[str, Call], repairs: dict[str, Repair], folder: Path
     ) -> dict[str, Judgment | Repair] | None:
-        """One batch; each result is a judgement, or the repair to ask for."""
-        marked = json.dumps([sorted(chunk), bool(repairs)])
-        mark = hashlib.sha256(marked.encode()).hexdigest()[:32]
-        known = {r["mark"]: str(r["batch_id"]) for r in read_json_lines(folder / BATCHES)}
-        batch_id = known.get(mark)
+        """One batch; each result is a judgment, or the repair to ask for. None when told to stop."""
+        mark = hashlib.sha256(json.dumps([sorted(chunk), bool(repairs)]).encode()).hexdigest()[:32]
+        submitted = {r["mark"]: str(r["batch_id"]) for r in read_json_lines(folder / BATCHES)}
+        batch_id = submitted.get(mark)
         if batch_id is None:
             questions = [(k, c.question(self._prompter), repairs.get(k)) for k, c in chunk.items()]
             batch_id = await judge.create_batch(questions)
             append_json_line(folder / BATCHES, {"mark": mark, "batch_id": batch_id, "calls": len(chunk)})
-        collecting = asyncio.create_task(self._collect(judge, batch_id, chunk, 2 if repairs else 1))
+        collecting = asyncio.create_task(self._collect(judge, batch_id, chunk, repairs))
         while not collecting.done():
             await asyncio.wait({collecting}, timeout=_WATCH_S)
             if self._should_stop():
@@ -283,27 +283,13 @@ class Judging:
         return collecting.result()
 
     async def _collect(
-        self, judge: AnthropicJudge, batch_id: str, chunk: dict[str, Call], attempt: int
+        self, judge: AnthropicJudge, batch_id: str, chunk: dict[str, Call], repairs: dict[str, Repair]
     ) -> dict[str, Judgment | Repair]:
-        found: dict[str, Judgment | Repair] = {}
-        async for key, outcome in judge.batch_results(batch_id):
-            if isinstance(outcome, JudgeCallError):
-                found[key] = self._unscored(
-                    chunk[key], f"failed: {outcome.reason}", attempt, transient=outcome.transient
-                )
-                continue
-            try:
-                found[key] = self._read(chunk[key], outcome, attempt)
-            except UnreadableVerdictError as error:
-                if attempt == 2:
-                    found[key] = self._unscored(chunk[key], _why_unreadable(outcome, error), 2, outcome)
-                else:
-                    found[key] = Repair(_said(outcome), repair_request(str(error)))
-        for key, call in chunk.items():
-            found.setdefault(
-                key, self._unscored(call, "failed: the batch has no result for it", attempt, transient=True)
-            )
-        return found
+        lost = JudgeCallError("the batch has no result for it", transient=True)
+        answers: dict[str, Reply | JudgeCallError] = dict.fromkeys(chunk, lost)
+        answers |= {key: answer async for key, answer in judge.batch_results(batch_id)}
+        attempt = 2 if repairs else 1
+        return {key: self._outcome(chunk[key], a, attempt, repairs.get(key)) for key, a in answers.items()}
 
 
 def _why_unreadable(reply: Reply, error: UnreadableVerdictError) -> str:

@@ -1,4 +1,4 @@
-"""The journal of an evaluation: a line a judgement, written as soon as it is known, so that none is asked twice."""
+"""The journal of an evaluation: one line per judgment, written as soon as it is known, so that none is asked twice."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.files import read_json_lines, storage_errors
-from .base import Usage
+from ..core.files import drop_torn_line, read_json_lines, storage_errors
+from .base import JudgeUsage
+from .rubric import Rubric
 
 JUDGMENTS = "judgments.jsonl"
 _SYNC_S = 1.0
@@ -29,8 +30,8 @@ class Judgment:
         first: The arm shown as A.
         second: The arm shown as B, or None in absolute mode.
         verdict: ``A``, ``B``, ``tie``; None in absolute mode and when unscored.
-        scores: By criterion: a number, or one for A and one for B.
-        reason: The judge's.
+        scores: For each criterion a number, or one for A and one for B.
+        reason: The judge's reason.
         unscored: Why there is no verdict, or None.
         transient: Whether asking again later may help.
         model: The exact model that answered.
@@ -53,34 +54,35 @@ class Judgment:
     model: str = ""
     stop_reason: str = ""
     attempts: int = 1
-    usage: Usage = field(default_factory=Usage)
+    usage: JudgeUsage = field(default_factory=JudgeUsage)
 
-
-_FIELDS = tuple(f.name for f in fields(Judgment))
+    def weighted(self, rubric: Rubric) -> float | None:
+        """An absolute verdict's weighted score, 0 to 1; None when unscored."""
+        return None if self.unscored else rubric.weighted(self.scores)
 
 
 class Journal:
-    """Appends judgements to a file that a kill cannot corrupt.
+    """Appends judgments to a file that a kill cannot corrupt.
 
-    Each line is handed to the system in one write, which outlives the process; the disk is asked to keep it once a
-    second, which a power cut can cost.
+    Each line is handed to the system in one write, which survives a kill; fsync runs once per second, so a power cut
+    can lose the last second.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        _cut_torn_line(path)
+        if path.exists():
+            drop_torn_line(path)
         self._synced = time.monotonic()
         with storage_errors(path):
             self._file = path.open("ab", buffering=0)
 
     def write(self, judgment: Judgment) -> None:
-        """Append one judgement.
+        """Append one judgment.
 
         Raises:
             StorageError: If the disk is full.
         """
-        record = {name: getattr(judgment, name) for name in _FIELDS}
-        line = json.dumps(record | {"usage": asdict(judgment.usage)}, ensure_ascii=False) + "\n"
+        line = json.dumps(asdict(judgment), ensure_ascii=False) + "\n"
         with storage_errors(self._path):
             self._file.write(line.encode("utf-8", "replace"))
             if time.monotonic() - self._synced >= _SYNC_S:
@@ -95,27 +97,10 @@ class Journal:
 
 
 def read_judgments(path: Path) -> Iterator[Judgment]:
-    """The judgements in a journal; where a question was asked again after an outage, the last answer counts."""
+    """The judgments in a journal; where a question was asked again after an outage, the last answer counts."""
     latest: dict[str, dict[str, Any]] = {}
     for record in read_json_lines(path):
         latest[record["key"]] = record
     for record in latest.values():
-        usage = Usage(**record.pop("usage"))
+        usage = JudgeUsage(**record.pop("usage"))
         yield Judgment(**record, usage=usage)
-
-
-def _cut_torn_line(path: Path) -> None:
-    if not path.exists():
-        return
-    with storage_errors(path), path.open("rb+") as file:
-        end = file.seek(0, 2)
-        while end > 0:
-            start = max(0, end - 65536)
-            file.seek(start)
-            block = file.read(end - start)
-            newline = block.rfind(b"\n")
-            if newline != -1:
-                file.truncate(start + newline + 1)
-                return
-            end = start
-        file.truncate(0)

@@ -1,17 +1,22 @@
-"""Which kind of judge a name means, what it can do, and what it costs. Light: the server plans with it."""
+"""Which kind of judge a name means, what it can do, and what it costs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal, cast
+from typing import Annotated, Literal
+from urllib.parse import urlparse
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..core.errors import ConfigError
 
 JudgeKind = Literal["anthropic", "openai", "tinker", "assistant", "check"]
 CHECKS = ("exact", "includes", "number")
 ASSISTANT = "assistant"
+_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _FORMS = (
     "claude-... (Anthropic), openai:MODEL (any OpenAI-compatible endpoint), tinker:MODEL or tinker://... (a base model "
     f"or checkpoint), {ASSISTANT} (you judge), {', '.join('check:' + c for c in CHECKS)} (a program, by references)"
@@ -33,14 +38,28 @@ class JudgeRef:
     model: str
 
     @property
-    def is_paid(self) -> bool:
-        """Whether its calls may cost money: a loopback endpoint is the exception, which the plan looks at."""
+    def is_service(self) -> bool:
+        """Whether it is reached over HTTP; such calls cost money unless the endpoint is on this machine."""
         return self.kind in {"anthropic", "openai"}
+
+    def may_cost(self, base_url: str | None) -> bool:
+        """Whether its calls may be charged per token. ``base_url`` is where an ``openai:`` judge is reached."""
+        on_this_machine = urlparse(base_url or "").hostname in _LOOPBACK
+        return self.kind == "anthropic" or (self.kind == "openai" and not on_this_machine)
+
+
+class JudgePrice(BaseModel):
+    """A judge's price in US dollars per million tokens, where the shipped table has none or an old one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input: Annotated[float, Field(ge=0)]
+    output: Annotated[float, Field(ge=0)]
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """US dollars a million tokens, and the day they were seen."""
+    """US dollars per million tokens, and where they come from: a date of the shipped table, or the config."""
 
     input: float
     output: float
@@ -50,15 +69,15 @@ class Price:
     long_output: float = 0.0
 
     def cost(self, input_tokens: float, output_tokens: float, *, batch: bool = False) -> float:
-        """US dollars of one call."""
+        """US dollars for one call."""
         is_long = self.long_above_tokens is not None and input_tokens > self.long_above_tokens
         rates = (self.long_input, self.long_output) if is_long else (self.input, self.output)
-        discount = float(catalog()["batch_discount"]) if batch else 1.0
+        discount = catalog().batch_discount if batch else 1.0
         return (input_tokens * rates[0] + output_tokens * rates[1]) / 1e6 * discount
 
 
 def parse_judge(name: str, *, where: str = "judge_model") -> JudgeRef:
-    """Say which judge ``name`` means.
+    """The judge that ``name`` means.
 
     Raises:
         ConfigError: If it has none of the known forms.
@@ -78,49 +97,77 @@ def parse_judge(name: str, *, where: str = "judge_model") -> JudgeRef:
     raise ConfigError(f"'{name}' names no judge", where=where, fix=f"Use one of: {_FORMS}")
 
 
+def judge_price(judge: JudgeRef, configured: JudgePrice | None) -> Price | None:
+    """What a service charges for a judge: the configured price, else the table's; None where neither is known."""
+    if not judge.is_service:
+        return None
+    if configured is not None:
+        return Price(configured.input, configured.output, "the config")
+    return price_of(judge.model) if judge.kind == "anthropic" else None
+
+
 def price_of(model: str) -> Price | None:
     """The price of an Anthropic model (a dated id counts as its alias), or None if it is not in the table."""
     row = _row(model)
     if row is None:
         return None
-    long = cast("dict[str, Any]", row.get("long_prompt", {}))
-    return Price(
-        float(row["input"]),
-        float(row["output"]),
-        str(catalog()["as_of"]),
-        long.get("above_tokens"),
-        float(long.get("input", 0)),
-        float(long.get("output", 0)),
-    )
+    long = row.long_prompt
+    above = (long.above_tokens, long.input, long.output) if long else (None, 0.0, 0.0)
+    return Price(row.input, row.output, str(catalog().as_of), *above)
 
 
 def takes_temperature(model: str) -> bool:
-    """Whether a temperature may be sent; models that are not in the table are taken to be newer, and refuse it."""
-    return bool((_row(model) or {}).get("sampling", False))
+    """Whether a temperature may be sent; models that are not in the table are taken to be newer and to refuse it."""
+    row = _row(model)
+    return row is not None and row.sampling
 
 
 def takes_forced_tool(model: str) -> bool:
     """Whether a tool call can be forced; newer models refuse that with 400."""
-    return bool((_row(model) or {}).get("forced_tool", False))
+    row = _row(model)
+    return row is not None and row.forced_tool
+
+
+class _LongPrompt(BaseModel):
+    above_tokens: int
+    input: float
+    output: float
+
+
+class _Model(BaseModel):
+    input: float
+    output: float
+    long_prompt: _LongPrompt | None = None
+    sampling: bool
+    forced_tool: bool
+
+
+class Catalog(BaseModel):
+    """``judge_models.yaml``: Anthropic's models with their prices, and what caching and batches cost."""
+
+    as_of: date
+    batch_discount: float
+    cache_read_share: float
+    cache_write_share: float
+    models: dict[str, _Model]
 
 
 @cache
-def catalog() -> dict[str, Any]:
-    """The table as it stands in ``judge_models.yaml``."""
+def catalog() -> Catalog:
+    """The shipped table."""
     import yaml
 
     text = (files("sota_ml_researcher.judges") / "judge_models.yaml").read_text(encoding="utf-8")
-    return cast("dict[str, Any]", yaml.safe_load(text))
+    return Catalog.model_validate(yaml.safe_load(text))
 
 
 def known_models() -> list[str]:
     """The Anthropic models in the table."""
-    return list(catalog()["models"])
+    return list(catalog().models)
 
 
-def _row(model: str) -> dict[str, Any] | None:
-    models: dict[str, dict[str, Any]] = catalog()["models"]
-    if model in models:
-        return models[model]
-    alias, _, date = model.rpartition("-")
-    return models.get(alias) if len(date) == 8 and date.isdigit() else None
+def _row(model: str) -> _Model | None:
+    models = catalog().models
+    alias, _, day = model.rpartition("-")
+    dated = len(day) == 8 and day.isdigit()
+    return models.get(model) or (models.get(alias) if dated else None)

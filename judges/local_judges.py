@@ -11,7 +11,7 @@ from typing import Any
 
 from ..core.errors import DataError
 from ..core.files import append_json_line, read_json_lines
-from .base import Repair, Reply
+from .base import Judge, Repair, Reply
 from .judge_catalog import JudgeRef
 from .prompt import Question
 from .rubric import Rubric
@@ -23,19 +23,19 @@ _NUMBER = re.compile(r"-?\d[\d,]*\.?\d*(?:[eE][+-]?\d+)?")
 
 
 def check_exact(answer: str, reference: str) -> bool:
-    """Equal, but for white space at the ends."""
+    """The two are equal apart from white space at the ends."""
     return answer.strip() == reference.strip()
 
 
 def check_includes(answer: str, reference: str) -> bool:
-    """The reference occurs in the answer, whatever the case."""
+    """The reference occurs in the answer; case is ignored."""
     return reference.strip().casefold() in answer.casefold()
 
 
 def check_number(answer: str, reference: str) -> bool:
     """The last number in the answer is the last one in the reference."""
-    found, wanted = _last_number(answer), _last_number(reference)
-    return found is not None and wanted is not None and abs(found - wanted) <= 1e-9 * max(1.0, abs(wanted))
+    stated, wanted = _last_number(answer), _last_number(reference)
+    return stated is not None and wanted is not None and abs(stated - wanted) <= 1e-9 * max(1.0, abs(wanted))
 
 
 CHECKS: Mapping[str, Callable[[str, str], bool]] = {
@@ -45,28 +45,16 @@ CHECKS: Mapping[str, Callable[[str, str], bool]] = {
 }
 
 
-class ReferenceCheck:
+class ReferenceCheck(Judge):
     """Not a model: a program that says which answer agrees with the reference. Both or neither is a tie."""
 
     at_once = 1
 
     def __init__(self, ref: JudgeRef, rubric: Rubric) -> None:
-        self._ref = ref
+        """Choose the check that ``ref`` names; ``rubric`` gives the scales of its scores."""
+        super().__init__(ref)
         self._rubric = rubric
         self._passes = CHECKS[ref.model]
-
-    @property
-    def name(self) -> str:
-        """Its name in every result."""
-        return self._ref.name
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """Which check it is."""
-        return {"kind": "check", "model": self._ref.model}
-
-    async def check(self) -> None:
-        """Nothing to see to: it runs here."""
 
     async def ask(self, key: str, question: Question, repair: Repair | None) -> Reply:
         """Compare with the reference (see `Judge.ask`).
@@ -84,7 +72,7 @@ class ReferenceCheck:
         first = self._passes(question.answer_a, reference)
         if question.answer_b is None:
             scores: Any = {c.name: c.high if first else c.low for c in self._rubric.criteria}
-            return Reply({"reason": "", "scores": scores}, "", "check", self._ref.name)
+            return Reply({"reason": "", "scores": scores}, "", "check", self.name)
         second = self._passes(question.answer_b, reference)
         verdict = "tie" if first == second else "A" if first else "B"
         scores = {
@@ -92,41 +80,26 @@ class ReferenceCheck:
             for c in self._rubric.criteria
         }
         agreement = {(True, True): "both agree", (False, False): "neither agrees"}
-        reason = f"{agreement.get((first, second), verdict + ' agrees')} with the reference ({self._ref.model})"
-        return Reply({"reason": reason, "scores": scores, "verdict": verdict}, "", "check", self._ref.name)
-
-    async def close(self) -> None:
-        """Nothing to let go of."""
+        reason = f"{agreement.get((first, second), verdict + ' agrees')} with the reference ({self.ref.model})"
+        return Reply({"reason": reason, "scores": scores, "verdict": verdict}, "", "check", self.name)
 
 
-class AssistantJudge:
+class AssistantJudge(Judge):
     """The assistant that started the job: questions wait in ``packets.jsonl`` until it submits their verdicts.
 
-    A packet holds no arm's name, and its id tells nothing about its kind.
+    A packet does not name the arms, and its id does not reveal its kind. Which model judges is not known here.
     """
 
     at_once = 1_000_000
 
     def __init__(self, ref: JudgeRef, folder: Path, *, seed: int) -> None:
-        self._ref = ref
+        """Read which packets ``folder`` (the run's) has already; ``seed`` decides the order they are shown in."""
+        super().__init__(ref)
         self._folder = folder
         self._waiting: dict[str, asyncio.Future[Mapping[str, Any]]] = {}
         self._written = {str(r["id"]) for r in read_json_lines(folder / PACKETS)}
         self._poller: asyncio.Task[None] | None = None
         self._random = random.Random(seed)
-
-    @property
-    def name(self) -> str:
-        """Its name in every result."""
-        return self._ref.name
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """The calling assistant; which model it is, it may say itself."""
-        return {"kind": "assistant", "model": "assistant"}
-
-    async def check(self) -> None:
-        """Nothing to see to."""
 
     async def ask(self, key: str, question: Question, repair: Repair | None) -> Reply:
         """Wait until this question's verdict is submitted (see `Judge.ask`)."""
@@ -137,15 +110,11 @@ class AssistantJudge:
         self._waiting[packet_id] = future
         if packet_id not in self._written:
             self._written.add(packet_id)
-            packet = {
-                "id": packet_id,
-                "order": self._random.random(),
-                "system": question.system,
-                "question": question.user,
-            }
+            packet = {"id": packet_id, "order": self._random.random()}
+            packet |= {"system": question.system, "question": question.user}
             append_json_line(self._folder / PACKETS, packet | ({"again": repair.request} if repair else {}))
         arguments = await future
-        return Reply(arguments, "", "submitted", self._ref.name)
+        return Reply(arguments, "", "submitted", self.name)
 
     async def close(self) -> None:
         """Stop looking for submissions."""
@@ -162,5 +131,5 @@ class AssistantJudge:
 
 
 def _last_number(text: str) -> float | None:
-    found = _NUMBER.findall(text)
-    return float(found[-1].replace(",", "")) if found else None
+    numbers = _NUMBER.findall(text)
+    return float(numbers[-1].replace(",", "")) if numbers else None

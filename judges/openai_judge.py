@@ -12,9 +12,10 @@ from typing import Any
 import openai
 
 from ..core.errors import BackendError, ConfigError, ResearcherError, did_you_mean
-from .base import JudgeCallError, Repair, Reply, Usage
+from .base import Judge, JudgeCallError, JudgeUsage, Repair, Reply, conversation_with
 from .judge_catalog import JudgeRef
 from .prompt import Question, with_tool_rule
+from .services import REFUSED, CallLimits, is_transient
 from .verdicts import TOOL
 
 MAX_RETRIES = 8
@@ -22,17 +23,13 @@ _KEY = "OPENAI_API_KEY"
 _URL = "OPENAI_BASE_URL"
 
 
-class OpenAIJudge:
-    """One model behind a Chat Completions endpoint as a judge; verdicts come by function call."""
+class OpenAIJudge(Judge):
+    """One model behind a Chat Completions endpoint as a judge; it answers by a function call."""
 
-    at_once = None
-
-    def __init__(
-        self, ref: JudgeRef, schema: Mapping[str, Any], *, base_url: str | None, max_tokens: int, timeout_s: float
-    ) -> None:
-        self._ref = ref
+    def __init__(self, ref: JudgeRef, schema: Mapping[str, Any], limits: CallLimits, *, base_url: str | None) -> None:
+        """See `service_judge` for the arguments and errors."""
         self._schema = dict(schema)
-        self._max_tokens = max_tokens
+        self._max_tokens = limits.max_tokens
         address = base_url or os.environ.get(_URL)
         key = os.environ.get(_KEY)
         if not key and not address:
@@ -42,19 +39,9 @@ class OpenAIJudge:
                 fix=f"Export {_KEY} for the server, or give judge_base_url for an endpoint without a key",
             )
         self._client = openai.AsyncOpenAI(
-            base_url=address, api_key=key or "none", timeout=timeout_s, max_retries=MAX_RETRIES
+            base_url=address, api_key=key or "none", timeout=limits.timeout_s, max_retries=MAX_RETRIES
         )
-
-    @property
-    def name(self) -> str:
-        """Its name in every result."""
-        return self._ref.name
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """The model, its endpoint and how it is asked."""
-        address = str(self._client.base_url)
-        return {"kind": "openai", "model": self._ref.model, "base_url": address, "max_tokens": self._max_tokens}
+        super().__init__(ref, base_url=str(self._client.base_url), max_tokens=limits.max_tokens)
 
     async def check(self) -> None:
         """See that the endpoint answers, takes the key and, where it lists its models, has this one.
@@ -66,26 +53,27 @@ class OpenAIJudge:
         try:
             served = [model.id async for model in await self._client.models.list()]
         except openai.APIStatusError as error:
-            if error.status_code in {401, 402, 403}:
+            if error.status_code in REFUSED:
                 raise self._refused(error) from error
             return  # not every server lists its models
         except openai.APIConnectionError as error:
             raise BackendError(
                 f"no answer ({type(error).__name__})", where=str(self._client.base_url), fix="Check judge_base_url"
             ) from error
-        if served and self._ref.model not in served:
-            hint = did_you_mean(self._ref.model, served) or f"It serves: {', '.join(sorted(served)[:8])}"
-            raise ConfigError(f"the endpoint has no model '{self._ref.model}'", where="judge_model", fix=hint)
+        model = self.ref.model
+        if served and model not in served:
+            hint = did_you_mean(model, served) or f"It serves: {', '.join(sorted(served)[:8])}"
+            raise ConfigError(f"the endpoint has no model '{model}'", where="judge_model", fix=hint)
 
     async def ask(self, key: str, question: Question, repair: Repair | None) -> Reply:
         """Ask one question (see `Judge.ask`)."""
         try:
             completion = await self._client.chat.completions.create(**self._request(question, repair))
         except openai.APIStatusError as error:
-            if error.status_code in {401, 402, 403, 404}:
+            status = error.status_code
+            if status in REFUSED or status == 404:
                 raise self._refused(error) from error
-            transient = error.status_code >= 408 and error.status_code not in {413, 422}
-            raise JudgeCallError(f"status {error.status_code}", transient=transient) from error
+            raise JudgeCallError(f"status {status}", transient=is_transient(status)) from error
         except openai.APIConnectionError as error:
             raise JudgeCallError(f"no answer ({type(error).__name__})", transient=True) from error
         return _reply(completion)
@@ -95,17 +83,11 @@ class OpenAIJudge:
         await self._client.close()
 
     def _request(self, question: Question, repair: Repair | None) -> dict[str, Any]:
-        messages = [
-            {"role": "system", "content": with_tool_rule(question.system)},
-            {"role": "user", "content": question.user},
-        ]
-        if repair is not None:
-            messages.append({"role": "assistant", "content": repair.said or "(no verdict)"})
-            messages.append({"role": "user", "content": repair.request})
+        system = {"role": "system", "content": with_tool_rule(question.system)}
         function = {"name": TOOL, "description": "Record the verdict.", "parameters": self._schema}
         return {
-            "model": self._ref.model,
-            "messages": messages,
+            "model": self.ref.model,
+            "messages": [system, *conversation_with(question.user, repair)],
             "max_completion_tokens": self._max_tokens,
             "tools": [{"type": "function", "function": function}],
             "tool_choice": {"type": "function", "function": {"name": TOOL}},
@@ -115,7 +97,7 @@ class OpenAIJudge:
         address = str(self._client.base_url)
         if error.status_code == 404:
             return ConfigError(
-                f"the endpoint has no model '{self._ref.model}', or no chat completions",
+                f"the endpoint has no model '{self.ref.model}', or no chat completions",
                 where="judge_model",
                 fix=f"Check the model and judge_base_url ({address})",
             )
@@ -138,5 +120,5 @@ def _reply(completion: Any) -> Reply:
         text=(message.content or message.refusal or "") if message else "",
         stop_reason="refusal" if message and message.refusal else str(choice.finish_reason if choice else "none"),
         model=completion.model,
-        usage=Usage(used.prompt_tokens, used.completion_tokens) if used else Usage(),
+        usage=JudgeUsage(used.prompt_tokens, used.completion_tokens) if used else JudgeUsage(),
     )

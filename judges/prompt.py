@@ -1,6 +1,6 @@
-"""What a judge is asked. Everything the models wrote is fenced as data: it may hold instructions to the judge.
+"""What a judge is asked. Everything the models wrote is fenced as data: it may contain instructions to the judge.
 
-The fence is a tag with a number that depends on the whole question, so that no answer can close it.
+The fence is a tag with a number that depends on the entire question, so that no answer can close it.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import Any, Literal
 
 from ..models.chat import Message
 from .rubric import Rubric
-from .verdicts import TOOL, absolute_schema, pair_schema
+from .verdicts import TOOL, verdict_schema
 
 
 @dataclass(frozen=True, slots=True)
 class EvalItem:
-    """One prompt.
+    """One prompt of a test set.
 
     Attributes:
-        id: Its name: the row's ``id``, else its number.
+        id: The row's ``id``, else its number.
         messages: The conversation to answer; ends with a user's turn.
         reference: A known good answer, or None.
-        cluster: What it shares with others (a document, a template); None: it stands alone.
+        cluster: What it shares with others (a document, a template); None: it is independent of all others.
         category: A heading for the breakdown, or None.
-        line: Where it stands in the file.
+        line: Its line in the file.
     """
 
     id: str
@@ -50,7 +50,7 @@ class EvalItem:
 
 
 def prompt_key(messages: Sequence[Message]) -> str:
-    """A conversation as one string, without a difference in white space at its ends."""
+    """A conversation as one string; white space at the ends of turns makes no difference."""
     return json.dumps([[m["role"], m["content"].strip()] for m in messages], ensure_ascii=False)
 
 
@@ -101,15 +101,15 @@ class Prompter:
     def __init__(self, rubric: Rubric, mode: Mode, *, max_chars: int) -> None:
         self.rubric = rubric
         self.mode: Mode = mode
-        self.schema: dict[str, Any] = pair_schema(rubric) if mode == "pairwise" else absolute_schema(rubric)
+        self.schema = verdict_schema(rubric, pairwise=mode == "pairwise")
         self.system = "\n\n".join([_PAIR_TASK if mode == "pairwise" else _ABSOLUTE_TASK, _rubric(rubric), _DATA_RULE])
         self._max_chars = max_chars
 
     @property
     def prompt_hash(self) -> str:
         """The hash of everything that is the same in each question: wording, rubric, schema, cut-off."""
-        whole = json.dumps([PROMPT_VERSION, self.system, self.schema, self._max_chars, _TOOL_RULE])
-        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+        fixed = json.dumps([PROMPT_VERSION, self.system, self.schema, self._max_chars, _TOOL_RULE])
+        return hashlib.sha256(fixed.encode()).hexdigest()[:16]
 
     def question(self, item: EvalItem, answer_a: str, answer_b: str | None = None, *, again: bool = False) -> Question:
         """The question about one pair of answers (or one answer); ``again`` fences the same with another number."""
@@ -119,18 +119,15 @@ class Prompter:
         if reference is not None:
             parts.append("A correct answer, for comparison:\n" + _fenced("reference", number, reference))
         if answer_b is None:
-            parts.append(_fenced("answer", number, self.shown(answer_a)))
-            parts.append("Score the answer by the rubric.")
+            parts += [_fenced("answer", number, self._excerpt(answer_a)), "Score the answer by the rubric."]
         else:
-            parts += [
-                _fenced("answer_A", number, self.shown(answer_a)),
-                _fenced("answer_B", number, self.shown(answer_b)),
-            ]
+            parts += [_fenced("answer_A", number, self._excerpt(answer_a))]
+            parts += [_fenced("answer_B", number, self._excerpt(answer_b))]
             parts.append("Which answer is better by the rubric: A, B, or tie?")
         return Question(item, answer_a, answer_b, self.system, "\n\n".join(parts))
 
-    def shown(self, answer: str) -> str:
-        """An answer as the judge sees it: cut in its middle when it is very long, and said to be empty when it is."""
+    def _excerpt(self, answer: str) -> str:
+        """An answer as the judge sees it: very long ones are cut in the middle, empty ones are marked as empty."""
         if not answer.strip():
             return EMPTY
         if len(answer) <= self._max_chars:

@@ -13,7 +13,7 @@ from ..core.yaml_loading import load_yaml
 
 
 class Criterion(BaseModel):
-    """One thing to score, on a scale whose points are described."""
+    """One thing to score, on a scale of whole numbers, some of which are described."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -41,7 +41,7 @@ class Criterion(BaseModel):
 
 
 class Rubric(BaseModel):
-    """The whole rubric."""
+    """What a judge looks for: criteria, each with a weight and its own scale."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -94,14 +94,15 @@ DEFAULT_RUBRIC = Rubric(
 )
 
 
-def load_rubric(path: Path | None) -> Rubric:
+def load_rubric(file: str | Path | None) -> Rubric:
     """The rubric in a YAML file, or the default one.
 
     Raises:
         ConfigError: If a key is unknown, or there are no criteria, or one is not complete, with file and line.
     """
-    if path is None:
+    if file is None:
         return DEFAULT_RUBRIC
+    path = Path(file)
     document = load_yaml(path)
     for key in document.data:
         if key not in Rubric.model_fields:

@@ -1,4 +1,4 @@
-"""Judging with a base model or checkpoint on a Tinker backend, the embedded engine among them. Heavy."""
+"""Judging with a base model or checkpoint on a Tinker backend, the embedded engine among them."""
 
 from __future__ import annotations
 
@@ -8,24 +8,31 @@ from typing import Any
 import tinker
 
 from ..backends.connection import Backend, backend_errors
-from ..backends.sampling_client import base_model_of
+from ..backends.sampling_client import Sampler, base_model_of, open_sampler
 from ..core.errors import BackendError
-from ..models.chat import Message
 from ..models.model_ref import resolve_model
 from ..models.renderers import load_renderer
-from .base import JudgeCallError, Repair, Reply, Usage
+from .base import Judge, JudgeCallError, JudgeUsage, Repair, Reply, conversation_with
 from .judge_catalog import JudgeRef
 from .prompt import Question, with_json_rule
 from .verdicts import UnreadableVerdictError, last_json_object
 
 
-class TinkerJudge:
+class TinkerJudge(Judge):
     """One model on a Tinker backend as a judge. It has no tools: its answer ends with a JSON object."""
 
-    at_once = None
-
     def __init__(self, ref: JudgeRef, schema: Mapping[str, Any], backend: Backend, *, max_tokens: int) -> None:
-        self._ref = ref
+        """Look up the base model of a checkpoint, and its chat format.
+
+        Args:
+            ref: Which model or checkpoint.
+            schema: JSON schema of its verdicts.
+            backend: Where it is.
+            max_tokens: Tokens it may write for one verdict, reasoning included.
+
+        Raises:
+            ResearcherError: If there is no such model, or the backend does not answer.
+        """
         self._schema = dict(schema)
         self._backend = backend
         self._max_tokens = max_tokens
@@ -33,18 +40,9 @@ class TinkerJudge:
         base = base_model_of(backend, ref.model) if is_checkpoint else ref.model
         self._wire_name = ref.model if is_checkpoint else resolve_model(ref.model).wire_name
         self._renderer = load_renderer(base)
-        self._service: tinker.ServiceClient | None = None
-        self._client: tinker.SamplingClient | None = None
-
-    @property
-    def name(self) -> str:
-        """Its name in every result."""
-        return self._ref.name
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """The weights and how they are asked."""
-        return {"kind": "tinker", "model": self._wire_name, "max_tokens": self._max_tokens, "temperature": 0.0}
+        self._sampler: Sampler | None = None
+        super().__init__(ref, max_tokens=max_tokens, temperature=0.0)
+        self.settings = {**self.settings, "model": self._wire_name}
 
     async def check(self) -> None:
         """Open a session for the weights.
@@ -53,46 +51,37 @@ class TinkerJudge:
             BackendError: If the backend refuses.
         """
         with backend_errors(self._backend):
-            self._service = tinker.ServiceClient(base_url=self._backend.base_url, api_key=self._backend.api_key)
-            if self._wire_name.startswith("tinker://"):
-                self._client = await self._service.create_sampling_client(model_path=self._wire_name).result_async()
-            else:
-                self._client = await self._service.create_sampling_client(base_model=self._wire_name).result_async()
+            self._sampler = await open_sampler(self._backend, self._wire_name)
 
     async def ask(self, key: str, question: Question, repair: Repair | None) -> Reply:
         """Ask one question (see `Judge.ask`)."""
-        if self._client is None:
+        if self._sampler is None:
             await self.check()
-        assert self._client is not None
+        assert self._sampler is not None
         system = with_json_rule(question.system, self._schema)
-        messages = [Message(role="user", content=f"{system}\n\n{question.user}")]
-        if repair is not None:
-            messages.append(Message(role="assistant", content=repair.said or "(no verdict)"))
-            messages.append(Message(role="user", content=repair.request))
-        prompt = self._renderer.generation_prompt(messages)
+        prompt = self._renderer.generation_prompt(conversation_with(f"{system}\n\n{question.user}", repair))
         params = tinker.SamplingParams(
             max_tokens=self._max_tokens, temperature=0.0, top_p=1.0, seed=0, stop=self._renderer.stop
         )
         try:
             with backend_errors(self._backend):
-                result = await self._client.sample(tinker.ModelInput.from_ints(prompt), 1, params).result_async()
+                (sequence,) = await self._sampler.sample(tinker.ModelInput.from_ints(prompt), 1, params)
         except BackendError as error:
-            # The backend is there and refuses this one question, as when it does not fit the model's context.
+            # The backend answers and refuses this one question, for example because it exceeds the model's context.
             if isinstance(error.__cause__, tinker.RequestFailedError):
                 raise JudgeCallError(_cause(error.__cause__), transient=False) from error
             raise
-        sequence = result.sequences[0]
         text = self._renderer.decode(sequence.tokens)
         try:
             arguments = last_json_object(text)
         except UnreadableVerdictError:
             arguments = None
-        usage = Usage(len(prompt), len(sequence.tokens))
+        usage = JudgeUsage(len(prompt), len(sequence.tokens))
         return Reply(arguments, text, str(sequence.stop_reason), self._wire_name, usage)
 
     async def close(self) -> None:
-        """Let go of the session."""
-        self._client = self._service = None
+        """Release the session."""
+        self._sampler = None
 
 
 def _cause(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What a judge must answer, as a schema, and reading what it did answer. No verdict is fished out of prose."""
+"""The schema of a verdict, and reading an answer by it. No verdict is ever guessed from prose."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MAX_REASON = 4000
 
 
 class UnreadableVerdictError(ValueError):
-    """The answer does not fit the schema; the message tells the judge what to mend."""
+    """The answer does not fit the schema; the message tells the judge what to correct."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,58 +36,54 @@ class PairVerdict:
 
 @dataclass(frozen=True, slots=True)
 class AbsoluteVerdict:
-    """How good one answer is: a score for each criterion, and the reason."""
+    """A score for one answer by each criterion, on the criterion's own scale, and the reason."""
 
     scores: Mapping[str, float]
     reason: str
 
 
-def pair_schema(rubric: Rubric) -> dict[str, Any]:
-    """JSON schema of a pairwise verdict; the reason comes first, so that it is thought before the choice."""
-    scores = {c.name: _object({"A": _scale(c.low, c.high), "B": _scale(c.low, c.high)}) for c in rubric.criteria}
+def verdict_schema(rubric: Rubric, *, pairwise: bool) -> dict[str, Any]:
+    """JSON schema of a verdict; the reason comes first, so that scores and choice follow from it."""
+    scales = {c.name: {"type": "integer", "description": f"{c.low} to {c.high}"} for c in rubric.criteria}
+    if not pairwise:
+        reason = {"type": "string", "description": "Two or three sentences on the answer"}
+        return _object({"reason": reason, "scores": _object(scales)})
     return _object(
         {
             "reason": {"type": "string", "description": "Two or three sentences that compare the answers"},
-            "scores": _object(scores),
+            "scores": _object({name: _object({"A": scale, "B": scale}) for name, scale in scales.items()}),
             "verdict": {"type": "string", "enum": list(CHOICES), "description": "The better answer, or tie"},
         }
     )
 
 
-def absolute_schema(rubric: Rubric) -> dict[str, Any]:
-    """JSON schema of a verdict on one answer."""
-    scores = {c.name: _scale(c.low, c.high) for c in rubric.criteria}
-    reason = {"type": "string", "description": "Two or three sentences on the answer"}
-    return _object({"reason": reason, "scores": _object(scores)})
-
-
-def read_pair(given: Mapping[str, Any], rubric: Rubric) -> PairVerdict:
+def read_pair(arguments: Mapping[str, Any], rubric: Rubric) -> PairVerdict:
     """A pairwise verdict from a judge's structured answer.
 
     Raises:
         UnreadableVerdictError: If something is missing or off the scale.
     """
-    choice = given.get("verdict")
+    choice = arguments.get("verdict")
     if choice not in CHOICES:
         raise UnreadableVerdictError(f'"verdict" must be one of A, B, tie; it was {choice!r:.40}')
-    by_name = _mapping(given, "scores")
+    by_name = _mapping(arguments, "scores")
     scores: dict[str, tuple[float, float]] = {}
     for criterion in rubric.criteria:
         both = _mapping(by_name, criterion.name)
         first, second = (_score(both, side, criterion.name, criterion.low, criterion.high) for side in ("A", "B"))
         scores[criterion.name] = (first, second)
-    return PairVerdict(choice, scores, _reason(given))
+    return PairVerdict(choice, scores, _reason(arguments))
 
 
-def read_absolute(given: Mapping[str, Any], rubric: Rubric) -> AbsoluteVerdict:
+def read_absolute(arguments: Mapping[str, Any], rubric: Rubric) -> AbsoluteVerdict:
     """A verdict on one answer from a judge's structured answer.
 
     Raises:
         UnreadableVerdictError: If something is missing or off the scale.
     """
-    by_name = _mapping(given, "scores")
+    by_name = _mapping(arguments, "scores")
     scores = {c.name: _score(by_name, c.name, "scores", c.low, c.high) for c in rubric.criteria}
-    return AbsoluteVerdict(scores, _reason(given))
+    return AbsoluteVerdict(scores, _reason(arguments))
 
 
 def last_json_object(text: str) -> dict[str, Any]:
@@ -97,7 +93,7 @@ def last_json_object(text: str) -> dict[str, Any]:
         UnreadableVerdictError: If there is none.
     """
     decoder = json.JSONDecoder()
-    found: dict[str, Any] | None = None
+    last: dict[str, Any] | None = None
     position = text.find("{")
     while position != -1:
         try:
@@ -105,11 +101,11 @@ def last_json_object(text: str) -> dict[str, Any]:
         except (ValueError, RecursionError):
             position = text.find("{", position + 1)
             continue
-        found = cast("dict[str, Any]", value) if isinstance(value, dict) else found
+        last = cast("dict[str, Any]", value) if isinstance(value, dict) else last
         position = text.find("{", end)
-    if found is None:
+    if last is None:
         raise UnreadableVerdictError("there was no JSON object in the answer")
-    return found
+    return last
 
 
 def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,12 +117,8 @@ def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _scale(low: int, high: int) -> dict[str, Any]:
-    return {"type": "integer", "description": f"{low} to {high}"}
-
-
-def _mapping(given: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = given.get(key)
+def _mapping(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = parent.get(key)
     if isinstance(value, str):  # some models write a nested object as text
         try:
             value = json.loads(value)
@@ -137,12 +129,12 @@ def _mapping(given: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return cast("Mapping[str, Any]", value)
 
 
-def _score(given: Mapping[str, Any], key: str, what: str, low: int, high: int) -> float:
-    value = given.get(key)
+def _score(scores: Mapping[str, Any], key: str, what: str, low: int, high: int) -> float:
+    value = scores.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise UnreadableVerdictError(f'the score "{key}" of "{what}" must be a number from {low} to {high}')
     return float(value)
 
 
-def _reason(given: Mapping[str, Any]) -> str:
-    return str(given.get("reason") or "")[:_MAX_REASON]
+def _reason(arguments: Mapping[str, Any]) -> str:
+    return str(arguments.get("reason") or "")[:_MAX_REASON]

@@ -8,19 +8,16 @@ without a verdict has no score at all; it is left out and counted.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from ..core.errors import MissingDependencyError
-from ..judges.asking import Call, Judging, Spending
-from ..judges.base import Judge
+from ..judges.asking import Call, Judging, Spending, call_key
+from ..judges.base import Judge, check_judges
 from ..judges.journal import JUDGMENTS, Journal, Judgment, read_judgments
-from ..judges.judge_catalog import Price, parse_judge, price_of
+from ..judges.judge_catalog import Price, judge_price, parse_judge
 from ..judges.prompt import EvalItem, Prompter
 from ..judges.rubric import Criterion, Rubric
+from ..judges.services import CallLimits, service_judge
 from .problems import Problem
 from .reward_config import RewardPart
 from .scorers import GroupScorer, Response, Score
@@ -46,13 +43,10 @@ def prompter_of(part: RewardPart) -> Prompter:
 
 def price_of_judge(part: RewardPart) -> Price | None:
     """The judge's price, by the config or the shipped table; None where neither has it."""
-    if part.judge_price is not None:
-        return Price(part.judge_price.input, part.judge_price.output, "the config")
-    ref = parse_judge(str(part.judge_model), where="rewards")
-    return price_of(ref.model) if ref.kind == "anthropic" else None
+    return judge_price(parse_judge(str(part.judge_model), where="rewards"), part.judge_price)
 
 
-def service_judge(part: RewardPart) -> Judge:
+def judge_of(part: RewardPart) -> Judge:
     """The judge a reward names.
 
     Raises:
@@ -61,22 +55,8 @@ def service_judge(part: RewardPart) -> Judge:
         MissingDependencyError: If the evals extra is not installed.
     """
     ref = parse_judge(str(part.judge_model), where="rewards")
-    schema = prompter_of(part).schema
-    limits: dict[str, Any] = {"max_tokens": part.judge_max_tokens, "timeout_s": part.judge_timeout_s}
-    try:
-        if ref.kind == "anthropic":
-            from ..judges.anthropic_judge import AnthropicJudge
-
-            return AnthropicJudge(ref, schema, **limits)
-        from ..judges.openai_judge import OpenAIJudge
-
-        return OpenAIJudge(ref, schema, base_url=part.judge_base_url, **limits)
-    except ImportError as error:
-        if isinstance(error, MissingDependencyError):
-            raise
-        raise MissingDependencyError(
-            f"the judge {ref.name} needs {error.name}", fix="Run: pip install 'sota-ml-researcher[evals]'"
-        ) from error
+    limits = CallLimits(part.judge_max_tokens, part.judge_timeout_s)
+    return service_judge(ref, prompter_of(part).schema, limits, base_url=part.judge_base_url)
 
 
 async def check_service_judges(parts: Sequence[RewardPart]) -> None:
@@ -85,13 +65,7 @@ async def check_service_judges(parts: Sequence[RewardPart]) -> None:
     Raises:
         ResearcherError: If a key is missing or refused, a model is unknown, or a service does not answer.
     """
-    for part in parts:
-        if part.is_service_judge:
-            judge = service_judge(part)
-            try:
-                await judge.check()
-            finally:
-                await judge.close()
+    await check_judges(judge_of(part) for part in parts if part.is_service_judge)
 
 
 class ServiceJudge(GroupScorer):
@@ -105,7 +79,7 @@ class ServiceJudge(GroupScorer):
             folder: The run's; verdicts of earlier attempts are read from it.
             judged: Called with what the judge has cost so far, in US dollars.
         """
-        self._judge = service_judge(part)
+        self._judge = judge_of(part)
         self._prompter = prompter_of(part)
         path = folder / JUDGMENTS
         earlier = [j for j in read_judgments(path) if j.judge == self._judge.name]
@@ -157,8 +131,7 @@ class ServiceJudge(GroupScorer):
         name = str(problem.line)
         item = EvalItem(name, problem.messages, reference, None, None, problem.line)
         settings = [self._judge.name, dict(self._judge.settings), self._prompter.prompt_hash]
-        whole = json.dumps(["reward", settings, item.prompt_key, reference, response.text], sort_keys=True)
-        key = hashlib.sha256(whole.encode("utf-8", "replace")).hexdigest()[:32]
+        key = call_key(["reward", settings, item.prompt_key, reference, response.text], sort_keys=True)
         return Call(key, "absolute", item, _ARM, None, response.text, None)
 
 

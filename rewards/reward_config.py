@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from ..judges.judge_catalog import JudgePrice
+
 RewardType = Literal["math", "exact", "regex", "format", "code", "length", "judge", "preference_model", "custom"]
 NEEDS_KEY = {"math": "answer", "exact": "answer", "code": "tests"}
 # Checks that run text of a data file, a model or a user.
@@ -14,15 +16,8 @@ CODE_PARTS = frozenset({"code", "custom"})
 _PositiveSeconds = Annotated[float, Field(gt=0, le=600)]
 # A preference model compares each response of a group with this many others at most.
 OPPONENTS = 6
-# How the names of judges behind a service begin; `judges.judge_catalog` reads the rest of the name.
+# How the names of judges behind a service begin; `judges.judge_catalog` reads the whole name.
 _SERVICES = ("claude-", "anthropic:", "openai:")
-
-
-class JudgePrice(BaseModel, extra="forbid", frozen=True):
-    """A judge's price in US dollars per million tokens."""
-
-    input: Annotated[float, Field(ge=0)]
-    output: Annotated[float, Field(ge=0)]
 
 
 class RewardPart(BaseModel, extra="forbid", frozen=True):

@@ -189,9 +189,9 @@ def _plan(settings: Settings[JudgeEvalConfig]) -> JudgePlan:
 
 async def _check_keys(plan: JudgePlan) -> None:
     """Ask the paid judges' services whether key and model are right, before anything is spent."""
-    from ..evals.judge_job import check_judges
+    from ..evals.eval_judges import check_services
 
-    await check_judges(plan.settings.config)
+    await check_services(plan.settings.config)
 
 
 def _facts(plan: JudgePlan) -> dict[str, Any]:

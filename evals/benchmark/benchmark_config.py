@@ -6,18 +6,17 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlparse
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ...core.errors import BackendError
 from ...core.names import BackendName
 from ...core.settings import Settings, load_settings
-from ...judges.judge_catalog import Price, parse_judge, price_of
-from ..judge_config import JudgePrice, PositiveReal
+from ...judges.judge_catalog import JudgePrice, JudgeRef, Price, judge_price, parse_judge
+from ..arms import FILE_ENDINGS
+from ..judge_config import PositiveReal
 
 Scorer = Literal["exact", "includes", "math", "model_graded"]
-DATA_ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
 DEFAULT_RULES: Mapping[str, str] = {"seed": "job.seed"}
 
 
@@ -35,12 +34,12 @@ class BenchmarkConfig(BaseModel):
     scorer: Scorer | None = Field(None, description="For data rows: how an answer is compared with its reference")
     judge_model: str | None = Field(None, description="For model_graded: claude-..., openai:MODEL or tinker:MODEL")
     judge_base_url: str | None = Field(None, description="Endpoint of an openai: judge")
-    judge_price: JudgePrice | None = Field(None, description="$ a million tokens; null: the shipped table")
+    judge_price: JudgePrice | None = Field(None, description="$ per million tokens; null: the shipped table")
     max_cost_usd: PositiveReal | None = Field(None, description="Stop when the grader has cost this much")
     task_args: Mapping[str, Any] = Field(default_factory=dict, description="Arguments of the task")
 
     num_samples: Annotated[int, Field(gt=0)] | None = Field(None, description="Items to use; null: all")
-    epochs: Annotated[int, Field(ge=1, le=64)] = Field(1, description="Answers an item; their mean is its score")
+    epochs: Annotated[int, Field(ge=1, le=64)] = Field(1, description="Answers per item; their mean is its score")
     temperature: Annotated[float, Field(ge=0, le=5)] = Field(0.7, description="As the model will be used")
     max_response_tokens: Annotated[int, Field(gt=0)] = Field(2048, description="Tokens an answer may have")
     parallel_samples: Annotated[int, Field(ge=1, le=512)] = Field(16, description="Items under way at once")
@@ -57,9 +56,14 @@ class BenchmarkConfig(BaseModel):
         return self.model
 
     @property
+    def grader(self) -> JudgeRef | None:
+        """The model that grades answers, if any."""
+        return parse_judge(self.judge_model) if self.judge_model else None
+
+    @property
     def has_rows(self) -> bool:
         """Whether the task is made from data rows."""
-        return self.task.startswith("demo:") or self.task.lower().endswith(DATA_ENDINGS)
+        return self.task.startswith("demo:") or self.task.lower().endswith(FILE_ENDINGS)
 
     @property
     def arms(self) -> dict[str, str]:
@@ -80,18 +84,15 @@ class BenchmarkConfig(BaseModel):
             raise ValueError("max_cost_usd cannot be held on hosted Tinker: what a benchmark samples has no price here")
         if (self.scorer == "model_graded") != (self.judge_model is not None):
             raise ValueError("scorer: model_graded and judge_model belong together")
-        if self.judge_model and parse_judge(self.judge_model).kind not in {"anthropic", "openai", "tinker"}:
+        if self.grader and self.grader.kind not in {"anthropic", "openai", "tinker"}:
             raise ValueError("model_graded needs a model: claude-..., openai:MODEL or tinker:MODEL")
         return self
 
 
 def grader_may_cost(config: BenchmarkConfig) -> bool:
-    """Whether the grader is a service that charges by the token; an endpoint on this machine is not."""
-    judge = parse_judge(config.judge_model) if config.judge_model else None
-    address = urlparse(config.judge_base_url or os.environ.get("OPENAI_BASE_URL") or "").hostname
-    return judge is not None and (
-        judge.kind == "anthropic" or (judge.kind == "openai" and address not in {"localhost", "127.0.0.1", "::1"})
-    )
+    """Whether the grader is a service that charges per token; an endpoint on this machine is not."""
+    base_url = config.judge_base_url or os.environ.get("OPENAI_BASE_URL")
+    return config.grader is not None and config.grader.may_cost(base_url)
 
 
 def require_grader_key(config: BenchmarkConfig) -> None:
@@ -100,7 +101,7 @@ def require_grader_key(config: BenchmarkConfig) -> None:
     Raises:
         BackendError: If it is not.
     """
-    is_anthropic = config.judge_model is not None and parse_judge(config.judge_model).kind == "anthropic"
+    is_anthropic = config.grader is not None and config.grader.kind == "anthropic"
     if is_anthropic and not (os.environ.get("ANTHROPIC_API_KEY") or os.environ.get("ANTHROPIC_AUTH_TOKEN")):
         raise BackendError(
             "ANTHROPIC_API_KEY is not set, and a grader of Anthropic needs it",
@@ -110,13 +111,8 @@ def require_grader_key(config: BenchmarkConfig) -> None:
 
 
 def grader_price(config: BenchmarkConfig) -> Price | None:
-    """What the grader costs; None when it is not paid by the token here, or its price is not known."""
-    judge = parse_judge(config.judge_model) if config.judge_model else None
-    if judge is None or judge.kind not in {"anthropic", "openai"}:
-        return None
-    if config.judge_price is not None:
-        return Price(config.judge_price.input, config.judge_price.output, "the config")
-    return price_of(judge.model) if judge.kind == "anthropic" else None
+    """What the grader charges; None when it is not paid per token here, or its price is not known."""
+    return judge_price(config.grader, config.judge_price) if config.grader is not None else None
 
 
 def load_benchmark_settings(config_file: Path | None, overrides: Mapping[str, Any] | None) -> Settings[BenchmarkConfig]:

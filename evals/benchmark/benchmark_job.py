@@ -1,14 +1,13 @@
-"""One benchmark from its resolved config to its numbers, through Inspect. Heavy: only a worker imports it."""
+"""One benchmark from its resolved config to its numbers, through Inspect."""
 # pyright: basic
 # reason: Inspect's task and log types are wide unions
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, cast
+from typing import Any
 
 from inspect_ai import Task, eval
 from inspect_ai.dataset import Sample
@@ -16,25 +15,21 @@ from inspect_ai.log import EvalLog
 from inspect_ai.model import ChatMessageAssistant, ChatMessageSystem, ChatMessageUser, GenerateConfig, Model
 from inspect_ai.scorer import Scorer, exact, includes, math, model_graded_qa, value_to_float
 
-from ...backends.connection import connect
-from ...backends.sampling_client import base_model_of
 from ...core.errors import ConfigError, ResearcherError
 from ...core.files import write_atomically
-from ...doctrine.rules import rule
+from ...doctrine.rules import number
 from ...jobs.context import Outcome, Progress, RunContext
 from ...judges.prompt import EvalItem
-from ...models.model_ref import resolve_model
-from ...models.renderers import load_renderer
-from .. import arms
-from ..arms import fingerprint, load_items
-from ..responses import Sampling
+from ..evidence import METRICS, VERDICT_TEXT
+from ..responses import open_model
+from ..results import write_record
+from ..test_set import load_items
 from .benchmark_config import BenchmarkConfig, load_benchmark_settings
 from .benchmark_results import ItemScores, benchmark_numbers, benchmark_text
 from .grader import grader_of
 from .inspect_provider import StoppedError, TinkerModelAPI
 
 LOGS = "inspect"
-_UNSCORED_LIMIT = float(cast("float", rule("judge.unscored.limit").value))
 # Inspect's decorator hides the constructor's parameters from type checkers.
 _API: Any = TinkerModelAPI
 _MESSAGES = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
@@ -55,18 +50,23 @@ def run_benchmark_job(context: RunContext, config_file: Path) -> Outcome:
     with grader_of(context, config) as grader:
         for name, model in config.arms.items():
             task: Any = _task(config, items, grader) if items is not None else config.task
-            log = _run_arm(context, config, model, task, context.folder / LOGS / name, progress)
+            provider = _provider(context, config, model, progress)
+            log = _run_arm(config, provider, task, context.folder / LOGS / name)
             if context.stop_requested() is not None:
                 return Outcome(False, context.stop_requested(), progress.done, {})
             if log.status != "success":
                 raise _task_failed(log, context.folder)
             logs[name] = log
     scores = {name: item_scores(log) for name, log in logs.items()}
-    numbers = benchmark_numbers(scores, arms=config.arms, limit=_UNSCORED_LIMIT)
+    numbers = benchmark_numbers(scores, arms=config.arms, limit=number("judge.unscored.limit"))
     text = benchmark_text(numbers, task=Path(config.task).name)
-    write_atomically(context.folder / arms.METRICS, json.dumps(numbers, indent=2) + "\n")
-    write_atomically(context.folder / arms.VERDICT_TEXT, text)
-    summary = {"verdict_text": text, "logs": str(context.folder / LOGS), "numbers": numbers}
+    write_record(context.folder / METRICS, numbers)
+    write_atomically(context.folder / VERDICT_TEXT, text)
+    summary = {
+        "verdict_text": text,
+        "logs": str(context.folder / LOGS),
+        "numbers": numbers.model_dump(exclude_unset=True),
+    }
     return Outcome(True, None, progress.done, summary)
 
 
@@ -94,15 +94,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return fmean(present) if present else None
 
 
-def _run_arm(
-    context: RunContext,
-    config: BenchmarkConfig,
-    model: str,
-    task: Any,
-    log_dir: Path,
-    progress: Progress,
-) -> EvalLog:
-    provider = _provider(context, config, model, progress)
+def _run_arm(config: BenchmarkConfig, provider: TinkerModelAPI, task: Any, log_dir: Path) -> EvalLog:
     try:
         (log,) = eval(
             task,
@@ -135,27 +127,16 @@ def _run_arm(
 
 
 def _provider(context: RunContext, config: BenchmarkConfig, model: str, progress: Progress) -> TinkerModelAPI:
-    backend = connect(config.backend, config.base_url)
-    is_checkpoint = model.startswith("tinker://")
-    base = base_model_of(backend, model) if is_checkpoint else model
-    renderer = load_renderer(base, config.renderer)
-    sampling = Sampling(
-        model=model if is_checkpoint else resolve_model(base).wire_name,
-        backend=config.backend,
-        base_url=config.base_url or "",
-        renderer=renderer.name,
-        fingerprint=fingerprint(base),
+    opened = open_model(
+        model,
+        context.connect(config.backend, config.base_url),
+        base_url=config.base_url,
+        renderer=config.renderer,
         max_tokens=config.max_response_tokens,
         temperature=config.temperature,
         seed=config.seed,
     )
-    return _API(
-        backend,
-        renderer,
-        sampling,
-        should_stop=lambda: context.stop_requested() is not None,
-        on_answer=progress.one,
-    )
+    return _API(opened, should_stop=lambda: context.stop_requested() is not None, on_answer=progress.one)
 
 
 def _task(config: BenchmarkConfig, items: Sequence[EvalItem], grader: Model | None) -> Task:

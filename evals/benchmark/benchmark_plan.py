@@ -1,4 +1,4 @@
-"""What a benchmark will do, worked out before it starts. Light: the server plans with it."""
+"""What a benchmark will do, worked out before it starts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ...core.errors import ConfigError, DataError, MissingDependencyError
 from ...core.settings import Origin, Settings
-from ..arms import load_items, resolve_arm
+from ..arms import resolve_arm
+from ..test_set import load_items
 from .benchmark_config import BenchmarkConfig, grader_may_cost, grader_price
 
 _GRADING_PROMPT_TOKENS = 800  # Inspect's instructions, a question of ordinary length and its criterion
@@ -93,7 +94,7 @@ def _count(config: BenchmarkConfig) -> int | None:
 
 def _grader_cost(config: BenchmarkConfig, answers: int | None) -> tuple[float | None, str]:
     if not grader_may_cost(config) or answers is None:
-        return 0.0, "no grader is paid by the call"
+        return 0.0, "no grader is paid per call"
     price = grader_price(config)
     if price is None:
         return None, f"no price of {config.judge_model} here; give judge_price: {{input: .., output: ..}}"

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from ..results import BETTER, NONE, SAME, WORSE, Record
+from ..statistics.estimates import Interval
 from ..statistics.hypothesis_tests import sign_test
 from ..statistics.intervals import (
-    Interval,
-    MeanEstimate,
-    alike_interval,
+    cluster_labels,
+    degenerate_interval,
     mean_interval,
     mean_p_value,
     paired_interval,
     wilson_interval,
 )
+from ..verdict_text import interval_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +27,52 @@ class ItemScores:
     clusters: Mapping[str, str | None]
 
 
+class ArmScore(Record):
+    """One model's mean score over ``n`` items in ``units`` independent units, with the items left unscored."""
+
+    mean: float | None
+    standard_error: float | None
+    interval: Interval | None
+    n: int
+    units: int
+    unscored: int
+
+
+class PairedDifference(Record):
+    """Model minus baseline, item by item; wins and losses are the model's."""
+
+    mean: float | None
+    standard_error: float | None = None
+    interval: Interval | None
+    n: int
+    units: int | None = None
+    wins: int
+    losses: int
+    ties: int
+    sign_test_p_value: float | None = None
+    p_value: float | None = None
+    verdict: str
+
+
+class ScorerNumbers(Record):
+    """What one scorer gave: each model's score, and their difference where there is a baseline."""
+
+    model: ArmScore
+    baseline: ArmScore | None = None
+    difference: PairedDifference | None
+
+
+class BenchmarkNumbers(Record):
+    """A benchmark's ``metrics.json``."""
+
+    schema_version: int
+    arms: Mapping[str, str]
+    scorers: Mapping[str, ScorerNumbers]
+
+
 def benchmark_numbers(
     scores: Mapping[str, Mapping[str, ItemScores]], *, arms: Mapping[str, str], limit: float
-) -> dict[str, Any]:
+) -> BenchmarkNumbers:
     """All numbers of ``metrics.json``.
 
     Args:
@@ -36,98 +80,93 @@ def benchmark_numbers(
         arms: The models by arm.
         limit: Share of unscored items above which there is no verdict.
     """
-    found: dict[str, Any] = {"schema_version": 1, "arms": dict(arms), "scorers": {}}
+    scorers: dict[str, ScorerNumbers] = {}
     for name, mine in scores["model"].items():
-        entry: dict[str, Any] = {arm: _arm(by_scorer[name]) for arm, by_scorer in scores.items() if name in by_scorer}
         theirs = scores.get("baseline", {}).get(name)
-        entry["difference"] = _difference(mine, theirs, limit) if theirs is not None else None
-        found["scorers"][name] = entry
-    return found
+        if theirs is None:
+            scorers[name] = ScorerNumbers(model=_arm(mine), difference=None)
+        else:
+            difference = _difference(mine, theirs, limit)
+            scorers[name] = ScorerNumbers(model=_arm(mine), baseline=_arm(theirs), difference=difference)
+    return BenchmarkNumbers(schema_version=1, arms=arms, scorers=scorers)
 
 
-def benchmark_text(numbers: Mapping[str, Any], *, task: str) -> str:
+def benchmark_text(numbers: BenchmarkNumbers, *, task: str) -> str:
     """The numbers in a few lines."""
     lines: list[str] = []
-    for name, entry in numbers["scorers"].items():
-        for arm in ("model", "baseline"):
-            if arm in entry:
-                one = entry[arm]
-                who = f"{arm} ({numbers['arms'][arm][-60:]})"
+    for name, scorer in numbers.scorers.items():
+        for arm, score in (("model", scorer.model), ("baseline", scorer.baseline)):
+            if score is not None:
                 lines.append(
-                    f"{task}, {name}: {who} {_number(one['mean'])}, {_range(one['interval'])}, "
-                    f"{one['n']} items in {one['units']} units, {one['unscored']} unscored."
+                    f"{task}, {name}: {arm} ({numbers.arms[arm][-60:]}) {_number(score.mean)}, "
+                    f"{interval_text(score.interval)}, {score.n} items in {score.units} units, "
+                    f"{score.unscored} unscored."
                 )
-        if entry["difference"]:
-            d = entry["difference"]
+        d = scorer.difference
+        if d is not None:
             lines.append(
-                f"{d['verdict'].upper()}: model minus baseline {_number(d['mean'])}, {_range(d['interval'])}; paired, "
-                f"{d['wins']} items better, {d['losses']} worse, {d['ties']} equal."
+                f"{d.verdict.upper()}: model minus baseline {_number(d.mean)}, {interval_text(d.interval)}; paired, "
+                f"{d.wins} items better, {d.losses} worse, {d.ties} equal."
             )
     return "\n".join(lines)[:2000] + "\n"
 
 
-def _arm(given: ItemScores) -> dict[str, Any]:
-    scored = {item: s for item, s in given.scores.items() if s is not None}
-    unscored = len(given.scores) - len(scored)
+def _arm(items: ItemScores) -> ArmScore:
+    scored = {item: s for item, s in items.scores.items() if s is not None}
+    unscored = len(items.scores) - len(scored)
     if not scored:
-        return {"mean": None, "interval": None, "n": 0, "units": 0, "unscored": unscored, "standard_error": None}
+        return ArmScore(mean=None, standard_error=None, interval=None, n=0, units=0, unscored=unscored)
     values = list(scored.values())
-    clusters = _clusters(list(scored), given.clusters)
+    clusters = _clusters(list(scored), items)
     estimate = mean_interval(values, clusters=clusters)
-    interval: Interval | None = estimate.interval
+    interval = estimate.interval
     if clusters is None and all(v in (0.0, 1.0) for v in values):
         interval = wilson_interval(sum(values), len(values))
-    return {**_estimate(estimate, interval), "unscored": unscored}
+    return ArmScore(
+        mean=estimate.mean,
+        standard_error=estimate.standard_error,
+        interval=interval,
+        n=estimate.n,
+        units=estimate.units,
+        unscored=unscored,
+    )
 
 
-def _difference(mine: ItemScores, theirs: ItemScores, limit: float) -> dict[str, Any]:
+def _difference(mine: ItemScores, theirs: ItemScores, limit: float) -> PairedDifference:
     first, second = mine.scores, theirs.scores
-    both = [i for i in first if first[i] is not None and second.get(i) is not None]
-    lost = len(first) - len(both)
+    both = [(i, a, b) for i, a in first.items() if a is not None and (b := second.get(i)) is not None]
     if not both:
-        return {"mean": None, "interval": None, "n": 0, "wins": 0, "losses": 0, "ties": 0, "verdict": "no verdict"}
-    a, b = [first[i] or 0.0 for i in both], [second[i] or 0.0 for i in both]
-    estimate = paired_interval(a, b, clusters=_clusters(both, mine.clusters))
+        return PairedDifference(mean=None, interval=None, n=0, wins=0, losses=0, ties=0, verdict=NONE)
+    a, b = [x for _, x, _ in both], [y for _, _, y in both]
+    estimate = paired_interval(a, b, clusters=_clusters([i for i, _, _ in both], mine))
     differences = [x - y for x, y in zip(a, b, strict=True)]
-    interval = estimate.interval or alike_interval(differences, low=-1.0, high=1.0, units=estimate.units)
-    found = _estimate(estimate, interval)
-    verdict = "no verdict" if lost > limit * len(first) else _verdict(interval)
+    interval = estimate.interval or degenerate_interval(differences, low=-1.0, high=1.0, units=estimate.units)
     signs = sign_test(differences)
-    return found | {
-        "wins": signs.wins,
-        "losses": signs.losses,
-        "ties": signs.ties,
-        "sign_test_p_value": signs.p_value,
-        "p_value": mean_p_value(estimate, 0.0),
-        "verdict": verdict,
-    }
+    too_many_lost = len(first) - len(both) > limit * len(first)
+    return PairedDifference(
+        mean=estimate.mean,
+        standard_error=estimate.standard_error,
+        interval=interval,
+        n=estimate.n,
+        units=estimate.units,
+        wins=signs.wins,
+        losses=signs.losses,
+        ties=signs.ties,
+        sign_test_p_value=signs.p_value,
+        p_value=mean_p_value(estimate, 0.0),
+        verdict=NONE if too_many_lost else _verdict(interval),
+    )
 
 
 def _verdict(interval: Interval | None) -> str:
     if interval is None:
-        return "not distinguishable"
-    return "better" if interval.low > 0 else "worse" if interval.high < 0 else "not distinguishable"
+        return SAME
+    return BETTER if interval.low > 0 else WORSE if interval.high < 0 else SAME
 
 
-def _estimate(estimate: MeanEstimate, interval: Interval | None) -> dict[str, Any]:
-    return {
-        "mean": estimate.mean,
-        "standard_error": estimate.standard_error,
-        "interval": None if interval is None else dict(interval._asdict()),
-        "n": estimate.n,
-        "units": estimate.units,
-    }
-
-
-def _clusters(items: Sequence[str], clusters: Mapping[str, str | None]) -> list[str] | None:
-    if all(clusters.get(item) is None for item in items):
-        return None
-    return [f"c:{clusters[item]}" if clusters.get(item) is not None else f"i:{item}" for item in items]
+def _clusters(names: Sequence[str], items: ItemScores) -> list[str] | None:
+    return cluster_labels({name: items.clusters.get(name) for name in names})
 
 
 def _number(value: float | None) -> str:
     return "unscored" if value is None else f"{value:.3f}"
-
-
-def _range(interval: Mapping[str, Any] | None) -> str:
-    return "no interval" if interval is None else f"95% interval {interval['low']:.3f} to {interval['high']:.3f}"

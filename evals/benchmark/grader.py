@@ -1,4 +1,4 @@
-"""The model that grades a benchmark's answers, and what it costs. Heavy: imports inspect_ai.
+"""The model that grades a benchmark's answers, and what it costs.
 
 Grades are kept in the run's folder, so that a resumed benchmark asks its grader nothing twice.
 """
@@ -15,16 +15,11 @@ from typing import Any
 from inspect_ai.hooks import Hooks, ModelCacheUsageData, ModelUsageData, hooks
 from inspect_ai.model import CachePolicy, GenerateConfig, Model, ModelUsage, get_model
 
-from ...backends.connection import connect
-from ...backends.sampling_client import base_model_of
 from ...jobs.context import RunContext
 from ...judges.asking import Spending
-from ...judges.base import Usage
+from ...judges.base import JudgeUsage
 from ...judges.judge_catalog import parse_judge
-from ...models.model_ref import resolve_model
-from ...models.renderers import load_renderer
-from ..arms import fingerprint
-from ..responses import Sampling
+from ..responses import open_model
 from .benchmark_config import BenchmarkConfig, grader_may_cost, grader_price, require_grader_key
 from .inspect_provider import TinkerModelAPI
 
@@ -49,7 +44,7 @@ class _GraderHooks(Hooks):
         _count(data.model_name, data.usage)
 
     async def on_model_cache_usage(self, data: ModelCacheUsageData) -> None:
-        """A grade of an earlier attempt: it was paid then, and is counted anew with each attempt."""
+        """A grade of an earlier attempt: it was paid for then, and counts again in each attempt's total."""
         _count(data.model_name, data.usage)
 
 
@@ -57,7 +52,7 @@ def _count(model: str, used: ModelUsage) -> None:
     spending = _Counter.spending
     if spending is not None and model in spending.price:
         cached = used.input_tokens_cache_read or 0, used.input_tokens_cache_write or 0
-        spending.add(model, Usage(used.input_tokens, used.output_tokens, *cached))
+        spending.add(model, JudgeUsage(used.input_tokens, used.output_tokens, *cached))
 
 
 @contextmanager
@@ -71,7 +66,7 @@ def grader_of(context: RunContext, config: BenchmarkConfig) -> Generator[Model |
         yield None
         return
     require_grader_key(config)
-    grader = _load(config)
+    grader = _load(context, config)
     price = grader_price(config)
     if price is None and grader_may_cost(config):
         context.alert("warn", f"no price of {config.judge_model} here: what it costs is not counted")
@@ -87,7 +82,7 @@ def grader_of(context: RunContext, config: BenchmarkConfig) -> Generator[Model |
             os.environ["INSPECT_CACHE_DIR"] = before
 
 
-def _load(config: BenchmarkConfig) -> Model:
+def _load(context: RunContext, config: BenchmarkConfig) -> Model:
     judge = parse_judge(config.judge_model or "")
     kept = GenerateConfig(max_tokens=_MAX_TOKENS, cache=CachePolicy(expiry=None))
     if judge.kind == "anthropic":
@@ -97,12 +92,13 @@ def _load(config: BenchmarkConfig) -> Model:
         key = os.environ.get("OPENAI_API_KEY", "none")
         name = f"openai/{judge.model}"
         return get_model(name, config=kept, base_url=address, api_key=key, responses_api=False)
-    backend = connect(config.backend, config.base_url)
-    is_checkpoint = judge.model.startswith("tinker://")
-    base = base_model_of(backend, judge.model) if is_checkpoint else judge.model
-    renderer = load_renderer(base)
-    wire = judge.model if is_checkpoint else resolve_model(base).wire_name
-    place = config.base_url or ""
-    sampling = Sampling(wire, config.backend, place, renderer.name, fingerprint(base), _MAX_TOKENS, 0.0, 0)
-    provider = _API(backend, renderer, sampling, should_stop=lambda: False, on_answer=lambda: None)
+    opened = open_model(
+        judge.model,
+        context.connect(config.backend, config.base_url),
+        base_url=config.base_url,
+        max_tokens=_MAX_TOKENS,
+        temperature=0.0,
+        seed=0,
+    )
+    provider = _API(opened, should_stop=lambda: False, on_answer=lambda: None)
     return Model(provider, GenerateConfig(temperature=0.0, max_tokens=_MAX_TOKENS))

@@ -1,7 +1,7 @@
-"""A model on a Tinker backend as a model of Inspect. Heavy: imports inspect_ai and tinker.
+"""A model on a Tinker backend as a model of Inspect.
 
-Answers are kept by the hash of what they depend on, the how-manieth asking of one question included, so that a resumed
-benchmark samples nothing twice and epochs still differ.
+Answers are kept by the hash of what they depend on, including how often the question was asked before, so that a
+resumed benchmark samples nothing twice and epochs still differ.
 """
 # pyright: basic
 # reason: Inspect's message types are wide unions
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import tinker
@@ -26,12 +27,13 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
-from ...backends.connection import Backend, backend_errors
+from ...backends.connection import backend_errors
+from ...backends.sampling_client import Sampler, open_sampler
 from ...core.errors import ConfigError
 from ...judges.prompt import EvalItem
-from ...models.chat import ChatRenderer, Message
+from ...models.chat import Message
 from ...models.cookbook_renderer import CookbookRenderer
-from ..responses import Response, ResponseCache, Sampling
+from ..responses import ArmSampling, OpenedModel, Response, ResponseCache
 from .tool_calling import as_answer, for_renderer, has_calls, offered
 
 
@@ -45,23 +47,27 @@ class TinkerModelAPI(ModelAPI):
 
     def __init__(
         self,
-        backend: Backend,
-        renderer: ChatRenderer,
-        sampling: Sampling,
+        opened: OpenedModel,
         *,
         should_stop: Callable[[], bool],
         on_answer: Callable[[], None],
     ) -> None:
-        super().__init__(model_name=sampling.model, config=GenerateConfig())
-        self._backend = backend
-        self._renderer = renderer
-        self._sampling = sampling
+        """Prepare to sample a model.
+
+        Args:
+            opened: The model; a task's own limits and temperature win over its.
+            should_stop: Asked before each answer.
+            on_answer: Told of each answer.
+        """
+        super().__init__(model_name=opened.sampling.model, config=GenerateConfig())
+        self._backend = opened.backend
+        self._renderer = opened.renderer
+        self._sampling = opened.sampling
         self._should_stop = should_stop
         self._on_answer = on_answer
         self._cache = ResponseCache()
         self._asked: Counter[str] = Counter()
-        self._service: tinker.ServiceClient | None = None
-        self._client: tinker.SamplingClient | None = None
+        self._opened: Sampler | None = None
 
     async def generate(
         self, input: list[ChatMessage], tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig
@@ -102,7 +108,7 @@ class TinkerModelAPI(ModelAPI):
                 where="renderer",
                 fix="Name the cookbook's renderer of this model's family, such as qwen3 or kimi_k2",
             )
-        messages = for_renderer(input)
+        messages = [for_renderer(message) for message in input]
         prompt = renderer.tool_prompt(messages, declared)
         # What the prompt shows decides the answer: it stands for the conversation, calls and tools included.
         asked = (Message(role="user", content=json.dumps(["tools", renderer.text_of(prompt)])),)
@@ -122,26 +128,22 @@ class TinkerModelAPI(ModelAPI):
         base = self._sampling
         times = self._asked[item.prompt_key]
         self._asked[item.prompt_key] += 1
-        chosen = Sampling(
-            model=base.model,
-            backend=base.backend,
-            base_url=base.base_url,
-            renderer=base.renderer,
-            fingerprint=base.fingerprint,
+        chosen = replace(
+            base,
             max_tokens=config.max_tokens or base.max_tokens,
             temperature=base.temperature if config.temperature is None else config.temperature,
             seed=base.seed + times,
         )
         key = chosen.key(item)
-        known = self._cache.get(key)
-        if known is None:
-            known = await self._sample(prompt, read, chosen)
-            self._cache.put(key, known)
-        return known
+        response = self._cache.get(key)
+        if response is None:
+            response = await self._sample(prompt, read, chosen)
+            self._cache.put(key, response)
+        return response
 
-    async def _sample(self, prompt: list[int], read: Callable[[list[int]], str], chosen: Sampling) -> Response:
+    async def _sample(self, prompt: list[int], read: Callable[[list[int]], str], chosen: ArmSampling) -> Response:
         with backend_errors(self._backend):
-            client = await self._connected()
+            sampler = await self._sampler()
             params = tinker.SamplingParams(
                 max_tokens=chosen.max_tokens,
                 temperature=chosen.temperature,
@@ -149,15 +151,10 @@ class TinkerModelAPI(ModelAPI):
                 seed=chosen.seed,
                 stop=self._renderer.stop,
             )
-            result: Any = await client.sample(tinker.ModelInput.from_ints(prompt), 1, params).result_async()
-        sequence = result.sequences[0]
+            (sequence,) = await sampler.sample(tinker.ModelInput.from_ints(prompt), 1, params)
         return Response(read(sequence.tokens), str(sequence.stop_reason), len(sequence.tokens))
 
-    async def _connected(self) -> tinker.SamplingClient:
-        if self._client is None:
-            self._service = tinker.ServiceClient(base_url=self._backend.base_url, api_key=self._backend.api_key)
-            model = self._sampling.model
-            is_path = model.startswith("tinker://")
-            named: dict[str, Any] = {"model_path": model} if is_path else {"base_model": model}
-            self._client = await self._service.create_sampling_client(**named).result_async()
-        return self._client
+    async def _sampler(self) -> Sampler:
+        if self._opened is None:
+            self._opened = await open_sampler(self._backend, self._sampling.model)
+        return self._opened

@@ -1,4 +1,4 @@
-"""Between Inspect's messages with tools and the cookbook's. Heavy: imports inspect_ai and the cookbook.
+"""Between Inspect's messages with tools and the cookbook's.
 
 How a model family declares tools and writes calls is the cookbook renderer's knowledge; nothing is parsed here.
 """
@@ -16,7 +16,7 @@ from inspect_ai.tool import ToolCall, ToolChoice, ToolFunction, ToolInfo
 
 
 def offered(tools: Sequence[ToolInfo], choice: ToolChoice) -> list[dict[str, Any]]:
-    """The tools the model is told of. A call cannot be forced by a prompt: a wanted tool is offered alone."""
+    """The tools that the model is offered. A prompt cannot force a call: a required tool is offered alone."""
     if choice == "none":
         return []
     chosen = [t for t in tools if t.name == choice.name] if isinstance(choice, ToolFunction) else tools
@@ -31,23 +31,19 @@ def has_calls(messages: Sequence[ChatMessage]) -> bool:
     return any(m.role == "tool" or (isinstance(m, ChatMessageAssistant) and m.tool_calls) for m in messages)
 
 
-def for_renderer(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """A conversation as a cookbook renderer takes it."""
-    return [_for_renderer(message) for message in messages]
-
-
-def _for_renderer(message: ChatMessage) -> dict[str, Any]:
+def for_renderer(message: ChatMessage) -> dict[str, Any]:
+    """A message as a cookbook renderer takes it."""
     from tinker_cookbook import renderers
 
-    found: dict[str, Any] = {"role": message.role, "content": message.text}
+    turn: dict[str, Any] = {"role": message.role, "content": message.text}
     if isinstance(message, ChatMessageTool):
         named = {"tool_call_id": message.tool_call_id, "name": message.function}
-        found |= {key: value for key, value in named.items() if value is not None}
+        turn |= {key: value for key, value in named.items() if value is not None}
         if message.error is not None:
-            found["content"] = message.error.message
+            turn["content"] = message.error.message
     if isinstance(message, ChatMessageAssistant):
         if isinstance(message.content, list):
-            found["content"] = [part for each in message.content for part in _part(each)]
+            turn["content"] = [part for each in message.content for part in _part(each)]
         calls = [
             renderers.ToolCall(
                 id=call.id,
@@ -55,8 +51,8 @@ def _for_renderer(message: ChatMessage) -> dict[str, Any]:
             )
             for call in message.tool_calls or []
         ]
-        found |= {"tool_calls": calls} if calls else {}
-    return found
+        turn |= {"tool_calls": calls} if calls else {}
+    return turn
 
 
 def _part(content: Any) -> list[dict[str, str]]:
@@ -66,7 +62,7 @@ def _part(content: Any) -> list[dict[str, str]]:
 
 
 def as_answer(turn: Mapping[str, Any], *, model: str, turns_before: int) -> ChatMessageAssistant:
-    """What the renderer read in the model's turn, as Inspect takes it: reasoning, text, calls and what was no call."""
+    """The model's turn as the renderer read it, for Inspect: reasoning, text, calls, calls that could not be read."""
     parts: Any = turn["content"]
     content = [ContentText(text=parts)] if isinstance(parts, str) else [c for p in parts for c in _content(p)]
     calls = [_call(c, f"call_{turns_before}_{n}") for n, c in enumerate(turn.get("tool_calls") or [])]
@@ -91,9 +87,9 @@ def _content(part: Mapping[str, Any]) -> list[ContentReasoning | ContentText]:
 
 
 def _call(call: Any, fallback: str) -> ToolCall:
-    name, given = call.function.name, call.function.arguments
+    name = call.function.name
     try:
-        arguments = json.loads(given)
+        arguments = json.loads(call.function.arguments)
         problem = None if isinstance(arguments, dict) else "the arguments are not a JSON object"
     except ValueError as error:
         arguments, problem = {}, f"the arguments are not JSON: {error}"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from scipy import stats
 
-from .intervals import Interval
+from .estimates import Interval
 
 
 class JudgeAccuracy(NamedTuple):
@@ -45,7 +45,7 @@ def krippendorff_alpha(ratings: Sequence[Sequence[Hashable | None]]) -> float | 
     "Computing Krippendorff's alpha-reliability").
 
     Args:
-        ratings: For each item one rating a judge; None where it gave none.
+        ratings: For each item one rating per judge; None where it gave none.
 
     Returns:
         None when no item has two ratings, or when all ratings are equal (nothing to agree by chance about).
@@ -64,10 +64,10 @@ def krippendorff_alpha(ratings: Sequence[Sequence[Hashable | None]]) -> float | 
 
 
 def judge_accuracy(judged: Sequence[bool], labelled: Sequence[bool]) -> JudgeAccuracy:
-    """Compare verdicts ("the first is better") with people's, item by item.
+    """A judge's accuracy from its verdicts ("the first is better") and people's, item by item.
 
     Raises:
-        ValueError: If the two have not the same length.
+        ValueError: If the two differ in length.
     """
     if len(judged) != len(labelled):
         raise ValueError(f"judge_accuracy: {len(judged)} verdicts for {len(labelled)} labels")

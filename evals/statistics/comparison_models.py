@@ -12,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from .intervals import Interval, cluster_codes
+from .estimates import Interval
+from .intervals import cluster_codes
 
 _ITERATIONS = 10_000
 _TOLERANCE = 1e-10
 _STEEPEST = 15.0  # log-odds for one standard deviation; beyond it the fit runs off to infinity
 
 
-class Comparison(NamedTuple):
+class PairScore(NamedTuple):
     """One judged pair: its two models and the first one's score (1 won, 0.5 tie, 0 lost)."""
 
     first: str
@@ -47,7 +48,7 @@ class LengthAdjusted(NamedTuple):
     n: int
 
 
-def bradley_terry(comparisons: Sequence[Comparison], *, prior: float = 0.0) -> dict[str, float] | None:
+def bradley_terry(comparisons: Sequence[PairScore], *, prior: float = 0.0) -> dict[str, float] | None:
     """Strengths in log-odds, centred at zero, by the minorisation of Hunter (2004, equation 3); ties are half-wins.
 
     P(i beats j) = exp(s_i) / (exp(s_i) + exp(s_j)).
@@ -77,7 +78,7 @@ def bradley_terry(comparisons: Sequence[Comparison], *, prior: float = 0.0) -> d
 
 
 def bradley_terry_intervals(
-    items: Sequence[Sequence[Comparison]],
+    items: Sequence[Sequence[PairScore]],
     rng: np.random.Generator,
     *,
     clusters: Sequence[Hashable] | None = None,
@@ -89,7 +90,7 @@ def bradley_terry_intervals(
     Args:
         items: For each item its judged pairs.
         rng: Source of randomness.
-        clusters: A label an item, or None.
+        clusters: A label per item, or None.
         draws: Bootstrap samples.
         level: Confidence.
 
@@ -129,7 +130,7 @@ def length_adjusted(
     Args:
         scores: 0 to 1 for each item, shape [n].
         length_differences: Tuned minus baseline, in characters or tokens, shape [n].
-        clusters: A label an item, or None.
+        clusters: A label per item, or None.
         level: Confidence.
 
     Returns:
@@ -177,7 +178,7 @@ def _fit_logistic(
     return (np.asarray(fitted.params), errors, units) if np.isfinite(errors).all() else None
 
 
-def _win_matrix(comparisons: Sequence[Comparison], names: Sequence[str], prior: float) -> NDArray[np.float64]:
+def _win_matrix(comparisons: Sequence[PairScore], names: Sequence[str], prior: float) -> NDArray[np.float64]:
     index = {name: i for i, name in enumerate(names)}
     wins = np.full((len(names), len(names)), prior / 2)
     np.fill_diagonal(wins, 0.0)

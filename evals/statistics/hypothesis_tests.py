@@ -38,7 +38,7 @@ def mcnemar_test(first: Sequence[bool], second: Sequence[bool]) -> SignTest:
     """McNemar's exact test for two models graded right or wrong on the same items.
 
     Raises:
-        ValueError: If the two have not the same length.
+        ValueError: If the two differ in length.
     """
     if len(first) != len(second):
         raise ValueError(f"mcnemar_test: {len(first)} and {len(second)} grades cannot be paired")
@@ -62,7 +62,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def equal_rates_test(table: Sequence[tuple[int, int]]) -> float | None:
     """p-value that the rows of ``(missing, present)`` counts share one rate.
 
-    Fisher's exact test for two rows, chi-square for more (which the exact one would take too long for).
+    Fisher's exact test for two rows, chi-square for more (where the exact test would take too long).
 
     Returns:
         None with fewer than two rows, or when nothing or everything is missing.
@@ -72,5 +72,5 @@ def equal_rates_test(table: Sequence[tuple[int, int]]) -> float | None:
     if len(table) == 2:
         exact: Any = stats.fisher_exact([list(row) for row in table])
         return float(exact[1])
-    found: Any = stats.chi2_contingency([list(row) for row in table])
-    return float(found[1])
+    chi2: Any = stats.chi2_contingency([list(row) for row in table])
+    return float(chi2[1])

@@ -2,8 +2,6 @@
 
 The unit of analysis is one item (a prompt). Items that share a source are one cluster, and every function that takes
 ``clusters`` treats the cluster as the thing that was drawn at random. What is undefined is None, never zero.
-
-numpy and scipy stay basic-typed here: scipy ships no types.
 """
 # pyright: basic
 # reason: scipy.stats has no type information
@@ -11,57 +9,31 @@ numpy and scipy stay basic-typed here: scipy ships no types.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-_CHUNK = 1_000_000  # index numbers drawn at once in a bootstrap: 12 MB with what they pick
+from .estimates import Interval, MeanEstimate
+
+_CHUNK = 1_000_000  # indices drawn at once in a bootstrap: 12 MB with the values they select
 
 
-class Interval(NamedTuple):
-    """A two-sided confidence interval.
-
-    Attributes:
-        low: Its lower end.
-        high: Its upper end.
-        level: The confidence, such as 0.95.
-        method: How it was made, for the record.
-    """
-
-    low: float
-    high: float
-    level: float
-    method: str
-
-
-class MeanEstimate(NamedTuple):
-    """A mean with what is known about its error.
-
-    Attributes:
-        mean: The mean of the items.
-        standard_error: Its standard error (clustered where there are clusters), or None for fewer than two units.
-        interval: Student's interval with units - 1 degrees of freedom, or None where it is undefined.
-        n: Items.
-        units: Independent units: clusters, or items without clusters.
-        deviation: Standard deviation of the items, or None for fewer than two.
-    """
-
-    mean: float
-    standard_error: float | None
-    interval: Interval | None
-    n: int
-    units: int
-    deviation: float | None
+def cluster_labels(clusters: Mapping[str, str | None]) -> list[str] | None:
+    """A label per item, from the cluster of each; an item without one is independent. None where no item has one."""
+    if all(cluster is None for cluster in clusters.values()):
+        return None
+    return [f"i:{item}" if cluster is None else f"c:{cluster}" for item, cluster in clusters.items()]
 
 
 def cluster_codes(clusters: Sequence[Hashable] | None, n: int) -> NDArray[np.intp]:
-    """The one definition of a cluster: items with an equal label share a code; None makes each item its own, shape [n].
+    """A code per item, equal for items of one cluster, shape [n]; ``clusters`` None makes each item its own.
+
+    This is the only definition of a cluster.
 
     Raises:
-        ValueError: If there is not one label for each item.
+        ValueError: If there is not one label per item.
     """
     if clusters is None:
         return np.arange(n)
@@ -77,12 +49,12 @@ def mean_interval(
     """The mean of ``values`` with Student's interval, clustered where labels are given.
 
     The clustered standard error sums residuals in each cluster (Miller 2024, arXiv 2411.00640, section 2.2) and
-    carries the factor G / (G - 1) of G clusters, which the paper leaves out; with one item a cluster it is the
+    carries the factor G / (G - 1) of G clusters, which the paper leaves out; with one item per cluster it is the
     ordinary standard error.
 
     Args:
-        values: One number an item, shape [n].
-        clusters: A label an item, or None.
+        values: One number per item, shape [n].
+        clusters: A label per item, or None.
         level: Confidence of the interval.
     """
     x = _finite(values)
@@ -179,13 +151,23 @@ def wilson_interval(successes: float, n: float, *, level: float = 0.95) -> Inter
     return Interval(max(0.0, centre - half), min(1.0, centre + half), level, "Wilson")
 
 
-def alike_interval(
+def degenerate_interval(
     values: Sequence[float], *, low: float, high: float, units: int, level: float = 0.95
 ) -> Interval | None:
-    """An interval for the mean when all values are alike, where Student's has no width and would read as certainty.
+    """An interval for the mean when all values are equal, where Student's has no width and would read as certainty.
 
-    All values at one end of their range are that many successes: Wilson's bound for their share, the rest taken to lie
-    at the other end. Values inside the range, or fewer than two units, have none.
+    Values that all lie at one end of their range count as that many successes: the interval is Wilson's bound for
+    their share, with the rest assumed to lie at the other end.
+
+    Args:
+        values: One number per item, shape [n].
+        low: Lower end of the range.
+        high: Upper end of the range.
+        units: Independent units among the items.
+        level: Confidence.
+
+    Returns:
+        None for values inside the range, and with fewer than two units.
     """
     if units < 2 or len(set(values)) != 1 or values[0] not in (low, high):
         return None
@@ -199,7 +181,7 @@ def alike_interval(
 def _finite(values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
     x = np.asarray(values, dtype=float)
     if x.ndim != 1 or len(x) == 0:
-        raise ValueError(f"one number an item is needed, and at least one item; got shape {x.shape}")
+        raise ValueError(f"one number per item is needed, and at least one item; got shape {x.shape}")
     if not np.isfinite(x).all():
         raise ValueError("a value is not a finite number: leave unscored items out")
     return x

@@ -38,7 +38,7 @@ def minimal_detectable_effect(
 def items_needed(
     effect: float, deviation: float, *, power: float = 0.8, level: float = 0.95, design_effect: float = 1.0
 ) -> int:
-    """How many items show a difference of ``effect`` in the mean score with the given power (see the function above).
+    """How many items show a difference of ``effect`` in the mean score (see `minimal_detectable_effect`).
 
     Raises:
         ValueError: If the effect is not above zero.

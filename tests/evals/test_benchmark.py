@@ -12,7 +12,12 @@ from sota_ml_researcher.core.errors import ConfigError, DataError
 from sota_ml_researcher.core.settings import render_config
 from sota_ml_researcher.evals.benchmark.benchmark_config import load_benchmark_settings
 from sota_ml_researcher.evals.benchmark.benchmark_plan import plan_benchmark
-from sota_ml_researcher.evals.benchmark.benchmark_results import ItemScores, benchmark_numbers, benchmark_text
+from sota_ml_researcher.evals.benchmark.benchmark_results import (
+    BenchmarkNumbers,
+    ItemScores,
+    benchmark_numbers,
+    benchmark_text,
+)
 from sota_ml_researcher.evals.judge_job import JudgeFailedError
 from sota_ml_researcher.server.app import build_server
 from sota_ml_researcher.templates.catalog import template_path
@@ -29,7 +34,7 @@ def copy(word: str = "abc"):
 """
 
 
-def numbers(model: list[float | None], baseline: list[float | None], clusters: list[str | None]) -> dict[str, Any]:
+def numbers(model: list[float | None], baseline: list[float | None], clusters: list[str | None]) -> BenchmarkNumbers:
     names = [str(n) for n in range(len(model))]
     labels = dict(zip(names, clusters, strict=True))
     scores = {
@@ -41,29 +46,34 @@ def numbers(model: list[float | None], baseline: list[float | None], clusters: l
 
 def test_the_difference_is_paired_by_hand() -> None:
     # differences 1, 0, 1, 0: mean 0.5, sd sqrt(4 x 0.25 / 3) = 0.57735, error 0.288675, t(3) = 3.182446
-    found = numbers([1, 1, 1, 0], [0, 1, 0, 0], [None] * 4)["scorers"]["exact"]
-    assert found["difference"]["mean"] == 0.5
-    assert found["difference"]["interval"]["low"] == pytest.approx(0.5 - 3.182446 * 0.288675, abs=1e-4)
-    assert found["difference"]["verdict"] == "not distinguishable"
-    assert (found["difference"]["wins"], found["difference"]["ties"]) == (2, 2)
-    assert found["model"]["interval"]["method"] == "Wilson"
+    found = numbers([1, 1, 1, 0], [0, 1, 0, 0], [None] * 4).scorers["exact"]
+    difference = found.difference
+    assert difference is not None and difference.interval is not None
+    assert difference.mean == 0.5
+    assert difference.interval.low == pytest.approx(0.5 - 3.182446 * 0.288675, abs=1e-4)
+    assert difference.verdict == "not distinguishable"
+    assert (difference.wins, difference.ties) == (2, 2)
+    assert found.model.interval is not None and found.model.interval.method == "Wilson"
 
 
 def test_clusters_widen_the_interval_and_all_alike_is_not_certain() -> None:
-    alone = numbers([1, 1, 0, 0] * 5, [0] * 20, [None] * 20)["scorers"]["exact"]["model"]
-    grouped = numbers([1, 1, 0, 0] * 5, [0] * 20, [str(n // 2) for n in range(20)])["scorers"]["exact"]["model"]
-    assert grouped["units"] == 10
-    assert grouped["standard_error"] > alone["standard_error"]
-    every = numbers([1.0] * 20, [0.0] * 20, [None] * 20)["scorers"]["exact"]["difference"]
+    alone = numbers([1, 1, 0, 0] * 5, [0] * 20, [None] * 20).scorers["exact"].model
+    grouped = numbers([1, 1, 0, 0] * 5, [0] * 20, [str(n // 2) for n in range(20)]).scorers["exact"].model
+    assert grouped.units == 10
+    assert grouped.standard_error is not None and alone.standard_error is not None
+    assert grouped.standard_error > alone.standard_error
+    every = numbers([1.0] * 20, [0.0] * 20, [None] * 20).scorers["exact"].difference
+    assert every is not None and every.interval is not None
     # Wilson's bound 0.8389 for 20 of 20, the rest taken for lost: 2 x 0.8389 - 1
-    assert every["interval"]["low"] == pytest.approx(0.6777, abs=1e-3)
-    assert every["verdict"] == "better"
+    assert every.interval.low == pytest.approx(0.6777, abs=1e-3)
+    assert every.verdict == "better"
 
 
 def test_unscored_items_are_counted_and_too_many_forbid_a_verdict() -> None:
     found = numbers([1.0] * 18 + [None, None], [0.0] * 20, [None] * 20)
-    assert found["scorers"]["exact"]["model"]["unscored"] == 2
-    assert found["scorers"]["exact"]["difference"]["verdict"] == "no verdict"
+    assert found.scorers["exact"].model.unscored == 2
+    difference = found.scorers["exact"].difference
+    assert difference is not None and difference.verdict == "no verdict"
     assert "NO VERDICT" in benchmark_text(found, task="t")
 
 

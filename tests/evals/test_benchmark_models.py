@@ -23,7 +23,7 @@ from sota_ml_researcher.evals.benchmark.benchmark_config import load_benchmark_s
 from sota_ml_researcher.evals.benchmark.benchmark_plan import plan_benchmark
 from sota_ml_researcher.evals.benchmark.grader import grader_of
 from sota_ml_researcher.evals.benchmark.inspect_provider import TinkerModelAPI
-from sota_ml_researcher.evals.responses import Sampling
+from sota_ml_researcher.evals.responses import ArmSampling, OpenedModel
 from sota_ml_researcher.models.renderers import load_renderer
 
 API: Any = TinkerModelAPI
@@ -66,9 +66,9 @@ def model_saying(
     folder: Path, script: Callable[[str], str], renderer_name: str | None = "qwen3_instruct"
 ) -> tuple[Model, Scripted]:
     renderer = load_renderer(str(folder), renderer_name)
-    sampling = Sampling("m", "cluster", "http://x", renderer.name, str(folder), 200, 0.0, 0)
+    sampling = ArmSampling("m", "cluster", "http://x", renderer.name, str(folder), 200, 0.0, 0)
     backend = Backend("cluster", "http://x", "tml-x")
-    provider = API(backend, renderer, sampling, should_stop=lambda: False, on_answer=lambda: None)
+    provider = API(OpenedModel(backend, renderer, sampling), should_stop=lambda: False, on_answer=lambda: None)
     scripted = Scripted(renderer, script)
     provider._client = scripted
     return Model(provider, GenerateConfig()), scripted

@@ -13,7 +13,7 @@ from sota_ml_researcher.evals.controls import check_pairs, check_scores, load_ca
 from sota_ml_researcher.evals.judge_config import load_judge_settings
 from sota_ml_researcher.evals.judge_plan import JudgePlan, plan_judge_eval
 from sota_ml_researcher.evals.questions import Material, build_calls, count_calls
-from sota_ml_researcher.evals.responses import Response, ResponseCache, Sampling, read_responses
+from sota_ml_researcher.evals.responses import ArmSampling, Response, ResponseCache, read_responses
 from sota_ml_researcher.evals.test_set import read_test_set
 from sota_ml_researcher.jobs.plan_store import fingerprint
 from sota_ml_researcher.judges.judge_catalog import parse_judge, price_of
@@ -22,11 +22,10 @@ from sota_ml_researcher.judges.prompt import EMPTY, Prompter
 from sota_ml_researcher.judges.rubric import DEFAULT_RUBRIC, load_rubric
 from sota_ml_researcher.judges.verdicts import (
     UnreadableVerdictError,
-    absolute_schema,
     last_json_object,
-    pair_schema,
     read_absolute,
     read_pair,
+    verdict_schema,
 )
 from sota_ml_researcher.templates.catalog import template_path
 
@@ -113,9 +112,9 @@ def test_answers_are_matched_by_id_prompt_or_place(tmp_path: Path) -> None:
 
 def test_the_cache_keeps_answers_by_all_that_they_depend_on(tmp_path: Path) -> None:
     (item,) = read_test_set(write_lines(tmp_path / "t.jsonl", ONE))
-    base = Sampling("m", "embedded", "", "chat_template", "", 10, 0.7, 0)
-    variants = [base, Sampling("m", "embedded", "", "chat_template", "", 10, 0.7, 1)]
-    variants += [Sampling("m", "embedded", "", "chat_template", "", 10, 0.0, 0)]
+    base = ArmSampling("m", "embedded", "", "chat_template", "", 10, 0.7, 0)
+    variants = [base, ArmSampling("m", "embedded", "", "chat_template", "", 10, 0.7, 1)]
+    variants += [ArmSampling("m", "embedded", "", "chat_template", "", 10, 0.0, 0)]
     keys = {s.key(item) for s in variants}
     assert len(keys) == 3
     cache = ResponseCache(tmp_path / "cache")
@@ -287,8 +286,8 @@ def test_a_verdict_on_the_schema_is_read() -> None:
     assert read_pair(GOOD | {"scores": json.dumps(GOOD["scores"])}, DEFAULT_RUBRIC) == found
     absolute = {"reason": "", "scores": {c.name: 3 for c in DEFAULT_RUBRIC.criteria}}
     assert read_absolute(absolute, DEFAULT_RUBRIC).scores["helpfulness"] == 3.0
-    assert next(iter(pair_schema(DEFAULT_RUBRIC)["properties"])) == "reason"
-    assert absolute_schema(DEFAULT_RUBRIC)["required"] == ["reason", "scores"]
+    assert next(iter(verdict_schema(DEFAULT_RUBRIC, pairwise=True)["properties"])) == "reason"
+    assert verdict_schema(DEFAULT_RUBRIC, pairwise=False)["required"] == ["reason", "scores"]
 
 
 def test_the_last_json_object_of_an_answer_is_its_verdict() -> None:

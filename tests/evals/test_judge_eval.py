@@ -14,7 +14,7 @@ from loopback_judges import MODEL, Asked, Judges, honest
 from sota_ml_researcher.core.errors import BackendError, ConfigError, DataError
 from sota_ml_researcher.core.files import append_json_line, read_json_lines
 from sota_ml_researcher.evals.judge_job import JudgeFailedError
-from sota_ml_researcher.evals.write_report import conclude_run
+from sota_ml_researcher.evals.write_report import write_all
 from sota_ml_researcher.judges import anthropic_judge, asking
 from sota_ml_researcher.judges.journal import JUDGMENTS
 from sota_ml_researcher.judges.local_judges import PACKETS, SUBMISSIONS
@@ -351,7 +351,7 @@ def test_clusters_categories_and_peoples_labels_are_used(tmp_path: Path) -> None
 def test_the_analysis_can_be_run_again_and_finds_the_same(tmp_path: Path) -> None:
     _, context = evaluate(tmp_path, sums(tmp_path, 25, base_right=0.3))
     before = metrics(context)
-    conclude_run(context.folder)
+    write_all(context.folder)
     assert metrics(context) == before
 
 

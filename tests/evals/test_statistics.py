@@ -8,7 +8,7 @@ from scipy import stats
 
 from sota_ml_researcher.evals.statistics.agreement import judge_accuracy, krippendorff_alpha, rogan_gladen
 from sota_ml_researcher.evals.statistics.comparison_models import (
-    Comparison,
+    PairScore,
     bradley_terry,
     bradley_terry_intervals,
     length_adjusted,
@@ -168,7 +168,7 @@ def test_unequal_missing_rates_are_found() -> None:
 
 def test_bradley_terry_of_two_is_the_log_odds_of_the_win_rate() -> None:
     # 3 of 4 won: s1 - s2 = ln 3
-    games = [Comparison("a", "b", 1.0)] * 3 + [Comparison("a", "b", 0.0)]
+    games = [PairScore("a", "b", 1.0)] * 3 + [PairScore("a", "b", 0.0)]
     found = bradley_terry(games)
     assert found is not None
     assert found["a"] - found["b"] == pytest.approx(math.log(3), abs=1e-8)
@@ -179,11 +179,11 @@ def test_bradley_terry_of_three_against_a_logistic_regression() -> None:
     import statsmodels.api as sm
 
     names, truth, generator = ["a", "b", "c"], [0.6, 0.0, -0.6], rng()
-    games: list[Comparison] = []
+    games: list[PairScore] = []
     for i, j in [(0, 1), (0, 2), (1, 2)]:
         p = 1 / (1 + math.exp(truth[j] - truth[i]))
         scores = generator.choice([1.0, 0.5, 0.0], size=300, p=[p * 0.8, 0.2, (1 - p) * 0.8])
-        games += [Comparison(names[i], names[j], float(s)) for s in scores]
+        games += [PairScore(names[i], names[j], float(s)) for s in scores]
     design = [[(g.first == n) - (g.second == n) for n in ("a", "b")] for g in games]
     fitted = sm.GLM([g.score for g in games], np.array(design, dtype=float), family=sm.families.Binomial()).fit()
     found = bradley_terry(games)
@@ -196,7 +196,7 @@ def test_bradley_terry_of_three_against_a_logistic_regression() -> None:
 
 
 def test_bradley_terry_is_undefined_where_one_model_always_won() -> None:
-    games = [Comparison("a", "b", 1.0), Comparison("b", "c", 1.0), Comparison("c", "b", 1.0)]
+    games = [PairScore("a", "b", 1.0), PairScore("b", "c", 1.0), PairScore("c", "b", 1.0)]
     assert bradley_terry(games) is None
     assert bradley_terry(games, prior=0.5) is not None
 

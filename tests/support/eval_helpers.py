@@ -13,10 +13,10 @@ from loopback_judges import Asked
 
 from sota_ml_researcher.core.files import read_json_lines
 from sota_ml_researcher.core.settings import render_config
-from sota_ml_researcher.evals import arms, judge_job
+from sota_ml_researcher.evals import evidence, judge_job
 from sota_ml_researcher.evals.judge_config import load_judge_settings
 from sota_ml_researcher.evals.judge_plan import plan_judge_eval
-from sota_ml_researcher.evals.write_report import conclude_run
+from sota_ml_researcher.evals.write_report import write_all
 from sota_ml_researcher.jobs.context import Outcome
 from sota_ml_researcher.judges.journal import JUDGMENTS
 
@@ -82,7 +82,7 @@ def evaluate(
     plan = plan_judge_eval(load_judge_settings(None, config))
     file = context.folder / "config.yaml"
     file.write_text(render_config(plan.settings.config, plan.settings.origins))
-    with nullcontext() if own_process else patch.object(judge_job, "_conclude", conclude_run):
+    with nullcontext() if own_process else patch.object(judge_job, "_conclude", write_all):
         outcome = judge_job.run_judge_eval_job(context, file)
     if outcome.finished:
         assert context.step == context.total == plan.total_steps
@@ -90,7 +90,7 @@ def evaluate(
 
 
 def metrics(context: Context) -> dict[str, Any]:
-    return json.loads((context.folder / arms.METRICS).read_text())
+    return json.loads((context.folder / evidence.METRICS).read_text())
 
 
 def comparison(context: Context, arm: str = "tuned") -> dict[str, Any]:

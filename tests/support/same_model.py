@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from sota_ml_researcher.evals.compute_results import compute_results
+from sota_ml_researcher.evals.evidence import Evidence
 from sota_ml_researcher.evals.judge_config import JudgeEvalConfig
 from sota_ml_researcher.evals.responses import Response
-from sota_ml_researcher.evals.results import SAME, Evidence, conclude
+from sota_ml_researcher.evals.results import SAME
 from sota_ml_researcher.judges.journal import Judgment
 from sota_ml_researcher.judges.prompt import EvalItem
 from sota_ml_researcher.judges.rubric import DEFAULT_RUBRIC
@@ -49,8 +51,8 @@ def one_evaluation(prompts: int, rng: np.random.Generator, *, cluster_size: int 
 def not_distinguishable(repeats: int, prompts: int, *, seed: int, cluster_size: int = 1) -> int:
     """How many of ``repeats`` evaluations of a model against itself end as they should."""
     rng = np.random.default_rng(seed)
-    found = (conclude(one_evaluation(prompts, rng, cluster_size=cluster_size)) for _ in range(repeats))
-    return sum(metrics["verdict"] == SAME for metrics in found)
+    results = (compute_results(one_evaluation(prompts, rng, cluster_size=cluster_size)) for _ in range(repeats))
+    return sum(result.verdict == SAME for result in results)
 
 
 def _verdict(margin: float, rng: np.random.Generator) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, replace
-from urllib.parse import urlparse
 
 from ...backends.estimate import CHARS_PER_TOKEN, CostEstimate
 from ...backends.meter import Usage
@@ -22,7 +21,6 @@ _MARKUP_TOKENS = 8
 _INSTRUCTIONS_TOKENS = 120
 # What a judge's service writes: a reason of two sentences, and the score.
 _VERDICT_TOKENS = 300
-_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,5 +170,4 @@ def judge_cost(config: RlConfig, work: Workload) -> JudgeCost | None:
 
 def _is_paid(part: RewardPart) -> bool:
     ref = parse_judge(str(part.judge_model), where="rewards")
-    address = urlparse(part.judge_base_url or os.environ.get("OPENAI_BASE_URL") or "").hostname
-    return ref.kind == "anthropic" or address not in _LOOPBACK
+    return ref.may_cost(part.judge_base_url or os.environ.get("OPENAI_BASE_URL"))
