@@ -90,7 +90,7 @@ class SampleSettings:
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """One sampled sequence; ``logprobs`` are of the tempered-free model distribution, as on the platform."""
+    """One sampled sequence; ``logprobs`` are those of the model at temperature 1, as on the platform."""
 
     tokens_T: IntArray
     logprobs_T: FloatArray
@@ -112,13 +112,8 @@ class SampleOutput:
     alt_logprobs_TK: FloatArray | None = None
 
 
-class Weights(Protocol):
+class Weights:
     """A frozen snapshot of one adapter, for sampling; it never changes when training goes on."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory it holds."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,24 +126,22 @@ class SampleAsk:
 
 
 class Adapter(Protocol):
-    """One LoRA adapter in training: fp32 masters, gradients and AdamW moments."""
+    """One LoRA adapter in training: fp32 masters, gradients and AdamW moments.
 
-    @property
-    def spec(self) -> LoraSpec:
-        """How it was made."""
-        ...
+    Attributes:
+        spec: How it was made.
+        nbytes: Bytes of memory it holds, gradient and moments included.
+    """
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory it holds, moments included."""
-        ...
+    spec: LoraSpec
+    nbytes: int
 
     def forward_backward(
         self, data: Sequence[TrainItem], loss: Any, config: Mapping[str, float] | None, *, backward: bool
     ) -> LossResult:
         """Compute the loss; with ``backward`` add its gradient to what is already accumulated.
 
-        ``loss`` is a built-in loss's name, or what `engine.custom_loss.compile_custom_loss` made.
+        ``loss`` is a built-in loss's name, or what `compute.custom_loss.compile_custom_loss` made.
 
         Raises:
             RequestRejectedError: If the data, the loss or its config is wrong (nothing is accumulated then).
@@ -157,7 +150,12 @@ class Adapter(Protocol):
         ...
 
     def optim_step(self, settings: AdamSettings) -> dict[str, float]:
-        """Apply the accumulated gradient, clear it, and return metrics (``grad_norm`` among them)."""
+        """Apply the accumulated gradient, clear it, and return metrics (``grad_norm`` among them).
+
+        Raises:
+            RequestRejectedError: If a setting is out of range (the gradient is kept), or the gradient is not finite
+                (it is dropped and the weights stay).
+        """
         ...
 
     def weights(self) -> Weights:
@@ -182,43 +180,35 @@ class Adapter(Protocol):
 
 
 class BaseModel(Protocol):
-    """A loaded base model, shared by every adapter of it. Calls come from one thread at a time."""
+    """A loaded base model, shared by every adapter of it. Calls come from one thread at a time.
 
-    @property
-    def name(self) -> str:
-        """The name clients use."""
-        ...
+    Attributes:
+        name: The name clients use.
+        tokenizer: As transformers has it.
+        max_context_length: Positions the model was made for.
+        description: Device, dtype, parameter count, architecture: for people and for the benchmark.
+    """
 
-    @property
-    def tokenizer(self) -> Any:
-        """The model's tokenizer, as transformers has it."""
-        ...
-
-    @property
-    def max_context_length(self) -> int:
-        """Positions the model was made for."""
-        ...
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory its weights hold."""
-        ...
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """Device, dtype, parameter count, architecture: for people and for the benchmark."""
-        ...
+    name: str
+    tokenizer: Any
+    max_context_length: int
+    description: dict[str, Any]
 
     def new_adapter(self, spec: LoraSpec) -> Adapter:
         """A fresh adapter.
 
         Raises:
             RequestRejectedError: If the spec asks for nothing to train, or a rank below 1.
+            OutOfMemoryError: If it does not fit.
         """
         ...
 
     def frozen(self, spec: LoraSpec, weights: Tensors) -> Weights:
-        """Sampling weights from saved tensors."""
+        """Sampling weights from saved tensors.
+
+        Raises:
+            RequestRejectedError: If they do not fit this model and spec.
+        """
         ...
 
     def adapter_config(self, spec: LoraSpec) -> dict[str, Any]:
@@ -270,15 +260,3 @@ class LoadOptions:
     quantize: str | None = None
     threads: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-
-class LoadModel(Protocol):
-    """``engine.model.load_model``: the one entry point from the protocol side into the compute side."""
-
-    def __call__(self, name: str, path_or_id: str, options: LoadOptions) -> BaseModel:
-        """Load the model at ``path_or_id``.
-
-        Raises:
-            sota_ml_researcher.core.errors.ModelError: If it cannot be had, is no causal LM, or has no tokenizer.
-        """
-        ...

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import kernels
-from .backbone import Head, Pair
+from .backbone import ActiveLora, Head, LoraPair
 
 # Blocks of logits stay in cache where the vocabulary is small; below so many rows the product itself gets slow.
 _BLOCK_BYTES = 1 << 23
@@ -25,12 +25,15 @@ _KEPT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredHead:
-    """The forward pass of the head: log p [M] in fp32 of the asked pairs, and what the backward pass reads.
+class Scores:
+    """Log p [M] in fp32 of the asked (row, target) pairs, and what the backward pass reads.
 
     ``normalizer_N`` is each row's log sum exp in fp32; None where the backward pass computes a softmax instead.
     """
 
+    hidden_ND: Tensor
+    rows_M: Tensor
+    targets_M: Tensor
     logprobs_M: Tensor
     raw_NV: Tensor | None
     normalizer_N: Tensor | None
@@ -45,28 +48,106 @@ class HeadGradient:
     b: Tensor | None
 
 
-def block_rows(head: Head) -> int:
-    """Rows to compute logits of at a time."""
-    width = head.weight_VD.shape[0] * (head.weight_VD.element_size() if _is_fused(head) else 4)
-    return max(_FEWEST_ROWS, _BLOCK_BYTES // width)
+@dataclass(frozen=True, slots=True)
+class LoraHead:
+    """The frozen unembedding with the LoRA pair that is active on it."""
 
+    head: Head
+    pair: LoraPair | None = None
+    scaling: float = 1.0
 
-def _is_fused(head: Head) -> bool:
-    """Whether compiled loops take the raw logits as they are."""
-    return head.scale == 1.0 and head.softcap is None and kernels.usable(head.weight_VD)
+    @classmethod
+    def of(cls, head: Head, lora: ActiveLora | None) -> LoraHead:
+        """With the pair that ``lora`` has for it, if any."""
+        return cls(head) if lora is None else cls(head, lora.pairs.get(head.name), lora.scaling)
 
+    @property
+    def block_rows(self) -> int:
+        """Rows to compute logits of at a time."""
+        weight = self.head.weight_VD
+        width = weight.shape[0] * (weight.element_size() if self._is_compiled() else 4)
+        return max(_FEWEST_ROWS, _BLOCK_BYTES // width)
 
-def _raw_logits(hidden_ND: Tensor, head: Head, pair: Pair | None, scaling: float, out: Tensor | None = None) -> Tensor:
-    if out is None and head.packed is not None:
-        raw = torch.ops.mkldnn._linear_pointwise(hidden_ND, head.packed, head.bias_V, "none", [], "")
-    elif out is None or head.bias_V is not None:
-        raw = F.linear(hidden_ND, head.weight_VD, head.bias_V)
-        raw = raw if out is None else out.copy_(raw)
-    else:
-        raw = torch.mm(hidden_ND, head.weight_VD.t(), out=out)
-    if pair is not None:
-        raw.addmm_(hidden_ND @ pair.a.t(), pair.b.t(), alpha=scaling)
-    return raw
+    def _is_compiled(self) -> bool:
+        """Whether compiled loops take the raw logits as they are."""
+        return self.head.scale == 1.0 and self.head.softcap is None and kernels.usable(self.head.weight_VD)
+
+    def _raw(self, hidden_ND: Tensor, out: Tensor | None = None) -> Tensor:
+        """Logits [N, V] before what the model does to them."""
+        head = self.head
+        if out is None and head.packed is not None:
+            raw = torch.ops.mkldnn._linear_pointwise(hidden_ND, head.packed, head.bias_V, "none", [], "")
+        elif out is None or head.bias_V is not None:
+            raw = F.linear(hidden_ND, head.weight_VD, head.bias_V)
+            raw = raw if out is None else out.copy_(raw)
+        else:
+            raw = torch.mm(hidden_ND, head.weight_VD.t(), out=out)
+        if self.pair is not None:
+            raw.addmm_(hidden_ND @ self.pair.a.t(), self.pair.b.t(), alpha=self.scaling)
+        return raw
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Logits [N, V], in compute dtype or fp32."""
+        return _post(self._raw(hidden_ND), self.head)
+
+    @torch.no_grad()
+    def score(self, hidden_ND: Tensor, rows_M: Tensor, targets_M: Tensor, *, keep: bool) -> Scores:
+        """Log p of ``targets_M`` at ``rows_M``; ``keep`` if a backward pass will follow."""
+        order_M = torch.argsort(rows_M, stable=True)
+        sorted_rows_M, sorted_targets_M = rows_M[order_M], targets_M[order_M]
+        vocabulary = self.head.weight_VD.shape[0]
+        logprobs_M = hidden_ND.new_empty(len(rows_M), dtype=torch.float32)
+        keep = keep and len(hidden_ND) * vocabulary * hidden_ND.element_size() <= _KEPT_BYTES
+        kept = hidden_ND.new_empty((len(hidden_ND), vocabulary)) if keep else None
+        normalizer_N = hidden_ND.new_empty(len(hidden_ND), dtype=torch.float32) if self._is_compiled() else None
+        size = self.block_rows
+        edges = torch.arange(0, len(hidden_ND) + size, size, device=rows_M.device)
+        bounds = torch.searchsorted(sorted_rows_M, edges).tolist()
+        for block, start in enumerate(range(0, len(hidden_ND), size)):
+            out = None if kept is None else kept[start : start + size]
+            raw = self._raw(hidden_ND[start : start + size], out)
+            first, last = bounds[block], bounds[block + 1]
+            chosen = sorted_rows_M[first:last] - start, sorted_targets_M[first:last]
+            if normalizer_N is not None:
+                sums_R = normalizer_N[start : start + size] = kernels.log_sum_exp(raw)
+                logprobs_M[first:last] = raw[chosen].float() - sums_R[chosen[0]]
+            else:
+                logprobs_M[first:last] = torch.log_softmax(_post(raw, self.head), dim=-1, dtype=torch.float32)[chosen]
+        logprobs_M = torch.empty_like(logprobs_M).index_copy_(0, order_M, logprobs_M)
+        return Scores(hidden_ND, rows_M, targets_M, logprobs_M, kept, normalizer_N)
+
+    @torch.no_grad()
+    def backward(self, scores: Scores, grad_M: Tensor) -> HeadGradient:
+        """Gradients from d(loss)/d(logprobs) [M]: d logits = onehot(target) g - softmax * sum(g), row by row."""
+        pair, hidden_ND = self.pair, scores.hidden_ND
+        grad_hidden_ND = torch.zeros_like(hidden_ND)
+        grad_a = None if pair is None else torch.zeros_like(pair.a, dtype=torch.float32)
+        grad_b = None if pair is None else torch.zeros_like(pair.b, dtype=torch.float32)
+        alive, rows_W, targets_W, grad_W = _alive_rows(scores, grad_M)
+        first_W = torch.searchsorted(rows_W, torch.arange(len(alive) + 1, device=rows_W.device))
+        for start in range(0, len(alive), self.block_rows):
+            block = alive[start : start + self.block_rows]
+            first_R = first_W[start : start + len(block) + 1]
+            inside = slice(int(first_R[0]), int(first_R[-1]))
+            hidden = hidden_ND[block]
+            raw, rows, sums = scores.raw_NV, block, scores.normalizer_N
+            if raw is None:
+                raw, rows = self._raw(hidden), torch.arange(len(block), device=block.device)
+                sums = None if sums is None else sums[block]
+            if sums is not None:
+                pairs = first_R - inside.start, targets_W[inside], grad_W[inside]
+                grad = kernels.logits_backward(raw, rows, sums, *pairs)
+            else:
+                pairs = rows_W[inside] - start, targets_W[inside], grad_W[inside]
+                grad = _logits_gradient(raw[rows], *pairs, self.head).to(hidden.dtype)
+            grad_hidden = grad @ self.head.weight_VD
+            if pair is not None and grad_a is not None and grad_b is not None:
+                through_b = grad @ pair.b
+                grad_hidden.addmm_(through_b, pair.a, alpha=self.scaling)
+                grad_a.add_(through_b.t() @ hidden, alpha=self.scaling)
+                grad_b.add_(grad.t() @ (hidden @ pair.a.t()), alpha=self.scaling)
+            grad_hidden_ND[block] = grad_hidden
+        return HeadGradient(grad_hidden_ND, grad_a, grad_b)
 
 
 def _post(raw: Tensor, head: Head) -> Tensor:
@@ -78,96 +159,11 @@ def _post(raw: Tensor, head: Head) -> Tensor:
     return raw
 
 
-def logits_of(hidden_ND: Tensor, head: Head, pair: Pair | None, scaling: float) -> Tensor:
-    """Logits [N, V], in compute dtype or fp32."""
-    return _post(_raw_logits(hidden_ND, head, pair, scaling), head)
-
-
-@torch.no_grad()
-def score(
-    hidden_ND: Tensor,
-    rows_M: Tensor,
-    targets_M: Tensor,
-    head: Head,
-    pair: Pair | None,
-    scaling: float,
-    *,
-    keep: bool,
-) -> ScoredHead:
-    """Log p of ``targets_M`` at ``rows_M``; ``keep`` if a backward pass will follow."""
-    order_M = torch.argsort(rows_M, stable=True)
-    rows_M, targets_M = rows_M[order_M], targets_M[order_M]
-    vocabulary = head.weight_VD.shape[0]
-    logprobs_M = hidden_ND.new_empty(len(rows_M), dtype=torch.float32)
-    keep = keep and len(hidden_ND) * vocabulary * hidden_ND.element_size() <= _KEPT_BYTES
-    kept = hidden_ND.new_empty((len(hidden_ND), vocabulary)) if keep else None
-    fused = _is_fused(head)
-    normalizer_N = hidden_ND.new_empty(len(hidden_ND), dtype=torch.float32) if fused else None
-    size = block_rows(head)
-    edges = torch.arange(0, len(hidden_ND) + size, size, device=rows_M.device)
-    bounds = torch.searchsorted(rows_M, edges).tolist()
-    for block, start in enumerate(range(0, len(hidden_ND), size)):
-        out = None if kept is None else kept[start : start + size]
-        raw = _raw_logits(hidden_ND[start : start + size], head, pair, scaling, out)
-        first, last = bounds[block], bounds[block + 1]
-        chosen = rows_M[first:last] - start, targets_M[first:last]
-        if normalizer_N is not None:
-            sums_R = normalizer_N[start : start + size] = kernels.log_sum_exp(raw)
-            logprobs_M[first:last] = raw[chosen].float() - sums_R[chosen[0]]
-        else:
-            logprobs_M[first:last] = torch.log_softmax(_post(raw, head), dim=-1, dtype=torch.float32)[chosen]
-    return ScoredHead(torch.empty_like(logprobs_M).index_copy_(0, order_M, logprobs_M), kept, normalizer_N)
-
-
-@torch.no_grad()
-def head_backward(
-    scored: ScoredHead,
-    hidden_ND: Tensor,
-    rows_M: Tensor,
-    targets_M: Tensor,
-    grad_M: Tensor,
-    head: Head,
-    pair: Pair | None,
-    scaling: float,
-) -> HeadGradient:
-    """Gradients from d(loss)/d(logprobs) [M]: d logits = onehot(target) g - softmax * sum(g), row by row."""
-    grad_hidden_ND = torch.zeros_like(hidden_ND)
-    grad_a = None if pair is None else torch.zeros_like(pair.a, dtype=torch.float32)
-    grad_b = None if pair is None else torch.zeros_like(pair.b, dtype=torch.float32)
-    alive, rows_W, targets_W, grad_W = _alive_rows(len(hidden_ND), rows_M, targets_M, grad_M)
-    first_W = torch.searchsorted(rows_W, torch.arange(len(alive) + 1, device=rows_W.device))
-    size = block_rows(head)
-    for start in range(0, len(alive), size):
-        block = alive[start : start + size]
-        first_R = first_W[start : start + len(block) + 1]
-        inside = slice(int(first_R[0]), int(first_R[-1]))
-        hidden = hidden_ND[block]
-        raw, rows, sums = scored.raw_NV, block, scored.normalizer_N
-        if raw is None:
-            raw, rows = _raw_logits(hidden, head, pair, scaling), torch.arange(len(block), device=block.device)
-            sums = None if sums is None else sums[block]
-        if sums is not None:
-            pairs = first_R - inside.start, targets_W[inside], grad_W[inside]
-            grad = kernels.logits_backward(raw, rows, sums, *pairs)
-        else:
-            raw = raw[rows]
-            grad = _logits_gradient(raw, rows_W[inside] - start, targets_W[inside], grad_W[inside], head)
-            grad = grad.to(hidden.dtype)
-        grad_hidden = grad @ head.weight_VD
-        if pair is not None and grad_a is not None and grad_b is not None:
-            through_b = grad @ pair.b
-            grad_hidden.addmm_(through_b, pair.a, alpha=scaling)
-            grad_a.add_(through_b.t() @ hidden, alpha=scaling)
-            grad_b.add_(grad.t() @ (hidden @ pair.a.t()), alpha=scaling)
-        grad_hidden_ND[block] = grad_hidden
-    return HeadGradient(grad_hidden_ND, grad_a, grad_b)
-
-
-def _alive_rows(count: int, rows_M: Tensor, targets_M: Tensor, grad_M: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _alive_rows(scores: Scores, grad_M: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rows that any gradient reaches, and their pairs in order of rows, which are renumbered among them."""
-    order_M = torch.argsort(rows_M, stable=True)
-    rows_M, targets_M, grad_M = rows_M[order_M], targets_M[order_M], grad_M[order_M]
-    alive_N = torch.zeros(count, dtype=torch.bool, device=rows_M.device)
+    order_M = torch.argsort(scores.rows_M, stable=True)
+    rows_M, targets_M, grad_M = scores.rows_M[order_M], scores.targets_M[order_M], grad_M[order_M]
+    alive_N = torch.zeros(len(scores.hidden_ND), dtype=torch.bool, device=rows_M.device)
     alive_N[rows_M[grad_M != 0]] = True
     place_N = torch.cumsum(alive_N, 0) - 1
     wanted = alive_N[rows_M]

@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..interface import LoraSpec, RequestRejectedError, Tensors
-from .backbone import ActiveLora, Pair, Site, chosen_sites
+from ..interface import LoraSpec, RequestRejectedError, Tensors, Weights
+from .backbone import ActiveLora, LoraPair, Site, chosen_sites
 
 ALPHA = 32
 PREFIX = "base_model.model."
@@ -53,8 +53,9 @@ class LoraLayout:
         self.parts: list[_Part] = []
         start = 0
         for site in self.sites:
+            experts = (site.experts,) if site.experts else ()
             for side, shape in (("A", (spec.rank, site.d_in)), ("B", (site.d_out, spec.rank))):
-                part = _Part(site, side, start, (*site.a_shape, *shape))
+                part = _Part(site, side, start, (*experts, *shape))
                 self.parts.append(part)
                 start += part.size
         self.size = start
@@ -75,12 +76,12 @@ class LoraLayout:
         return flat_P
 
     def active(self, flat_P: Tensor, dtype: torch.dtype, *, grad: bool) -> ActiveLora:
-        """Pairs in compute dtype; with ``grad`` they are leaves that collect gradients."""
+        """LoraPairs in compute dtype; with ``grad`` they are leaves that collect gradients."""
         tensors: dict[str, dict[str, Tensor]] = {}
         cast = flat_P.to(dtype)
         for part, view in self.views(cast):
             tensors.setdefault(part.site.name, {})[part.side] = view.detach().requires_grad_(grad)
-        pairs = {name: Pair(sides["A"], sides["B"]) for name, sides in tensors.items()}
+        pairs = {name: LoraPair(sides["A"], sides["B"]) for name, sides in tensors.items()}
         return ActiveLora(pairs, self.scaling)
 
     def export(self, flat_P: Tensor) -> dict[str, NDArray[np.float32]]:
@@ -175,24 +176,11 @@ def _short_names(chosen: list[str], every: list[str]) -> list[str]:
     return sorted(short) if sorted(matched) == sorted(chosen) else chosen
 
 
-class LoraWeights:
-    """A frozen snapshot for sampling: fp32 masters, and the pairs in compute dtype."""
+class LoraWeights(Weights):
+    """A frozen snapshot for sampling: the pairs in compute dtype."""
 
     def __init__(self, layout: LoraLayout, flat_P: Tensor, dtype: torch.dtype) -> None:
-        self.layout = layout
-        self.flat_P = flat_P
         self.lora = layout.active(flat_P, dtype, grad=False)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory it holds."""
-        copy = 0 if self.lora_dtype == torch.float32 else self.layout.size * self.lora_dtype.itemsize
-        return self.layout.size * 4 + copy
-
-    @property
-    def lora_dtype(self) -> torch.dtype:
-        """The compute dtype of the pairs."""
-        return next(iter(self.lora.pairs.values())).a.dtype
 
 
 def optimizer_tensors(tensors: Mapping[str, Any], size: int) -> tuple[Tensor, Tensor, int]:
@@ -206,8 +194,5 @@ def optimizer_tensors(tensors: Mapping[str, Any], size: int) -> tuple[Tensor, Te
     mean, square = (np.asarray(tensors[key], dtype=np.float32) for key in ("exp_avg", "exp_avg_sq"))
     if mean.shape != (size,) or square.shape != (size,):
         raise RequestRejectedError(f"the optimizer state is of shape {mean.shape}, this adapter needs ({size},)")
-    return (
-        torch.from_numpy(mean.copy()),
-        torch.from_numpy(square.copy()),
-        int(np.asarray(tensors["step"]).reshape(-1)[0]),
-    )
+    step = int(np.asarray(tensors["step"]).reshape(-1)[0])
+    return torch.from_numpy(mean.copy()), torch.from_numpy(square.copy()), step

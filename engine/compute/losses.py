@@ -20,7 +20,7 @@ TARGETS = "target_tokens"
 
 @dataclass(frozen=True, slots=True)
 class LossInputs:
-    """Everything a loss reads besides the model: one flat tensor a key, each of shape [M], and whose pair is whose."""
+    """What a loss reads besides the model: one flat tensor [M] per key, and the datum [M] that each pair is of."""
 
     tensors: Mapping[str, Tensor]
     owner_M: Tensor
@@ -38,7 +38,6 @@ class LossDefinition:
     required: tuple[str, ...]
     optional: tuple[str, ...] = ()
     config: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
-    driver: str = "advantages"
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -80,7 +79,7 @@ def dro(logprobs_M: Tensor, inputs: LossInputs, config: Mapping[str, float]) -> 
 
 
 def gspo(logprobs_M: Tensor, inputs: LossInputs, config: Mapping[str, float]) -> Tensor:
-    """PPO's clipped objective with one ratio a sequence. Zheng et al. 2025, arXiv 2507.18071, eqs. 13 and 14.
+    """PPO's clipped objective with one ratio per sequence. Zheng et al. 2025, arXiv 2507.18071, eqs. 13 and 14.
 
     s = exp(mean over the pairs that ``sequence_ratio_mask`` marks of (log p - log q)); every token carries the value
     of s with the gradient of its own log p (GSPO-token). The default bounds are the paper's (3e-4 and 4e-4).
@@ -118,11 +117,11 @@ def _clip_defaults(low: float, high: float) -> Mapping[str, float]:
 
 LOSSES: Mapping[str, LossDefinition] = MappingProxyType(
     {
-        "cross_entropy": LossDefinition(cross_entropy, (), ("weights",), driver="weights"),
+        "cross_entropy": LossDefinition(cross_entropy, (), ("weights",)),
         "importance_sampling": LossDefinition(importance_sampling, _POLICY_INPUTS),
         "ppo": LossDefinition(ppo, _POLICY_INPUTS, _CLIP_INPUTS, _clip_defaults(0.8, 1.2)),
         "cispo": LossDefinition(cispo, _POLICY_INPUTS, _CLIP_INPUTS, _clip_defaults(0.0, 4.0)),
-        "dro": LossDefinition(dro, _POLICY_INPUTS, (), MappingProxyType({"beta": 0.05}), driver=""),
+        "dro": LossDefinition(dro, _POLICY_INPUTS, (), MappingProxyType({"beta": 0.05})),
         "gspo": LossDefinition(
             gspo, (*_POLICY_INPUTS, "sequence_ratio_mask"), _CLIP_INPUTS, _clip_defaults(1 - 3e-4, 1 + 4e-4)
         ),

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...core.errors import ConfigError
-from ..interface import LoadOptions, LoraSpec, SampleAsk, SampleOutput, SampleSettings, Tensors, Weights
+from ..interface import BaseModel, LoadOptions, LoraSpec, SampleAsk, SampleOutput, SampleSettings, Tensors, Weights
 from .adapter import TrainedAdapter, memory_errors
 from .backbone import Backbone
-from .forward_cache import ForwardCache
 from .loading import Loaded, load_pretrained, set_threads, tune_allocator
 from .lora import LoraLayout, LoraWeights, peft_config
+from .loss_pass import ForwardCache
 from .packed import PackedBackbone, is_supported
 from .packing import Limits
 from .sampling import Sampler, check_request
@@ -24,92 +24,54 @@ _BATCH_TOKENS = 4096
 _CACHE_TOKENS = 1 << 17
 
 
-class LoadedModel:
+class LoadedModel(BaseModel):
     """A frozen base model that adapters train on and sample from."""
 
     def __init__(self, name: str, path: str, loaded: Loaded, backbone: Backbone, options: LoadOptions) -> None:
-        self._name = name
+        text = loaded.config.get_text_config()
         self._path = path
         self._backbone = backbone
-        self._sites = backbone.sites()
-        self._threads = set_threads(options.threads)
-        text = loaded.config.get_text_config()
         self._limits = Limits(backbone.head.weight_VD.shape[0], _context_length(text))
         self._fan_in_fan_out = text.model_type == "gpt2"
         self._budget_tokens = int(options.extra.get("batch_tokens", _BATCH_TOKENS))
-        cache_tokens = int(options.extra.get("cache_tokens", _CACHE_TOKENS))
         self._forwards = ForwardCache()
+        cache_tokens = int(options.extra.get("cache_tokens", _CACHE_TOKENS))
         self._sampler = Sampler(backbone, self._limits, loaded.tokenizer, cache_tokens)
+        self.name = name
         self.tokenizer = loaded.tokenizer
-
-    @property
-    def name(self) -> str:
-        """The name clients use."""
-        return self._name
-
-    @property
-    def max_context_length(self) -> int:
-        """Positions the model was made for."""
-        return self._limits.context
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory its weights hold."""
-        return self._backbone.nbytes()
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """Device, dtype, parameter count, architecture: for people and for the benchmark."""
-        return {
-            **self._backbone.describe(),
-            "device": str(self._backbone.device),
-            "dtype": str(self._backbone.dtype).removeprefix("torch."),
-            "parameters": self._backbone.parameters(),
+        self.max_context_length = self._limits.context
+        self.description = {
+            **backbone.description,
+            "device": str(backbone.device),
+            "dtype": str(backbone.dtype).removeprefix("torch."),
+            "parameters": backbone.parameters,
             "vocabulary": self._limits.vocabulary,
-            "threads": self._threads,
+            "threads": set_threads(options.threads),
         }
 
     def new_adapter(self, spec: LoraSpec) -> TrainedAdapter:
-        """A fresh adapter.
-
-        Raises:
-            RequestRejectedError: If the spec asks for nothing to train, or a rank below 1.
-            OutOfMemoryError: If it does not fit.
-        """
+        """See ``BaseModel.new_adapter``."""
         with memory_errors(f"an adapter of rank {spec.rank}"):
-            layout = LoraLayout(self._sites, spec)
+            layout = LoraLayout(self._backbone.sites, spec)
             return TrainedAdapter(self._backbone, layout, self._limits, self._budget_tokens, self._forwards)
 
     def frozen(self, spec: LoraSpec, weights: Tensors) -> LoraWeights:
-        """Sampling weights from saved tensors.
-
-        Raises:
-            RequestRejectedError: If they do not fit this model and spec.
-        """
-        layout = LoraLayout(self._sites, spec)
+        """See ``BaseModel.frozen``."""
+        layout = LoraLayout(self._backbone.sites, spec)
         return LoraWeights(layout, layout.read(weights).to(self._backbone.device), self._backbone.dtype)
 
     def adapter_config(self, spec: LoraSpec) -> dict[str, Any]:
-        """The ``adapter_config.json`` that lets ``peft`` load ``export_weights``."""
-        layout = LoraLayout(self._sites, spec)
-        return peft_config(layout, self._sites, base=self._path, fan_in_fan_out=self._fan_in_fan_out)
+        """See ``BaseModel.adapter_config``."""
+        layout = LoraLayout(self._backbone.sites, spec)
+        return peft_config(layout, self._backbone.sites, base=self._path, fan_in_fan_out=self._fan_in_fan_out)
 
     def sample(self, requests: Sequence[SampleSettings], weights: Sequence[Weights | None]) -> list[SampleOutput]:
-        """Continue many prompts together; ``weights[i]`` None is the plain base model.
-
-        Raises:
-            RequestRejectedError: If a prompt is empty, too long, or has tokens outside the vocabulary.
-            OutOfMemoryError: If it does not fit.
-        """
+        """See ``BaseModel.sample``."""
         with memory_errors("this sampling request"):
             return self._sampler.sample(requests, weights)
 
     def check_sample(self, request: SampleSettings) -> None:
-        """Refuse a request that ``sample`` would refuse.
-
-        Raises:
-            RequestRejectedError: Naming the setting.
-        """
+        """See ``BaseModel.check_sample``."""
         check_request(request, self._limits, "request")
 
     def sample_stream(
@@ -118,11 +80,7 @@ class LoadedModel:
         arrivals: Callable[[], Sequence[SampleAsk]],
         finished: Callable[[Any, SampleOutput], None],
     ) -> None:
-        """Continue checked prompts together, letting in more while it runs; see the interface.
-
-        Raises:
-            OutOfMemoryError: If it does not fit; what is finished by then stays so.
-        """
+        """See ``BaseModel.sample_stream``."""
         with memory_errors("this sampling request"):
             self._sampler.stream(asks, arrivals, finished)
 
@@ -134,7 +92,7 @@ def load_model(name: str, path_or_id: str, options: LoadOptions) -> LoadedModel:
     packed training batch), ``cache_tokens`` (most places of the sampling cache) and ``gradient_checkpointing``.
 
     Raises:
-        ModelError: If it cannot be had, is no causal LM, or has no tokenizer.
+        ModelError: If it cannot be had, is not a causal LM, or has no tokenizer.
         ConfigError: If an option is unknown or impossible on this machine.
     """
     surplus = set(options.extra) - _EXTRA_KEYS

@@ -3,7 +3,7 @@
 """The forward pass of Llama-like models on packed tokens: no padding, no gradient of frozen weights.
 
 Covers Llama, Mistral, Qwen2, Qwen3, Gemma (first generation) and Phi-3; whatever else there is runs through
-``model_transformers``. A parity test holds the two together.
+``transformers_backbone``. A parity test holds the two together.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from . import packed_attention
-from .backbone import ActiveLora, Head, Site, find_sites
-from .packed_attention import PLAIN_LENGTH, Attention, Heads, attend, make_buckets, queries_keys
+from . import kernels, packed_attention
+from .attention_layout import AttentionSpan, Heads, Rotary, attention_span, make_buckets
+from .backbone import ActiveLora, Head, find_sites
+from .packed_attention import PLAIN_LENGTH, Attention
 from .packed_cache import Cache
 from .packed_layers import (
     GatedDown,
@@ -28,10 +29,11 @@ from .packed_layers import (
     ResidualLinear,
     can_pack,
     gated,
+    is_batch_invariant,
     lora_forward,
     pack,
     rms_norm,
-    rows_alone,
+    rms_norm_backward,
 )
 from .packing import PackedTokens
 
@@ -46,10 +48,11 @@ ARCHITECTURES = frozenset(
     }
 )
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu"}
-# These keep one table of angles for all lengths; the others change it with the longest sequence seen.
+# Up to this length attention a query at a time costs no more than products of whole sequences.
 _ROWWISE_LENGTH = 512
 # Models of up to this share of the machine's memory keep their layers in two orders.
 _PACKED_SHARE = 16
+# These keep one table of angles for all lengths; the others change it with the longest sequence seen.
 _STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
 
 
@@ -82,76 +85,68 @@ class PackedBackbone:
 
     def __init__(self, model: Any, device: torch.device) -> None:
         body = model.model
-        self._architecture = type(model).__name__
-        self._sites = find_sites(model)
-        self._parameters = sum(parameter.numel() for parameter in model.parameters())
-        self._embedding = body.embed_tokens.weight.detach()
-        scale = getattr(body.embed_tokens, "scalar_embed_scale", 1.0)
+        self.sites = find_sites(model)
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.device = device
+        self._embedding = body.embed_tokens.weight.detach()
         self.dtype = self._embedding.dtype
+        scale = getattr(body.embed_tokens, "scalar_embed_scale", 1.0)
         self._embed_scale = float(torch.tensor(scale).to(self.dtype))
         self._rotary = body.rotary_emb
-        self._angles: tuple[Tensor, Tensor] | None = None
+        self._angles: Rotary | None = None
         self._eps = float(model.config.rms_norm_eps)
         self._activation = _ACTIVATIONS[model.config.hidden_act]
         self._final_norm = _norm_weight(body.norm)
-        head = model.get_output_embeddings()
-        bias = getattr(head, "bias", None)
         packed = self._can_pack()
-        unembedding = head.weight.detach()
+        head = model.get_output_embeddings()
+        unembedding, bias = head.weight.detach(), getattr(head, "bias", None)
         self.head = Head(
-            self._sites[-1].name,
+            self.sites[-1].name,
             unembedding,
             None if bias is None else bias.detach(),
             packed=pack(unembedding) if packed else None,
         )
         self._layers = [
-            _take_layer(layer, f"model.layers.{index}", model.config, packed=packed)
+            _take_layer(layer, f"model.layers.{index}", model.config, self._embedding, packed=packed)
             for index, layer in enumerate(body.layers)
         ]
-        fused = packed_attention.usable(self._embedding, self._layers[0].heads)
         first = self._layers[0]
+        self._heads = first.heads
         every_kind = (first.qkv, first.output, first.gate_up, first.down)
-        self._rows_alone = packed and fused and all(rows_alone(linear) for linear in every_kind)
-        # The layers in a second order, and the head, which stays as it is too: it may be the embedding.
-        self._packed = self._parameters * self.dtype.itemsize if packed else 0
+        invariant = packed and self._heads.compiled and all(is_batch_invariant(linear) for linear in every_kind)
+        self.rowwise_length = _ROWWISE_LENGTH if invariant else 0
+        self.longest_tree = PLAIN_LENGTH if device.type == "cpu" else 0  # as long as attention has plain masks
+        self.description: dict[str, Any] = {
+            "implementation": "packed",
+            "architecture": type(model).__name__,
+            "kernels": self._heads.compiled,
+            "batch_invariant": invariant,
+        }
+        # Without compiled kernels a CPU reads prompts one by one, as torch's products round by how many go together,
+        # and keeps the cache in fp32: its products over it are twice as fast, for a row has few queries.
+        self._apart = device.type == "cpu" and not self._heads.compiled
+        self._cache_dtype = torch.float32 if self._apart else self.dtype
 
     def _can_pack(self) -> bool:
         """Whether the layers may be kept twice, in the orders that forward and backward products read."""
-        small = self._parameters * self.dtype.itemsize <= psutil.virtual_memory().total / _PACKED_SHARE
+        small = self.parameters * self.dtype.itemsize <= psutil.virtual_memory().total / _PACKED_SHARE
         return small and self.device.type == "cpu" and self.dtype == torch.bfloat16 and can_pack()
-
-    @property
-    def longest_tree(self) -> int:
-        """As long as attention has plain masks."""
-        return PLAIN_LENGTH if self.device.type == "cpu" else 0
-
-    @property
-    def rowwise_length(self) -> int:
-        """As long as attention a query at a time costs no more than products of whole sequences."""
-        return _ROWWISE_LENGTH if self._rows_alone else 0
-
-    def sites(self) -> list[Site]:
-        """Every matrix that can be adapted."""
-        return self._sites
 
     def hidden(self, batch: PackedTokens, lora: ActiveLora | None) -> Tensor:
         """Final hidden states [N, D]."""
         x = self._embed(batch.tokens_N)
-        cos, sin = self._cos_sin(batch.positions_N, int(batch.positions_N.max()) + 1)
-        sights: dict[int | None, Any] = {}
+        rotary = self._angles_at(batch.positions_N, int(batch.positions_N.max()) + 1)
+        spans: dict[int | None, AttentionSpan] = {}
         if batch.rowwise:
-            windows = {layer.heads.window for layer in self._layers}
-            sights = {window: packed_attention.make_sight(batch, window) for window in windows}
+            spans = {window: attention_span(batch, window) for window in {layer.heads.window for layer in self._layers}}
         buckets = make_buckets(batch.lengths, self.device, batch.positions_N, batch.branches_N)
         for layer in self._layers:
             qkv_lora = Lora.of(layer.qkv, lora)
             qkv = NormedLinear.apply(x, layer.input_norm, self._eps, layer.qkv, qkv_lora, *qkv_lora.tensors())
             if batch.rowwise:
-                sight = sights[layer.heads.window]
-                mixed = packed_attention.attention_by_rows(qkv, cos, sin, layer.heads, sight)
+                mixed = packed_attention.attention_by_rows(qkv, rotary, layer.heads, spans[layer.heads.window])
             else:
-                mixed = Attention.apply(qkv, cos, sin, layer.heads, buckets)
+                mixed = Attention.apply(qkv, rotary, layer.heads, buckets)
             out_lora = Lora.of(layer.output, lora)
             x = ResidualLinear.apply(mixed, x, layer.output, out_lora, *out_lora.tensors())
             gate_lora, down_lora = Lora.of(layer.gate_up, lora), Lora.of(layer.down, lora)
@@ -166,58 +161,40 @@ class PackedBackbone:
         """Read prompts packed; see ``Backbone.prefill``."""
         lengths = [len(prompt) for prompt in prompts]
         positions = torch.cat([torch.arange(length, device=self.device) for length in lengths])
-        cos, sin = self._cos_sin(positions, max(lengths))
-        heads = self._layers[0].heads
-        compiled = packed_attention.usable(self._embedding, heads)
-        buckets = make_buckets(lengths, self.device, apart=self.device.type == "cpu" and not compiled)
-        cache = Cache(len(self._layers), lengths, repeats, room, heads, self._cache_dtype(), self.device)
+        rotary = self._angles_at(positions, max(lengths))
+        buckets = make_buckets(lengths, self.device, apart=self._apart)
+        cache = Cache(len(self._layers), lengths, repeats, room, self._heads, self._cache_dtype, self.device)
         x = self._embed(torch.cat(list(prompts)))
         for index, layer in enumerate(self._layers):
-            qkv = self._projections(x, layer, lora)
-            if packed_attention.usable(qkv, layer.heads):
-                cache.fill(index, *packed_attention.keys_values(qkv, cos, sin, layer.heads))
-                mixed = packed_attention.attention(qkv, cos, sin, layer.heads, buckets)
-            else:
-                q, k, v, _ = queries_keys(qkv, layer.heads, cos, sin)
-                cache.fill(index, k, v)
-                mixed = attend(q, k, v, layer.heads, buckets).flatten(1)
-            x = self._rest(mixed, x, layer, lora)
+            heads = packed_attention.split(self._projections(x, layer, lora), rotary, layer.heads)
+            cache.fill(index, *heads.keys_values())
+            x = self._rest(packed_attention.attention(heads, buckets), x, layer, lora)
         hidden_ND = rms_norm(x, self._final_norm, self._eps)[0]
         ends = torch.tensor(lengths, device=self.device).cumsum(0) - 1
         return cache, hidden_ND, hidden_ND[ends].repeat_interleave(torch.tensor(repeats, device=self.device), 0)
 
     @torch.no_grad()
     def step(self, state: Cache, tokens_B: Tensor, lora: ActiveLora | None) -> Tensor:
-        """Append one token a row."""
+        """Append one token per row; see ``Backbone.step``."""
         state.advance()
-        cos, sin = self._cos_sin(state.positions_B, state.longest)
+        rotary = self._angles_at(state.positions_B, state.longest)
         x = self._embed(tokens_B)
         for index, layer in enumerate(self._layers):
-            qkv = self._projections(x, layer, lora)
-            if packed_attention.usable(qkv, layer.heads):
-                mixed = state.attend_fused(index, qkv, cos, sin, layer.heads)
-            else:
-                q, k, v, _ = queries_keys(qkv, layer.heads, cos, sin)
-                mixed = state.attend(index, q, k, v, layer.heads).to(self.dtype)
+            mixed = state.attend(index, self._projections(x, layer, lora), rotary, layer.heads)
             x = self._rest(mixed, x, layer, lora)
         return rms_norm(x, self._final_norm, self._eps)[0]
 
     def keep(self, state: Cache, rows: Tensor) -> Cache:
-        """The cache with only ``rows`` left, in their order."""
+        """See ``Backbone.keep``."""
         return state.keep(rows)
 
     def join(self, state: Cache, new: Cache) -> Cache:
-        """The rows of ``state``, then those of ``new``, which has been prefilled only."""
+        """See ``Backbone.join``."""
         return state.join(new)
 
     def _projections(self, x: Tensor, layer: _Layer, lora: ActiveLora | None) -> Tensor:
         normed = rms_norm(x, layer.input_norm, self._eps)[0]
         return lora_forward(normed, layer.qkv, Lora.of(layer.qkv, lora))[0]
-
-    def _cache_dtype(self) -> torch.dtype:
-        """Torch's fp32 products over the cache are twice as fast as its bf16 ones on a CPU: a row has few queries."""
-        is_plain = self.device.type == "cpu" and not packed_attention.usable(self._embedding, self._layers[0].heads)
-        return torch.float32 if is_plain else self.dtype
 
     def _rest(self, mixed: Tensor, x: Tensor, layer: _Layer, lora: ActiveLora | None) -> Tensor:
         x = lora_forward(mixed, layer.output, Lora.of(layer.output, lora), x)[0]
@@ -229,36 +206,13 @@ class PackedBackbone:
         x = nn.functional.embedding(tokens, self._embedding)
         return x if self._embed_scale == 1.0 else x * self._embed_scale
 
-    def _cos_sin(self, positions: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    def _angles_at(self, positions: Tensor, longest: int) -> Rotary:
         """Angles [N, 1, E] of ``positions``, out of a table that doubles when it is outgrown."""
-        if self._angles is None or len(self._angles[0]) < longest + 1:
+        if self._angles is None or len(self._angles.cos) < longest + 1:
             every = torch.arange(max(256, 2 * (longest + 1)), device=self.device)
             cos, sin = self._rotary(self._embedding[:1], every.unsqueeze(0))
-            self._angles = (cos[0].unsqueeze(1).contiguous(), sin[0].unsqueeze(1).contiguous())
-        return self._angles[0][positions], self._angles[1][positions]
-
-    def cache_bytes(self, tokens: int) -> int:
-        """Bytes of cache that ``tokens`` places take."""
-        heads = self._layers[0].heads
-        return 2 * tokens * len(self._layers) * heads.key * heads.size * self._cache_dtype().itemsize
-
-    def parameters(self) -> int:
-        """Number of base parameters; tied ones count once."""
-        return self._parameters
-
-    def nbytes(self) -> int:
-        """Bytes of memory the weights hold."""
-        return self._parameters * self.dtype.itemsize + self._packed
-
-    def describe(self) -> dict[str, Any]:
-        """What ran."""
-        fused = packed_attention.usable(self._embedding, self._layers[0].heads)
-        return {
-            "implementation": "packed",
-            "architecture": self._architecture,
-            "kernels": fused,
-            "rows_alone": self._rows_alone,
-        }
+            self._angles = Rotary(cos[0].unsqueeze(1).contiguous(), sin[0].unsqueeze(1).contiguous())
+        return Rotary(self._angles.cos[positions], self._angles.sin[positions])
 
 
 class _FinalNorm(torch.autograd.Function):
@@ -274,13 +228,11 @@ class _FinalNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         """Gradient by x."""
-        from .packed_layers import rms_norm_backward
-
         x, root, weight = ctx.saved_tensors
         return rms_norm_backward(grad, x, root, weight), None, None
 
 
-def _take_layer(layer: Any, name: str, config: Any, *, packed: bool) -> _Layer:
+def _take_layer(layer: Any, name: str, config: Any, embedding: Tensor, *, packed: bool) -> _Layer:
     """Move one decoder layer's weights into stacked matrices, freeing the originals."""
     attention, mlp = layer.self_attn, layer.mlp
     if hasattr(attention, "qkv_proj"):
@@ -289,24 +241,29 @@ def _take_layer(layer: Any, name: str, config: Any, *, packed: bool) -> _Layer:
     else:
         qkv = _stack(attention, f"{name}.self_attn", ("q_proj", "k_proj", "v_proj"), packed)
         gate_up = _stack(mlp, f"{name}.mlp", ("gate_proj", "up_proj"), packed)
-    size = int(attention.head_dim)
-    heads = Heads(
-        query=int(config.num_attention_heads),
-        key=int(config.num_key_value_heads),
-        size=size,
-        scale=float(attention.scaling),
-        window=_window(attention, config),
-        norm=_head_norms(attention, config) if hasattr(attention, "q_norm") else None,
-        eps=float(config.rms_norm_eps),
-    )
     return _Layer(
-        heads=heads,
+        heads=_heads_of(attention, config, embedding),
         input_norm=_norm_weight(layer.input_layernorm),
         qkv=qkv,
         output=_stack(attention, f"{name}.self_attn", ("o_proj",), packed),
         middle_norm=_norm_weight(layer.post_attention_layernorm),
         gate_up=gate_up,
         down=_stack(mlp, f"{name}.mlp", ("down_proj",), packed),
+    )
+
+
+def _heads_of(attention: Any, config: Any, embedding: Tensor) -> Heads:
+    """The shape of a layer's attention, and whether the compiled kernels take it."""
+    query, key, size = int(config.num_attention_heads), int(config.num_key_value_heads), int(attention.head_dim)
+    return Heads(
+        query=query,
+        key=key,
+        size=size,
+        scale=float(attention.scaling),
+        window=_window(attention, config),
+        norm=_head_norms(attention, config) if hasattr(attention, "q_norm") else None,
+        eps=float(config.rms_norm_eps),
+        compiled=kernels.usable(embedding) and kernels.fits(size, query // key),
     )
 
 

@@ -1,303 +1,213 @@
-"""Causal attention over packed sequences: each sees itself alone, and nothing but attention is ever padded.
-
-Axes: ``N`` packed tokens, ``S`` sequences of one bucket, ``T`` its longest length, ``H`` query heads, ``J`` key heads,
-``G`` query heads a key head, ``E`` head size.
-"""
 # pyright: basic
 # Reason: autograd functions over torch's loosely typed operators.
-# Reason: calls of compiled kernels on torch's data pointers.
+"""Causal attention over packed sequences: each sees itself alone, and nothing but attention is ever padded.
+
+Queries, keys and values come out of the packed form, and go back into it, by ``CompiledHeads`` (``kernels.c``) or
+``TorchHeads`` (torch's operations); ``split`` chooses. Attention of the padded heads in between is written once.
+
+Axes: ``N`` packed tokens, ``S`` sequences of one bucket, ``T`` its longest length, ``H`` query heads, ``J`` key heads,
+``G`` query heads per key head, ``E`` head size.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import kernels
+from .attention_layout import AttentionSpan, Bucket, Heads, Rotary
 from .packed_layers import rms_norm, rms_norm_backward
-from .packing import PackedTokens
 
-
-def usable(qkv: Tensor, heads: Heads) -> bool:
-    """Whether the kernels take this layer's queries, keys and values."""
-    return kernels.usable(qkv) and kernels.fits(heads.size, heads.group)
-
-
-def attention(
-    qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    heads: Heads,
-    buckets: Sequence[Bucket],
-    kept: list[Tensor | None] | None = None,
-) -> Tensor:
-    """From qkv [N, (H + 2J) E] to [N, H E]; weights of short sequences are added to ``kept``, else None."""
-    out = qkv.new_empty((len(qkv), heads.query * heads.size))
-    for bucket in buckets:
-        q, k, v = split_heads(qkv, cos, sin, heads, bucket)
-        weights = None
-        if bucket.length <= PLAIN_LENGTH:
-            weights = _weights(q, k, bucket, heads)
-            result = torch.bmm(weights, v.flatten(0, 1))
-        else:
-            result = fused(q, k, v, bucket, heads).contiguous()
-        if kept is not None:
-            kept.append(weights if bucket.length <= KEPT_LENGTHS * heads.size else None)
-        _pack_heads(result, bucket, heads, out)
-    return out
-
-
-def attention_backward(
-    grad: Tensor,
-    qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    heads: Heads,
-    buckets: Sequence[Bucket],
-    kept: Sequence[Tensor | None],
-) -> Tensor:
-    """Gradient by qkv; the formulas are those of ``model_packed_attention``."""
-    out = torch.empty_like(qkv)
-    grad = grad.contiguous()
-    for bucket, known in zip(buckets, kept, strict=True):
-        q, k, v = split_heads(qkv, cos, sin, heads, bucket)
-        grad_out = _pad_heads(grad, bucket, heads)
-        if bucket.length > PLAIN_LENGTH:
-            grads = [each.contiguous() for each in fused_backward((q, k, v), grad_out, bucket, heads)]
-        else:
-            weights = _weights(q, k, bucket, heads) if known is None else known
-            folded_q, folded_grad = (_model_packed_fused_folded(each, bucket, heads) for each in (q, grad_out))
-            slope = torch.bmm(folded_grad, v.flatten(0, 1).transpose(1, 2))
-            grad_v = torch.bmm(weights.transpose(1, 2), folded_grad)
-            rows = slope.shape[0] * slope.shape[1]
-            kernels.call("softmax_backward", slope.dtype, rows, bucket.length, heads.scale, weights, slope)
-            grads = [torch.bmm(slope, k.flatten(0, 1)), torch.bmm(slope.transpose(1, 2), folded_q), grad_v]
-        kernels.call(
-            "merge_heads",
-            qkv.dtype,
-            bucket.stop - bucket.start,
-            bucket.length,
-            bucket.start,
-            bucket.real,
-            heads.query,
-            heads.key,
-            heads.size,
-            *(each.contiguous() for each in grads),
-            qkv,
-            heads.norm,
-            heads.eps,
-            cos,
-            sin,
-            out,
-        )
-    return out
-
-
-class Sight(NamedTuple):
-    """What each packed token sees: tokens ``first_N`` to ``until_N``, and ``own_N`` to itself."""
-
-    first_N: Tensor
-    until_N: Tensor
-    own_N: Tensor
-
-
-def make_sight(batch: PackedTokens, window: int | None) -> Sight:
-    """On a prefix and alone: what came before. On a branch: the prefix, and the branch so far."""
-    positions_N, branches_N = batch.positions_N, batch.branches_N
-    place_N = torch.arange(len(positions_N))
-    sizes = torch.tensor(batch.lengths)
-    start_N = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-    own_N = place_N.clone() + 1
-    until_N = place_N + 1
-    if branches_N is not None:
-        tree_N = torch.arange(len(sizes)).repeat_interleave(sizes)
-        prefix_N = torch.bincount(tree_N, (branches_N == 0).double(), len(sizes)).long()[tree_N]
-        on_branch = branches_N > 0
-        until_N = torch.where(on_branch, start_N + prefix_N, until_N)
-        own_N = torch.where(on_branch, place_N - (positions_N - prefix_N), own_N)
-    first_N = start_N
-    if window is not None:
-        first_N = torch.maximum(start_N, start_N + positions_N - window + 1).minimum(until_N)
-        own_N = torch.maximum(own_N, place_N - window + 1)
-    return Sight(first_N, until_N, own_N)
-
-
-def attention_by_rows(qkv: Tensor, cos: Tensor, sin: Tensor, heads: Heads, sight: Sight) -> Tensor:
-    """From qkv [N, (H + 2J) E] to [N, H E], each token's the same to the last bit whatever is packed with it."""
-    q, k, v = split_heads(qkv, cos, sin, heads, Bucket(0, len(qkv), 1, len(qkv), None, None))
-    out = qkv.new_empty((len(qkv), heads.query * heads.size))
-    shape = (len(qkv), heads.query, heads.key, heads.size)
-    kernels.call("attend_rows", qkv.dtype, *shape, q, k, v, heads.scale, *sight, out)
-    return out
-
-
-def keys_values(qkv: Tensor, cos: Tensor, sin: Tensor, heads: Heads) -> tuple[Tensor, Tensor]:
-    """Normed, rotated keys and plain values [N, J, E] of packed tokens."""
-    _, k, v = split_heads(qkv, cos, sin, heads, Bucket(0, len(qkv), 1, len(qkv), None, None))
-    return k[0].transpose(0, 1), v[0].transpose(0, 1)
-
-
-def split_heads(qkv: Tensor, cos: Tensor, sin: Tensor, heads: Heads, bucket: Bucket) -> tuple[Tensor, Tensor, Tensor]:
-    """Normed, rotated q [S, H, L, E], and k, v [S, J, L, E] of a bucket; padding repeats its first token."""
-    q = qkv.new_empty((bucket.count, heads.query, bucket.length, heads.size))
-    k, v = (qkv.new_empty((bucket.count, heads.key, bucket.length, heads.size)) for _ in range(2))
-    kernels.call(
-        "split_heads",
-        qkv.dtype,
-        bucket.count,
-        bucket.length,
-        bucket.start,
-        bucket.places,
-        heads.query,
-        heads.key,
-        heads.size,
-        qkv,
-        heads.norm,
-        heads.eps,
-        cos,
-        sin,
-        q,
-        k,
-        v,
-    )
-    return q, k, v
-
-
-def _weights(q: Tensor, k: Tensor, bucket: Bucket, heads: Heads) -> Tensor:
-    """softmax(scale q k^T) [S J, G L, L] over what each query sees."""
-    scores = torch.bmm(_model_packed_fused_folded(q, bucket, heads), k.flatten(0, 1).transpose(1, 2))
-    position, branch = bucket.tree or (None, None)
-    kernels.call(
-        "softmax_causal",
-        scores.dtype,
-        len(scores),
-        heads.group,
-        bucket.length,
-        heads.key,
-        heads.scale,
-        heads.window or 0,
-        position,
-        branch,
-        scores,
-    )
-    return scores
-
-
-def _model_packed_fused_folded(x: Tensor, bucket: Bucket, heads: Heads) -> Tensor:
-    """[S, H, L, E] -> [S J, G L, E]."""
-    return x.view(bucket.count * heads.key, heads.group * bucket.length, heads.size)
-
-
-def _pack_heads(x: Tensor, bucket: Bucket, heads: Heads, out: Tensor) -> None:
-    tokens = bucket.stop - bucket.start
-    shape = (tokens, bucket.length, bucket.start, bucket.real, heads.query, heads.size)
-    kernels.call("pack_heads", x.dtype, *shape, x, out)
-
-
-def _pad_heads(x: Tensor, bucket: Bucket, heads: Heads) -> Tensor:
-    """[N, H E] -> [S, H, L, E] with zeros for padding, whose gradients must not leak into real keys."""
-    out = x.new_empty((bucket.count, heads.query, bucket.length, heads.size))
-    shape = (bucket.count, bucket.length, bucket.start, bucket.places, heads.query, heads.size)
-    kernels.call("pad_heads", x.dtype, *shape, x, out)
-    return out
-
-
-_WASTE = 1.3
 # Below this length two plain matrix products beat torch's fused kernel on a CPU (3 times, at 128 tokens in bf16).
 PLAIN_LENGTH = 1024
 # Weights of sequences up to this many head sizes long are kept for the backward pass: per token they are then at most
 # four times as large as a query.
-KEPT_LENGTHS = 4
+_KEPT_LENGTHS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Heads:
-    """Shape of one layer's attention; ``norm`` [H + J, E] is the factor of each query and key head, if it has any."""
+class CompiledHeads:
+    """Heads of qkv [N, (H + 2J) E], by the compiled kernels."""
 
-    query: int
-    key: int
-    size: int
-    scale: float
-    window: int | None = None
-    norm: Tensor | None = None
-    eps: float = 1e-6
+    def __init__(self, qkv: Tensor, rotary: Rotary, heads: Heads) -> None:
+        self.qkv, self.heads = qkv, heads
+        self._rotary = rotary
 
-    @property
-    def group(self) -> int:
-        """Query heads that share a key head."""
-        return self.query // self.key
+    def padded(self, bucket: Bucket) -> tuple[Tensor, Tensor, Tensor]:
+        """Normed, rotated q [S, H, T, E], and k, v [S, J, T, E] of a bucket."""
+        return kernels.split_heads(self.qkv, self._rotary, self.heads, bucket)
+
+    def keys_values(self) -> tuple[Tensor, Tensor]:
+        """Normed, rotated keys and plain values [N, J, E]."""
+        _, k, v = self.padded(_whole(self.qkv))
+        return k[0].transpose(0, 1), v[0].transpose(0, 1)
+
+    def weights(self, q: Tensor, k: Tensor, bucket: Bucket) -> Tensor:
+        """softmax(scale q k^T) [S J, G T, T] over what each query sees, of folded q and k."""
+        scores = torch.bmm(q, k.transpose(1, 2))
+        kernels.softmax_causal(scores, self.heads, bucket)
+        return scores
+
+    def grad_scores(self, grad: Tensor, weights: Tensor) -> Tensor:
+        """Gradient by q k^T from that by the weights P: scale P (g - rowsum(P g)). ``grad`` is overwritten."""
+        kernels.softmax_backward(grad, weights, self.heads.scale)
+        return grad
+
+    def unpad(self, x: Tensor, bucket: Bucket, out: Tensor) -> None:
+        """Write a bucket's [S, H, T, E] to ``out`` [N, H E]."""
+        kernels.pack_heads(x.contiguous(), self.heads, bucket, out)
+
+    def pad_grad(self, grad: Tensor, bucket: Bucket) -> Tensor:
+        """A bucket of ``grad`` [N, H E] as [S, H, T, E]. Padding is zero: it must not leak into real keys."""
+        return kernels.pad_heads(grad, self.heads, bucket)
+
+    def empty_grad(self) -> Tensor:
+        """Where ``merge`` gathers the gradient by qkv."""
+        return torch.empty_like(self.qkv)
+
+    def merge(self, grads: Sequence[Tensor], bucket: Bucket, into: Tensor) -> None:
+        """Gather a bucket's gradients by what ``padded`` returned."""
+        q, k, v = (each.contiguous() for each in grads)
+        kernels.merge_heads((q, k, v), self.qkv, self._rotary, self.heads, bucket, into)
+
+    def merged(self, gathered: Tensor) -> Tensor:
+        """Gradient by qkv, once every bucket is in."""
+        return gathered
 
 
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """Sequences of similar length: tokens ``start`` to ``stop`` of the packed batch, seen as [S, T] with padding.
+class TorchHeads:
+    """As ``CompiledHeads``, by torch's operations, on every device."""
 
-    ``places`` [S * T] maps into the bucket's tokens (padding points at token 0) and ``real`` [n] back out of the
-    padded form; both are None where all lengths are equal. Trees of sequences bring the position and the branch of
-    each token, [S, T].
+    def __init__(self, qkv: Tensor, rotary: Rotary, heads: Heads) -> None:
+        self.qkv, self.heads = qkv, heads
+        self._rotary = rotary
+        self._q, self._k, self._v, self._root = queries_keys(qkv, rotary, heads)
+
+    def padded(self, bucket: Bucket) -> tuple[Tensor, Tensor, Tensor]:
+        """Normed, rotated q [S, H, T, E], and k, v [S, J, T, E] of a bucket."""
+        return _pad(self._q, bucket), _pad(self._k, bucket), _pad(self._v, bucket)
+
+    def keys_values(self) -> tuple[Tensor, Tensor]:
+        """Normed, rotated keys and plain values [N, J, E]."""
+        return self._k, self._v
+
+    def weights(self, q: Tensor, k: Tensor, bucket: Bucket) -> Tensor:
+        """softmax(scale q k^T + mask) [S J, G T, T] of folded q and k."""
+        if bucket.tree is not None:
+            scores = torch.bmm(q * self.heads.scale, k.transpose(1, 2))
+            by_sequence = scores.view(bucket.count, self.heads.query, bucket.length, bucket.length)
+            by_sequence += _tree_mask(bucket.tree, self.heads, q)
+            return torch.softmax(scores, dim=-1)
+        mask = _mask(bucket, self.heads, q)
+        return torch.softmax(torch.baddbmm(mask, q, k.transpose(1, 2), alpha=self.heads.scale), dim=-1)
+
+    def grad_scores(self, grad: Tensor, weights: Tensor) -> Tensor:
+        """Gradient by q k^T from that by the weights P: scale P (g - rowsum(P g))."""
+        return torch.ops.aten._softmax_backward_data(grad, weights, -1, weights.dtype).mul_(self.heads.scale)
+
+    def unpad(self, x: Tensor, bucket: Bucket, out: Tensor) -> None:
+        """Write a bucket's [S, H, T, E] to ``out`` [N, H E]."""
+        _unpad(x, bucket, out.view(self._q.shape))
+
+    def pad_grad(self, grad: Tensor, bucket: Bucket) -> Tensor:
+        """A bucket of ``grad`` [N, H E] as [S, H, T, E]. Padding is zero: it must not leak into real keys."""
+        part = grad.view(self._q.shape)[bucket.start : bucket.stop]
+        if bucket.real is not None:
+            padded = part.new_zeros((bucket.count * bucket.length, *part.shape[1:]))
+            padded[bucket.real] = part
+            part = padded
+        return part.view(bucket.count, bucket.length, *part.shape[1:]).transpose(1, 2)
+
+    def empty_grad(self) -> tuple[Tensor, Tensor]:
+        """Where ``merge`` gathers: the gradients by rotated queries and keys together, and by values."""
+        both, v = _split(self.qkv, self.heads)
+        return both.new_empty(both.shape), v.new_empty(v.shape)
+
+    def merge(self, grads: Sequence[Tensor], bucket: Bucket, into: tuple[Tensor, Tensor]) -> None:
+        """Gather a bucket's gradients by what ``padded`` returned."""
+        both, v = into
+        for grad, out in zip(grads, (both[:, : self.heads.query], both[:, self.heads.query :], v), strict=True):
+            _unpad(grad, bucket, out)
+
+    def merged(self, gathered: tuple[Tensor, Tensor]) -> Tensor:
+        """Gradient by qkv, once every bucket is in."""
+        both, v = gathered
+        both = rotate(both, self._rotary.cos, -self._rotary.sin)
+        if self.heads.norm is not None and self._root is not None:
+            both = rms_norm_backward(both, _split(self.qkv, self.heads)[0], self._root, self.heads.norm)
+        return torch.cat([both, v], dim=1).view(self.qkv.shape)
+
+
+def split(qkv: Tensor, rotary: Rotary, heads: Heads) -> CompiledHeads | TorchHeads:
+    """The heads of qkv [N, (H + 2J) E], by whichever implementation the model was loaded with."""
+    return CompiledHeads(qkv, rotary, heads) if heads.compiled else TorchHeads(qkv, rotary, heads)
+
+
+def attention(
+    parts: CompiledHeads | TorchHeads, buckets: Sequence[Bucket], kept: list[Tensor | None] | None = None
+) -> Tensor:
+    """Attention, each sequence by itself: [N, H E].
+
+    The weights of each bucket are added to ``kept`` where they are about as small as q, else None.
     """
-
-    start: int
-    stop: int
-    count: int
-    length: int
-    places: Tensor | None
-    real: Tensor | None
-    tree: tuple[Tensor, Tensor] | None = None
-
-
-def make_buckets(
-    lengths: Sequence[int],
-    device: torch.device,
-    positions_N: Tensor | None = None,
-    branches_N: Tensor | None = None,
-    *,
-    apart: bool = False,
-) -> list[Bucket]:
-    """Cut a batch into runs of neighbours whose padding stays below 30%; with branches the runs are of trees.
-
-    With ``apart`` each sequence is a run of its own: torch's products on a CPU round by how many go together.
-    """
-    buckets: list[Bucket] = []
-    first = start = 0
-    for last in range(1, len(lengths) + 1):
-        run = lengths[first : last + 1]
-        if apart or last == len(lengths) or max(run) * len(run) > _WASTE * sum(run):
-            buckets.append(_bucket(lengths[first:last], start, device))
-            start += sum(lengths[first:last])
-            first = last
-    if positions_N is None or branches_N is None:
-        return buckets
-    return [replace(bucket, tree=(_rows(positions_N, bucket), _rows(branches_N, bucket))) for bucket in buckets]
+    heads = parts.heads
+    out = parts.qkv.new_empty((len(parts.qkv), heads.query * heads.size))
+    for bucket in buckets:
+        q, k, v = parts.padded(bucket)
+        weights = None
+        if _is_plain(bucket, parts):
+            weights = parts.weights(_folded(q, heads), k.flatten(0, 1), bucket)
+            result = _unfolded(torch.bmm(weights, v.flatten(0, 1)), bucket, heads)
+        else:
+            result = sdpa(q, k, v, bucket, heads)
+        if kept is not None:
+            kept.append(weights if bucket.length <= _KEPT_LENGTHS * heads.size else None)
+        parts.unpad(result, bucket, out)
+    return out
 
 
-def _rows(x: Tensor, bucket: Bucket) -> Tensor:
-    """[N] -> [S, T]; padding repeats the bucket's first token, which comes last and is never seen."""
-    part = x[bucket.start : bucket.stop]
-    return (part if bucket.places is None else part[bucket.places]).view(bucket.count, bucket.length)
+def attention_backward(
+    grad: Tensor, parts: CompiledHeads | TorchHeads, buckets: Sequence[Bucket], kept: Sequence[Tensor | None]
+) -> Tensor:
+    """Gradient by qkv from that by what ``attention`` returned."""
+    grad, gathered = grad.contiguous(), parts.empty_grad()
+    for bucket, weights in zip(buckets, kept, strict=True):
+        padded, grad_out = parts.padded(bucket), parts.pad_grad(grad, bucket)
+        backward = _plain_backward if _is_plain(bucket, parts) else _sdpa_backward
+        parts.merge(backward(padded, grad_out, weights, bucket, parts), bucket, gathered)  # type: ignore[arg-type]
+    return parts.merged(gathered)  # type: ignore[arg-type]
 
 
-def _bucket(lengths: Sequence[int], start: int, device: torch.device) -> Bucket:
-    longest, total = max(lengths), sum(lengths)
-    if longest * len(lengths) == total:
-        return Bucket(start, start + total, len(lengths), longest, None, None)
-    sizes = torch.tensor(lengths, device=device)
-    first_S = sizes.cumsum(0) - sizes
-    step_T = torch.arange(longest, device=device)
-    inside_ST = step_T < sizes[:, None]
-    places = torch.where(inside_ST, first_S[:, None] + step_T, 0).reshape(-1)
-    return Bucket(start, start + total, len(lengths), longest, places, inside_ST.reshape(-1).nonzero().squeeze(-1))
+class Attention(torch.autograd.Function):
+    """Attention from qkv [N, (H + 2J) E] to [N, H E]. Keeps qkv, and the weights of short sequences."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, rotary: Rotary, heads: Heads, buckets: Sequence[Bucket]) -> Tensor:
+        """Returns [N, H E]."""
+        kept: list[Tensor | None] = []
+        out = attention(split(qkv, rotary, heads), buckets, kept)
+        ctx.save_for_backward(qkv, *rotary, *kept)
+        ctx.heads, ctx.buckets = heads, buckets
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        """Gradient by qkv."""
+        qkv, cos, sin, *kept = ctx.saved_tensors
+        return attention_backward(grad, split(qkv, Rotary(cos, sin), ctx.heads), ctx.buckets, kept), None, None, None
+
+
+def attention_by_rows(qkv: Tensor, rotary: Rotary, heads: Heads, span: AttentionSpan) -> Tensor:
+    """From qkv [N, (H + 2J) E] to [N, H E], each token's the same to the last bit whatever is packed with it."""
+    q, k, v = kernels.split_heads(qkv, rotary, heads, _whole(qkv))
+    return kernels.attend_rows(q, k, v, heads, span)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding over the last axis in two halves. Su et al. 2021, arXiv 2104.09864.
-
-    ``cos`` and ``sin`` are [N, 1, E] with both halves equal. The transpose (for gradients) is a negated ``sin``.
-    """
+    """Rotary position embedding over the last axis in two halves. Its transpose, for gradients, negates ``sin``."""
     half = x.shape[-1] // 2
     result = x * cos
     result[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1.0)
@@ -305,7 +215,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return result
 
 
-def queries_keys(qkv: Tensor, heads: Heads, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def queries_keys(qkv: Tensor, rotary: Rotary, heads: Heads) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Split qkv [N, (H + 2J) E] into normed, rotated q [N, H, E] and k, v [N, J, E]; and the norm's root, if any.
 
     Queries and keys lie side by side, so that norm and rotation take both at once.
@@ -314,7 +224,7 @@ def queries_keys(qkv: Tensor, heads: Heads, cos: Tensor, sin: Tensor) -> tuple[T
     root = None
     if heads.norm is not None:
         both, root = rms_norm(both, heads.norm, heads.eps)
-    both = rotate(both, cos, sin)
+    both = rotate(both, *rotary)
     return both[:, : heads.query], both[:, heads.query :], v, root
 
 
@@ -324,21 +234,16 @@ def _split(qkv: Tensor, heads: Heads) -> tuple[Tensor, Tensor]:
     return every[:, : heads.query + heads.key], every[:, heads.query + heads.key :]
 
 
+def _whole(qkv: Tensor) -> Bucket:
+    """All tokens as one sequence."""
+    return Bucket(0, len(qkv), 1, len(qkv))
+
+
 def _pad(x: Tensor, bucket: Bucket) -> Tensor:
     """[N, heads, E] -> [S, heads, T, E]."""
     part = x[bucket.start : bucket.stop]
     if bucket.places is not None:
         part = part[bucket.places]
-    return part.view(bucket.count, bucket.length, *x.shape[1:]).transpose(1, 2)
-
-
-def _pad_zero(x: Tensor, bucket: Bucket) -> Tensor:
-    """As ``_pad``, with zeros for padding: gradients of padding must not leak into real keys."""
-    part = x[bucket.start : bucket.stop]
-    if bucket.real is not None:
-        padded = x.new_zeros((bucket.count * bucket.length, *x.shape[1:]))
-        padded[bucket.real] = part
-        part = padded
     return part.view(bucket.count, bucket.length, *x.shape[1:]).transpose(1, 2)
 
 
@@ -378,127 +283,40 @@ def _tree_mask(tree: tuple[Tensor, Tensor], heads: Heads, like: Tensor) -> Tenso
     return like.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf")).unsqueeze(1)
 
 
-def _probabilities(q: Tensor, k: Tensor, bucket: Bucket, heads: Heads) -> Tensor:
-    """softmax(scale q k^T + mask) [S J, G T, T] of folded q and k."""
-    if bucket.tree is not None:
-        scores = torch.bmm(q * heads.scale, k.transpose(1, 2))
-        by_sequence = scores.view(bucket.count, heads.query, bucket.length, bucket.length)
-        by_sequence += _tree_mask(bucket.tree, heads, q)
-        return torch.softmax(scores, dim=-1)
-    mask = _mask(bucket, heads, q)
-    return torch.softmax(torch.baddbmm(mask, q, k.transpose(1, 2), alpha=heads.scale), dim=-1)
+def _is_plain(bucket: Bucket, parts: CompiledHeads | TorchHeads) -> bool:
+    """Whether attention is two matrix products with the weights between them, or torch's fused kernel."""
+    has_mask = bucket.length <= PLAIN_LENGTH or (bucket.tree is not None and not parts.heads.compiled)
+    return parts.qkv.device.type == "cpu" and has_mask
 
 
-def _is_plain(bucket: Bucket, like: Tensor) -> bool:
-    return like.device.type == "cpu" and (bucket.length <= PLAIN_LENGTH or bucket.tree is not None)
+def _plain_backward(
+    padded: Sequence[Tensor], grad: Tensor, weights: Tensor | None, bucket: Bucket, parts: CompiledHeads | TorchHeads
+) -> tuple[Tensor, Tensor, Tensor]:
+    """With P the weights and O = P v: dv = P^T dO, dS = P (dP - rowsum(P dP)), dq = scale dS k, dk = scale dS^T q."""
+    heads = parts.heads
+    q, (k, v) = _folded(padded[0], heads), (x.flatten(0, 1) for x in padded[1:])
+    grad = _folded(grad, heads)
+    weights = parts.weights(q, k, bucket) if weights is None else weights
+    grad_v = torch.bmm(weights.transpose(1, 2), grad)
+    grad_scores = parts.grad_scores(torch.bmm(grad, v.transpose(1, 2)), weights)
+    grad_q, grad_k = torch.bmm(grad_scores, k), torch.bmm(grad_scores.transpose(1, 2), q)
+    shape = (bucket.count, heads.key, bucket.length, heads.size)
+    return _unfolded(grad_q, bucket, heads), grad_k.view(shape), grad_v.view(shape)
 
 
-def fused(q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, heads: Heads) -> Tensor:
-    """Torch's own kernel on [S, heads, T, E]: memory linear in length."""
+def sdpa(q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, heads: Heads) -> Tensor:
+    """Torch's fused kernel on [S, heads, T, E]: memory linear in length."""
     windowed = heads.window is not None and heads.window < bucket.length
     k, v = (x.repeat_interleave(heads.group, dim=1) for x in (k, v))
     mask = _mask(bucket, heads, q)[: bucket.length] if windowed else None
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=not windowed, scale=heads.scale)
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, heads: Heads, buckets: Sequence[Bucket], kept: list[Tensor | None] | None = None
-) -> Tensor:
-    """Attention of rotated q [N, H, E] over k, v [N, J, E], each sequence by itself; [N, H, E].
-
-    Weights of each bucket are added to ``kept`` where they are about as small as q; else None.
-    """
-    out = q.new_empty(q.shape)
-    for bucket in buckets:
-        padded = [_pad(x, bucket) for x in (q, k, v)]
-        if _is_plain(bucket, q):
-            folded_k, folded_v = (x.flatten(0, 1) for x in padded[1:])
-            weights = _probabilities(_folded(padded[0], heads), folded_k, bucket, heads)
-            result = _unfolded(torch.bmm(weights, folded_v), bucket, heads)
-            if kept is not None:
-                kept.append(weights if bucket.length <= KEPT_LENGTHS * heads.size else None)
-        else:
-            if kept is not None:
-                kept.append(None)
-            result = fused(padded[0], padded[1], padded[2], bucket, heads)
-        _unpad(result, bucket, out)
-    return out
-
-
-class Attention(torch.autograd.Function):
-    """Attention from qkv [N, (H + 2J) E] to [N, H E]. Keeps qkv, and the weights of short sequences."""
-
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, heads: Heads, buckets: Sequence[Bucket]) -> Tensor:
-        """Returns [N, H E]."""
-        pass
-
-        kept: list[Tensor | None] = []
-        if usable(qkv, heads):
-            out = attention(qkv, cos, sin, heads, buckets, kept)
-        else:
-            q, k, v, _ = queries_keys(qkv, heads, cos, sin)
-            out = attend(q, k, v, heads, buckets, kept)
-        ctx.save_for_backward(qkv, cos, sin, *kept)
-        ctx.heads, ctx.buckets = heads, buckets
-        return out.view(len(qkv), -1)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        """Gradient by qkv."""
-        qkv, cos, sin, *kept = ctx.saved_tensors
-        heads: Heads = ctx.heads
-        pass
-
-        if usable(qkv, heads):
-            result = attention_backward(grad, qkv, cos, sin, heads, ctx.buckets, kept)
-            return result, None, None, None, None
-        q, k, v, root = queries_keys(qkv, heads, cos, sin)
-        grad_out = grad.view(q.shape)
-        result = torch.empty_like(qkv)
-        raw_both, _ = _split(qkv, heads)
-        out_both, grad_v = _split(result, heads)
-        grad_both = qkv.new_empty(raw_both.shape)
-        outs = (grad_both[:, : heads.query], grad_both[:, heads.query :], grad_v)
-        for bucket, weights in zip(ctx.buckets, kept, strict=True):
-            padded = [_pad(x, bucket) for x in (q, k, v)]
-            grad_padded = _pad_zero(grad_out, bucket)
-            if _is_plain(bucket, qkv):
-                pieces = _plain_backward(padded, grad_padded, bucket, heads, weights)
-            else:
-                pieces = fused_backward(padded, grad_padded, bucket, heads)
-            for piece, out in zip(pieces, outs, strict=True):
-                _unpad(piece, bucket, out)
-        grad_both = rotate(grad_both, cos, -sin)
-        if heads.norm is not None and root is not None:
-            grad_both = rms_norm_backward(grad_both, raw_both, root, heads.norm)
-        out_both.copy_(grad_both)
-        return result, None, None, None, None
-
-
-def _plain_backward(
-    padded: Sequence[Tensor], grad: Tensor, bucket: Bucket, heads: Heads, weights: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """With P the weights and O = P v: dv = P^T dO, dS = P (dP - rowsum(P dP)), dq = scale dS k, dk = scale dS^T q."""
-    q, (k, v) = _folded(padded[0], heads), (x.flatten(0, 1) for x in padded[1:])
-    grad = _folded(grad, heads)
-    weights = _probabilities(q, k, bucket, heads) if weights is None else weights
-    grad_v = torch.bmm(weights.transpose(1, 2), grad)
-    grad_weights = torch.bmm(grad, v.transpose(1, 2))
-    grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(heads.scale)
-    grad_q = torch.bmm(grad_scores, k)
-    grad_k = torch.bmm(grad_scores.transpose(1, 2), q)
-    shape = (bucket.count, heads.key, bucket.length, heads.size)
-    return _unfolded(grad_q, bucket, heads), grad_k.view(shape), grad_v.view(shape)
-
-
-def fused_backward(
-    padded: Sequence[Tensor], grad: Tensor, bucket: Bucket, heads: Heads
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients by q, k, v [S, heads, T, E] of what ``fused`` computes."""
+def _sdpa_backward(
+    padded: Sequence[Tensor], grad: Tensor, _weights: Tensor | None, bucket: Bucket, parts: CompiledHeads | TorchHeads
+) -> tuple[Tensor, ...]:
+    """Gradients by q, k, v [S, heads, T, E] of what ``sdpa`` computes."""
     with torch.enable_grad():
-        leaves = [x.detach().requires_grad_() for x in padded]
-        q, k, v = leaves
-        out = fused(q, k, v, bucket, heads)
-    grad_q, grad_k, grad_v = torch.autograd.grad(out, leaves, grad)
-    return grad_q, grad_k, grad_v
+        q, k, v = leaves = [x.detach().requires_grad_() for x in padded]
+        out = sdpa(q, k, v, bucket, parts.heads)
+    return torch.autograd.grad(out, leaves, grad)

@@ -5,36 +5,24 @@
 The queries of all rows of a prompt meet its keys in one matrix product, which reads them once for the group. All tails
 advance together: a place of the tail is a moment of the batch, and what lies before a row joined is masked.
 
-Axes: ``B`` rows, ``C`` prompts, ``R`` most rows of one prompt, ``J`` key heads, ``G`` query heads a key head, ``H`` all
-query heads, ``P`` places of the longest prompt, ``T`` places of the tails, ``E`` head size.
+Axes: ``B`` rows, ``C`` prompts, ``R`` most rows of one prompt, ``J`` key heads, ``G`` query heads per key head, ``H``
+all query heads, ``P`` places of the longest prompt, ``T`` places of the tails, ``E`` head size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import kernels
-from .packed_attention import Heads
+from .attention_layout import Heads, Rotary
+from .kernels import LayerCache
+from .packed_attention import queries_keys
 
 _GROW = 64
-
-
-@dataclass(slots=True)
-class _Layer:
-    """Prompts [C, J, P, E] and tails [B, J, T, E] of one layer."""
-
-    prompt_keys: Tensor
-    prompt_values: Tensor
-    tail_keys: Tensor
-    tail_values: Tensor
-
-    def each(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.prompt_keys, self.prompt_values, self.tail_keys, self.tail_values
 
 
 class Cache:
@@ -73,12 +61,10 @@ class Cache:
         self.longest = max(self._lengths)
         self._written = self._first = 0
         # Zeros, not empty memory: a masked place still enters a product, and 0 * nan would be nan.
-        prompt, tail = (
-            (len(self._lengths), heads.key, self.longest, heads.size),
-            (self.rows, heads.key, 0, heads.size),
-        )
+        prompt = (len(self._lengths), heads.key, self.longest, heads.size)
+        tail = (self.rows, heads.key, 0, heads.size)
         self._layers = [
-            _Layer(*(torch.zeros(shape, dtype=dtype, device=device) for shape in (prompt, prompt, tail, tail)))
+            LayerCache(*(torch.zeros(shape, dtype=dtype, device=device) for shape in (prompt, prompt, tail, tail)))
             for _ in range(layers)
         ]
         self._masks: dict[int | None, Tensor | None] = {}
@@ -101,16 +87,20 @@ class Cache:
         self._written += 1
         self._masks.clear()
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, heads: Heads) -> Tensor:
-        """Store this step's k, v [B, J, E] and return attention of q [B, H, E] over each row so far: [B, H E]."""
+    def attend(self, layer: int, qkv: Tensor, rotary: Rotary, heads: Heads) -> Tensor:
+        """Store this step's keys and values of qkv [B, (H + 2J) E]; return attention over the rows so far [B, H E]."""
         kept = self._layers[layer]
+        if heads.compiled:
+            rows = kernels.DecodeRows(self._owner_B, self._length_B, self._joined_B, self.positions_B)
+            return kernels.decode(qkv, rotary, heads, kept, rows, self._written)
+        q, k, v, _ = queries_keys(qkv, rotary, heads)
         kept.tail_keys[: self.rows, :, self._written - 1] = k
         kept.tail_values[: self.rows, :, self._written - 1] = v
         queries = q.to(kept.tail_keys.dtype).mul(heads.scale).view(self.rows, heads.key, heads.group, heads.size)
         attend = self._attend_apart if q.device.type == "cpu" else self._attend_together
-        return attend(kept, queries, heads)
+        return attend(kept, queries, heads).to(qkv.dtype)
 
-    def _attend_together(self, kept: _Layer, queries: Tensor, heads: Heads) -> Tensor:
+    def _attend_together(self, kept: LayerCache, queries: Tensor, heads: Heads) -> Tensor:
         """Attention of queries [B, J, G, E] in one product for all prompts and one for all tails: [B, H E]."""
         prompts = len(self._lengths) * heads.key
         places = kept.prompt_keys.shape[2]
@@ -127,7 +117,7 @@ class Cache:
         mixed += self._ungrouped(torch.bmm(grouped, kept.prompt_values.view(prompts, places, -1)), heads)
         return mixed.view(self.rows, -1)
 
-    def _attend_apart(self, kept: _Layer, queries: Tensor, heads: Heads) -> Tensor:
+    def _attend_apart(self, kept: LayerCache, queries: Tensor, heads: Heads) -> Tensor:
         """Attention of queries [B, J, G, E], the rows of each prompt by themselves: [B, H E].
 
         How many matrices a batched product has, and how wide a softmax is padded, decide how it rounds on a CPU. So
@@ -155,39 +145,6 @@ class Cache:
             summed = torch.bmm(before.transpose(0, 1).flatten(1, 2), values).view(*by_key, -1).transpose(0, 1)
             mixed[rows] = summed + torch.bmm(after.flatten(0, 1), tail_values).view(own.shape)
         return mixed.view(self.rows, -1)
-
-    def attend_fused(self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor, heads: Heads) -> Tensor:
-        """The same from raw qkv [B, (H + 2J) E], all in one compiled loop."""
-        kept = self._layers[layer]
-        out = qkv.new_empty((self.rows, heads.query * heads.size))
-        kernels.call(
-            "decode",
-            qkv.dtype,
-            self.rows,
-            heads.query,
-            heads.key,
-            heads.size,
-            qkv,
-            heads.norm,
-            heads.eps,
-            cos,
-            sin,
-            heads.scale,
-            heads.window or 0,
-            kept.prompt_keys,
-            kept.prompt_values,
-            kept.prompt_keys.shape[2],
-            self._owner_B,
-            self._length_B,
-            kept.tail_keys,
-            kept.tail_values,
-            kept.tail_keys.shape[2],
-            self._written,
-            self._joined_B,
-            self.positions_B,
-            out,
-        )
-        return out
 
     def keep(self, rows: Tensor) -> Cache:
         """Leave only ``rows``, in their order. Only rows whose place changes are copied."""
@@ -289,19 +246,10 @@ class Cache:
             return None
         place_P = torch.arange(places, device=like.device)
         moment_T = torch.arange(self._first, self._written, device=like.device)
-        hidden = torch.cat(
-            [place_P >= self._length_B[:, None], moment_T < self._joined_B[:, None]],
-            dim=-1,
-        )
+        hidden = torch.cat([place_P >= self._length_B[:, None], moment_T < self._joined_B[:, None]], dim=-1)
         if window is not None:
-            behind = torch.cat(
-                [
-                    self.positions_B[:, None] - place_P,
-                    (self._written - 1 - moment_T).expand(self.rows, -1),
-                ],
-                dim=-1,
-            )
-            hidden |= behind >= window
+            of_tail = (self._written - 1 - moment_T).expand(self.rows, -1)
+            hidden |= torch.cat([self.positions_B[:, None] - place_P, of_tail], dim=-1) >= window
         return like.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
 
     def _grow(self) -> None:

@@ -9,6 +9,7 @@ pass is not kept. Axes: ``N`` packed tokens, ``D`` hidden size, ``I`` intermedia
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import kernels
-from .backbone import ActiveLora, Pair
+from .backbone import ActiveLora, LoraPair
 
-# First rows and counts for ``rows_alone``.
+# First rows and counts for ``is_batch_invariant``.
 _SOME_ROWS = ((0, 1), (3, 2), (0, 7), (11, 33), (64, 64), (5, 130))
 
 
@@ -68,7 +69,7 @@ def pack(weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
 
 
-def rows_alone(linear: Linear) -> bool:
+def is_batch_invariant(linear: Linear) -> bool:
     """Whether a row's product is the same to the last bit whatever other rows there are: tried, not promised."""
     x = torch.randn((200, linear.d_in), generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     whole = linear.apply(x)
@@ -79,47 +80,45 @@ def rows_alone(linear: Linear) -> bool:
 class Lora:
     """The pairs of one ``Linear``, and stacked: A [kR, d_in], and B [sum of widths, kR] with zeros off its blocks.
 
-    One product with the stacked matrices is cheaper than one for each pair: they are thin, and their cost is the call.
-    ``spans`` are the rows of ``Linear`` that each pair adds to; ``forth`` and ``back`` are for ``kernels.lora_add``.
+    One product with the stacked matrices is cheaper than one for each pair: ranks are small, and the cost is the call.
+    ``spans`` are the rows of ``Linear`` that each pair adds to; ``forward`` and ``backward`` are what
+    ``kernels.lora_add`` takes, None where it cannot.
     """
 
-    pairs: tuple[Pair, ...]
+    pairs: tuple[LoraPair, ...]
     spans: tuple[slice, ...]
     scaling: float
     a: Tensor | None
     b: Tensor | None
-    forth: kernels.Thin | None = None
-    back: kernels.Thin | None = None
+    forward: kernels.LowRank | None = None
+    backward: kernels.LowRank | None = None
 
     @classmethod
     def of(cls, linear: Linear, lora: ActiveLora | None) -> Lora:
         """The active pairs of ``linear``; none if ``lora`` is None."""
         if lora is None:
             return _NO_LORA
-        known = lora.stacked.get(linear.names)
-        if known is None:
-            known = lora.stacked[linear.names] = cls._stack(linear, lora)
-        return known
+        if linear.names not in lora.stacked:
+            lora.stacked[linear.names] = cls._stack(linear, lora)
+        return lora.stacked[linear.names]
 
     @classmethod
     def _stack(cls, linear: Linear, lora: ActiveLora) -> Lora:
-        found = [(block, lora.pairs[name]) for block, name in enumerate(linear.names) if name in lora.pairs]
-        if not found:
+        blocks = [block for block, name in enumerate(linear.names) if name in lora.pairs]
+        if not blocks:
             return _NO_LORA
-        starts = [sum(linear.widths[:block]) for block, _ in found]
-        spans = tuple(
-            slice(start, start + linear.widths[block]) for start, (block, _) in zip(starts, found, strict=True)
-        )
-        pairs = tuple(pair for _, pair in found)
+        ends = list(accumulate(linear.widths))
+        spans = tuple(slice(ends[block] - linear.widths[block], ends[block]) for block in blocks)
+        pairs = tuple(lora.pairs[linear.names[block]] for block in blocks)
         with torch.no_grad():
             a = torch.cat([pair.a.detach() for pair in pairs])
-            thin = kernels.takes_lora(a, spans)
-            forth = _forth(a, pairs, spans, sum(linear.widths)) if thin else None
-            if forth is not None and not any(pair.a.requires_grad for pair in pairs):  # nothing will go back
-                return cls(pairs, spans, lora.scaling, a, None, forth)
+            compiled = kernels.takes_lora(a, spans)
+            forward = _forward_factors(a, pairs, spans, sum(linear.widths)) if compiled else None
+            if forward is not None and not any(pair.a.requires_grad for pair in pairs):
+                return cls(pairs, spans, lora.scaling, a, None, forward)
             b_t = _stacked_b(pairs, spans, sum(linear.widths))
-            back = _back(a, b_t, forth) if forth is not None else None
-            return cls(pairs, spans, lora.scaling, a, b_t.t(), forth, back)
+            backward = _backward_factors(a, b_t, forward) if forward is not None else None
+            return cls(pairs, spans, lora.scaling, a, b_t.t(), forward, backward)
 
     def tensors(self) -> list[Tensor]:
         """A, B, A, B ... for autograd."""
@@ -129,7 +128,7 @@ class Lora:
 _NO_LORA = Lora((), (), 1.0, None, None)
 
 
-def _stacked_b(pairs: tuple[Pair, ...], spans: tuple[slice, ...], width: int) -> Tensor:
+def _stacked_b(pairs: tuple[LoraPair, ...], spans: tuple[slice, ...], width: int) -> Tensor:
     """All B transposed, [kR, sum of widths], zero off their blocks."""
     rank = pairs[0].a.shape[0]
     stacked = pairs[0].b.new_zeros((rank * len(pairs), width))
@@ -138,27 +137,27 @@ def _stacked_b(pairs: tuple[Pair, ...], spans: tuple[slice, ...], width: int) ->
     return stacked
 
 
-def _forth(a: Tensor, pairs: tuple[Pair, ...], spans: tuple[slice, ...], width: int) -> kernels.Thin:
+def _forward_factors(a: Tensor, pairs: tuple[LoraPair, ...], spans: tuple[slice, ...], width: int) -> kernels.LowRank:
     """From x to y."""
     rank = pairs[0].a.shape[0]
     b = pairs[0].b.new_zeros((rank // 2, width, 2))
     for span, pair in zip(spans, pairs, strict=True):
         b[:, span] = pair.b.view(-1, rank // 2, 2).transpose(0, 1)
     columns = torch.tensor([[span.start, span.stop] for span in spans])
-    return kernels.Thin(a.contiguous(), torch.tensor([[0, a.shape[1]]]), b, columns)
+    return kernels.LowRank(a.contiguous(), torch.tensor([[0, a.shape[1]]]), b, columns)
 
 
-def _back(a: Tensor, b_t: Tensor, forth: kernels.Thin) -> kernels.Thin:
+def _backward_factors(a: Tensor, b_t: Tensor, forward: kernels.LowRank) -> kernels.LowRank:
     """From the gradient by y to that by x."""
     ranks, d_in = a.shape
-    return kernels.Thin(b_t, forth.out, a.view(ranks // 2, 2, d_in).transpose(1, 2).contiguous(), forth.into)
+    return kernels.LowRank(b_t, forward.out, a.view(ranks // 2, 2, d_in).transpose(1, 2).contiguous(), forward.into)
 
 
 def lora_forward(x: Tensor, linear: Linear, lora: Lora, residual: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Y = x W^T + bias (+ residual) with ``scaling (x A^T) B^T`` added to each adapted block; also x A^T [N, kR]."""
     y = linear.apply(x, residual)
-    if lora.forth is not None:
-        return y, kernels.lora_add(x, lora.forth, lora.scaling, y)
+    if lora.forward is not None:
+        return y, kernels.lora_add(x, lora.forward, lora.scaling, y)
     if lora.a is None or lora.b is None:
         return y, None
     low = x @ lora.a.t()
@@ -194,8 +193,8 @@ def grad_through(grad: Tensor, lora: Lora, grad_x: Tensor | None) -> Tensor:
     """Add scaling (grad B) A to ``grad_x`` in place, if there is one; returns grad B [N, kR]."""
     assert lora.a is not None
     assert lora.b is not None
-    if grad_x is not None and lora.back is not None:
-        return kernels.lora_add(grad.contiguous(), lora.back, lora.scaling, grad_x)
+    if grad_x is not None and lora.backward is not None:
+        return kernels.lora_add(grad.contiguous(), lora.backward, lora.scaling, grad_x)
     grad_low = grad @ lora.b
     if grad_x is not None:
         grad_x.addmm_(grad_low, lora.a, alpha=lora.scaling)
@@ -308,14 +307,8 @@ class GatedDown(torch.autograd.Function):
         want_x = ctx.needs_input_grad[0]
         if not want_x:
             inner = gated(gate_up, ctx.activation)
-            return (
-                None,
-                grad,
-                None,
-                None,
-                None,
-                *lora_backward(grad, inner, low, ctx.linear, ctx.lora, want_x=False)[1],
-            )
+            grads = lora_backward(grad, inner, low, ctx.linear, ctx.lora, want_x=False)[1]
+            return (None, grad, None, None, None, *grads)
         grad_inner = ctx.linear.transposed(grad)
         grad_low = None if low is None else grad_through(grad, ctx.lora, grad_inner)
         grad_gate_up, inner = _gated_backward(grad_inner, gate_up, ctx.activation)

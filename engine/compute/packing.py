@@ -3,7 +3,7 @@
 """Checking training data, and packing it without padding.
 
 Axes: ``N`` tokens of all sequences one after the other, ``M`` scored (position, target) pairs of all sequences,
-``T`` tokens of one sequence, ``K`` targets of one position. One target a position makes M equal to N.
+``T`` tokens of one sequence, ``K`` targets of one position. One target per position makes M equal to N.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class PackedTokens:
-    """Sequences, or trees of them (`engine.prefixes`), laid end to end. ``lengths`` sums to N.
+    """Sequences, or trees of them (`prefix_trees`), laid end to end. ``lengths`` sums to N.
 
     Positions restart at 0 in each sequence. ``branches_N`` says which branch of its tree a token is on, 0 being what
     all share; it is None where every sequence stands alone. With ``rowwise`` no gradient is wanted, and what a sequence
@@ -153,7 +153,7 @@ def _check_loss_inputs(item: TrainItem, name: str, definition: LossDefinition, w
 
 
 def plan_batches(lengths: Sequence[int], budget_tokens: int) -> list[list[int]]:
-    """Indices of the sequences of each packed batch: neighbours in length, at most ``budget_tokens`` a batch.
+    """Indices of the sequences of each packed batch: neighbours in length, at most ``budget_tokens`` per batch.
 
     A sequence longer than the budget gets a batch of its own. Sorting makes attention pad little.
     """

@@ -1,10 +1,10 @@
-"""Rows that are sampled together, a token a row and step. Axes: ``B`` rows, ``D`` hidden size, ``V`` vocabulary.
+# pyright: basic
+# Reason: torch tensors across the interface's numpy seam; tokenizers are untyped.
+"""Rows that are sampled together, one token per row and step.
 
 A prompt that several rows share is read once. Rows that finish leave at once, and others may join before any step.
+Axes: ``B`` rows, ``D`` hidden size, ``V`` vocabulary.
 """
-# pyright: basic
-# Reason: torch tensors across the interface's numpy seam.
-# Reason: tokenizers are untyped.
 
 from __future__ import annotations
 
@@ -18,43 +18,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..interface import Continuation, SampleAsk, SampleOutput, SampleSettings, StopReason
-from .backbone import ActiveLora, Backbone, Pair
-from .head import logits_of
+from .backbone import ActiveLora, Backbone
+from .head import LoraHead
 from .packing import pack_trees
 from .prefix_trees import plan_trees
 from .sampling_choice import Cuts, RandomRow, choose, uniforms
 from .sampling_prompt import prompt_answers, wants_prompt
 
-_MARGIN_TOKENS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Stops:
-    """Stop conditions of one request."""
-
-    tokens: frozenset[int]
-    strings: tuple[str, ...]
-    tokenizer: Any
-
-    def ended(self, tokens: Sequence[int]) -> bool:
-        """Whether the last of ``tokens`` is a stop token, or their text now ends a stop string.
-
-        Every token is at least one byte, so a stop string of n bytes that was completed just now lies within the
-        last n tokens; a few more keep the decoder from dropping a space at the start of the window.
-        """
-        if tokens[-1] in self.tokens:
-            return True
-        if not self.strings:
-            return False
-        longest = max(len(text.encode()) for text in self.strings)
-        tail = self.tokenizer.decode(list(tokens[-(longest + _MARGIN_TOKENS) :]), skip_special_tokens=False)
-        return any(text in tail for text in self.strings)
-
-
 # Most tokens of prompts that share what they begin with.
 _LONGEST_SHARED = 1 << 13
 # For ``plan_trees``: attention a query at a time never looks at pairs of branches, so that sharing costs nothing.
 _NO_PAIRS = 1 << 40
+# Tokens more than a stop string can be long, so that the decoder does not drop a space at the start of the window.
+_MARGIN_TOKENS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +81,9 @@ class _Running:
     """A piece under way: its rows, how many go on, and what was asked about its prompt."""
 
     piece: Piece
-    stops: Stops
+    left: int
     rows: list[_Row] = field(default_factory=list["_Row"])
-    left: int = 0
-    answers: dict[str, Any] = field(default_factory=dict[str, Any])
+    answers: SampleOutput = field(default_factory=lambda: SampleOutput([]))
 
 
 class Batch:
@@ -132,8 +107,7 @@ class Batch:
     ) -> None:
         self._backbone = backbone
         self._lora = lora
-        self._pair: Pair | None = lora.pairs.get(backbone.head.name) if lora else None
-        self._scaling = lora.scaling if lora else 1.0
+        self._head = LoraHead.of(backbone.head, lora)
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
         self._done = done
@@ -248,19 +222,13 @@ class Batch:
             for running in members
             if wants_prompt(running.piece.request) and running.piece.first == 0
         ]
-        answers = prompt_answers(
-            [(running.piece.request, place) for running, place in asked],
-            hidden_ND,
-            self._backbone.head,
-            self._pair,
-            self._scaling,
-        )
+        answers = prompt_answers([(running.piece.request, place) for running, place in asked], hidden_ND, self._head)
         for (running, _), answer in zip(asked, answers, strict=True):
             running.answers = answer
 
     def _start(self, piece: Piece) -> _Running:
         request = piece.request
-        running = _Running(piece, Stops(request.stop_tokens, request.stop_strings, self._tokenizer), left=piece.count)
+        running = _Running(piece, left=piece.count)
         samples = range(piece.first, piece.first + piece.count)
         running.rows = [_Row(running, RandomRow(request.seed, sample)) for sample in samples]
         return running
@@ -275,8 +243,8 @@ class Batch:
         ).to(self._backbone.device)
 
     def _draw(self, hidden_BD: Tensor, active: Sequence[_Row], cuts: Cuts) -> tuple[Tensor, list[bool]]:
-        """One token a row; returns the tokens and which rows go on."""
-        logits_BV = logits_of(hidden_BD, self._backbone.head, self._pair, self._scaling)
+        """One token per row; returns the tokens and which rows go on."""
+        logits_BV = self._head.logits(hidden_BD)
         uniform_B = uniforms([row.random for row in active], hidden_BD.device)
         tokens_B, logprobs_B = choose(logits_BV, cuts, uniform_B)
         _record_topk(logits_BV, active)
@@ -291,7 +259,7 @@ class Batch:
         owner = row.owner
         row.tokens.append(token)
         row.logprobs.append(logprob)
-        stopped = owner.stops.ended(row.tokens)
+        stopped = self._ends(owner.piece.request, row.tokens)
         if not stopped and len(row.tokens) < owner.piece.limit:
             return True
         row.stop_reason = "stop" if stopped else "length"
@@ -299,8 +267,20 @@ class Batch:
         if not owner.left:
             self.places -= owner.piece.places
             done = [each.finish(owner.piece.request.topk_sample_logprobs) for each in owner.rows]
-            self._done(owner.piece, SampleOutput(done, **owner.answers))
+            self._done(owner.piece, replace(owner.answers, continuations=done))
         return False
+
+    def _ends(self, request: SampleSettings, tokens: Sequence[int]) -> bool:
+        """Whether the last of ``tokens`` is a stop token, or their text now ends a stop string.
+
+        Every token is at least one byte, so a stop string of n bytes that was completed just now lies within the
+        last n tokens.
+        """
+        if tokens[-1] in request.stop_tokens or not request.stop_strings:
+            return tokens[-1] in request.stop_tokens
+        longest = max(len(text.encode()) for text in request.stop_strings)
+        text = self._tokenizer.decode(list(tokens[-(longest + _MARGIN_TOKENS) :]), skip_special_tokens=False)
+        return any(stop in text for stop in request.stop_strings)
 
 
 def _record_topk(logits_BV: Tensor, active: Sequence[_Row]) -> None:

@@ -2,8 +2,7 @@
 # Reason: tensor arithmetic on torch's loosely typed operators.
 """Drawing tokens from logits, each row with its own temperature, cuts and random numbers.
 
-Axes: ``B`` rows, ``V`` vocabulary, ``K`` candidates, ``S`` strips
-of the vocabulary.
+Axes: ``B`` rows, ``V`` vocabulary, ``K`` candidates, ``S`` strips of the vocabulary.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ class Cuts:
 
     @classmethod
     def of(cls, temperatures: Sequence[float], top_ps: Sequence[float], top_ks: Sequence[int], vocabulary: int) -> Cuts:
-        """From settings a row; ``top_k`` of -1 or 0 means no cut."""
+        """From settings per row; ``top_k`` of -1 or 0 means no cut."""
         ks = [k if 0 < k < vocabulary else vocabulary for k in top_ks]
         uncut = all(p >= 1.0 for p in top_ps) and min(ks) == vocabulary
         plain = uncut and all(t == 1.0 for t in temperatures)
@@ -78,7 +77,7 @@ class Cuts:
 
 
 def choose(logits_BV: Tensor, cuts: Cuts, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw one token a row by inverting the cumulative distribution at ``uniform_B``.
+    """Draw one token per row by inverting the cumulative distribution at ``uniform_B``.
 
     Returns:
         Tokens [B] and their log-probabilities [B] under the untempered, uncut distribution.
@@ -131,7 +130,7 @@ def _strip_sums(weights_BV: Tensor) -> Tensor:
 def _invert(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """The token at which the running sum passes ``uniform_B`` of the total: first the strip, then the token in it.
 
-    A running sum over a whole vocabulary is the slowest part of sampling: this adds up one strip a row.
+    A running sum over a whole vocabulary is the slowest part of sampling: this adds up one strip per row.
     """
     sums_BS = _strip_sums(weights_BV)
     passed_BS = sums_BS.cumsum(dim=-1)

@@ -8,6 +8,7 @@ Row i of the hidden states predicts token i + 1; nothing predicts token 0. Axes:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..interface import RequestRejectedError, SampleSettings
-from .backbone import Head, Pair
-from .head import block_rows, logits_of, score
+from ..interface import RequestRejectedError, SampleOutput, SampleSettings
+from .head import LoraHead
 from .packing import Limits
 from .sampling_choice import Cuts, RandomRow, choose, uniforms
 
@@ -58,32 +58,31 @@ def check_prompt_questions(request: SampleSettings, limits: Limits, where: str) 
 
 
 def prompt_answers(
-    asked: Sequence[tuple[SampleSettings, NDArray[np.int64]]],
-    hidden_ND: Tensor,
-    head: Head,
-    pair: Pair | None,
-    scaling: float,
-) -> list[dict[str, Any]]:
-    """Fields of ``SampleOutput`` about each prompt, whose tokens' hidden states are at the given places of N.
+    asked: Sequence[tuple[SampleSettings, NDArray[np.int64]]], hidden_ND: Tensor, head: LoraHead
+) -> list[SampleOutput]:
+    """What is asked about each prompt, whose tokens' hidden states are at the given places of N; no continuations.
 
     Log-probabilities, which is all that most ask, are computed for all at once.
     """
-    answers = [_empty_answers(request, len(request.prompt_T)) for request, _ in asked]
-    plain = [index for index, answer in enumerate(answers) if list(answer) == ["prompt_logprobs_T"]]
+    answers = [_empty_answers(request) for request, _ in asked]
+    plain = [index for index, (request, _) in enumerate(asked) if _wants_logprobs_alone(request)]
     if plain:
         rows = [asked[index][1][_first(asked[index][0]) : -1] for index in plain]
         targets = [asked[index][0].prompt_T[_first(asked[index][0]) + 1 :] for index in plain]
         rows_M, targets_M = (
             torch.from_numpy(np.concatenate(each).astype(np.int64)).to(hidden_ND.device) for each in (rows, targets)
         )
-        scored = score(hidden_ND, rows_M, targets_M, head, pair, scaling, keep=False)
-        for index, values in zip(plain, torch.split(scored.logprobs_M, [len(each) for each in rows]), strict=True):
-            answers[index]["prompt_logprobs_T"][_first(asked[index][0]) + 1 :] = values.cpu().numpy()
+        logprobs_M = head.score(hidden_ND, rows_M, targets_M, keep=False).logprobs_M
+        for index, values in zip(plain, torch.split(logprobs_M, [len(each) for each in rows]), strict=True):
+            _array(answers[index].prompt_logprobs_T)[_first(asked[index][0]) + 1 :] = values.cpu().numpy()
     for index, (request, place) in enumerate(asked):
         if index not in plain:
-            hidden_TD = hidden_ND[torch.from_numpy(place).to(hidden_ND.device)]
-            _fill_all(request, answers[index], hidden_TD, head, pair, scaling)
+            _fill_all(request, answers[index], hidden_ND[torch.from_numpy(place).to(hidden_ND.device)], head)
     return answers
+
+
+def _wants_logprobs_alone(request: SampleSettings) -> bool:
+    return wants_prompt(request) and not wants_prompt(replace(request, prompt_logprobs=False))
 
 
 def _first(request: SampleSettings) -> int:
@@ -92,69 +91,61 @@ def _first(request: SampleSettings) -> int:
     return 0 if last is None else len(request.prompt_T) - 1 - last
 
 
-def _fill_all(
-    request: SampleSettings, answers: dict[str, Any], hidden_TD: Tensor, head: Head, pair: Pair | None, scaling: float
-) -> None:
-    """Values where there are any; nan (and token 0) stay where there is none."""
-    length = len(request.prompt_T)
-    first = _first(request)
+def _empty_answers(request: SampleSettings) -> SampleOutput:
+    """Arrays for what is asked: nan (and token 0) where there is no value."""
+    length, topk, alternatives = len(request.prompt_T), request.topk_prompt_logprobs, request.prompt_alt_tokens_k
+    target = request.target_prompt_TK
+    return SampleOutput(
+        [],
+        prompt_logprobs_T=np.full(length, np.nan, np.float32) if request.prompt_logprobs else None,
+        topk_prompt_tokens_TK=np.zeros((length, topk), np.int64) if topk else None,
+        topk_prompt_logprobs_TK=np.full((length, topk), np.nan, np.float32) if topk else None,
+        target_prompt_logprobs_TK=None if target is None else np.full(target.shape, np.nan, np.float32),
+        alt_tokens_TK=np.zeros((length - 1, alternatives), np.int64) if alternatives else None,
+        alt_logprobs_TK=np.zeros((length - 1, alternatives), np.float32) if alternatives else None,
+    )
+
+
+def _fill_all(request: SampleSettings, answers: SampleOutput, hidden_TD: Tensor, head: LoraHead) -> None:
+    """Write the values of every position, a block at a time."""
+    last = len(request.prompt_T) - 1
     random = RandomRow(request.seed, -1 & 0xFFFF_FFFF)
-    start_all = 0 if request.target_prompt_TK is not None or request.prompt_alt_tokens_k else first
-    size = block_rows(head)
-    for start in range(start_all, length - 1, size):
-        stop = min(start + size, length - 1)
-        logits = logits_of(hidden_TD[start:stop], head, pair, scaling).float()
-        logprobs = logits - torch.logsumexp(logits, dim=-1, keepdim=True)
-        _fill(request, answers, logprobs, logits, start, first, random)
+    everywhere = request.target_prompt_TK is not None or request.prompt_alt_tokens_k
+    for start in range(0 if everywhere else _first(request), last, head.block_rows):
+        logits = head.logits(hidden_TD[start : min(start + head.block_rows, last)]).float()
+        _fill(request, answers, logits, start, random)
 
 
-def _empty_answers(request: SampleSettings, length: int) -> dict[str, Any]:
-    answers: dict[str, Any] = {}
-    if request.prompt_logprobs:
-        answers["prompt_logprobs_T"] = np.full(length, np.nan, dtype=np.float32)
-    if k := request.topk_prompt_logprobs:
-        answers["topk_prompt_tokens_TK"] = np.zeros((length, k), dtype=np.int64)
-        answers["topk_prompt_logprobs_TK"] = np.full((length, k), np.nan, dtype=np.float32)
-    if request.target_prompt_TK is not None:
-        answers["target_prompt_logprobs_TK"] = np.full(request.target_prompt_TK.shape, np.nan, dtype=np.float32)
-    if k := request.prompt_alt_tokens_k:
-        answers["alt_tokens_TK"] = np.zeros((length - 1, k), dtype=np.int64)
-        answers["alt_logprobs_TK"] = np.zeros((length - 1, k), dtype=np.float32)
-    return answers
-
-
-def _fill(
-    request: SampleSettings,
-    answers: dict[str, Any],
-    logprobs: Tensor,
-    logits: Tensor,
-    start: int,
-    first: int,
-    random: RandomRow,
-) -> None:
-    """Answer for the predictions of rows ``start`` and on; those before ``first`` are not scored."""
+def _fill(request: SampleSettings, answers: SampleOutput, logits: Tensor, start: int, random: RandomRow) -> None:
+    """Answer for the predictions of rows ``start`` and on; those before ``_first`` are not scored."""
+    logprobs = logits - torch.logsumexp(logits, dim=-1, keepdim=True)
     stop = start + len(logprobs)
-    skip = max(0, first - start)
-    if "prompt_logprobs_T" in answers and skip < len(logprobs):
-        actual = torch.from_numpy(request.prompt_T[start + 1 + skip : stop + 1].astype(np.int64)).to(logprobs.device)
-        scored = logprobs[skip:].gather(1, actual.unsqueeze(-1)).squeeze(-1)
-        answers["prompt_logprobs_T"][start + 1 + skip : stop + 1] = scored.cpu().numpy()
-    if "topk_prompt_tokens_TK" in answers and skip < len(logprobs):
+    skip = max(0, _first(request) - start)
+    scored = slice(start + 1 + skip, stop + 1)
+    if answers.prompt_logprobs_T is not None and skip < len(logprobs):
+        actual = torch.from_numpy(request.prompt_T[scored].astype(np.int64)).to(logprobs.device)
+        answers.prompt_logprobs_T[scored] = logprobs[skip:].gather(1, actual.unsqueeze(-1)).squeeze(-1).cpu().numpy()
+    if request.topk_prompt_logprobs and skip < len(logprobs):
         best = logprobs[skip:].topk(request.topk_prompt_logprobs, dim=-1)
-        answers["topk_prompt_tokens_TK"][start + 1 + skip : stop + 1] = best.indices.cpu().numpy()
-        answers["topk_prompt_logprobs_TK"][start + 1 + skip : stop + 1] = best.values.cpu().numpy()
+        _array(answers.topk_prompt_tokens_TK)[scored] = best.indices.cpu().numpy()
+        _array(answers.topk_prompt_logprobs_TK)[scored] = best.values.cpu().numpy()
     if request.target_prompt_TK is not None:
         wanted = request.target_prompt_TK[start:stop]
-        found = logprobs.gather(1, torch.from_numpy(np.maximum(wanted, 0)).to(logprobs.device)).cpu().numpy()
-        answers["target_prompt_logprobs_TK"][start:stop] = np.where(wanted >= 0, found, np.nan)
-    if k := request.prompt_alt_tokens_k:
-        tokens, values = _alternatives(logits, k, request.temperature, random)
-        answers["alt_tokens_TK"][start:stop] = tokens.cpu().numpy()
-        answers["alt_logprobs_TK"][start:stop] = values.cpu().numpy()
+        values = logprobs.gather(1, torch.from_numpy(np.maximum(wanted, 0)).to(logprobs.device)).cpu().numpy()
+        _array(answers.target_prompt_logprobs_TK)[start:stop] = np.where(wanted >= 0, values, np.nan)
+    if request.prompt_alt_tokens_k:
+        tokens, values = _alternatives(logits, request.prompt_alt_tokens_k, request.temperature, random)
+        _array(answers.alt_tokens_TK)[start:stop] = tokens.cpu().numpy()
+        _array(answers.alt_logprobs_TK)[start:stop] = values.cpu().numpy()
+
+
+def _array(array: NDArray[Any] | None) -> NDArray[Any]:
+    assert array is not None
+    return array
 
 
 def _alternatives(logits: Tensor, k: int, temperature: float, random: RandomRow) -> tuple[Tensor, Tensor]:
-    """K independent draws a position, at the request's temperature and uncut."""
+    """K independent draws per position, at the request's temperature and uncut."""
     rows = len(logits)
     cuts = Cuts.of([temperature] * rows, [1.0] * rows, [-1] * rows, logits.shape[1]).to(logits.device)
     drawn = [choose(logits, cuts, uniforms([random] * rows, logits.device)) for _ in range(k)]

@@ -1,11 +1,11 @@
 """The forward pass of any causal LM, by its own transformers module, with LoRA added at its matrices.
 
-Slower than ``model_packed`` but right for every architecture: training batches are right-padded (a causal model's
-real positions cannot see padding behind them), and sampling groups rows of equal length so that nothing is padded.
+Slower than `packed` but right for every architecture: training batches are right-padded (a causal model's real
+positions cannot see padding behind them), and sampling groups rows of equal length so that nothing is padded. LoRA on
+the stacked experts of mixture-of-experts layers adds each expert's pair to what that expert computes.
 """
 # pyright: basic
 # Reason: drives transformers modules, whose attributes and outputs are untyped.
-# Reason: drives transformers modules, whose attributes are untyped.
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ...core.errors import ModelError
-from .backbone import ActiveLora, Head, Pair, Site, find_sites
+from .backbone import ActiveLora, Head, LoraPair, Site, find_sites
+from .head import LoraHead
 from .packing import PackedTokens
 
 _PADDED_TOKENS = 1.25
+# Looks up the active pair of a site, with its scaling; None where there is none.
+FindPair = Callable[[str], tuple[LoraPair, float] | None]
 
 
 @dataclass(slots=True)
@@ -41,30 +44,28 @@ class GroupedCache:
 
     groups: list[_Group]
 
-    @property
-    def rows(self) -> int:
-        """How many rows it holds."""
-        return sum(len(group.rows) for group in self.groups)
-
 
 class TransformersBackbone:
     """Any transformers causal LM. LoRA reaches its matrices through their ``forward``, replaced once at loading."""
 
     def __init__(self, model: Any, device: torch.device, *, checkpointing: bool = False) -> None:
-        self._model = model
         self._body = model.base_model
         self._lora: ActiveLora | None = None
-        self._sites = find_sites(model)
+        self.sites = find_sites(model)
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.longest_tree = 0  # transformers' own attention masks are left alone
+        self.rowwise_length = 0  # what transformers computes may depend on the shape of the batch
+        self.description: dict[str, Any] = {"implementation": "transformers", "architecture": type(model).__name__}
         self.device = device
         self.dtype = model.get_input_embeddings().weight.dtype
-        self.head = _head_of(model, self._sites[-1].name)
+        self.head = _head_of(model, self.sites[-1].name)
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.train()
         _verify_head(self, model)
-        _install(model, self._sites[:-1], self._pair)
+        _install(model, self.sites[:-1], self._pair)
 
-    def _pair(self, name: str) -> tuple[Pair, float] | None:
+    def _pair(self, name: str) -> tuple[LoraPair, float] | None:
         if self._lora is None or name not in self._lora.pairs:
             return None
         return self._lora.pairs[name], self._lora.scaling
@@ -76,20 +77,6 @@ class TransformersBackbone:
             yield
         finally:
             self._lora = None
-
-    @property
-    def longest_tree(self) -> int:
-        """None: transformers' own attention masks are left alone."""
-        return 0
-
-    @property
-    def rowwise_length(self) -> int:
-        """None: what transformers computes may depend on the shape of the batch."""
-        return 0
-
-    def sites(self) -> list[Site]:
-        """Every matrix that can be adapted."""
-        return self._sites
 
     def hidden(self, batch: PackedTokens, lora: ActiveLora | None) -> Tensor:
         """Final hidden states [N, D]."""
@@ -142,7 +129,7 @@ class TransformersBackbone:
 
     @torch.no_grad()
     def step(self, state: GroupedCache, tokens_B: Tensor, lora: ActiveLora | None) -> Tensor:
-        """Append one token a row."""
+        """Append one token per row; see ``Backbone.step``."""
         hidden_BD = tokens_B.new_empty((len(tokens_B), self.head.weight_VD.shape[1]), dtype=self.dtype)
         with self._with(lora):
             for group in state.groups:
@@ -159,7 +146,7 @@ class TransformersBackbone:
         return hidden_BD
 
     def keep(self, state: GroupedCache, rows: Tensor) -> GroupedCache:
-        """The cache with only ``rows`` left, renumbered from 0 in their order."""
+        """See ``Backbone.keep``."""
         new_place = {old: new for new, old in enumerate(rows.tolist())}
         groups: list[_Group] = []
         for group in state.groups:
@@ -170,29 +157,10 @@ class TransformersBackbone:
         return GroupedCache(groups)
 
     def join(self, state: GroupedCache, new: GroupedCache) -> GroupedCache:
-        """The rows of ``state``, then those of ``new``."""
+        """See ``Backbone.join``."""
         before = sum(len(group.rows) for group in state.groups)
         moved = [_Group([before + row for row in group.rows], group.cache, group.length) for group in new.groups]
         return GroupedCache([*state.groups, *moved])
-
-    def cache_bytes(self, tokens: int) -> int:
-        """Bytes of cache that ``tokens`` places take, from the configuration."""
-        config = self._model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return 2 * tokens * config.num_hidden_layers * heads * size * self.dtype.itemsize
-
-    def parameters(self) -> int:
-        """Number of base parameters; tied ones count once."""
-        return sum(parameter.numel() for parameter in self._model.parameters())
-
-    def nbytes(self) -> int:
-        """Bytes of memory the weights hold."""
-        return sum(parameter.numel() * parameter.element_size() for parameter in self._model.parameters())
-
-    def describe(self) -> dict[str, Any]:
-        """What ran."""
-        return {"implementation": "transformers", "architecture": type(self._model).__name__}
 
 
 def _similar_lengths(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -205,7 +173,7 @@ def _similar_lengths(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
             start = stop
 
 
-def _install(model: nn.Module, sites: Sequence[Site], pair: Callable[[str], tuple[Pair, float] | None]) -> None:
+def _install(model: nn.Module, sites: Sequence[Site], pair: FindPair) -> None:
     """Replace the forward of every adapted module by one that adds the active pair."""
     experts: dict[str, list[Site]] = {}
     for site in sites:
@@ -215,17 +183,17 @@ def _install(model: nn.Module, sites: Sequence[Site], pair: Callable[[str], tupl
             _wrap_linear(model.get_submodule(site.name), site.name, pair)
     for name, members in experts.items():
         module = model.get_submodule(name)
-        module.forward = expert_forward(module, members, pair)  # type: ignore[method-assign]
+        module.forward = _expert_forward(module, members, pair)  # type: ignore[method-assign]
 
 
-def _wrap_linear(module: nn.Module, name: str, pair: Callable[[str], tuple[Pair, float] | None]) -> None:
+def _wrap_linear(module: nn.Module, name: str, pair: FindPair) -> None:
     base = module.forward
 
     def forward(x: Tensor) -> Tensor:
-        found = pair(name)
-        if found is None:
+        active = pair(name)
+        if active is None:
             return base(x)
-        (a, b), scaling = found
+        (a, b), scaling = active
         return base(x) + scaling * F.linear(F.linear(x.to(a.dtype), a), b)
 
     module.forward = forward  # type: ignore[method-assign]
@@ -251,11 +219,9 @@ def _verify_head(backbone: TransformersBackbone, model: Any) -> None:
     Raises:
         ModelError: If the model does something to its logits that we do not know of.
     """
-    from .head import logits_of
-
     tokens = torch.arange(4, device=backbone.device).remainder(backbone.head.weight_VD.shape[0]).unsqueeze(0)
     expected = model(input_ids=tokens, use_cache=False).logits.float()
-    ours = logits_of(model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0], backbone.head, None, 1.0)
+    ours = LoraHead(backbone.head).logits(model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0])
     tolerance = 1e-3 if backbone.dtype == torch.float32 else 0.1
     if not torch.allclose(ours, expected[0], atol=tolerance, rtol=tolerance):
         raise ModelError(
@@ -264,18 +230,14 @@ def _verify_head(backbone: TransformersBackbone, model: Any) -> None:
         )
 
 
-FindPair = Callable[[str], tuple[Pair, float] | None]
-
-
-def expert_forward(module: nn.Module, sites: Sequence[Site], pair: FindPair) -> Callable[..., Tensor]:
+def _expert_forward(module: nn.Module, sites: Sequence[Site], pair: FindPair) -> Callable[..., Tensor]:
     """A replacement for ``module.forward`` that adds each expert's pair.
 
     The usual layout (``gate_up_proj`` and ``down_proj``, no biases) runs expert by expert and adds the low-rank
     product to the activations. Any other layout keeps its own forward and gets whole adapted parameters.
     """
     if _is_gated_layout(module):
-        prefix = sites[0].name.rsplit(".", 1)[0]
-        return _gated_forward(module, prefix, pair)
+        return _gated_forward(module, sites[0].name.rsplit(".", 1)[0], pair)
     return _materialised_forward(module, sites, pair)
 
 
@@ -300,9 +262,8 @@ def _gated_forward(module: nn.Module, prefix: str, pair: FindPair) -> Callable[.
             slots = order[start : start + count]
             start += count
             tokens = slots // experts_NK.shape[1]
-            gate, up = _expert_linear(hidden_ND[tokens], cast("Tensor", module.gate_up_proj), expert, gate_up).chunk(
-                2, dim=-1
-            )
+            wide = _expert_linear(hidden_ND[tokens], cast("Tensor", module.gate_up_proj), expert, gate_up)
+            gate, up = wide.chunk(2, dim=-1)
             out = _expert_linear(module.act_fn(gate) * up, module.down_proj, expert, down)  # type: ignore[operator]
             weighted = out * weights_NK.reshape(-1)[slots].unsqueeze(-1)
             result_ND = result_ND.index_add(0, tokens, weighted.to(result_ND.dtype))
@@ -311,11 +272,11 @@ def _gated_forward(module: nn.Module, prefix: str, pair: FindPair) -> Callable[.
     return forward
 
 
-def _expert_linear(x: Tensor, weight: Tensor, expert: int, found: tuple[Pair, float] | None) -> Tensor:
+def _expert_linear(x: Tensor, weight: Tensor, expert: int, active: tuple[LoraPair, float] | None) -> Tensor:
     base = F.linear(x, weight[expert])
-    if found is None:
+    if active is None:
         return base
-    (a, b), scaling = found
+    (a, b), scaling = active
     return base + scaling * F.linear(F.linear(x.to(a.dtype), a[expert]), b[expert])
 
 
@@ -327,10 +288,10 @@ def _materialised_forward(module: nn.Module, sites: Sequence[Site], pair: FindPa
         originals = dict(own)
         try:
             for site in sites:
-                found = pair(site.name)
-                if found is None:
+                active = pair(site.name)
+                if active is None:
                     continue
-                (a, b), scaling = found
+                (a, b), scaling = active
                 delta = scaling * torch.bmm(b, a)
                 key = site.name.rsplit(".", 1)[1]
                 own[key] = originals[key] + (delta.transpose(1, 2) if site.transposed else delta)  # type: ignore[assignment]

@@ -10,8 +10,9 @@ import pytest
 import torch
 from engine_reference import some_items
 
+from sota_ml_researcher.engine.compute.attention_layout import Heads, Rotary, make_buckets
 from sota_ml_researcher.engine.compute.model import LoadedModel, load_model
-from sota_ml_researcher.engine.compute.packed_attention import Heads, attend, make_buckets
+from sota_ml_researcher.engine.compute.packed_attention import attention, split
 from sota_ml_researcher.engine.compute.packed_cache import Cache
 from sota_ml_researcher.engine.interface import AdamSettings, LoadOptions, LoraSpec, SampleOutput, SampleSettings
 
@@ -19,7 +20,7 @@ from sota_ml_researcher.engine.interface import AdamSettings, LoadOptions, LoraS
 @pytest.fixture
 def model(tiny_model: Callable[[str], Path]) -> LoadedModel:
     loaded = load_model("m", str(tiny_model("qwen3")), LoadOptions(dtype="bfloat16"))
-    if not loaded.description["rows_alone"]:
+    if not loaded.description["batch_invariant"]:
         pytest.skip("products on this machine depend on the number of rows, and the engine says so")
     return loaded
 
@@ -70,6 +71,11 @@ def test_scores_share_what_prompts_begin_with(model: LoadedModel, monkeypatch: p
     assert sum(seen) == 40 + 32 * 10
 
 
+def _unrotated(qkv: torch.Tensor) -> Rotary:
+    """The rotation at position 0 of heads of 8."""
+    return Rotary(torch.ones(len(qkv), 1, 8), torch.zeros(len(qkv), 1, 8))
+
+
 @pytest.mark.parametrize("window", [None, 6])
 def test_attention_without_compiled_loops_is_the_same_alone_and_in_a_crowd(window: int | None) -> None:
     """Prompts of several lengths, rows that join late and rows that end: each prompt's rows get what they get alone."""
@@ -86,7 +92,7 @@ def test_attention_without_compiled_loops_is_the_same_alone_and_in_a_crowd(windo
 
     lengths, repeats = [3, 17, 9, 30, 5], [4, 1, 4, 2, 3]
     prompts = [(drawn(length, 2, 8), drawn(length, 2, 8)) for length in lengths]
-    steps = [[drawn(3, rows, 4, 8) for rows in repeats] for _ in range(70)]
+    steps = [[drawn(rows, 8 * 8) for rows in repeats] for _ in range(70)]
     crowd, alone = started([0, 1, 2]), [started([i]) for i in range(5)]
     inside = [0, 1, 2]
     for number, step in enumerate(steps):
@@ -95,25 +101,27 @@ def test_attention_without_compiled_loops_is_the_same_alone_and_in_a_crowd(windo
         if number == 20:  # the first prompt's rows have ended
             crowd, inside = crowd.keep(torch.arange(4, crowd.rows)), [1, 2, 3, 4]
         crowd.advance()
-        q, k, v = torch.cat([step[i] for i in inside], dim=1)
-        whole = crowd.attend(0, q, k[:, :2], v[:, :2], heads)
+        qkv = torch.cat([step[i] for i in inside])
+        whole = crowd.attend(0, qkv, _unrotated(qkv), heads)
         # Accelerators compute all of them in one product.
-        queries = q.mul(heads.scale).view(crowd.rows, 2, 2, 8)
+        queries = qkv[:, : 4 * 8].mul(heads.scale).view(crowd.rows, 2, 2, 8)
         torch.testing.assert_close(crowd._attend_together(crowd._layers[0], queries, heads), whole)
         found = whole.split([repeats[i] for i in inside])
         for place, mine in zip(inside, found, strict=True):
             alone[place].advance()
-            q, k, v = step[place]
-            assert torch.equal(mine, alone[place].attend(0, q, k[:, :2], v[:, :2], heads)), (number, place)
+            expected = alone[place].attend(0, step[place], _unrotated(step[place]), heads)
+            assert torch.equal(mine, expected), (number, place)
 
 
 def test_prompts_without_compiled_loops_are_read_the_same_alone_and_in_a_crowd() -> None:
     heads = Heads(4, 2, 8, 8**-0.5)
     rng = torch.Generator().manual_seed(1)
     lengths = [20, 21, 19, 3, 3, 40]
-    q, k, v = (torch.randn(sum(lengths), count, 8, generator=rng) for count in (4, 2, 2))
-    cpu = torch.device("cpu")
-    together = attend(q, k, v, heads, make_buckets(lengths, cpu, apart=True)).split(lengths)
-    parts = zip(together, *(x.split(lengths) for x in (q, k, v)), lengths, strict=True)
-    for mine, own_q, own_k, own_v, length in parts:
-        assert torch.equal(mine, attend(own_q, own_k, own_v, heads, make_buckets([length], cpu, apart=True)))
+    qkv = torch.randn(sum(lengths), 8 * 8, generator=rng)
+
+    def read(part: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        buckets = make_buckets(lengths, torch.device("cpu"), apart=True)
+        return attention(split(part, _unrotated(part), heads), buckets)
+
+    for mine, own, length in zip(read(qkv, lengths).split(lengths), qkv.split(lengths), lengths, strict=True):
+        assert torch.equal(mine, read(own, [length]))

@@ -13,15 +13,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from sota_ml_researcher.engine.compute import kernels, packed_attention  # noqa: E402
-from sota_ml_researcher.engine.compute.backbone import ActiveLora, Pair  # noqa: E402
-from sota_ml_researcher.engine.compute.packed_attention import (  # noqa: E402
-    Attention,
-    Heads,
-    attend,
-    make_buckets,
-    queries_keys,
-)
+from sota_ml_researcher.engine.compute import kernels  # noqa: E402
+from sota_ml_researcher.engine.compute.attention_layout import Heads, Rotary, make_buckets  # noqa: E402
+from sota_ml_researcher.engine.compute.backbone import ActiveLora, LoraPair  # noqa: E402
+from sota_ml_researcher.engine.compute.packed_attention import Attention, attention, split  # noqa: E402
 from sota_ml_researcher.engine.compute.packed_cache import Cache  # noqa: E402
 from sota_ml_researcher.engine.compute.packed_layers import (  # noqa: E402
     Linear,
@@ -107,38 +102,39 @@ LENGTHS = {"equal": [12, 12, 12], "ragged": [5, 9, 8, 40], "one": [1]}
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=list(LENGTHS))
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("normed", [True, False])
-def test_attention_and_its_gradient(dtype, lengths, window, normed, torch_only) -> None:
+def test_attention_and_its_gradient(dtype, lengths, window, normed) -> None:
     norm = _random(6, 16, dtype=dtype, seed=3) if normed else None
-    heads = Heads(4, 2, 16, 0.25, window, norm)
+    heads = Heads(4, 2, 16, 0.25, window, norm, compiled=True)
     tokens = sum(lengths)
     qkv, grad = _random(tokens, 8 * 16, dtype=dtype), _random(tokens, 4 * 16, dtype=dtype, seed=5)
     angle = torch.randn(tokens, 1, 8, generator=torch.Generator().manual_seed(9)).repeat(1, 1, 2)
-    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+    rotary = Rotary(angle.cos().to(dtype), angle.sin().to(dtype))
     buckets = make_buckets(lengths, torch.device("cpu"))
 
-    def both(x, c, s, g, shape):
+    def both(x, rotary, g, shape):
         leaf = x.clone().requires_grad_()
-        out = Attention.apply(leaf, c, s, shape, buckets)
+        out = Attention.apply(leaf, rotary, shape, buckets)
         out.backward(g)
         return out.detach(), leaf.grad
 
-    out, slope = both(qkv, cos, sin, grad, heads)
+    out, grad_qkv = both(qkv, rotary, grad, heads)
     wide = Heads(4, 2, 16, 0.25, window, None if norm is None else norm.double())
-    wanted = torch_only(lambda: both(qkv.double(), cos.double(), sin.double(), grad.double(), wide))
+    wanted = both(qkv.double(), Rotary(*(x.double() for x in rotary)), grad.double(), wide)
     _near(out, wanted[0], dtype, 4)
-    _near(slope, wanted[1], dtype, 10)
+    _near(grad_qkv, wanted[1], dtype, 10)
 
 
 @needs_kernels
-def test_attention_on_trees_sees_the_prefix_and_its_own_branch(torch_only) -> None:
-    heads = Heads(4, 2, 16, 0.25, 6, None)
+def test_attention_on_trees_sees_the_prefix_and_its_own_branch() -> None:
+    heads = Heads(4, 2, 16, 0.25, 6, None, compiled=True)
     qkv = _random(9 + 7, 8 * 16, dtype=torch.float32)
     positions = torch.tensor([0, 1, 2, 3, 4, 5, 3, 4, 5, 0, 1, 2, 3, 1, 2, 3])
     branches = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 1, 1, 1, 2, 2, 2])
     angle = torch.randn(16, 1, 8, generator=torch.Generator().manual_seed(9)).repeat(1, 1, 2)
     buckets = make_buckets([9, 7], torch.device("cpu"), positions, branches)
-    found = Attention.apply(qkv, angle.cos(), angle.sin(), heads, buckets)
-    wanted = torch_only(lambda: Attention.apply(qkv, angle.cos(), angle.sin(), heads, buckets))
+    rotary = Rotary(angle.cos(), angle.sin())
+    found = Attention.apply(qkv, rotary, heads, buckets)
+    wanted = Attention.apply(qkv, rotary, replace(heads, compiled=False), buckets)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
@@ -192,8 +188,8 @@ def test_nothing_of_no_weight_is_drawn_at_the_edges() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("size", "query"), [(16, 4), (64, 4), (128, 2), (64, 8)])
 @pytest.mark.parametrize("window", [None, 5])
-def test_attention_while_sampling(dtype, size: int, query: int, window: int | None, torch_only) -> None:
-    heads = Heads(query, 2, size, size**-0.5, window, _random(query + 2, size, dtype=dtype, seed=2))
+def test_attention_while_sampling(dtype, size: int, query: int, window: int | None) -> None:
+    heads = Heads(query, 2, size, size**-0.5, window, _random(query + 2, size, dtype=dtype, seed=2), compiled=True)
     lengths, repeats = [3, 7], [2, 1]
     caches = [Cache(1, lengths, repeats, 12, heads, kind, torch.device("cpu")) for kind in (dtype, torch.float32)]
     prompt = [_random(10, 2, size, dtype=dtype, seed=seed) for seed in (6, 7)]
@@ -206,50 +202,52 @@ def test_attention_while_sampling(dtype, size: int, query: int, window: int | No
         rows = caches[0].rows
         qkv = _random(rows, (query + 4) * size, dtype=dtype, seed=20 + step)
         angle = torch.randn(rows, 1, size // 2, generator=torch.Generator().manual_seed(step)).repeat(1, 1, 2)
-        cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+        rotary = Rotary(angle.cos().to(dtype), angle.sin().to(dtype))
         for cache in caches:
             cache.advance()
-        found = caches[0].attend_fused(0, qkv, cos, sin, heads)
-        q, k, v, _ = torch_only(lambda: queries_keys(qkv, heads, cos, sin))  # noqa: B023  # runs at once
-        _near(found, caches[1].attend(0, q, k, v, heads), dtype, 4)
+        found, wanted = (
+            cache.attend(0, qkv, rotary, kind)
+            for cache, kind in zip(caches, (heads, replace(heads, compiled=False)), strict=True)
+        )
+        _near(found, wanted, dtype, 4)
 
 
 @needs_kernels
 def test_the_pairs_of_an_adapter_are_added_and_their_gradient_goes_back() -> None:
     """Two pairs of rank 8 on a stacked matrix whose middle block is not adapted."""
     pairs = {
-        name: Pair(*(_random(*shape, dtype=torch.bfloat16).requires_grad_() for shape in ((8, 64), (32, 8))))
+        name: LoraPair(*(_random(*shape, dtype=torch.bfloat16).requires_grad_() for shape in ((8, 64), (32, 8))))
         for name in "ac"
     }
     linear = Linear(_random(128, 64, dtype=torch.bfloat16, seed=4), None, ("a", "b", "c"), (32, 64, 32))
     lora = Lora.of(linear, ActiveLora(pairs, 0.5))
-    if lora.forth is None:
+    if lora.forward is None:
         pytest.skip("this processor has no bf16 products")
-    plain = replace(lora, forth=None, back=None)
+    plain = replace(lora, forward=None, backward=None)
     x, grad = _random(7, 64, dtype=torch.bfloat16, seed=1), _random(7, 128, dtype=torch.bfloat16, seed=2)
     found, low = lora_forward(x, linear, lora)
     wanted, wanted_low = lora_forward(x, linear, plain)
     _near(low, wanted_low, torch.bfloat16)
     _near(found, wanted, torch.bfloat16, 8)
     assert torch.equal(found[:, 32:96], linear.apply(x)[:, 32:96])
-    assert lora.back is not None
-    (slope, slopes), (wanted_slope, wanted_slopes) = (
+    assert lora.backward is not None
+    (grad_x, grads), (wanted_grad_x, wanted_grads) = (
         lora_backward(grad, x, low, linear, each, want_x=True) for each in (lora, plain)
     )
-    _near(slope, wanted_slope, torch.bfloat16, 8)
-    for one, other in zip(slopes, wanted_slopes, strict=True):
+    _near(grad_x, wanted_grad_x, torch.bfloat16, 8)
+    for one, other in zip(grads, wanted_grads, strict=True):
         _near(one, other, torch.bfloat16, 4)
 
 
 @needs_kernels
-def test_long_sequences_go_through_torchs_own_attention(torch_only) -> None:
-    heads = Heads(2, 1, 16, 0.25)
+def test_long_sequences_go_through_torchs_own_attention() -> None:
     qkv = _random(1100, 4 * 16, dtype=torch.float32)
-    angle = torch.zeros(1100, 1, 16)
+    rotary = Rotary(torch.ones(1100, 1, 16), torch.zeros(1100, 1, 16))
     buckets = make_buckets([1100], torch.device("cpu"))
-    found = packed_attention.attention(qkv, angle.cos(), angle.sin(), heads, buckets)
-    q, k, v, _ = torch_only(lambda: queries_keys(qkv, heads, angle.cos(), angle.sin()))
-    torch.testing.assert_close(found, attend(q, k, v, heads, buckets).flatten(1), rtol=1e-4, atol=1e-5)
+    found, wanted = (
+        attention(split(qkv, rotary, Heads(2, 1, 16, 0.25, compiled=compiled)), buckets) for compiled in (True, False)
+    )
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture
