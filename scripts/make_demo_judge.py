@@ -22,7 +22,7 @@ PEAK_LR, TESTS = 1.5e-3, 2000
 
 
 def accuracy(model: Qwen3ForCausalLM, renderer: ChatRenderer, seed: int) -> float:
-    """Share of unseen questions answered rightly."""
+    """Share of unseen questions that the model answers correctly."""
     rng = random.Random(seed)
     right = 0
     with torch.no_grad():

@@ -1,6 +1,6 @@
 """Make the packaged demo model and its data sets: ``python scripts/make_demo_model.py``.
 
-A Qwen3 of 0.8 million parameters with one token a character, trained from scratch on the tasks of
+A Qwen3 of 0.8 million parameters with one token per character, trained from scratch on the tasks of
 ``sota_ml_researcher.demo.tasks`` with loss on the answers only. Deterministic for a seed on one kind of CPU.
 """
 
@@ -35,7 +35,7 @@ Draw = Callable[[random.Random], tuple[str, str]]
 
 
 def write_tokenizer(folder: Path) -> int:
-    """One token a character: printable ASCII and the newline; anything else is ``<|unk|>``."""
+    """One token per character: printable ASCII and the newline; anything else is ``<|unk|>``."""
     characters = [*SPECIAL, *string.printable[:95], "\n"]
     tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token="<|unk|>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
