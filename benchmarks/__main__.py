@@ -1,8 +1,8 @@
-"""The engine through the real SDK beside TRL + PEFT and transformers, interleaved in one run.
+"""The engine through the real SDK compared with TRL + PEFT and transformers, interleaved in one run.
 
 usage: python -m benchmarks [--rounds 2] [--steps 4] [--works sft,ragged,dpo,grpo,sample] [--page docs/benchmarks.md]
 
-Every figure is of a process of its own; a round runs the engine and the peer of each work one after the other. The
+Every figure comes from its own process; a round runs the engine and the peer of each work one after the other. The
 ratio of a work is the median over rounds of peer seconds / engine seconds. Needs the `bench` extra.
 """
 
@@ -51,7 +51,7 @@ def _pair(name: str, model: str, options: argparse.Namespace) -> tuple[dict[str,
 
 
 def matrix_rate(device: str) -> float:
-    """Most GFLOP/s that a bf16 matrix product of the model's shape reaches here."""
+    """The highest GFLOP/s that a bf16 matrix product of the model's shape reaches here."""
     import torch
 
     hidden, intermediate = SHAPES["29m"][0], SHAPES["29m"][5]
@@ -70,7 +70,7 @@ def matrix_rate(device: str) -> float:
 def step_gflop(shape: str, tokens: int, scored: float = 0.5) -> float:
     """Arithmetic of a LoRA step with a frozen base: forward and input gradients; the head where tokens are scored.
 
-    A matrix of n parameters costs 2 n a token forward and 2 n for the gradient of its input (Kaplan et al. 2020,
+    A matrix of n parameters costs 2 n per token forward and 2 n for the gradient of its input (Kaplan et al. 2020,
     arXiv 2001.08361, section 2.1, less the weights' gradient). The unembedding is computed for all tokens forward and
     for the ``scored`` share of them backward.
     """

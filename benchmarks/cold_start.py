@@ -30,8 +30,8 @@ def main() -> None:
         anyio.run(_first_list, server)
         times_s = [anyio.run(_first_list, server) for _ in range(_RUNS)]
     floor_s = [_import_sdk() for _ in range(_RUNS)]
-    for name, found in (("to the first tools/list", times_s), ("import mcp.server alone", floor_s)):
-        print(f"{name}: min {min(found):.3f} s, median {statistics.median(found):.3f} s, max {max(found):.3f} s")
+    for name, seconds in (("to the first tools/list", times_s), ("import mcp.server alone", floor_s)):
+        print(f"{name}: min {min(seconds):.3f} s, median {statistics.median(seconds):.3f} s, max {max(seconds):.3f} s")
     print(f"target {_TARGET_S} s: {'met' if statistics.median(times_s) <= _TARGET_S else 'MISSED'} (median of {_RUNS})")
 
 

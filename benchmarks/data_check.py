@@ -1,4 +1,4 @@
-"""How much slower than the bare tokenizer is a full check of a training file, and how much memory does it take?
+"""How much slower a full check of a training file is than the bare tokenizer, and how much memory it takes.
 
 ``python -m benchmarks.data_check [--rows 1000000]``: writes rows of about 200 tokens to a temporary file, checks it,
 and tokenizes the same text with ``encode_batch_fast`` alone. The ratio is what to look at.
@@ -18,13 +18,10 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from benchmarks.models import CHATML
 from sota_ml_researcher.data.check import check_dataset
 from sota_ml_researcher.models.renderers import load_renderer
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 WORDS = 140
 PARTS = ("write", "check", "bare")
 

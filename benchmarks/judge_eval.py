@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import psutil
-from tests.same_model import not_distinguishable
 
 from sota_ml_researcher.evals.judge_config import load_judge_settings
 from sota_ml_researcher.evals.judge_plan import plan_judge_eval
@@ -38,7 +37,8 @@ from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.states import ACTIVE, Job
 
 PARTS = ("undisturbed", "with_20_percent_faults", "killed_and_resumed", "statistics", "same_model")
-LOOPBACK = Path(__file__).parents[1] / "tests" / "support" / "loopback_judges.py"
+SUPPORT = Path(__file__).parents[1] / "tests" / "support"
+LOOPBACK = SUPPORT / "loopback_judges.py"
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def write_sums(folder: Path, pairs: int) -> dict[str, Any]:
     paths: dict[str, Any] = {"test_set": folder / "test.jsonl"}
     paths["test_set"].write_text("".join(json.dumps(row) + "\n" for row in rows))
     for arm, share, end in (("finetuned_model", 0.7, ""), ("baseline_model", 0.5, "\n")):
-        # A line's end apart, so that no two questions are equal: the server counts questions by their content.
+        # They differ by a line's end, so that no two questions are equal: the server counts questions by their content.
         rights = [rng.random() < share for _ in rows]
         answers = [r | {"response": (r["reference"] if ok else "no") + end} for r, ok in zip(rows, rights, strict=True)]
         paths[arm] = folder / f"{arm}.jsonl"
@@ -140,7 +140,7 @@ def undisturbed(config: dict[str, Any], delay: float, concurrency: int) -> dict[
 
 
 def with_faults(config: dict[str, Any], delay: float) -> dict[str, Any]:
-    """A fifth of the requests is answered 429 or 529, or not at all until the client's patience ends."""
+    """A fifth of the requests gets 429 or 529, or no answer before the client times out."""
     patience_s, retry_after_s = 5 * delay, 0.5
     with loopback(delay=delay, faults=0.2, hang=3 * patience_s, retry_after=retry_after_s) as url:
         job = finish(start(config | {"judge_timeout_s": patience_s}))
@@ -153,7 +153,7 @@ def with_faults(config: dict[str, Any], delay: float) -> dict[str, Any]:
         "most_answers_to_one": seen["most"],
         "faults_by_status_0_is_silence": seen["faults"],
         "asked_again_before_retry_after": seen["early"],
-        "judgements": len(lines),
+        "judgments": len(lines),
         "distinct": len(keys),
         "unscored": sum(c["missing"] for c in metrics["unscored"]["by_arm"].values()),
         "judging_s": json.loads((job.folder / "judges.json").read_text())["judging_s"],
@@ -163,7 +163,7 @@ def with_faults(config: dict[str, Any], delay: float) -> dict[str, Any]:
 def killed(config: dict[str, Any], delay: float, concurrency: int) -> dict[str, Any]:
     with loopback(delay=delay) as url:
         job = start(config)
-        while len(lines := _lines(job)) < 400:
+        while len(_lines(job)) < 400:
             time.sleep(0.02)
         os.kill(job.pid or 0, signal.SIGKILL)
         before = len(_lines(job))
@@ -173,11 +173,10 @@ def killed(config: dict[str, Any], delay: float, concurrency: int) -> dict[str, 
         control.resume(Registry(), job.id)
         job = finish(control.look(Registry(), job.id))
         seen = stats(url)
-    del lines
     keys = [json.loads(line)["key"] for line in _lines(job)]
     return {
         "judged_before_the_kill": before,
-        "judgements": len(keys),
+        "judgments": len(keys),
         "judged_twice": len(keys) - len(set(keys)),
         "answers_lost_under_way": seen["most"] - 1,
         "under_way_at_most": concurrency,
@@ -203,7 +202,10 @@ def statistics() -> dict[str, float]:
 
 
 def same_model(repeats: int = 1000, prompts: int = 200) -> list[dict[str, float]]:
-    """A model against itself, from judgements to the verdict, with and without clusters."""
+    """A model against itself, from judgments to the verdict, with and without clusters."""
+    sys.path.insert(0, str(SUPPORT))
+    from same_model import not_distinguishable
+
     return [
         {
             "repeats": repeats,
@@ -233,8 +235,8 @@ def main() -> None:
             "statistics": statistics,
             "same_model": same_model,
         }
-        found = {name: part() for name, part in parts.items() if options.only in (None, name)}
-    print(json.dumps(found, indent=2))
+        figures = {name: part() for name, part in parts.items() if options.only in (None, name)}
+    print(json.dumps(figures, indent=2))
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def _custom(_data: Any, logprobs: Any) -> Any:
 
 
 def _traced_loss() -> Callable[..., Any]:
-    """A new function each time: the SDK takes each loss once a session."""
+    """A new function each time: the SDK accepts each loss once per session."""
     factor = float(uuid.uuid4().int % 10_000)
 
     def loss(logprobs, weights):

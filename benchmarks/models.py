@@ -1,4 +1,4 @@
-"""Random-weight Qwen3 models and their tokenizer, for benchmarks and probes: real speed, no sense."""
+"""Random-weight Qwen3 models and their tokenizer, for benchmarks and probes: real speed, meaningless text."""
 
 from __future__ import annotations
 

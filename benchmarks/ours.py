@@ -1,8 +1,8 @@
-"""The engine through the real SDK, one kind of work a process. Prints one JSON line.
+"""The engine through the real SDK, one kind of work per process. Prints one JSON line.
 
 usage: python -m benchmarks.ours sft|ragged|dpo|grpo|sample|curve MODEL_DIR [--steps N] [--dtype auto]
 
-The engine is a process of its own; ``peak_mb`` is its peak and the client's together.
+The engine runs in its own process; ``peak_mb`` is its peak and the client's together.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def _datum(tokens: list[int], inputs: dict[str, list[Any]] | None = None) -> Any
 
     targets = tokens[1:]
     prompt = len(tokens) // 2 - 1
-    given = inputs or {"weights": [0.0] * prompt + [1.0] * (len(targets) - prompt)}
+    values_of = inputs or {"weights": [0.0] * prompt + [1.0] * (len(targets) - prompt)}
     tensors = {
-        name: types.TensorData(data=values, dtype="float32", shape=[len(values)]) for name, values in given.items()
+        name: types.TensorData(data=values, dtype="float32", shape=[len(values)]) for name, values in values_of.items()
     }
     tensors["target_tokens"] = types.TensorData(data=targets, dtype="int64", shape=[len(targets)])
     return types.Datum(model_input=types.ModelInput.from_ints(tokens[:-1]), loss_fn_inputs=tensors)
@@ -159,22 +159,22 @@ def _peak_mb(pid: int) -> float:
     return own + int(high.split()[1]) / 1024
 
 
-def _run(given: argparse.Namespace, service: Any, url: str, pid: int) -> dict[str, Any]:
+def _run(options: argparse.Namespace, service: Any, url: str, pid: int) -> dict[str, Any]:
     import httpx2
 
-    if given.method == "curve":
-        return curve(service, given.steps)
+    if options.method == "curve":
+        return curve(service, options.steps)
     meter = work.Meter(pid, lambda: httpx2.get(f"{url}/api/v1/healthz").json()["compute_s"])
     works: dict[str, Callable[[], float]] = {
-        "sft": lambda: sft(service, meter, given.steps, ragged=False),
-        "ragged": lambda: sft(service, meter, given.steps, ragged=True),
-        "dpo": lambda: dpo(service, meter, given.steps),
-        "grpo": lambda: grpo(service, meter, given.steps),
-        "sample": lambda: sample(service, meter, given.steps),
+        "sft": lambda: sft(service, meter, options.steps, ragged=False),
+        "ragged": lambda: sft(service, meter, options.steps, ragged=True),
+        "dpo": lambda: dpo(service, meter, options.steps),
+        "grpo": lambda: grpo(service, meter, options.steps),
+        "sample": lambda: sample(service, meter, options.steps),
     }
-    tokens = works[given.method]()
+    tokens = works[options.method]()
     health = httpx2.get(f"{url}/api/v1/healthz").json()
-    result = work.summary("engine", given.method, meter, tokens, _peak_mb(pid))
+    result = work.summary("engine", options.method, meter, tokens, _peak_mb(pid))
     # Everything between the client's call and its result that is not the compute thread's work.
     overhead = 1 - meter.computed_s / sum(meter.wall_s)
     return result | {"overhead": round(overhead, 4), "dtype": next(iter(health["loaded"].values()))["dtype"]}
@@ -187,16 +187,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="cpu")
-    given = parser.parse_args()
+    options = parser.parse_args()
     os.environ["TINKER_TELEMETRY"] = "0"
     import tinker
 
     with tempfile.TemporaryDirectory() as folder:
-        extra = ("--dtype", given.dtype, "--device", given.device)
-        process, url = start_engine(Path(given.model), Path(folder), *extra, name="bench")
+        extra = ("--dtype", options.dtype, "--device", options.device)
+        process, url = start_engine(Path(options.model), Path(folder), *extra, name="bench")
         try:
             service = tinker.ServiceClient(base_url=url, api_key=KEY)
-            print(json.dumps(_run(given, service, url, process.pid)), flush=True)
+            print(json.dumps(_run(options, service, url, process.pid)), flush=True)
         finally:
             process.terminate()
             process.wait(timeout=60)

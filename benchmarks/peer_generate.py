@@ -20,10 +20,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    given = parser.parse_args()
-    dtype = torch.bfloat16 if given.dtype == "bf16" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(given.model, dtype=dtype).to(given.device)
-    prompts = torch.tensor(work.sample_prompts(), device=given.device)
+    options = parser.parse_args()
+    dtype = torch.bfloat16 if options.dtype == "bf16" else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype).to(options.device)
+    prompts = torch.tensor(work.sample_prompts(), device=options.device)
     meter = work.Meter()
 
     def run() -> None:
@@ -38,9 +38,9 @@ def main() -> None:
         )
         model.compute_transition_scores(output.sequences, output.logits, normalize_logits=True)
 
-    meter.run([run] * given.repeats)
+    meter.run([run] * options.repeats)
     tokens = work.PROMPTS * work.SAMPLES * work.SAMPLE_TOKENS
-    print(json.dumps(work.summary("transformers", "sample", meter, tokens) | {"dtype": given.dtype}))
+    print(json.dumps(work.summary("transformers", "sample", meter, tokens) | {"dtype": options.dtype}))
 
 
 if __name__ == "__main__":

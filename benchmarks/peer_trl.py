@@ -1,4 +1,4 @@
-"""The peer: TRL + PEFT on the benchmark model, one kind of work a process. Prints one JSON line.
+"""The peer: TRL + PEFT on the benchmark model, one kind of work per process. Prints one JSON line.
 
 usage: python -m benchmarks.peer_trl sft|ragged|dpo|grpo MODEL_DIR [--steps N] [--dtype bf16|fp32]
 
@@ -30,7 +30,7 @@ def _callback(meter: work.Meter) -> Any:
 
 
 def _trainer(method: str, model_dir: str, common: dict[str, Any], steps: int, meter: work.Meter) -> tuple[Any, float]:
-    """A trainer, and the real tokens of a step."""
+    """A trainer, and the real tokens per step."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -93,25 +93,25 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    given = parser.parse_args()
+    options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     meter = work.Meter()
     with tempfile.TemporaryDirectory() as folder:
         common = {
             "output_dir": folder,
-            "max_steps": given.steps,
+            "max_steps": options.steps,
             "learning_rate": 1e-4,
             "report_to": [],
             "save_strategy": "no",
             "logging_strategy": "no",
-            "bf16": given.dtype == "bf16",
-            "use_cpu": given.device == "cpu",
+            "bf16": options.dtype == "bf16",
+            "use_cpu": options.device == "cpu",
             "gradient_checkpointing": False,
             "disable_tqdm": True,
         }
-        trainer, tokens = _trainer(given.method, given.model, common, given.steps, meter)
+        trainer, tokens = _trainer(options.method, options.model, common, options.steps, meter)
         trainer.train()
-    print(json.dumps(work.summary("trl", given.method, meter, tokens) | {"dtype": given.dtype}))
+    print(json.dumps(work.summary("trl", options.method, meter, tokens) | {"dtype": options.dtype}))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 usage: python -m benchmarks.recipes [--only sl_loop,rl_loop,sl_basic,rl_basic,dpo,shorter,rlhf]
 
-One JSON line a recipe: the steps it took and its last metrics. What is replaced is ``datasets.load_dataset`` (there is
-no network in a test) and the tokenizer behind a model's name; the recipes' modules run as installed.
+One JSON line per recipe: the steps it took and its last metrics. Only ``datasets.load_dataset`` is replaced (a test has
+no network) and the tokenizer behind a model's name; the recipes' modules run as installed.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def _rows(name: str) -> Any:
 
 
 def _local_dataset(path: str, name: str | None = None, split: str | None = None, **_: Any) -> Any:
-    found = _rows(path)
-    return found[split] if split else found
+    splits = _rows(path)
+    return splits[split] if split else splits
 
 
 def _sl_loop(url: str, folder: Path) -> None:
@@ -145,7 +145,7 @@ def _shorter(url: str, folder: Path) -> None:
 
 
 def _rlhf(url: str, folder: Path) -> None:
-    """SFT, a reward model and RL on it, three runs below ``folder``; the last is the one whose figures are told."""
+    """SFT, a reward model and RL on it, three runs below ``folder``; the figures are those of the last."""
     from tinker_cookbook.recipes.preference.rlhf import rlhf_pipeline
 
     os.environ |= {"TINKER_BASE_URL": url, "TINKER_COOKBOOK_RUNS_DIR": str(folder)}

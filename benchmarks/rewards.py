@@ -2,8 +2,8 @@
 
     python -m benchmarks.rewards [--works numbers,symbols,functions,mixed,programs,heartbeats] [--seconds 5]
 
-Everything goes through `Scorers`, as in a job: child processes, JSON lines, time limits. Prints one JSON object a work.
-The math works pin this process and its children to one core.
+Everything goes through `Scorers`, as in a job: child processes, JSON lines, time limits. Prints one JSON object per
+work. The math works pin this process and its children to one core.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sota_ml_researcher.rewards.scorers import Response, Scorers
 GROUP = 16
 # Groups scored side by side, as the prompts of a step are.
 ABREAST = 16
-# What a model that is right now and then answers: this many different answers a group.
+# What a model that is right now and then answers: this many different answers per group.
 DIFFERENT = 4
 TARGETS = {"numbers": 1000, "symbols": 1000, "mixed": 1000, "programs": 20}
 
@@ -50,7 +50,7 @@ TESTS = [
 
 
 def _number_problem(rng: random.Random) -> tuple[str, list[str]]:
-    """A right answer and some answers given, as texts: whole numbers, decimals, fractions, percentages, units."""
+    """The right answer and some sampled answers as text: whole numbers, decimals, fractions, percentages, units."""
     value = rng.randint(2, 9999)
     forms = (
         (str(value), "\\boxed{{{0}}}"),
@@ -108,7 +108,7 @@ def _problem(**row: Any) -> Problem:
 
 
 async def _rate(part: RewardPart, groups: Iterator[tuple[Problem, list[Response]]], seconds: float) -> dict[str, Any]:
-    """Scores a second, the share that earned something, and the longest time the event loop was not free."""
+    """Scores per second, the share above zero, and the longest time the event loop was blocked."""
     scorers = Scorers([part], max_tokens=100)
     late: list[float] = []
     ticking = asyncio.create_task(_tick(late))
@@ -118,8 +118,8 @@ async def _rate(part: RewardPart, groups: Iterator[tuple[Problem, list[Response]
         rewards: list[float] = []
         began = time.perf_counter()
         while time.perf_counter() - began < seconds:
-            found = await asyncio.gather(*[scorers.score_group(*next(groups)) for _ in range(ABREAST)])
-            rewards += [score.reward for group in found for score in group]
+            scored = await asyncio.gather(*[scorers.score_group(*next(groups)) for _ in range(ABREAST)])
+            rewards += [score.reward for group in scored for score in group]
         took = time.perf_counter() - began
     finally:
         ticking.cancel()
@@ -133,7 +133,7 @@ async def _rate(part: RewardPart, groups: Iterator[tuple[Problem, list[Response]
 
 
 async def _tick(late: list[float], every: float = 0.01) -> None:
-    """How much later than asked the event loop comes back."""
+    """How much later than asked the event loop returns."""
     while True:
         began = time.perf_counter()
         await asyncio.sleep(every)
@@ -144,10 +144,10 @@ def math_rate(work: str, seconds: float) -> dict[str, Any]:
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
     try:
-        found = asyncio.run(_rate(RewardPart(type="math"), _groups(work, random.Random(1)), seconds))
+        figures = asyncio.run(_rate(RewardPart(type="math"), _groups(work, random.Random(1)), seconds))
     finally:
         os.sched_setaffinity(0, cores)
-    return {"cores": 1, **found}
+    return {"cores": 1, **figures}
 
 
 def program_rate(seconds: float) -> dict[str, Any]:
@@ -158,12 +158,12 @@ def program_rate(seconds: float) -> dict[str, Any]:
         while True:
             yield _problem(tests=TESTS), [Response(texts[i % 4], 60) for i in range(4)]
 
-    found = asyncio.run(_rate(RewardPart(type="code", timeout_s=10), groups(), seconds))
-    return {"cores": os.cpu_count(), "isolation": isolation().mode, **found}
+    figures = asyncio.run(_rate(RewardPart(type="code", timeout_s=10), groups(), seconds))
+    return {"cores": os.cpu_count(), "isolation": isolation().mode, **figures}
 
 
 def heartbeat_gaps(seconds: float) -> dict[str, Any]:
-    """Seconds between heartbeats of an RL job whose reward keeps every core busy half a second a sample."""
+    """Seconds between heartbeats of an RL job whose reward keeps every core busy for half a second per sample."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ML_RESEARCHER_HOME"] = folder
         script = Path(folder) / "slow.py"
@@ -213,12 +213,12 @@ def main() -> None:
     options = parser.parse_args()
     for work in options.works.split(","):
         if work == "programs":
-            found = program_rate(options.seconds)
+            figures = program_rate(options.seconds)
         elif work == "heartbeats":
-            found = heartbeat_gaps(options.seconds)
+            figures = heartbeat_gaps(options.seconds)
         else:
-            found = math_rate(work, options.seconds)
-        print(json.dumps({"work": work, **found, "target": TARGETS.get(work)}), flush=True)
+            figures = math_rate(work, options.seconds)
+        print(json.dumps({"work": work, **figures, "target": TARGETS.get(work)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def _rng() -> Any:
 
 
 def sft_batches(steps: int, *, ragged: bool) -> list[list[list[int]]]:
-    """Token ids of ``BATCH`` sequences a step: 128 long, or 32 to 256."""
+    """Token ids of ``BATCH`` sequences per step: 128 tokens long, or 32 to 256."""
     rng = _rng()
     return [
         [rng.integers(3, 600, int(rng.integers(32, 257)) if ragged else LENGTH).tolist() for _ in range(BATCH)]
@@ -49,7 +49,7 @@ def sample_prompts() -> list[list[int]]:
 class Meter:
     """Wall and CPU seconds of each step, over this process and perhaps another.
 
-    CPU seconds are what to compare on a machine that others use too: they do not grow while one waits for a core.
+    Compare CPU seconds on a machine that others use too: they do not grow while a process waits for a core.
     """
 
     def __init__(self, other_pid: int | None = None, compute_s: Callable[[], float] | None = None) -> None:
@@ -88,7 +88,7 @@ class Meter:
 
 
 def summary(who: str, method: str, meter: Meter, tokens: float, peak_mb: float | None = None) -> dict[str, Any]:
-    """One result: the median step without the first, tokens a second, and peak memory of the process."""
+    """One result: the median step without the first, tokens per second, and peak memory of the process."""
     seconds = statistics.median(meter.wall_s[1:])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 if peak_mb is None else peak_mb
     return {

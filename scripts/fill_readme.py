@@ -12,7 +12,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def table() -> str:
-    """One row a tool: its name and the first sentence a model reads."""
+    """One row per tool: its name and the first sentence a model reads."""
     rows: list[str] = []
     for spec in TOOLS:
         first = inspect.cleandoc(spec.function.__doc__ or "").split("\n\n")[0]

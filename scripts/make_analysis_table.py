@@ -1,4 +1,4 @@
-"""Write the table of docs/analysis.md anew: how many known faults analyze_run finds in synthetic runs.
+"""Rewrite the table in docs/analysis.md: how many known faults analyze_run finds in synthetic runs.
 
 Run it from the repository root after a change to a finding: ``python scripts/make_analysis_table.py``.
 """
@@ -13,7 +13,7 @@ BEGIN, END = "<!-- table: made by scripts/make_analysis_table.py -->", "<!-- end
 
 def main() -> int:
     """Score every fault and every kind of healthy run; replace what stands between the two marks."""
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT / "tests" / "support"))
     from analysis_scoring import score_faults, score_healthy, table
 
     page = ROOT / "docs" / "analysis.md"

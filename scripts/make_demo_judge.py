@@ -84,7 +84,7 @@ def _slip(rng: random.Random, text: str) -> str:
 
 
 def accuracy(model: Qwen3ForCausalLM, renderer: ChatRenderer, seed: int) -> float:
-    """Share of unseen questions answered rightly."""
+    """Share of unseen questions that the model answers correctly."""
     rng = random.Random(seed)
     right = 0
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Records what the fine-tuned demo model answers to the demo's test set: an arm of the template eval.yaml.
+"""Record what the fine-tuned demo model answers to the demo's test set: an arm of the template eval.yaml.
 
 ml-researcher demo   # or start_sft with the template sft.yaml
 python scripts/make_demo_responses.py sft-xxxxxx

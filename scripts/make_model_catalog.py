@@ -1,4 +1,4 @@
-"""Write training/model_catalog.yaml from the installed tinker-cookbook and model_defaults.yaml from transformers.
+"""Write models/model_catalog.yaml from the installed tinker-cookbook, and model_defaults.yaml from transformers.
 
 Run with the project's interpreter: ``python scripts/make_model_catalog.py``; ``--check`` only compares.
 """

@@ -1,4 +1,4 @@
-"""A session in which money matters, through a real MCP client: plan, yes, meter, alert, stop at the cap, resume.
+"""A session with prices through a real MCP client: plan, confirmation, meter, alert, stop at the cap, resume.
 
 The embedded engine is given prices, so every step is the one hosted training takes.
 ``python scripts/spending_session.py`` prints it; docs/spending.md shows the output.

@@ -1,8 +1,11 @@
 """What the repository promises about itself."""
 
+import ast
 import re
 import tomllib
 from pathlib import Path
+
+import pytest
 
 from sota_ml_researcher.tools import TOOLS
 
@@ -24,7 +27,7 @@ def test_every_folder_with_code_is_a_typed_part_of_the_package() -> None:
     folders = {path.parent for path in product_files()}
     listed = {name.replace(".", "/") for name in PROJECT["tool"]["setuptools"]["packages"]}
     assert {f"sota_ml_researcher/{folder}" for folder in folders} | {"sota_ml_researcher"} == listed
-    assert [folder for folder in folders if not (ROOT / folder / "py.typed").exists()] == []
+    assert (ROOT / "py.typed").exists()  # of the root, it holds for every folder (PEP 561)
 
 
 def test_a_files_name_says_which_file_it_is() -> None:
@@ -32,7 +35,40 @@ def test_a_files_name_says_which_file_it_is() -> None:
     for path in product_files():
         if not path.name.startswith("__") and not (path.parts[0] == "training" and path.name in SAME_IN_METHODS):
             places.setdefault(path.name, []).append(path)
-    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+    assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
+
+
+def names_in(module: Path) -> set[str]:
+    """What a module defines or imports at its top level."""
+    names: set[str] = set()
+    for node in ast.parse(module.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+        else:
+            names |= {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+    return names
+
+
+def imported(file: Path) -> list[tuple[str, str]]:
+    """Each ``module, name`` that a file imports from this repository, also inside functions."""
+    nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
+    ours = [node for node in nodes if (node.module or "").startswith(("sota_ml_researcher", "benchmarks", "tests"))]
+    return [(str(node.module), alias.name) for node in ours for alias in node.names]
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "scripts"])
+def test_what_runs_in_place_imports_only_what_there_is(folder: str) -> None:
+    """No other test runs most of these files."""
+    for file in (ROOT / folder).glob("*.py"):
+        for module, name in imported(file):
+            path = ROOT.joinpath(*module.removeprefix("sota_ml_researcher").strip(".").split("."))
+            if path.is_dir():
+                known = (path / name).is_dir() or (path / f"{name}.py").exists()
+                assert known or name in names_in(path / "__init__.py"), f"{file.name}: {module}.{name}"
+            else:
+                assert name in names_in(path.with_suffix(".py")), f"{file.name}: {module}.{name}"
 
 
 def test_the_readme_opens_with_the_two_commands() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,30 +28,53 @@ from sota_ml_researcher.training.rl.rollouts import PlayedGroup
 TOLERANCE = 1e-5
 RNG = np.random.default_rng(5)
 LENGTHS = (3, 7, 5, 1)
-P = [RNG.uniform(-3, -0.1, n) for n in LENGTHS]
-Q = [p + RNG.normal(0, 0.4, len(p)) for p in P]
-A = [1.3, -0.7, 0.2, -1.1]
+# Four responses: log-probabilities per token, of the policy and of the sampler, and an advantage per response.
+POLICY = [RNG.uniform(-3, -0.1, length) for length in LENGTHS]
+SAMPLER = [policy + RNG.normal(0, 0.4, len(policy)) for policy in POLICY]
+ADVANTAGES = [1.3, -0.7, 0.2, -1.1]
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token as the formulas see it."""
+
+    policy: float
+    sampler: float
+    sequence_ratio: float
+    advantage: float
+
+    @property
+    def ratio(self) -> float:
+        return math.exp(self.policy - self.sampler)
+
+
+def tokens() -> Iterator[Token]:
+    for policy, sampler, advantage in zip(POLICY, SAMPLER, ADVANTAGES, strict=True):
+        sequence_ratio = math.exp(float(np.mean(policy - sampler)))
+        for p, q in zip(policy, sampler, strict=True):
+            yield Token(float(p), float(q), sequence_ratio, advantage)
 
 
 def clip(x: float, low: float, high: float) -> float:
     return min(max(x, low), high)
 
 
-def plain_loss(name: str, low: float, high: float, beta: float) -> float:
-    """The formulas of docs and papers, token by token: p the policy, q the sampler, a the advantage."""
-    total = 0.0
-    for ps, qs, a in zip(P, Q, A, strict=True):
-        sequence = math.exp(sum(p - q for p, q in zip(ps, qs, strict=True)) / len(ps))
-        for p, q in zip(ps, qs, strict=True):
-            r = math.exp(p - q)
-            total -= {
-                "importance_sampling": lambda r=r, a=a: r * a,
-                "ppo": lambda r=r, a=a: min(r * a, clip(r, low, high) * a),
-                "cispo": lambda r=r, a=a, p=p: clip(r, low, high) * p * a,
-                "gspo": lambda s=sequence, a=a: min(s * a, clip(s, low, high) * a),
-                "dro": lambda p=p, q=q, a=a: a * p - beta / 2 * (p - q) ** 2,
-            }[name]()
-    return total
+def clipped(ratio: float, advantage: float, low: float, high: float) -> float:
+    return min(ratio * advantage, clip(ratio, low, high) * advantage)
+
+
+def objective(name: str, token: Token, low: float, high: float, beta: float) -> float:
+    """What the loss ``name`` maximises at one token, by the formulas of the docs and papers."""
+    if name == "importance_sampling":
+        return token.ratio * token.advantage
+    if name == "ppo":
+        return clipped(token.ratio, token.advantage, low, high)
+    if name == "cispo":
+        return clip(token.ratio, low, high) * token.policy * token.advantage
+    if name == "gspo":
+        return clipped(token.sequence_ratio, token.advantage, low, high)
+    assert name == "dro"
+    return token.advantage * token.policy - beta / 2 * (token.policy - token.sampler) ** 2
 
 
 @pytest.mark.parametrize(
@@ -69,31 +94,33 @@ def plain_loss(name: str, low: float, high: float, beta: float) -> float:
 def test_each_policy_loss_is_its_formula_summed_over_tokens(name: str, low: float, high: float, beta: float) -> None:
     owner = torch.tensor([i for i, n in enumerate(LENGTHS) for _ in range(n)])
     tensors = {
-        "logprobs": torch.tensor(np.concatenate(Q)),
-        "advantages": torch.tensor([a for a, n in zip(A, LENGTHS, strict=True) for _ in range(n)], dtype=torch.float64),
+        "logprobs": torch.tensor(np.concatenate(SAMPLER)),
+        "advantages": torch.tensor(np.repeat(ADVANTAGES, LENGTHS)),
         "sequence_ratio_mask": torch.ones(sum(LENGTHS)),
     }
     settings = {"clip_low_threshold": low, "clip_high_threshold": high, "beta": beta}
-    found = LOSSES[name].function(torch.tensor(np.concatenate(P)), LossInputs(tensors, owner, len(LENGTHS)), settings)
-    assert float(found) == pytest.approx(plain_loss(name, low, high, beta), abs=TOLERANCE)
+    policy = torch.tensor(np.concatenate(POLICY))
+    loss = LOSSES[name].function(policy, LossInputs(tensors, owner, len(LENGTHS)), settings)
+    expected = -sum(objective(name, token, low, high, beta) for token in tokens())
+    assert float(loss) == pytest.approx(expected, abs=TOLERANCE)
 
 
 def test_the_kl_estimates_are_schulman_s() -> None:
-    p, q = np.concatenate(P), np.concatenate(Q)
-    found = kl_estimates(torch.tensor(p), torch.tensor(q))
-    ratio = np.exp(q - p)  # reference over policy, at tokens of the policy
-    assert found["kl/k1"] == pytest.approx(float(np.mean(-np.log(ratio))), abs=TOLERANCE)
-    assert found["kl/k2"] == pytest.approx(float(np.mean(np.log(ratio) ** 2 / 2)), abs=TOLERANCE)
-    assert found["kl/k3"] == pytest.approx(float(np.mean(ratio - 1 - np.log(ratio))), abs=TOLERANCE)
+    policy, reference = np.concatenate(POLICY), np.concatenate(SAMPLER)
+    estimates = kl_estimates(torch.tensor(policy), torch.tensor(reference))
+    ratio = np.exp(reference - policy)  # reference over policy, at tokens of the policy
+    assert estimates["kl/k1"] == pytest.approx(float(np.mean(-np.log(ratio))), abs=TOLERANCE)
+    assert estimates["kl/k2"] == pytest.approx(float(np.mean(np.log(ratio) ** 2 / 2)), abs=TOLERANCE)
+    assert estimates["kl/k3"] == pytest.approx(float(np.mean(ratio - 1 - np.log(ratio))), abs=TOLERANCE)
 
 
 def test_the_estimators_agree_with_the_kl_of_two_known_distributions() -> None:
     policy, reference = np.array([0.5, 0.3, 0.2]), np.array([0.4, 0.4, 0.2])
     tokens = np.random.default_rng(0).choice(3, size=400_000, p=policy)
-    found = kl_estimates(torch.tensor(np.log(policy)[tokens]), torch.tensor(np.log(reference)[tokens]))
+    estimates = kl_estimates(torch.tensor(np.log(policy)[tokens]), torch.tensor(np.log(reference)[tokens]))
     exact = float((policy * np.log(policy / reference)).sum())  # 0.0253 nats
     for name in ("kl/k1", "kl/k3"):  # unbiased; k2 is not
-        assert found[name] == pytest.approx(exact, abs=0.002), name
+        assert estimates[name] == pytest.approx(exact, abs=0.002), name
 
 
 PROMPT = [1, 2, 3]
@@ -106,8 +133,8 @@ def trajectory(tokens: list[int], logprobs: list[float]) -> Trajectory:
 
 
 def group(rewards: list[float]) -> TrajectoryGroup:
-    answers = [trajectory(list(range(10, 10 + len(q))), [float(v) for v in q]) for q in Q]
-    return TrajectoryGroup(answers, rewards, [{} for _ in rewards])
+    responses = [trajectory(list(range(10, 10 + len(q))), q.tolist()) for q in SAMPLER]
+    return TrajectoryGroup(responses, rewards, [{} for _ in rewards])
 
 
 @pytest.mark.parametrize("kind", ["mean", "grpo"])
@@ -116,18 +143,18 @@ def test_advantages_reach_every_written_token_and_none_of_the_prompt(kind: Any) 
     groups = [group(rewards)]
     data, _ = assemble_training_data(groups, [scored_advantages(g, kind) for g in groups])
     scale = statistics.stdev(rewards) + 1e-4 if kind == "grpo" else 1.0
-    for datum, reward, q in zip(data, rewards, Q, strict=True):
+    for datum, reward, q in zip(data, rewards, SAMPLER, strict=True):
         wanted = [0.0] * (len(PROMPT) - 1) + [(reward - statistics.fmean(rewards)) / scale] * len(q)
         assert datum.loss_fn_inputs["advantages"].data == pytest.approx(wanted, abs=TOLERANCE)
         assert datum.loss_fn_inputs["mask"].data == [0.0] * (len(PROMPT) - 1) + [1.0] * len(q)
 
 
 class Reference:
-    """A reference model that answers with the log-probabilities P, whatever the prompt's are."""
+    """A reference model that answers with the log-probabilities POLICY, whatever the prompt's are."""
 
     async def logprobs(self, sequence: tinker.ModelInput) -> list[float | None]:
         written = sequence.length - len(PROMPT)
-        values = next(p for p in P if len(p) == written)
+        values = next(p for p in POLICY if len(p) == written)
         return [None, *[-9.0] * (len(PROMPT) - 1), *map(float, values)]
 
 
@@ -137,7 +164,7 @@ def test_the_kl_penalty_moves_advantages_by_k1_and_logs_both_estimates() -> None
     before = [list(datum.loss_fn_inputs["advantages"].data) for datum in data]
     reference: Any = Reference()
     logged = asyncio.run(penalize_kl(data, reference, 0.1))
-    drift = [q - p for q, p in zip(Q, P, strict=True)]  # log policy - log reference at the sampled tokens
+    drift = [q - p for q, p in zip(SAMPLER, POLICY, strict=True)]  # log policy - log reference at the sampled tokens
     mean = float(np.concatenate(drift).mean())
     for datum, old, d in zip(data, before, drift, strict=True):
         wanted = [0.0] * (len(PROMPT) - 1) + [0.1 * (mean - float(v)) for v in d]
@@ -152,12 +179,12 @@ def test_the_kl_penalty_moves_advantages_by_k1_and_logs_both_estimates() -> None
 def test_the_sampler_s_drift_and_entropy_are_means_over_written_tokens() -> None:
     groups = [group([1.0, 0.0, 0.5, 0.0])]
     data, _ = assemble_training_data(groups, [scored_advantages(g, "mean") for g in groups])
-    now = [torch.tensor([5.0] * (len(PROMPT) - 1) + list(map(float, p))) for p in P]
+    now = [torch.tensor([5.0] * (len(PROMPT) - 1) + list(map(float, p))) for p in POLICY]
     found = loop_metrics.compute_kl_sample_train(data, now)
-    drift = np.concatenate(Q) - np.concatenate(P)
+    drift = np.concatenate(SAMPLER) - np.concatenate(POLICY)
     assert found["optim/kl_sample_train_v1"] == pytest.approx(float(drift.mean()), abs=TOLERANCE)
     assert found["optim/kl_sample_train_v2"] == pytest.approx(float((drift**2).mean() / 2), abs=TOLERANCE)
-    assert found["optim/entropy"] == pytest.approx(-float(np.concatenate(Q).mean()), abs=TOLERANCE)
+    assert found["optim/entropy"] == pytest.approx(-float(np.concatenate(SAMPLER).mean()), abs=TOLERANCE)
 
 
 def test_a_step_s_statistics_are_of_its_samples_and_rewards_of_those_scored() -> None:
