@@ -33,8 +33,8 @@ class Alerting(Protocol):
         ...
 
 
-class WorkerProcess(Alerting, Protocol):
-    """The worker. Every method may be called from any thread."""
+class RunContext(Alerting, Protocol):
+    """The worker, as a recipe sees it. Every method may be called from any thread."""
 
     @property
     def job_id(self) -> str:
@@ -46,6 +46,10 @@ class WorkerProcess(Alerting, Protocol):
         """1 for the first run of a job, one more for each resume."""
         ...
 
+    def connect(self, name: BackendName, base_url: str | None = None) -> Backend:
+        """The job's backend (see `backends.connection.connect`); what is sent there is counted."""
+        ...
+
     def started(self, total_steps: int) -> None:
         """Everything is connected; steps are about to be taken."""
         ...
@@ -54,24 +58,12 @@ class WorkerProcess(Alerting, Protocol):
         """``step`` steps are done."""
         ...
 
-    def spent(self, cost_usd: float) -> str | None:
-        """Note the job's running cost; returns why it must stop (a cap across jobs is reached), or None."""
-        ...
-
     def judged(self, total_usd: float) -> None:
         """What judges outside the backend have cost the job so far, earlier attempts included."""
         ...
 
     def stop_requested(self) -> str | None:
         """A `StopReason` when the run has to save a checkpoint and stop, else None."""
-        ...
-
-
-class RunContext(WorkerProcess, Protocol):
-    """The worker, as a recipe sees it: what the recipe sends to a backend is counted and held to the job's budget."""
-
-    def connect(self, name: BackendName, base_url: str | None = None) -> Backend:
-        """The job's backend (see `backends.connection.connect`)."""
         ...
 
 

@@ -15,14 +15,20 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
+from ..backends.connection import Backend, connect
+from ..backends.meter import Meter
 from ..core.errors import JobError, ResearcherError
 from ..core.files import append_json_line, write_atomically
+from ..core.names import BackendName
 from . import run_files
-from .budget import metered
+from .backend_waits import BackendWaits
+from .budget import Budget, open_meter
 from .context import AlertLevel, Outcome, RunContext, StopReason
 from .kinds import KINDS, resolve
 from .processes import is_alive, start_time_of
@@ -73,7 +79,7 @@ def monthly_cap() -> float | None:
 
 
 class Worker:
-    """One attempt at one job; also what the recipe talks to (`WorkerProcess`)."""
+    """One attempt at one job; also what the recipe talks to (`RunContext`)."""
 
     def __init__(self, registry: Registry, job: Job) -> None:
         self._registry = registry
@@ -84,6 +90,10 @@ class Worker:
         self._total: int | None = None
         self._stop: str | None = None
         self._stop_asked: float | None = None
+        self._budget: Budget | None = None
+        self._meter: Meter | None = None
+        self._listening = ExitStack()
+        self._hears_pauses = False
         self._ended = threading.Event()
 
     @property
@@ -101,6 +111,19 @@ class Worker:
         """1 for the first run, one more for each resume."""
         return self._job.attempt
 
+    def connect(self, name: BackendName, base_url: str | None = None) -> Backend:
+        """The job's backend; what is sent there is counted, and its pauses are told to whoever watches."""
+        if not self._hears_pauses:
+            # The SDK brings torch, 1.6 s and 260 MB: judging files of answers does without both.
+            from ..backends.sdk_hooks import observed_queue
+
+            self._hears_pauses = True
+            waits = BackendWaits(self)
+            self._listening.callback(waits.going_on)
+            self._listening.enter_context(observed_queue(waits))
+        backend = connect(name, base_url)
+        return replace(backend, count=self._meter.count) if self._meter else backend
+
     def started(self, total_steps: int) -> None:
         """Enter ``running``."""
         self._total = total_steps
@@ -109,6 +132,8 @@ class Worker:
     def progress(self, step: int) -> None:
         """Note that ``step`` steps are done; the next heartbeat carries it to the registry."""
         self._step = step
+        if self._budget:
+            self._budget.step_done(step)
 
     def alert(self, level: AlertLevel, message: str, *, step: int | None = None) -> None:
         """Write an alert to ``alerts.jsonl``."""
@@ -126,12 +151,30 @@ class Worker:
         return f"all jobs of this month have cost ${spent:.4g}, and {MONTHLY_CAP_VARIABLE} is {cap:g}"
 
     def judged(self, total_usd: float) -> None:
-        """Put what the judges have cost into the registry."""
-        self.spent(total_usd)
+        """Note what judges outside the backend have cost so far."""
+        if self._budget:
+            self._budget.judged(total_usd)
 
     def stop_requested(self) -> str | None:
-        """Why the recipe should stop, or None."""
+        """Why the recipe should stop, the budget included, or None."""
+        if self._stop is None and self._budget and self._budget.is_spent():
+            return StopReason.BUDGET
         return self._stop
+
+    @contextmanager
+    def metered(self, config_file: Path) -> Generator[None]:
+        """Count what the job sends, and hold it to the cap of its config, for as long as the block runs.
+
+        Raises:
+            ConfigError: If the price file is broken.
+        """
+        self._meter = open_meter(self.folder, config_file)
+        self._budget = Budget(self, self._meter)
+        try:
+            yield
+        finally:
+            self._listening.close()
+            self._budget.settle()
 
     def ask_to_stop(self, reason: str) -> None:
         """Remember why; the recipe sees it before its next step."""
@@ -226,8 +269,8 @@ def run_recipe(worker: Worker, kind: str, folder: Path) -> Outcome:
         raise JobError(f"jobs of kind '{kind}' cannot be run by this version")
     config = folder / run_files.CONFIG
     recipe: Callable[[RunContext, Path], Outcome] = resolve(KINDS[kind].run)
-    with metered(worker, config) as context:
-        return recipe(context, config)
+    with worker.metered(config):
+        return recipe(worker, config)
 
 
 def _first_line(error: Exception) -> str:

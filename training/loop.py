@@ -25,13 +25,15 @@ from ..core.errors import BackendError, ConfigError
 from ..core.files import append_json_line, read_json_lines
 from ..jobs.context import Outcome, RunContext, StopReason
 from ..jobs.run_files import CHECKPOINTS, METRICS
+from ..models.chat import ChatRenderer
 from ..models.model_ref import resolve_model
 from .checkpoints import BEST, Checkpoints, find_resume_point, prepare_folder, read_best
 from .client import LossNotFiniteError, TrainingClient, open_training_client
-from .config import TrainingConfig
+from .config import OfflineConfig, TrainingConfig
 
 T = TypeVar("T")
 BatchT = TypeVar("BatchT")
+BatchesT = TypeVar("BatchesT")
 Metrics = dict[str, float]
 _WATCH_S = 2.0
 
@@ -264,6 +266,28 @@ def summarize(folder: Path, method: Method[BatchT]) -> dict[str, object]:
         values = [r[metric] for r in records if metric in r]
         summary |= {f"first_{name}": values[0] if values else None, f"last_{name}": values[-1] if values else None}
     return summary
+
+
+def load_batches(
+    load: Callable[..., BatchesT], config: OfflineConfig, renderer: ChatRenderer
+) -> tuple[BatchesT, BatchesT | None]:
+    """The training rows and the held-out ones, read by a method's loader (see `data.supervised.load_sft_data`).
+
+    Raises:
+        DataError: For the first row that cannot be used, unless such rows are to be left out.
+    """
+
+    def rows(file: str) -> BatchesT:
+        return load(
+            Path(file),
+            renderer,
+            batch_size=config.batch_size or 1,
+            max_seq_len=config.max_seq_len,
+            seed=config.seed,
+            skip_bad_rows=config.skip_bad_rows,
+        )
+
+    return rows(config.train_file), rows(config.val_file) if config.val_file else None
 
 
 def check_same_base(backend: Backend, base_model: str, checkpoints: Mapping[str, str | None]) -> None:

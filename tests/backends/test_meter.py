@@ -9,8 +9,7 @@ from sota_ml_researcher.backends.estimate import estimate_cost
 from sota_ml_researcher.backends.meter import Meter, Usage, read_usage
 from sota_ml_researcher.backends.prices import BackendPrices, ModelPrice, PriceTable, require_price_for_cap
 from sota_ml_researcher.core.errors import ConfigError
-from sota_ml_researcher.jobs.budget import MeteredContext
-from sota_ml_researcher.jobs.context import StopReason
+from sota_ml_researcher.jobs.budget import Budget
 from sota_ml_researcher.training.sft.config import SftConfig
 
 PRICE = ModelPrice(train=2.0, prefill=1.0, cached_prefill=0.2, sample=4.0)
@@ -82,13 +81,13 @@ def test_a_resumed_job_goes_on_counting_and_a_higher_cap_lets_it(tmp_path: Path)
 def test_the_alert_comes_once_at_four_fifths_and_the_stop_says_the_way_out(tmp_path: Path) -> None:
     context = Context(tmp_path)
     meter = Meter(tmp_path, PRICE, free=False, cap_usd=0.01)
-    metered = MeteredContext(context, meter)
-    reasons: list[str | None] = []
+    budget = Budget(context, meter)
+    spent: list[bool] = []
     for step in range(1, 8):
-        reasons.append(metered.stop_requested())
+        spent.append(budget.is_spent())
         meter.count(train=900)
-        metered.progress(step)
-    assert reasons == [None] * 5 + [StopReason.BUDGET] * 2
+        budget.step_done(step)
+    assert spent == [False] * 5 + [True] * 2
     assert len(context.alerts) == 2
     assert "of the $0.01 cap is spent" in context.alerts[0]
     assert "resume_job with a higher max_cost_usd" in context.alerts[1]
@@ -96,16 +95,16 @@ def test_the_alert_comes_once_at_four_fifths_and_the_stop_says_the_way_out(tmp_p
 
 def test_a_cap_across_jobs_stops_one_that_has_none(tmp_path: Path) -> None:
     context = Context(tmp_path, over_all="all jobs of this month have cost $5")
-    metered = MeteredContext(context, Meter(tmp_path, PRICE, free=False, cap_usd=None))
-    assert metered.stop_requested() == StopReason.BUDGET
+    budget = Budget(context, Meter(tmp_path, PRICE, free=False, cap_usd=None))
+    assert budget.is_spent()
     assert "this month" in context.alerts[0]
 
 
 def test_what_judges_cost_is_part_of_the_jobs_cost_and_survives_a_resume(tmp_path: Path) -> None:
     context = Context(tmp_path)
-    metered = MeteredContext(context, Meter(tmp_path, None, free=True, cap_usd=None))
-    metered.judged(0.25)
-    metered.settle()
+    budget = Budget(context, Meter(tmp_path, None, free=True, cap_usd=None))
+    budget.judged(0.25)
+    budget.settle()
     assert context.costs == [0.25]
     assert Meter(tmp_path, None, free=True, cap_usd=None).cost_usd == 0.25
 
@@ -145,24 +144,24 @@ def test_judges_that_answer_quickly_are_not_held_up_by_bookkeeping(
     writes: list[Path] = []
     monkeypatch.setattr(meter_module, "write_atomically", lambda path, text: writes.append(path))
     context = Context(tmp_path)
-    metered = MeteredContext(context, Meter(tmp_path, None, free=True, cap_usd=1.0))
+    budget = Budget(context, Meter(tmp_path, None, free=True, cap_usd=1.0))
     for call in range(1, 1001):
-        metered.judged(call * 1e-4)
-        metered.progress(call)
-        assert metered.stop_requested() is None
+        budget.judged(call * 1e-4)
+        budget.step_done(call)
+        assert not budget.is_spent()
     assert len(writes) <= 5 and len(context.costs) <= 20  # as many as seconds, and quarters of them, began
-    metered.settle()
+    budget.settle()
     assert context.costs[-1] == pytest.approx(0.1)
-    metered.judged(1.01)
-    assert metered.stop_requested() == StopReason.BUDGET  # the cap itself is looked at every time
+    budget.judged(1.01)
+    assert budget.is_spent()  # the cap itself is looked at every time
 
 
 def test_a_resumed_job_that_counts_up_again_never_costs_less_than_before(tmp_path: Path) -> None:
-    metered = MeteredContext(Context(tmp_path), Meter(tmp_path, None, free=True, cap_usd=None))
-    metered.judged(0.5)
-    metered.settle()
+    budget = Budget(Context(tmp_path), Meter(tmp_path, None, free=True, cap_usd=None))
+    budget.judged(0.5)
+    budget.settle()
     meter = Meter(tmp_path, None, free=True, cap_usd=None)
-    again = MeteredContext(Context(tmp_path), meter)
+    again = Budget(Context(tmp_path), meter)
     again.judged(0.1)
     assert meter.cost_usd == 0.5
     again.judged(0.6)
@@ -175,16 +174,17 @@ def test_the_sdk_is_not_loaded_before_the_first_connection(tmp_path: Path) -> No
     code = f"""
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from sota_ml_researcher.jobs.budget import metered
+from sota_ml_researcher.jobs.registry import Registry
+from sota_ml_researcher.jobs.worker import Worker
 
-folder = Path({str(tmp_path)!r})
-worker = SimpleNamespace(folder=folder, spent=lambda usd: None)
-with metered(worker, folder / "config.yaml") as context:
+registry, runs = Registry(), Path({str(tmp_path / "runs")!r})
+worker = Worker(registry, registry.create(kind="sft", name="x", backend="embedded", base_model="demo", runs=runs))
+with worker.metered(Path({str(tmp_path / "config.yaml")!r})):
     print("tinker" in sys.modules)
-    context.connect("cluster", "http://127.0.0.1:9").count(train=5)
+    worker.connect("cluster", "http://127.0.0.1:9").count(train=5)
     print("tinker" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True"]
-    assert read_usage(tmp_path).train == 5
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert read_usage(folder).train == 5

@@ -11,7 +11,9 @@ from unittest.mock import patch
 
 from loopback_judges import Asked
 
+from sota_ml_researcher.backends.connection import Backend, connect
 from sota_ml_researcher.core.files import read_json_lines
+from sota_ml_researcher.core.names import BackendName
 from sota_ml_researcher.core.settings import render_config
 from sota_ml_researcher.evals import evidence, judge_job
 from sota_ml_researcher.evals.judge_config import load_judge_settings
@@ -38,6 +40,9 @@ class Context:
 
     def progress(self, step: int) -> None:
         self.step = step
+
+    def connect(self, name: BackendName, base_url: str | None = None) -> Backend:
+        return connect(name, base_url)
 
     def alert(self, level: str, message: str, *, step: int | None = None) -> None:
         self.alerts.append((level, message))

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from ...data.preferences import PreferenceData, load_preference_data
 from ...jobs.context import Outcome, RunContext
-from ...models.chat import ChatRenderer
 from ...models.renderers import load_renderer
 from ..client import TrainingClient, tokens_in
-from ..loop import Metrics, Run, check_same_base, train
+from ..loop import Metrics, Run, check_same_base, load_batches, train
 from .config import DpoConfig, load_dpo_settings
 from .preference_loss import preference_loss, preference_metrics
 from .reference import Reference, data_of, forward_sums, pair_scores, weighted_sums
@@ -31,25 +30,13 @@ def run_dpo_job(context: RunContext, config_file: Path) -> Outcome:
     """
     config = load_dpo_settings(config_file, None).config
     renderer = load_renderer(config.base_model, config.renderer)
-    data = _load(config, renderer, config.train_file)
-    held_out = _load(config, renderer, config.val_file) if config.val_file else None
+    data, held_out = load_batches(load_preference_data, config, renderer)
     backend = context.connect(config.backend, config.base_url)
     checkpoints = {"ref_model": config.ref_model, "load_checkpoint": config.load_checkpoint}
     check_same_base(backend, config.base_model, checkpoints)
     total_steps = config.num_steps or len(data) * (config.num_epochs or 1)
     run = Run(context, config, backend, renderer.name, total_steps)
     return train(run, Preferences(run, config, data, held_out))
-
-
-def _load(config: DpoConfig, renderer: ChatRenderer, file: str) -> PreferenceData:
-    return load_preference_data(
-        Path(file),
-        renderer,
-        batch_size=config.batch_size or 1,
-        max_seq_len=config.max_seq_len,
-        seed=config.seed,
-        skip_bad_rows=config.skip_bad_rows,
-    )
 
 
 class Preferences:

@@ -19,7 +19,7 @@ from ...jobs.context import Outcome, RunContext
 from ...models.chat import ChatRenderer
 from ...models.renderers import load_renderer
 from ..client import TrainingClient, logprobs_of, shifted_datum, tokens_in, whole_sequence
-from ..loop import Metrics, Run, check_same_base, train
+from ..loop import Metrics, Run, check_same_base, load_batches, train
 from .config import SftConfig, load_sft_settings
 
 NLL = "test/nll"
@@ -37,24 +37,12 @@ def run_sft(context: RunContext, config: SftConfig) -> Outcome:
         ResearcherError: For bad data, a model that cannot be had, or a backend that refuses.
     """
     renderer = load_renderer(config.base_model, config.renderer)
-    data = _load(config, renderer, config.train_file)
-    held_out = _load(config, renderer, config.val_file) if config.val_file else None
+    data, held_out = load_batches(load_sft_data, config, renderer)
     backend = context.connect(config.backend, config.base_url)
     check_same_base(backend, config.base_model, {"load_checkpoint": config.load_checkpoint})
     total_steps = config.num_steps or len(data) * (config.num_epochs or 1)
     run = Run(context, config, backend, renderer.name, total_steps)
     return train(run, Supervised(run, config.lr_schedule, renderer, data, held_out))
-
-
-def _load(config: SftConfig, renderer: ChatRenderer, file: str) -> SftData:
-    return load_sft_data(
-        Path(file),
-        renderer,
-        batch_size=config.batch_size or 1,
-        max_seq_len=config.max_seq_len,
-        seed=config.seed,
-        skip_bad_rows=config.skip_bad_rows,
-    )
 
 
 class Supervised:
