@@ -125,6 +125,10 @@ class SampleAsk:
     weights: Weights | None
 
 
+Arrivals = Callable[[], Sequence[SampleAsk]]
+Finished = Callable[[Any, SampleOutput], None]
+
+
 class Adapter(Protocol):
     """One LoRA adapter in training: fp32 masters, gradients and AdamW moments.
 
@@ -232,12 +236,7 @@ class BaseModel(Protocol):
         """
         ...
 
-    def sample_stream(
-        self,
-        asks: Sequence[SampleAsk],
-        arrivals: Callable[[], Sequence[SampleAsk]],
-        finished: Callable[[Any, SampleOutput], None],
-    ) -> None:
+    def sample_stream(self, asks: Sequence[SampleAsk], arrivals: Arrivals, finished: Finished) -> None:
         """Continue checked prompts together, letting in more while it runs.
 
         Args:

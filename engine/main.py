@@ -130,14 +130,14 @@ def _run(
     return 0
 
 
-def named_models(given: Sequence[str]) -> dict[str, str]:
+def named_models(values: Sequence[str]) -> dict[str, str]:
     """``--model`` values as name -> folder or id.
 
     Raises:
-        ModelError: If a folder is named that is not there, or is no model.
+        ModelError: If a folder is named that is not there, or is not a model.
     """
     named: dict[str, str] = {}
-    for value in given:
+    for value in values:
         name, _, target = value.rpartition("=")
         name = name or target
         folder = Path(target).expanduser()

@@ -46,7 +46,7 @@ class LossRequest:
         """Read a ``ForwardBackwardRequest``.
 
         Raises:
-            RequestRejectedError: If the bytes are no such message.
+            RequestRejectedError: If the bytes are not such a message.
         """
         message = pb.ForwardBackwardRequest()
         try:
@@ -112,7 +112,7 @@ def _from_csr(csr: Any, dtype: type[Any], shape: tuple[int, ...], fill: float = 
 
 
 def encode_loss_result(result: LossResult) -> bytes:
-    """Write a ``ForwardBackwardOutput``: one record a datum where shapes differ, else one for all."""
+    """Write a ``ForwardBackwardOutput``: one record per datum where shapes differ, else one for all."""
     message = pb.ForwardBackwardOutput()
     message.loss_fn_output_type = "ArrayRecord"
     for name, value in result.metrics.items():

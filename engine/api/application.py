@@ -50,7 +50,7 @@ def build_app(engine: Engine, *, api_key: str | None = None, on_idle: Callable[[
                 task.cancel()
 
     app = Starlette(
-        routes=[*routes.routes(), *rest.routes(), *rest.rest_sessions_routes(), *openai_api.routes()],
+        routes=[*routes.routes(), *rest.routes(), *openai_api.routes()],
         lifespan=lifespan,
         middleware=[Middleware(_Gate, engine=engine, api_key=api_key)],
         exception_handlers={

@@ -60,7 +60,7 @@ async def json_of(request: Request) -> dict[str, Any]:
     """The body as a JSON object; an empty body is an empty one.
 
     Raises:
-        RequestRejectedError: If it is none.
+        RequestRejectedError: If it is not one.
     """
     try:
         value = json.loads(await body_of(request) or b"{}")
@@ -71,12 +71,7 @@ async def json_of(request: Request) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
-async def typed(request: Request, model: type[Any]) -> Any:
-    """The body as one of the SDK's request types."""
-    return model.model_validate(await json_of(request))
-
-
-def answer(model: BaseModel | Any) -> Response:
+def answer(model: BaseModel) -> Response:
     """One of the SDK's response types as JSON."""
     return JSONResponse(model.model_dump(mode="json"))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -22,19 +22,19 @@ from ...core.errors import ResearcherError
 from ..interface import RequestRejectedError, SampleOutput, SampleSettings
 from ..service.scheduler import BusyError
 from ..service.service import Engine
-from ..service.state import Sampler
+from ..service.state import SamplingSession
 from ..service.store import NoSuchCheckpointError
 from .http_answers import engine_of, json_of
-from .openai_answers import Choices, chat_choice, text_choice
+from .openai_answers import ChatChoice, Choices, TextChoice, TokenCounts
 
 # Ends of a turn in the chat templates of common model families, beside the tokenizer's own end token.
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
-_KNOWN = frozenset(
+_COMMON_KEYS = frozenset(
     "model stream stream_options max_tokens max_completion_tokens temperature top_p top_k n stop seed logprobs user "
     "metadata store".split()
 )
-_CHAT_KEYS = _KNOWN | {"messages", "top_logprobs", "chat_template_kwargs"}
-_TEXT_KEYS = _KNOWN | {"prompt", "echo"}
+_CHAT_KEYS = _COMMON_KEYS | {"messages", "top_logprobs", "chat_template_kwargs"}
+_TEXT_KEYS = _COMMON_KEYS | {"prompt", "echo"}
 # Fields whose neutral value asks for nothing.
 _NEUTRAL: Mapping[str, Any] = {
     "presence_penalty": 0,
@@ -51,60 +51,61 @@ _MOST_CHOICES = 128
 _DEFAULT_TOKENS = 16
 
 
-def _checked(body: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:
-    given = {key: value for key, value in body.items() if value is not None}
-    for key, value in given.items():
-        if key not in known and not (key in _NEUTRAL and value == _NEUTRAL[key]):
+def _checked(raw: Mapping[str, Any], keys: frozenset[str]) -> dict[str, Any]:
+    """The fields that are set, none of them one that would be ignored."""
+    body = {key: value for key, value in raw.items() if value is not None}
+    for key, value in body.items():
+        if key not in keys and not (key in _NEUTRAL and value == _NEUTRAL[key]):
             raise RequestRejectedError(f"this engine does not take '{key}': leave it out")
-    if not isinstance(given.get("model"), str):
+    if not isinstance(body.get("model"), str):
         raise RequestRejectedError("'model' is missing: a base model's name or a tinker:// path")
-    return given
+    return body
 
 
-def _sampler(engine: Engine, model: str) -> Sampler:
+def _sampler(engine: Engine, model: str) -> SamplingSession:
     base, _, path = model.rpartition(";")
     if path.startswith("tinker://"):
         return engine.sampling.direct(base or None, path)
     return engine.sampling.direct(model, None)
 
 
-def _number(given: Mapping[str, Any], key: str, default: float) -> float:
-    value = given.get(key, default)
+def _number(body: Mapping[str, Any], key: str, default: float) -> float:
+    value = body.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RequestRejectedError(f"'{key}' must be a number, got {value!r}")
     return float(value)
 
 
-def _whole(given: Mapping[str, Any], key: str, default: int | None) -> int | None:
-    value = given.get(key, default)
+def _integer(body: Mapping[str, Any], key: str, default: int | None) -> int | None:
+    value = body.get(key, default)
     if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
         raise RequestRejectedError(f"'{key}' must be a whole number, got {value!r}")
     return value
 
 
 def _settings(
-    given: Mapping[str, Any], prompt: Sequence[int], tokenizer: Any, topk: int, room: int | None
+    body: Mapping[str, Any], prompt: Sequence[int], tokenizer: Any, topk: int, room: int | None
 ) -> SampleSettings:
-    stop = given.get("stop", [])
+    stop = body.get("stop", [])
     stops = [stop] if isinstance(stop, str) else stop
     if not isinstance(stops, list) or not all(isinstance(text, str) for text in cast("list[Any]", stops)):
         raise RequestRejectedError("'stop' must be a string or a list of strings")
-    choices = _whole(given, "n", 1) or 0
+    choices = _integer(body, "n", 1) or 0
     if not 1 <= choices <= _MOST_CHOICES:
         raise RequestRejectedError(f"'n' must be from 1 to {_MOST_CHOICES}, got {choices}")
-    most = _whole(given, "max_completion_tokens", _whole(given, "max_tokens", room))
+    most = _integer(body, "max_completion_tokens", _integer(body, "max_tokens", room))
     return SampleSettings(
         np.asarray(prompt, dtype=np.int64),
         num_samples=choices,
         max_tokens=most,
-        temperature=_number(given, "temperature", 1.0),
-        top_p=_number(given, "top_p", 1.0),
-        top_k=_whole(given, "top_k", -1) or -1,
-        seed=_whole(given, "seed", None),
+        temperature=_number(body, "temperature", 1.0),
+        top_p=_number(body, "top_p", 1.0),
+        top_k=_integer(body, "top_k", -1) or -1,
+        seed=_integer(body, "seed", None),
         stop_tokens=_ends(tokenizer),
         stop_strings=tuple(cast("list[str]", stops)),
         topk_sample_logprobs=topk,
-        prompt_logprobs=bool(given.get("echo")) and "logprobs" in given and len(prompt) > 1,
+        prompt_logprobs=bool(body.get("echo")) and "logprobs" in body and len(prompt) > 1,
     )
 
 
@@ -114,12 +115,8 @@ def _ends(tokenizer: Any) -> frozenset[int]:
     return frozenset(ends | ({tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()))
 
 
-def _keep(output: SampleOutput) -> dict[str, object]:
-    return {"output": output}
-
-
-async def _result(engine: Engine, sampler: Sampler, settings: SampleSettings) -> SampleOutput:
-    promise = engine.sampling.sample(sampler, None, settings, encode=_keep)
+async def _result(engine: Engine, sampler: SamplingSession, settings: SampleSettings) -> SampleOutput:
+    promise = engine.sampling.sample(sampler, None, settings, encode=lambda output: output)
     try:
         await promise.done.wait()
     finally:
@@ -127,24 +124,26 @@ async def _result(engine: Engine, sampler: Sampler, settings: SampleSettings) ->
         engine.promises.forget([promise.request_id])
     if promise.failure is not None:
         raise RequestRejectedError(promise.failure.message)
-    return cast("SampleOutput", (promise.answer or {})["output"])
+    return promise.result
 
 
 async def _chat(request: Request) -> Response:
-    engine, given = engine_of(request), _checked(await json_of(request), _CHAT_KEYS)
-    sampler = _sampler(engine, given["model"])
+    engine, body = engine_of(request), _checked(await json_of(request), _CHAT_KEYS)
+    sampler = _sampler(engine, body["model"])
     tokenizer = await engine.tokenizer(sampler.base_model)
-    topk = _whole(given, "top_logprobs", 0) or 0
-    settings = _settings(given, _rendered(given, tokenizer), tokenizer, topk, None)
+    topk = _integer(body, "top_logprobs", 0) or 0
+    settings = _settings(body, _rendered(body, tokenizer), tokenizer, topk, None)
     output = await _result(engine, sampler, settings)
-    choices = Choices(tokenizer, settings, logprobs=bool(given.get("logprobs")))
-    found = [chat_choice(choices, index, one) for index, one in enumerate(output.continuations)]
-    usage = _usage(len(settings.prompt_T), output)
-    return _reply(given, "chat.completion", found, usage)
+    choices = Choices(tokenizer, settings, logprobs=bool(body.get("logprobs")))
+    counts = TokenCounts()
+    counts.add(len(settings.prompt_T), output)
+    return _reply(
+        body, "chat.completion", [choices.chat(index, one) for index, one in enumerate(output.continuations)], counts
+    )
 
 
-def _rendered(given: Mapping[str, Any], tokenizer: Any) -> list[int]:
-    messages = given.get("messages")
+def _rendered(body: Mapping[str, Any], tokenizer: Any) -> list[int]:
+    messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise RequestRejectedError("'messages' must be a list with at least one message")
     plain = [_message(message, index) for index, message in enumerate(cast("list[Any]", messages))]
@@ -152,7 +151,7 @@ def _rendered(given: Mapping[str, Any], tokenizer: Any) -> list[int]:
         raise RequestRejectedError("this model has no chat template: use completions with a prompt")
     try:
         text: str = tokenizer.apply_chat_template(
-            plain, tokenize=False, add_generation_prompt=True, **given.get("chat_template_kwargs", {})
+            plain, tokenize=False, add_generation_prompt=True, **body.get("chat_template_kwargs", {})
         )
     except Exception as error:  # a template is a program of the model's; whatever it raises is about the messages
         raise RequestRejectedError(f"the model's chat template refused the messages: {error}") from error
@@ -167,7 +166,7 @@ def _message(message: Any, index: int) -> dict[str, Any]:
     if isinstance(content, list):
         parts = cast("list[dict[str, Any]]", content)
         if any(part.get("type") != "text" for part in parts):
-            raise RequestRejectedError(f"messages[{index}] has a part that is no text; this engine reads text")
+            raise RequestRejectedError(f"messages[{index}] has a part that is not text; this engine reads text")
         content = "".join(str(part["text"]) for part in parts)
     if not isinstance(content, str):
         raise RequestRejectedError(f"messages[{index}].content must be text")
@@ -175,23 +174,23 @@ def _message(message: Any, index: int) -> dict[str, Any]:
 
 
 async def _completions(request: Request) -> Response:
-    engine, given = engine_of(request), _checked(await json_of(request), _TEXT_KEYS)
-    sampler = _sampler(engine, given["model"])
+    engine, body = engine_of(request), _checked(await json_of(request), _TEXT_KEYS)
+    sampler = _sampler(engine, body["model"])
     tokenizer = await engine.tokenizer(sampler.base_model)
-    topk = _whole(given, "logprobs", 0) or 0
-    found: list[dict[str, Any]] = []
-    usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-    for prompt in _prompts(given, tokenizer):
-        settings = _settings(given, prompt, tokenizer, topk, _DEFAULT_TOKENS)
+    topk = _integer(body, "logprobs", 0) or 0
+    answers: list[TextChoice] = []
+    counts = TokenCounts()
+    for prompt in _prompts(body, tokenizer):
+        settings = _settings(body, prompt, tokenizer, topk, _DEFAULT_TOKENS)
         output = await _result(engine, sampler, settings)
-        choices = Choices(tokenizer, settings, logprobs="logprobs" in given, echo=bool(given.get("echo")))
-        found += [text_choice(choices, len(found) + i, one, output) for i, one in enumerate(output.continuations)]
-        usage = {key: usage[key] + value for key, value in _usage(len(prompt), output).items()}
-    return _reply(given, "text_completion", found, usage)
+        choices = Choices(tokenizer, settings, logprobs="logprobs" in body, echo=bool(body.get("echo")))
+        answers += [choices.text(len(answers) + i, one, output) for i, one in enumerate(output.continuations)]
+        counts.add(len(prompt), output)
+    return _reply(body, "text_completion", answers, counts)
 
 
-def _prompts(given: Mapping[str, Any], tokenizer: Any) -> list[list[int]]:
-    prompt = given.get("prompt")
+def _prompts(body: Mapping[str, Any], tokenizer: Any) -> list[list[int]]:
+    prompt = body.get("prompt")
     several = cast("list[Any]", prompt if isinstance(prompt, list) else [prompt])
     if several and all(isinstance(token, int) for token in several):
         return [several]
@@ -200,30 +199,22 @@ def _prompts(given: Mapping[str, Any], tokenizer: Any) -> list[list[int]]:
     return [list(tokenizer.encode(one)) if isinstance(one, str) else one for one in several]
 
 
-def _usage(prompt_tokens: int, output: SampleOutput) -> dict[str, int]:
-    made = sum(len(one.tokens_T) for one in output.continuations)
-    return {"prompt_tokens": prompt_tokens, "completion_tokens": made, "total_tokens": prompt_tokens + made}
-
-
-def _reply(given: Mapping[str, Any], kind: str, choices: list[dict[str, Any]], usage: dict[str, int]) -> Response:
-    head = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": given["model"]}
-    if not given.get("stream"):
-        return JSONResponse(head | {"object": kind, "choices": choices, "usage": usage})
-    options = cast("dict[str, Any]", given.get("stream_options", {}))
-    chunk_kind = "chat.completion.chunk" if kind == "chat.completion" else kind
-    events = _events(head | {"object": chunk_kind}, choices, usage if options.get("include_usage") else None)
-    return StreamingResponse(events, media_type="text/event-stream")
-
-
-def _events(head: dict[str, Any], choices: Sequence[dict[str, Any]], usage: dict[str, int] | None) -> Iterator[str]:
-    for choice in choices:
-        part = dict(choice)
-        if "message" in part:
-            part["delta"] = part.pop("message")
-        yield f"data: {json.dumps(head | {'choices': [part]})}\n\n"
-    if usage is not None:
-        yield f"data: {json.dumps(head | {'choices': [], 'usage': usage})}\n\n"
-    yield "data: [DONE]\n\n"
+def _reply(
+    body: Mapping[str, Any], kind: str, choices: Sequence[ChatChoice | TextChoice], counts: TokenCounts
+) -> Response:
+    head = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": body["model"], "object": kind}
+    every = [choice.model_dump() for choice in choices]
+    if not body.get("stream"):
+        return JSONResponse(head | {"choices": every, "usage": counts.model_dump()})
+    bodies: list[dict[str, Any]] = [{"choices": [choice]} for choice in every]
+    if kind == "chat.completion":
+        head["object"] = "chat.completion.chunk"
+        for choice in every:
+            choice["delta"] = choice.pop("message")
+    if cast("dict[str, Any]", body.get("stream_options", {})).get("include_usage"):
+        bodies.append({"choices": [], "usage": counts.model_dump()})
+    events = [f"data: {json.dumps(head | body)}\n\n" for body in bodies]
+    return StreamingResponse(iter([*events, "data: [DONE]\n\n"]), media_type="text/event-stream")
 
 
 async def _models(request: Request) -> Response:

@@ -1,10 +1,11 @@
-"""Looking after what is stored: training runs, checkpoints and their files."""
+"""The REST client's side: training runs, checkpoints and their files; sessions, samplers and the account."""
 
 from __future__ import annotations
 
 import hmac
 import time
 import uuid
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qs
@@ -19,24 +20,29 @@ from ..interface import RequestRejectedError
 from ..service.service import Engine
 from ..service.store import NoSuchCheckpointError, Run, Saved, Store, check_ttl
 from . import identity
-from .http_answers import answer, engine_of, json_of, refusal, typed
+from .http_answers import answer, engine_of, json_of, refusal
 
 _OWNER = "local"
 _MOST = 1000
 _URL_LIFE_S = 3600
 _TYPES: dict[str, Any] = {"weights": "training", "sampler_weights": "sampler", "external_weights": "external"}
-FILES, TRACES = "/api/v1/files/", "/api/v1/traces/"
+_NO_AUDIT = (
+    "there is no audit log here: it is kept for an organisation's administrators, and this engine has one user and no "
+    "organisation"
+)
+_NO_BILLING = "there is no billing here: work on this machine costs nothing, so no usage is metered"
+_FILES, _TRACES = "/api/v1/files/", "/api/v1/traces/"
 
 
 def _store(request: Request) -> Store:
-    return request.app.state.engine.store
+    return engine_of(request).store
 
 
-def page(request: Request, total: int) -> tuple[int, int, types.Cursor]:
+def _page(request: Request, total: int) -> tuple[int, int, types.Cursor]:
     """The part of a list of ``total`` entries that a request asks for: how many, from where, and both as the SDK's.
 
     Raises:
-        RequestRejectedError: If limit or offset is no number.
+        RequestRejectedError: If limit or offset is not a number.
     """
     try:
         limit = max(0, min(_MOST, int(request.query_params.get("limit", 100))))
@@ -50,7 +56,11 @@ def _time(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def checkpoint_of(saved: Saved) -> types.Checkpoint:
+def _texts(metadata: Mapping[str, Any]) -> dict[str, str]:
+    return {key: str(value) for key, value in metadata.items()}
+
+
+def _checkpoint(saved: Saved) -> types.Checkpoint:
     """A stored checkpoint as the SDK describes one."""
     return types.Checkpoint(
         checkpoint_id=f"{saved.kind}/{saved.name}",
@@ -59,12 +69,12 @@ def checkpoint_of(saved: Saved) -> types.Checkpoint:
         tinker_path=saved.path,
         size_bytes=saved.size_bytes,
         public=saved.public,
-        user_metadata={k: str(v) for k, v in saved.user_metadata.items()},
+        user_metadata=_texts(saved.user_metadata),
         expires_at=_time(saved.expires) if saved.expires else None,
     )
 
 
-def _run_of(store: Store, run: Run) -> types.TrainingRun:
+def _described(store: Store, run: Run) -> types.TrainingRun:
     saved = store.checkpoints(run.run_id)
     training = next((s for s in saved if s.kind == "weights"), None)
     sampler = next((s for s in saved if s.kind == "sampler_weights"), None)
@@ -75,59 +85,60 @@ def _run_of(store: Store, run: Run) -> types.TrainingRun:
         is_lora=True,
         lora_rank=run.lora["rank"],
         last_request_time=_time(max([run.created, *(s.created for s in saved)])),
-        last_checkpoint=checkpoint_of(training) if training else None,
-        last_sampler_checkpoint=checkpoint_of(sampler) if sampler else None,
-        user_metadata={k: str(v) for k, v in run.user_metadata.items()},
+        last_checkpoint=_checkpoint(training) if training else None,
+        last_sampler_checkpoint=_checkpoint(sampler) if sampler else None,
+        user_metadata=_texts(run.user_metadata),
     )
 
 
-def _no_run(run_id: str) -> NoSuchCheckpointError:
-    return NoSuchCheckpointError(f"there is no training run {run_id} here")
+def _run_of(request: Request) -> Run:
+    """The training run that a request names.
+
+    Raises:
+        NoSuchCheckpointError: If there is none.
+    """
+    run = _store(request).run(request.path_params["run_id"])
+    if run is None:
+        raise NoSuchCheckpointError(f"there is no training run {request.path_params['run_id']} here")
+    return run
 
 
 async def _training_runs(request: Request) -> Response:
     store = _store(request)
     identity.check_project(request.query_params.get("project_id"))
     runs = store.runs()
-    limit, offset, cursor = page(request, len(runs))
-    shown = [_run_of(store, run) for run in runs[offset : offset + limit]]
-    return answer(types.TrainingRunsResponse(training_runs=shown, cursor=cursor))
+    limit, offset, cursor = _page(request, len(runs))
+    described = [_described(store, run) for run in runs[offset : offset + limit]]
+    return answer(types.TrainingRunsResponse(training_runs=described, cursor=cursor))
 
 
 async def _training_run(request: Request) -> Response:
-    store, run_id = _store(request), request.path_params["run_id"]
-    run = store.run(run_id)
-    if run is None:
-        raise _no_run(run_id)
-    return answer(_run_of(store, run))
+    return answer(_described(_store(request), _run_of(request)))
 
 
 async def _run_checkpoints(request: Request) -> Response:
-    store, run_id = _store(request), request.path_params["run_id"]
-    if store.run(run_id) is None:
-        raise _no_run(run_id)
-    return answer(types.CheckpointsListResponse(checkpoints=[checkpoint_of(s) for s in store.checkpoints(run_id)]))
+    saved = _store(request).checkpoints(_run_of(request).run_id)
+    return answer(types.CheckpointsListResponse(checkpoints=[_checkpoint(s) for s in saved]))
 
 
 async def _checkpoints(request: Request) -> Response:
     saved = _store(request).checkpoints()
-    limit, offset, cursor = page(request, len(saved))
-    shown = [checkpoint_of(s) for s in saved[offset : offset + limit]]
-    return answer(types.CheckpointsListResponse(checkpoints=shown, cursor=cursor))
+    limit, offset, cursor = _page(request, len(saved))
+    checkpoints = [_checkpoint(s) for s in saved[offset : offset + limit]]
+    return answer(types.CheckpointsListResponse(checkpoints=checkpoints, cursor=cursor))
 
 
-def _named(request: Request) -> Saved:
-    given = request.path_params
-    return _store(request).find(f"tinker://{given['run_id']}/{given['kind']}/{given['name']}")
+def _saved_of(request: Request) -> Saved:
+    return _store(request).find("tinker://{run_id}/{kind}/{name}".format_map(request.path_params))
 
 
 async def _delete_checkpoint(request: Request) -> Response:
-    _store(request).delete(_named(request))
+    _store(request).delete(_saved_of(request))
     return Response(status_code=204)
 
 
 async def _publish(request: Request) -> Response:
-    _store(request).update(_named(request), public=request.method == "POST")
+    _store(request).update(_saved_of(request), public=request.method == "POST")
     return Response(status_code=204)
 
 
@@ -136,21 +147,23 @@ async def _set_ttl(request: Request) -> Response:
     if ttl is not None and (isinstance(ttl, bool) or not isinstance(ttl, int)):
         raise RequestRejectedError(f"ttl_seconds is {ttl!r}: give a whole number of seconds, or null to keep it")
     check_ttl(ttl)
-    _store(request).update(_named(request), expires=time.time() + ttl if ttl else None)
+    _store(request).update(_saved_of(request), expires=time.time() + ttl if ttl else None)
     return Response(status_code=204)
 
 
 async def _weights_info(request: Request) -> Response:
     saved = _store(request).find(str((await json_of(request)).get("tinker_path")))
-    info = types.WeightsInfoResponse(
-        base_model=saved.base_model,
-        is_lora=True,
-        lora_rank=saved.spec.rank,
-        train_unembed=saved.spec.train_unembed,
-        train_mlp=saved.spec.train_mlp,
-        train_attn=saved.spec.train_attn,
+    spec = saved.spec
+    return answer(
+        types.WeightsInfoResponse(
+            base_model=saved.base_model,
+            is_lora=True,
+            lora_rank=spec.rank,
+            train_unembed=spec.train_unembed,
+            train_mlp=spec.train_mlp,
+            train_attn=spec.train_attn,
+        )
     )
-    return answer(info)
 
 
 async def _copy_weights(request: Request) -> Response:
@@ -164,28 +177,29 @@ async def _copy_weights(request: Request) -> Response:
     run_id = f"{session}:train:{uuid.uuid4().hex[:8] if slot is None else slot}"
     run = Run(run_id, session, saved.base_model, saved.lora, {"copied_from": saved.path}, time.time())
     store.add_run(run)
-    return JSONResponse({"tinker_path": store.copy(saved, run, ttl_s=body.get("ttl_seconds")).path})
+    copied = store.copy(saved, run, ttl_s=body.get("ttl_seconds"))
+    return answer(types.CopyWeightsResponse(tinker_path=copied.path))
 
 
 async def _file_urls(request: Request) -> Response:
     """A checkpoint's files, each under an address that carries its own permission for an hour."""
-    saved = _named(request)
+    saved = _saved_of(request)
     store = _store(request)
     until = int(time.time()) + _URL_LIFE_S
     place = f"{saved.run_id}/{saved.kind}/{saved.name}"
-    urls = {name: signed_url(request, f"{FILES}{place}/{name}", until) for name in store.files(saved)}
+    urls = {name: _signed_url(request, f"{_FILES}{place}/{name}", until) for name in store.files(saved)}
     return answer(types.ExternalWeightsUrlsResponse(urls=urls, expires=_time(until)))
 
 
 async def _file(request: Request) -> Response:
-    saved, name = _named(request), request.path_params["file"]
+    saved, name = _saved_of(request), request.path_params["file"]
     store = _store(request)
     if name not in store.files(saved):
         raise NoSuchCheckpointError(f"{saved.path} has no file '{name}'")
     return FileResponse(store.file(saved, name), filename=name)
 
 
-def signed_url(request: Request, path: str, until: int) -> str:
+def _signed_url(request: Request, path: str, until: int) -> str:
     """An address on this engine that works without the key until ``until`` (seconds since the epoch)."""
     signature = identity.sign(f"{path} {until}", request.app.state.api_key)
     return str(request.base_url.replace(path=path, query=f"until={until}&signature={signature}"))
@@ -194,39 +208,12 @@ def signed_url(request: Request, path: str, until: int) -> str:
 def is_signed(scope: Scope, api_key: str) -> bool:
     """Whether a request's address carries its own permission."""
     path: str = scope["path"]
-    if not path.startswith((FILES, TRACES)):
+    if not path.startswith((_FILES, _TRACES)):
         return False
     query = parse_qs(scope["query_string"].decode("latin-1"))
     until, signature = query.get("until", [""])[0], query.get("signature", [""])[0]
     expected = identity.sign(f"{path} {until}", api_key)
     return hmac.compare_digest(signature.encode(), expected.encode()) and int(until) > time.time()
-
-
-def routes() -> list[Route]:
-    """The REST client's paths to runs and checkpoints."""
-    run = "/api/v1/training_runs/{run_id}"
-    checkpoint = run + "/checkpoints/{kind}/{name}"
-    return [
-        Route("/api/v1/training_runs", _training_runs),
-        Route(run, _training_run),
-        Route(f"{run}/checkpoints", _run_checkpoints),
-        Route(checkpoint, _delete_checkpoint, methods=["DELETE"]),
-        Route(f"{checkpoint}/publish", _publish, methods=["POST", "DELETE"]),
-        Route(f"{checkpoint}/ttl", _set_ttl, methods=["PUT"]),
-        Route("/api/v1/checkpoints", _checkpoints),
-        Route("/api/v1/weights_info", _weights_info, methods=["POST"]),
-        Route("/api/v1/copy_weights", _copy_weights, methods=["POST"]),
-        Route(f"{checkpoint}/external_weights_urls", _file_urls),
-        Route(FILES + "{run_id}/{kind}/{name}/{file}", _file),
-    ]
-
-
-_TRACE_LIFE_S = 3600
-_NO_ACCOUNT = {
-    "audit": "there is no audit log here: it is kept for an organisation's administrators, and this engine has one "
-    "user and no organisation",
-    "billing": "there is no billing here: work on this machine costs nothing, so no usage is metered",
-}
 
 
 def _known_sessions(engine: Engine) -> dict[str, float]:
@@ -238,11 +225,11 @@ def _known_sessions(engine: Engine) -> dict[str, float]:
 
 async def _sessions(request: Request) -> Response:
     newest = list(_known_sessions(engine_of(request)))
-    limit, offset, _ = page(request, len(newest))
+    limit, offset, _ = _page(request, len(newest))
     return answer(types.ListSessionsResponse(sessions=newest[offset : offset + limit]))
 
 
-def _found(request: Request) -> tuple[Engine, str, list[str]]:
+def _session_of(request: Request) -> tuple[Engine, str, list[str]]:
     """The engine, the session asked for, and its runs on disk.
 
     Raises:
@@ -256,37 +243,33 @@ def _found(request: Request) -> tuple[Engine, str, list[str]]:
 
 
 async def _session(request: Request) -> Response:
-    engine, session_id, runs = _found(request)
+    engine, session_id, runs = _session_of(request)
     session = engine.sessions.get(session_id)
-    found = types.GetSessionResponse(
-        training_run_ids=list(dict.fromkeys([*(session.models if session else []), *runs])),
-        sampler_ids=session.samplers if session else [],
-        user_metadata=_texts(session.user_metadata) if session else None,
-        display_name=session.display_name if session else None,
+    return answer(
+        types.GetSessionResponse(
+            training_run_ids=list(dict.fromkeys([*(session.models if session else []), *runs])),
+            sampler_ids=session.samplers if session else [],
+            user_metadata=_texts(session.user_metadata) if session else None,
+            display_name=session.display_name if session else None,
+        )
     )
-    return answer(found)
-
-
-def _texts(metadata: dict[str, Any]) -> dict[str, str]:
-    return {key: str(value) for key, value in metadata.items()}
 
 
 async def _search(request: Request) -> Response:
-    query: types.SessionSearchRequest = await typed(request, types.SessionSearchRequest)
+    query = types.SessionSearchRequest.model_validate(await json_of(request))
     for project_id in query.project_ids or []:
         identity.check_project(project_id)
     engine = engine_of(request)
-    found = [summary for summary in _summaries(engine) if _matches(summary, query)]
+    matching = [summary for summary in _summaries(engine) if _matches(summary, query)]
     if query.cursor is not None:
         last = (query.cursor.last_created_at, query.cursor.last_session_id)
-        found = [summary for summary in found if (summary.created_at, summary.session_id) < last]
-    shown, more = found[: query.limit], len(found) > query.limit
-    cursor = None
-    if more:
+        matching = [summary for summary in matching if (summary.created_at, summary.session_id) < last]
+    page, cursor = matching[: query.limit], None
+    if len(matching) > query.limit:
         cursor = types.SessionSearchCursor(
-            last_created_at=shown[-1].created_at.replace(tzinfo=UTC), last_session_id=shown[-1].session_id
+            last_created_at=page[-1].created_at.replace(tzinfo=UTC), last_session_id=page[-1].session_id
         )
-    return answer(types.SessionSearchResponse(sessions=shown, next_cursor=cursor))
+    return answer(types.SessionSearchResponse(sessions=page, next_cursor=cursor))
 
 
 def _summaries(engine: Engine) -> list[types.SessionSummary]:
@@ -300,19 +283,16 @@ def _summaries(engine: Engine) -> list[types.SessionSummary]:
 def _summary(engine: Engine, session_id: str, created: float, runs: list[str]) -> types.SessionSummary:
     session = engine.sessions.get(session_id)
     saved = [checkpoint for run_id in runs for checkpoint in engine.store.checkpoints(run_id)]
-    status: Any = {"type": "active"} if session and session.finish is None else session and session.finish
-    return types.SessionSummary.model_validate(
-        {
-            "session_id": session_id,
-            "created_at": datetime.fromtimestamp(created, UTC),
-            "owner": identity.USER_URN,
-            "project_id": identity.PROJECT,
-            "status": status,
-            "checkpoints_count": len(saved),
-            "display_name": session.display_name if session else None,
-            "user_metadata": _texts(session.user_metadata) if session else None,
-            "checkpoint_storage_bytes": sum(checkpoint.size_bytes for checkpoint in saved),
-        }
+    return types.SessionSummary(
+        session_id=session_id,
+        created_at=_time(created),
+        owner=identity.USER_URN,
+        project_id=identity.PROJECT,
+        status=(session.finish or types.SessionActive()) if session else None,
+        checkpoints_count=len(saved),
+        display_name=session.display_name if session else None,
+        user_metadata=_texts(session.user_metadata) if session else None,
+        checkpoint_storage_bytes=sum(checkpoint.size_bytes for checkpoint in saved),
     )
 
 
@@ -342,20 +322,22 @@ def _has_status(summary: types.SessionSummary, wanted: Any) -> bool:
 async def _finish_session(request: Request) -> Response:
     """A client says goodbye: what it held in memory is freed; its checkpoints stay."""
     body = await json_of(request)
-    finish = {"type": "client_finished", "reason": body.get("reason") or {"type": "success"}}
-    engine_of(request).finish_session(request.path_params["session_id"], finish | {"detail": body.get("detail")})
+    finish = types.ClientSessionFinished.model_validate(
+        {"reason": body.get("reason") or {"type": "success"}, "detail": body.get("detail")}
+    )
+    engine_of(request).finish_session(request.path_params["session_id"], finish)
     return Response(status_code=204)
 
 
 async def _trace_export(request: Request) -> Response:
     """The timeline needs no building: the address is ready at once."""
-    _, session_id, _ = _found(request)
-    url = signed_url(request, f"{TRACES}{session_id}.json", int(time.time()) + _TRACE_LIFE_S)
+    _, session_id, _ = _session_of(request)
+    url = _signed_url(request, f"{_TRACES}{session_id}.json", int(time.time()) + _URL_LIFE_S)
     return JSONResponse({"status": "ready", "url": url})
 
 
 async def _trace(request: Request) -> Response:
-    engine, session_id, _ = _found(request)
+    engine, session_id, _ = _session_of(request)
     return JSONResponse(engine.trace.of_session(session_id))
 
 
@@ -364,8 +346,9 @@ async def _sampler(request: Request) -> Response:
     sampler = engine_of(request).sampling.samplers.get(sampler_id)
     if sampler is None:
         raise NoSuchCheckpointError(f"there is no sampling session {sampler_id} here")
-    found = types.GetSamplerResponse(sampler_id=sampler_id, base_model=sampler.base_model, model_path=sampler.path)
-    return answer(found)
+    return answer(
+        types.GetSamplerResponse(sampler_id=sampler_id, base_model=sampler.base_model, model_path=sampler.path)
+    )
 
 
 async def _storage(request: Request) -> Response:
@@ -382,34 +365,47 @@ async def _storage(request: Request) -> Response:
     return answer(types.CurrentCheckpointStorageUsageResponse(effective_rate_usd_per_gigabyte_month=0.0, data=[item]))
 
 
-async def _audit(request: Request) -> Response:
-    return refusal(403, _NO_ACCOUNT["audit"])
+def _refused(path: str, why: str) -> Route:
+    """A route to what only an account has."""
 
+    async def handler(request: Request) -> Response:
+        return refusal(403, why)
 
-async def _billing(request: Request) -> Response:
-    return refusal(403, _NO_ACCOUNT["billing"])
+    return Route(path, handler)
 
 
 async def _project(request: Request) -> Response:
     """Every session is in the one project already."""
-    _found(request)
+    _session_of(request)
     identity.check_project((await json_of(request)).get("project_id"))
     return Response(status_code=204)
 
 
-def rest_sessions_routes() -> list[Route]:
-    """The REST client's paths to sessions, samplers and the account."""
-    session = "/api/v1/sessions/{session_id}"
+def routes() -> list[Route]:
+    """The REST client's paths."""
+    run, session = "/api/v1/training_runs/{run_id}", "/api/v1/sessions/{session_id}"
+    checkpoint = run + "/checkpoints/{kind}/{name}"
     return [
+        Route("/api/v1/training_runs", _training_runs),
+        Route(run, _training_run),
+        Route(f"{run}/checkpoints", _run_checkpoints),
+        Route(checkpoint, _delete_checkpoint, methods=["DELETE"]),
+        Route(f"{checkpoint}/publish", _publish, methods=["POST", "DELETE"]),
+        Route(f"{checkpoint}/ttl", _set_ttl, methods=["PUT"]),
+        Route("/api/v1/checkpoints", _checkpoints),
+        Route("/api/v1/weights_info", _weights_info, methods=["POST"]),
+        Route("/api/v1/copy_weights", _copy_weights, methods=["POST"]),
+        Route(f"{checkpoint}/external_weights_urls", _file_urls),
+        Route(_FILES + "{run_id}/{kind}/{name}/{file}", _file),
         Route("/api/v1/sessions", _sessions),
         Route("/api/v1/sessions/search", _search, methods=["POST"]),
         Route(session, _session),
         Route(f"{session}/finish", _finish_session, methods=["POST"]),
         Route(f"{session}/project", _project, methods=["PUT"]),
         Route(f"{session}/trace_export", _trace_export),
-        Route(TRACES + "{session_id}.json", _trace),
+        Route(_TRACES + "{session_id}.json", _trace),
         Route("/api/v1/samplers/{sampler_id}", _sampler),
         Route("/api/v1/billing/usage/checkpoints/current", _storage),
-        Route("/api/v1/billing/usage/events", _billing),
-        Route("/api/v1/audit", _audit),
+        _refused("/api/v1/billing/usage/events", _NO_BILLING),
+        _refused("/api/v1/audit", _NO_AUDIT),
     ]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import Callable
 from importlib.metadata import version
+from typing import TypeVar
 
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -14,13 +17,17 @@ from tinker import types
 
 from .. import wire
 from ..interface import LoraSpec, RequestRejectedError
+from ..service.futures import Promise
+from ..service.service import Engine
+from ..service.store import SaveOptions
 from . import identity
-from .http_answers import answer, body_of, engine_of, json_of, post, promised, refusal, typed
+from .http_answers import answer, body_of, engine_of, json_of, post, promised, refusal
 
 # The SDK gives a poll 45 s; answering "try again" well before keeps proxies and clients content.
 _POLL_S = 20.0
 # One that waits for room is told so soon, and may then say it to its user.
 _PAUSED_POLL_S = 2.0
+BodyT = TypeVar("BodyT", bound=BaseModel)
 
 
 async def _health(request: Request) -> Response:
@@ -55,7 +62,7 @@ async def _client_config(request: Request) -> Response:
 
 
 async def _auth_token(request: Request) -> Response:
-    return JSONResponse({"jwt": identity.issue_token(request.app.state.api_key)})
+    return answer(types.AuthTokenResponse(jwt=identity.issue_token(request.app.state.api_key)))
 
 
 async def _dynamic_config(request: Request) -> Response:
@@ -64,43 +71,39 @@ async def _dynamic_config(request: Request) -> Response:
 
 async def _capabilities(request: Request) -> Response:
     models = engine_of(request).models
-    listed = [
+    supported = [
         types.SupportedModel(
             model_name=name, max_context_length=models.context_length(name), trainable=True, sampleable=True
         )
         for name in models.names
     ]
-    return answer(types.GetServerCapabilitiesResponse(supported_models=listed))
-
-
-async def _create_session(request: Request) -> Response:
-    body = await typed(request, types.CreateSessionRequest)
-    identity.check_project(body.project_id)
-    session = engine_of(request).create_session(body.user_metadata, body.display_name)
-    return answer(types.CreateSessionResponse(session_id=session.session_id))
+    return answer(types.GetServerCapabilitiesResponse(supported_models=supported))
 
 
 async def _heartbeat(request: Request) -> Response:
     body = await json_of(request)
     engine_of(request).beat(str(body.get("session_id")))
-    return JSONResponse({"type": "session_heartbeat"})
+    return answer(types.SessionHeartbeatResponse())
 
 
 async def _telemetry(request: Request) -> Response:
     await request.body()  # taken and dropped: nothing leaves this machine
-    return JSONResponse({"status": "accepted"})
+    return answer(types.TelemetryResponse(status="accepted"))
 
 
-async def _create_custom_loss(request: Request) -> Response:
-    body = await typed(request, types.CreateCustomLossRequest)
-    inputs = [(given.name, given.rank) for given in body.inputs]
+def _create_session(engine: Engine, body: types.CreateSessionRequest) -> BaseModel:
+    identity.check_project(body.project_id)
+    session = engine.create_session(body.user_metadata, body.display_name)
+    return types.CreateSessionResponse(session_id=session.session_id)
+
+
+def _create_custom_loss(engine: Engine, body: types.CreateCustomLossRequest) -> Promise:
+    inputs = [(declared.name, declared.rank) for declared in body.inputs]
     nodes = [node.model_dump() for node in body.graph.nodes]
-    promise = engine_of(request).create_custom_loss(body.session_id, body.custom_loss_seq_id, body.name, inputs, nodes)
-    return promised(promise)
+    return engine.create_custom_loss(body.session_id, body.custom_loss_seq_id, body.name, inputs, nodes)
 
 
-async def _create_model(request: Request) -> Response:
-    body = await typed(request, types.CreateModelRequest)
+def _create_model(engine: Engine, body: types.CreateModelRequest) -> Promise:
     lora = body.lora_config
     if lora is None:
         raise RequestRejectedError("lora_config is missing: this engine trains LoRA adapters")
@@ -109,8 +112,50 @@ async def _create_model(request: Request) -> Response:
             f"this engine has no optimizer '{body.optimizer_config.type}': its algorithm is not published. Use adamw"
         )
     spec = LoraSpec(lora.rank, lora.seed, lora.train_mlp, lora.train_attn, lora.train_unembed)
-    engine = engine_of(request)
-    return promised(engine.create_model(body.session_id, body.model_seq_id, body.base_model, spec, body.user_metadata))
+    return engine.create_model(body.session_id, body.model_seq_id, body.base_model, spec, body.user_metadata)
+
+
+def _optim_step(engine: Engine, body: types.OptimStepRequest) -> Promise:
+    settings = wire.adam_settings(body.optim_params) if isinstance(body.optim_params, types.AdamParams) else None
+    return engine.optim_step(body.model_id, body.seq_id, settings)
+
+
+def _save_weights(engine: Engine, body: types.SaveWeightsRequest) -> Promise:
+    options = SaveOptions("weights", body.path, body.ttl_seconds, body.user_metadata, body.overwrite)
+    return engine.save(body.model_id, body.seq_id, options)
+
+
+def _save_for_sampler(engine: Engine, body: types.SaveWeightsForSamplerRequest) -> Promise:
+    if body.sampling_session_seq_id is not None and body.path is None:
+        inflight = body.kind == "inflight"
+        return engine.snapshot(body.model_id, body.seq_id, body.sampling_session_seq_id, inflight=inflight)
+    options = SaveOptions("sampler_weights", body.path, body.ttl_seconds, body.user_metadata)
+    return engine.save(body.model_id, body.seq_id, options)
+
+
+def _save_external(engine: Engine, body: types.SaveWeightsExternalRequest) -> Promise:
+    options = SaveOptions("external_weights", body.path, body.ttl_seconds)
+    return engine.save(body.model_id, body.seq_id, options, encrypted=bool(body.age_encryption_recipients))
+
+
+def _load_weights(engine: Engine, body: types.LoadWeightsRequest) -> Promise | Response:
+    if body.session_id is not None and body.model_seq_id is not None:
+        promise = engine.create_from_checkpoint(
+            body.session_id, body.model_seq_id, body.path, optimizer=body.optimizer, user_metadata=body.user_metadata
+        )
+        return promised(promise, model_id=f"{body.session_id}:train:{body.model_seq_id}")
+    if body.model_id is None:
+        raise RequestRejectedError("give model_id, or session_id with model_seq_id")
+    return engine.load_weights(body.model_id, body.seq_id, body.path, optimizer=body.optimizer)
+
+
+def _create_sampling_session(engine: Engine, body: types.CreateSamplingSessionRequest) -> BaseModel:
+    session = engine.sampling.create(body.session_id, body.sampling_session_seq_id, body.base_model, body.model_path)
+    return types.CreateSamplingSessionResponse(sampling_session_id=session.sampler_id)
+
+
+def _join_sampling_session(engine: Engine, body: types.JoinSamplingSessionRequest) -> BaseModel:
+    return types.JoinSamplingSessionResponse(client_counter=engine.sampling.join(body.sampling_session_id))
 
 
 async def _get_info(request: Request) -> Response:
@@ -132,79 +177,6 @@ async def _get_info(request: Request) -> Response:
 
 async def _forward_backward(request: Request) -> Response:
     return promised(engine_of(request).loss(wire.LossRequest.parse(await body_of(request))))
-
-
-async def _optim_step(request: Request) -> Response:
-    body = await typed(request, types.OptimStepRequest)
-    settings = wire.adam_settings(body.optim_params) if isinstance(body.optim_params, types.AdamParams) else None
-    return promised(engine_of(request).optim_step(body.model_id, body.seq_id, settings))
-
-
-async def _save_weights(request: Request) -> Response:
-    body = await typed(request, types.SaveWeightsRequest)
-    promise = engine_of(request).save(
-        body.model_id,
-        body.seq_id,
-        "weights",
-        body.path,
-        ttl_s=body.ttl_seconds,
-        metadata=body.user_metadata,
-        overwrite=body.overwrite,
-    )
-    return promised(promise)
-
-
-async def _save_for_sampler(request: Request) -> Response:
-    body = await typed(request, types.SaveWeightsForSamplerRequest)
-    engine = engine_of(request)
-    if body.sampling_session_seq_id is not None and body.path is None:
-        return promised(
-            engine.snapshot(body.model_id, body.seq_id, body.sampling_session_seq_id, inflight=body.kind == "inflight")
-        )
-    promise = engine.save(
-        body.model_id, body.seq_id, "sampler_weights", body.path, ttl_s=body.ttl_seconds, metadata=body.user_metadata
-    )
-    return promised(promise)
-
-
-async def _save_external(request: Request) -> Response:
-    body = await typed(request, types.SaveWeightsExternalRequest)
-    promise = engine_of(request).save(
-        body.model_id,
-        body.seq_id,
-        "external_weights",
-        body.path,
-        ttl_s=body.ttl_seconds,
-        encrypted=bool(body.age_encryption_recipients),
-    )
-    return promised(promise)
-
-
-async def _load_weights(request: Request) -> Response:
-    body = await typed(request, types.LoadWeightsRequest)
-    engine = engine_of(request)
-    if body.session_id is not None and body.model_seq_id is not None:
-        promise = engine.create_from_checkpoint(
-            body.session_id, body.model_seq_id, body.path, optimizer=body.optimizer, user_metadata=body.user_metadata
-        )
-        return promised(promise, model_id=f"{body.session_id}:train:{body.model_seq_id}")
-    if body.model_id is None:
-        raise RequestRejectedError("give model_id, or session_id with model_seq_id")
-    return promised(engine.load_weights(body.model_id, body.seq_id, body.path, optimizer=body.optimizer))
-
-
-async def _create_sampling_session(request: Request) -> Response:
-    body = await typed(request, types.CreateSamplingSessionRequest)
-    sampler = engine_of(request).sampling.create(
-        body.session_id, body.sampling_session_seq_id, body.base_model, body.model_path
-    )
-    return answer(types.CreateSamplingSessionResponse(sampling_session_id=sampler.sampler_id))
-
-
-async def _join_sampling_session(request: Request) -> Response:
-    body = await typed(request, types.JoinSamplingSessionRequest)
-    counter = engine_of(request).sampling.join(body.sampling_session_id)
-    return answer(types.JoinSamplingSessionResponse(client_counter=counter))
 
 
 async def _asample(request: Request) -> Response:
@@ -235,25 +207,28 @@ async def _retrieve_future(request: Request) -> Response:
         return JSONResponse(again)
     if promise.failure is not None:
         return JSONResponse({"error": promise.failure.message, "category": promise.failure.category})
-    if promise.payload is not None:
-        return Response(promise.payload, media_type=wire.PROTOBUF)
-    return JSONResponse(promise.answer)
+    if isinstance(promise.result, bytes):
+        return Response(promise.result, media_type=wire.PROTOBUF)
+    return answer(promise.result)
 
 
 async def _retrieve_futures(request: Request) -> Response:
-    body = await typed(request, types.FuturesRetrieveRequest)
+    body = types.FuturesRetrieveRequest.model_validate(await json_of(request))
     promises = engine_of(request).promises
     sampler, cursor = body.target.sampling_session_id, body.prev_cursor
     promises.forget(body.retrieved_request_ids)
     if not promises.since(sampler, cursor) and body.timeout != 0:
         await promises.news(sampler, _POLL_S)
     done = promises.since(sampler, cursor)
-    completions = [
-        {"state": "failed" if c.failed else "finished", "request_id": c.request_id}
-        | ({} if c.failed else {"response_payload_uncompressed_size": c.nbytes})
-        for c in done
+    completions: list[types.FutureCompletion] = [
+        types.FutureFailed(state="failed", request_id=ended.request_id)
+        if ended.failed
+        else types.FutureFinished(
+            state="finished", request_id=ended.request_id, response_payload_uncompressed_size=ended.nbytes
+        )
+        for ended in done
     ]
-    return JSONResponse({"completions": completions, "cursor": cursor + len(done)})
+    return answer(types.FuturesRetrieveResponse(completions=completions, cursor=cursor + len(done)))
 
 
 async def _cancel_future(request: Request) -> Response:
@@ -264,7 +239,19 @@ async def _cancel_future(request: Request) -> Response:
 async def _unload_model(request: Request) -> Response:
     model_id = str((await json_of(request)).get("model_id"))
     engine_of(request).unload(model_id)
-    return JSONResponse({"model_id": model_id, "type": "unload_model"})
+    return answer(types.UnloadModelResponse(model_id=model_id, type="unload_model"))
+
+
+def _typed(path: str, kind: type[BodyT], handle: Callable[[Engine, BodyT], Promise | BaseModel | Response]) -> Route:
+    """A route whose body is one of the SDK's requests, and whose answer one of its responses or a promise of one."""
+
+    async def handler(request: Request) -> Response:
+        result = handle(engine_of(request), kind.model_validate(await json_of(request)))
+        if isinstance(result, Promise):
+            return promised(result)
+        return result if isinstance(result, Response) else answer(result)
+
+    return post(path, handler)
 
 
 def routes() -> list[Route]:
@@ -275,20 +262,20 @@ def routes() -> list[Route]:
         post("client/config", _client_config),
         post("client/dynamic_config", _dynamic_config),
         post("auth/token", _auth_token),
-        post("create_session", _create_session),
+        _typed("create_session", types.CreateSessionRequest, _create_session),
         post("session_heartbeat", _heartbeat),
         post("telemetry", _telemetry),
-        post("create_custom_loss", _create_custom_loss),
-        post("create_model", _create_model),
+        _typed("create_custom_loss", types.CreateCustomLossRequest, _create_custom_loss),
+        _typed("create_model", types.CreateModelRequest, _create_model),
         post("get_info", _get_info),
         post("forward_backward", _forward_backward),
-        post("optim_step", _optim_step),
-        post("save_weights", _save_weights),
-        post("save_weights_for_sampler", _save_for_sampler),
-        post("save_weights_external", _save_external),
-        post("load_weights", _load_weights),
-        post("create_sampling_session", _create_sampling_session),
-        post("join_sampling_session", _join_sampling_session),
+        _typed("optim_step", types.OptimStepRequest, _optim_step),
+        _typed("save_weights", types.SaveWeightsRequest, _save_weights),
+        _typed("save_weights_for_sampler", types.SaveWeightsForSamplerRequest, _save_for_sampler),
+        _typed("save_weights_external", types.SaveWeightsExternalRequest, _save_external),
+        _typed("load_weights", types.LoadWeightsRequest, _load_weights),
+        _typed("create_sampling_session", types.CreateSamplingSessionRequest, _create_sampling_session),
+        _typed("join_sampling_session", types.JoinSamplingSessionRequest, _join_sampling_session),
         post("asample", _asample),
         post("retrieve_future", _retrieve_future),
         post("retrieve_futures", _retrieve_futures),

@@ -39,10 +39,9 @@ def memory_errors(doing: str) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise OutOfMemoryError(f"{doing} does not fit this machine's memory; send less at a time") from error
-    except RuntimeError as error:
-        if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not is_memory and "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
             raise
         raise OutOfMemoryError(f"{doing} does not fit this machine's memory; send less at a time") from error
     finally:

@@ -109,11 +109,10 @@ class CustomLoss:
         """The loss of one datum and its metrics. ``logprobs`` is [T] or [T, K]; the loss is a scalar.
 
         Raises:
-            RequestRejectedError: If an operation fails on these values, or what comes out is no scalar loss.
+            RequestRejectedError: If an operation fails on these values, or the result is not a scalar loss.
         """
         values: dict[str, Any] = {}
-        given = [logprobs, *(loss_inputs[name] for name, _ in self.inputs[1:])]
-        supply = iter(given)
+        supply = iter([logprobs, *(loss_inputs[name] for name, _ in self.inputs[1:])])
         for node in self.nodes:
             if node.op == "placeholder":
                 values[node.name] = next(supply)
@@ -196,13 +195,13 @@ def _is_attribute(node: _Node) -> bool:
 
 
 def _references(arguments: Sequence[Any]) -> list[str]:
-    found: list[str] = []
+    names: list[str] = []
     for argument in arguments:
         if isinstance(argument, list | tuple):
-            found += _references(argument)
+            names += _references(argument)
         elif isinstance(argument, Mapping):
-            found += [argument["ref"]] if "ref" in argument else _references(list(argument.values()))
-    return found
+            names += [argument["ref"]] if "ref" in argument else _references(list(argument.values()))
+    return names
 
 
 def _call(node: _Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
@@ -212,7 +211,7 @@ def _call(node: _Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
         return getattr(args[0], node.target)(*args[1:], **kwargs)
     if node.target == "builtins.getattr":
         if not isinstance(args[0], Tensor):
-            raise TypeError("an attribute is read of something that is no tensor")
+            raise TypeError("an attribute is read of something that is not a tensor")
         return getattr(args[0], args[1])
     if node.target.startswith(("operator.", "math.")) and node.target != "operator.getitem":
         args = [_plain(arg) for arg in args]
@@ -253,9 +252,9 @@ def _decode_kind(kind: str, content: Any, values: Mapping[str, Any]) -> Any:
         return slice(*(_decode(item, values) for item in content))
     if kind == "dtype" and content in _DTYPES:
         return _DTYPES[content]
-    constants = {"ellipsis": ..., "device": torch.device("cpu"), "layout": torch.strided}
     if kind == "float":
         return float(content)
+    constants = {"ellipsis": ..., "device": torch.device("cpu"), "layout": torch.strided}
     if kind in constants:
         return constants[kind]
     raise RequestRejectedError(f"a custom loss's argument of kind {kind!r} ({content!r}) is not supported")

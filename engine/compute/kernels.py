@@ -53,7 +53,7 @@ def usable(x: Tensor) -> bool:
 
 
 def fits(head_size: int, group: int) -> bool:
-    """Whether heads of this size, so many query heads a key head, can be computed here."""
+    """Whether heads of this size, with ``group`` query heads per key head, can be computed here."""
     return head_size % 16 == 0 and head_size <= _MOST_HEAD and group <= _MOST_GROUP
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,7 @@ def load_pretrained(path_or_id: str, options: LoadOptions) -> Loaded:
 
     Raises:
         ConfigError: If an option is unknown or impossible on this machine.
-        ModelError: If there is no such model, it is no causal LM, or it has no tokenizer.
+        ModelError: If there is no such model, it is not a causal LM, or it has no tokenizer.
         MissingDependencyError: If quantisation is asked for without bitsandbytes.
     """
     device = choose_device(options.device)
@@ -53,14 +55,9 @@ def load_pretrained(path_or_id: str, options: LoadOptions) -> Loaded:
     config = _config(path_or_id)
     tokenizer = _tokenizer(path_or_id)
     disable_progress_bar()
-    try:
+    fix = "Check that the folder holds a causal language model's config.json and safetensors files"
+    with _model_error("the model's weights cannot be loaded", path_or_id, fix):
         module = AutoModelForCausalLM.from_pretrained(path_or_id, dtype=dtype, **extra)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(
-            f"the model's weights cannot be loaded ({_first_line(error)})",
-            where=path_or_id,
-            fix="Check that the folder holds a causal language model's config.json and safetensors files",
-        ) from error
     if not extra:
         module = module.to(device)  # type: ignore[arg-type]  # the stub of a decorated method
     return Loaded(module.eval().requires_grad_(False), tokenizer, config, device, dtype)
@@ -162,27 +159,26 @@ def _quantisation(quantize: str | None, device: torch.device, dtype: torch.dtype
 def _config(path_or_id: str) -> Any:
     if Path(path_or_id).is_file():
         raise ModelError("this is a file, and a model folder or hub id is needed", where=path_or_id)
-    try:
+    fix = "Give a folder with config.json and weights, or a hub id while the hub can be reached"
+    with _model_error("no such model", path_or_id, fix):
         return AutoConfig.from_pretrained(path_or_id)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"no such model ({_first_line(error)})",
-            where=path_or_id,
-            fix="Give a folder with config.json and weights, or a hub id while the hub can be reached",
-        ) from error
 
 
 def _tokenizer(path_or_id: str) -> Any:
-    try:
+    fix = "Save one beside the weights with tokenizer.save_pretrained(folder)"
+    with _model_error("the model has no usable tokenizer", path_or_id, fix):
         return AutoTokenizer.from_pretrained(path_or_id)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(
-            f"the model has no usable tokenizer ({_first_line(error)})",
-            where=path_or_id,
-            fix="Save one beside the weights with tokenizer.save_pretrained(folder)",
-        ) from error
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0][:200] if text else type(error).__name__
+@contextmanager
+def _model_error(what: str, where: str, fix: str) -> Iterator[None]:
+    """Say in one line what transformers could not do.
+
+    Raises:
+        ModelError: If what runs inside fails in one of the ways in which a model folder can be broken.
+    """
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f"{what} ({lines[0][:200]})", where=where, fix=fix) from error

@@ -4,11 +4,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ...core.errors import ConfigError
-from ..interface import BaseModel, LoadOptions, LoraSpec, SampleAsk, SampleOutput, SampleSettings, Tensors, Weights
+from ..interface import (
+    Arrivals,
+    BaseModel,
+    Finished,
+    LoadOptions,
+    LoraSpec,
+    SampleAsk,
+    SampleOutput,
+    SampleSettings,
+    Tensors,
+    Weights,
+)
 from .adapter import TrainedAdapter, memory_errors
 from .backbone import Backbone
 from .loading import Loaded, load_pretrained, set_threads, tune_allocator
@@ -74,12 +85,7 @@ class LoadedModel(BaseModel):
         """See ``BaseModel.check_sample``."""
         check_request(request, self._limits, "request")
 
-    def sample_stream(
-        self,
-        asks: Sequence[SampleAsk],
-        arrivals: Callable[[], Sequence[SampleAsk]],
-        finished: Callable[[Any, SampleOutput], None],
-    ) -> None:
+    def sample_stream(self, asks: Sequence[SampleAsk], arrivals: Arrivals, finished: Finished) -> None:
         """See ``BaseModel.sample_stream``."""
         with memory_errors("this sampling request"):
             self._sampler.stream(asks, arrivals, finished)

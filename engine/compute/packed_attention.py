@@ -11,7 +11,7 @@ Axes: ``N`` packed tokens, ``S`` sequences of one bucket, ``T`` its longest leng
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -64,18 +64,13 @@ class CompiledHeads:
         """A bucket of ``grad`` [N, H E] as [S, H, T, E]. Padding is zero: it must not leak into real keys."""
         return kernels.pad_heads(grad, self.heads, bucket)
 
-    def empty_grad(self) -> Tensor:
-        """Where ``merge`` gathers the gradient by qkv."""
-        return torch.empty_like(self.qkv)
-
-    def merge(self, grads: Sequence[Tensor], bucket: Bucket, into: Tensor) -> None:
-        """Gather a bucket's gradients by what ``padded`` returned."""
-        q, k, v = (each.contiguous() for each in grads)
-        kernels.merge_heads((q, k, v), self.qkv, self._rotary, self.heads, bucket, into)
-
-    def merged(self, gathered: Tensor) -> Tensor:
-        """Gradient by qkv, once every bucket is in."""
-        return gathered
+    def merge(self, pieces: Iterable[tuple[Bucket, Sequence[Tensor]]]) -> Tensor:
+        """Gradient by qkv, from those of each bucket by what ``padded`` returned."""
+        out = torch.empty_like(self.qkv)
+        for bucket, grads in pieces:
+            q, k, v = (each.contiguous() for each in grads)
+            kernels.merge_heads((q, k, v), self.qkv, self._rotary, self.heads, bucket, out)
+        return out
 
 
 class TorchHeads:
@@ -121,20 +116,12 @@ class TorchHeads:
             part = padded
         return part.view(bucket.count, bucket.length, *part.shape[1:]).transpose(1, 2)
 
-    def empty_grad(self) -> tuple[Tensor, Tensor]:
-        """Where ``merge`` gathers: the gradients by rotated queries and keys together, and by values."""
-        both, v = _split(self.qkv, self.heads)
-        return both.new_empty(both.shape), v.new_empty(v.shape)
-
-    def merge(self, grads: Sequence[Tensor], bucket: Bucket, into: tuple[Tensor, Tensor]) -> None:
-        """Gather a bucket's gradients by what ``padded`` returned."""
-        both, v = into
-        for grad, out in zip(grads, (both[:, : self.heads.query], both[:, self.heads.query :], v), strict=True):
-            _unpad(grad, bucket, out)
-
-    def merged(self, gathered: tuple[Tensor, Tensor]) -> Tensor:
-        """Gradient by qkv, once every bucket is in."""
-        both, v = gathered
+    def merge(self, pieces: Iterable[tuple[Bucket, Sequence[Tensor]]]) -> Tensor:
+        """Gradient by qkv, from those of each bucket by what ``padded`` returned."""
+        both, v = (part.new_empty(part.shape) for part in _split(self.qkv, self.heads))
+        for bucket, grads in pieces:
+            for grad, out in zip(grads, (both[:, : self.heads.query], both[:, self.heads.query :], v), strict=True):
+                _unpad(grad, bucket, out)
         both = rotate(both, self._rotary.cos, -self._rotary.sin)
         if self.heads.norm is not None and self._root is not None:
             both = rms_norm_backward(both, _split(self.qkv, self.heads)[0], self._root, self.heads.norm)
@@ -173,12 +160,13 @@ def attention_backward(
     grad: Tensor, parts: CompiledHeads | TorchHeads, buckets: Sequence[Bucket], kept: Sequence[Tensor | None]
 ) -> Tensor:
     """Gradient by qkv from that by what ``attention`` returned."""
-    grad, gathered = grad.contiguous(), parts.empty_grad()
-    for bucket, weights in zip(buckets, kept, strict=True):
-        padded, grad_out = parts.padded(bucket), parts.pad_grad(grad, bucket)
+    grad = grad.contiguous()
+
+    def piece(bucket: Bucket, weights: Tensor | None) -> tuple[Bucket, Sequence[Tensor]]:
         backward = _plain_backward if _is_plain(bucket, parts) else _sdpa_backward
-        parts.merge(backward(padded, grad_out, weights, bucket, parts), bucket, gathered)  # type: ignore[arg-type]
-    return parts.merged(gathered)  # type: ignore[arg-type]
+        return bucket, backward(parts.padded(bucket), parts.pad_grad(grad, bucket), weights, bucket, parts)
+
+    return parts.merge(map(piece, buckets, kept))
 
 
 class Attention(torch.autograd.Function):

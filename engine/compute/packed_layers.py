@@ -72,8 +72,8 @@ def pack(weight: Tensor) -> Tensor:
 def is_batch_invariant(linear: Linear) -> bool:
     """Whether a row's product is the same to the last bit whatever other rows there are: tried, not promised."""
     x = torch.randn((200, linear.d_in), generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    whole = linear.apply(x)
-    return all(torch.equal(linear.apply(x[at : at + count]), whole[at : at + count]) for at, count in _SOME_ROWS)
+    every = linear.apply(x)
+    return all(torch.equal(linear.apply(x[at : at + count]), every[at : at + count]) for at, count in _SOME_ROWS)
 
 
 @dataclass(frozen=True, slots=True)

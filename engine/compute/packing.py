@@ -63,19 +63,18 @@ def check_loss(loss: str | CustomLoss, config: Mapping[str, float] | None) -> di
     Raises:
         RequestRejectedError: If the loss is unknown, or a setting is unknown or not a finite number.
     """
-    given = dict(config or {})
     if isinstance(loss, CustomLoss):
         return {}
     if loss not in LOSSES:
         raise RequestRejectedError(f"unknown loss {loss!r}; this engine has {', '.join(LOSSES)} and custom losses")
-    known = LOSSES[loss].config
-    for key, value in given.items():
-        if key not in known:
-            takes = ", ".join(known) if known else "no settings"
+    defaults, config = LOSSES[loss].config, config or {}
+    for key, value in config.items():
+        if key not in defaults:
+            takes = ", ".join(defaults) or "no settings"
             raise RequestRejectedError(f"loss {loss!r} has no setting {key!r}; it takes {takes}")
         if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
             raise RequestRejectedError(f"loss {loss!r}: {key} must be a finite number, got {value!r}")
-    settings = {**known, **{key: float(value) for key, value in given.items()}}
+    settings = {**defaults, **{key: float(value) for key, value in config.items()}}
     if settings.get("clip_low_threshold", 0.0) > settings.get("clip_high_threshold", np.inf):
         raise RequestRejectedError(f"loss {loss!r}: clip_low_threshold is above clip_high_threshold")
     return settings

@@ -2,7 +2,7 @@
 
 The two answers of a preference pair share their prompt, and so do all answers of a GRPO group. A tree is the shared
 prefix followed by what each member has of its own; a token sees the prefix and its own branch. Everything but attention
-then costs one token a token of the tree. Axis: ``T`` tokens of one sequence.
+then costs one token per token of the tree. Axis: ``T`` tokens of one sequence.
 """
 
 from __future__ import annotations

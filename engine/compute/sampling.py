@@ -8,13 +8,13 @@ Requests of one adapter run as one batch, and those that come while it runs join
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from ..interface import RequestRejectedError, SampleAsk, SampleOutput, SampleSettings, Weights
+from ..interface import Arrivals, Finished, RequestRejectedError, SampleAsk, SampleOutput, SampleSettings, Weights
 from .backbone import Backbone
 from .lora import LoraWeights
 from .packing import Limits, check_tokens
@@ -47,22 +47,17 @@ class Sampler:
         self.stream(asks, list, outputs.__setitem__)
         return [outputs[index] for index in range(len(requests))]
 
-    def stream(
-        self,
-        asks: Sequence[SampleAsk],
-        arrivals: Callable[[], Sequence[SampleAsk]],
-        finished: Callable[[Any, SampleOutput], None],
-    ) -> None:
+    def stream(self, asks: Sequence[SampleAsk], arrivals: Arrivals, finished: Finished) -> None:
         """See ``BaseModel.sample_stream``."""
         waiting = [piece for ask in asks for piece in self._pieces(ask)]
         joined: dict[Any, SampleOutput] = {}
 
         def done(piece: Piece, output: SampleOutput) -> None:
-            whole = _joined(joined.pop(piece.ask.key, None), output)
-            if len(whole.continuations) < piece.request.num_samples:
-                joined[piece.ask.key] = whole
+            so_far = _joined(joined.pop(piece.ask.key, None), output)
+            if len(so_far.continuations) < piece.request.num_samples:
+                joined[piece.ask.key] = so_far
             else:
-                finished(piece.ask.key, whole)
+                finished(piece.ask.key, so_far)
 
         while waiting:
             snapshot = waiting[0].ask.weights

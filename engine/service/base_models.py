@@ -16,7 +16,7 @@ class BaseModels:
         named: Names given on the command line, and the folder or id behind each.
         any_local: Whether a client may also name any other model folder of this machine.
         options: How to load.
-        load: `engine.model.load_model`.
+        load: `compute.model.load_model`.
         most_loaded: Base models kept in memory at once.
     """
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 # A result is kept for a client that lost its connection; then its memory is freed.
 _KEPT_S = 600.0
@@ -23,39 +24,30 @@ class Failure:
 
 @dataclass(slots=True)
 class Promise:
-    """One request. ``payload`` is a protobuf message, ``answer`` a JSON object; one of them when it succeeded."""
+    """One request. ``result``: a protobuf message, one of the SDK's answers, or what else was asked for."""
 
     request_id: str
     sampler: str | None = None
     done: asyncio.Event = field(default_factory=asyncio.Event)
-    payload: bytes | None = None
-    answer: dict[str, object] | None = None
+    result: Any = None
     failure: Failure | None = None
     finished: float = 0.0
     cancelled: bool = False
     paused: str | None = None
 
-    def resolve(self, result: bytes | dict[str, object]) -> None:
-        """Give the result and wake everybody who waits."""
-        if isinstance(result, bytes):
-            self.payload = result
+    def settle(self, outcome: Any) -> None:
+        """Give the result, or the `Failure` that there is instead, and wake everybody who waits."""
+        if isinstance(outcome, Failure):
+            self.failure = outcome
         else:
-            self.answer = result
-        self._finish()
-
-    def fail(self, failure: Failure) -> None:
-        """Say why there is none."""
-        self.failure = failure
-        self._finish()
-
-    def _finish(self) -> None:
+            self.result = outcome
         self.finished = time.monotonic()
         self.done.set()
 
     @property
     def nbytes(self) -> int:
         """Bytes of its result."""
-        return len(self.payload or b"")
+        return len(self.result) if isinstance(self.result, bytes) else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,18 +108,14 @@ class Promises:
         """Wait until a sampling session finishes something more."""
         event = self._news.setdefault(sampler, asyncio.Event())
         event.clear()
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(event.wait(), timeout_s)
-        except TimeoutError:
-            return
 
     def _expire(self) -> None:
         """Forget old results; dictionaries keep insertion order, so the oldest come first."""
         now = time.monotonic()
         for request_id, promise in list(self._all.items())[:16]:
-            old = promise.done.is_set() and now - promise.finished > _KEPT_S
-            if old or (promise.done.is_set() and self._kept_bytes > _MOST_KEPT_BYTES):
-                self._kept_bytes -= promise.nbytes
-                del self._all[request_id]
-            else:
+            old = now - promise.finished > _KEPT_S or self._kept_bytes > _MOST_KEPT_BYTES
+            if not (promise.done.is_set() and old):
                 break
+            self.forget([request_id])

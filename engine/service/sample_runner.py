@@ -6,11 +6,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .. import wire
 from ..interface import BaseModel, SampleAsk, SampleOutput, SampleSettings, Weights
+from ..wire import encode_sample_output
 from .base_models import BaseModels
-from .scheduler import Joint, Result
-from .state import Sampler
+from .scheduler import Joint, Work
+from .state import SamplingSession
 from .store import Saved, Store
 
 _CACHED_WEIGHTS = 16
@@ -20,17 +20,9 @@ _CACHED_WEIGHTS = 16
 class SampleJob:
     """One request: which weights, and what to do with them. ``encode`` writes its result for the wire."""
 
-    sampler: Sampler
+    sampler: SamplingSession
     settings: SampleSettings
-    encode: Callable[..., Result] = wire.encode_sample_output
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Asked:
-    """A job under its number in the joint."""
-
-    number: int
-    job: SampleJob
+    encode: Callable[[SampleOutput], object] = encode_sample_output
 
 
 class SampleRunner:
@@ -57,57 +49,58 @@ class SampleRunner:
 
         A wrong request fails alone. If the machine runs out of memory, what is unfinished runs one by one.
         """
-        waiting = [_Asked(number, job) for number, job in joint.take()]
+        waiting = joint.take()
         while waiting:
-            base_name = waiting[0].job.sampler.base_model
-            mine = [asked for asked in waiting if asked.job.sampler.base_model == base_name]
-            others = [asked for asked in waiting if asked.job.sampler.base_model != base_name]
+            base_name = _base_of(waiting[0])
+            mine = [work for work in waiting if _base_of(work) == base_name]
+            others = [work for work in waiting if _base_of(work) != base_name]
             waiting = others + self._run_base(base_name, mine, joint)
 
-    def _run_base(self, base_name: str, asked: Sequence[_Asked], joint: Joint) -> list[_Asked]:
+    def _run_base(self, base_name: str, works: Sequence[Work], joint: Joint) -> list[Work]:
         """Run those of one base model; returns what came meanwhile and is on another one."""
         try:
             base = self._models.get(base_name, in_use=self._in_use())
         except Exception as error:  # each of them is told why
-            for each in asked:
-                joint.finish(each.number, error)
+            for work in works:
+                joint.finish(work, error)
             return []
-        elsewhere: list[_Asked] = []
-        running: dict[int, SampleAsk] = {}
+        elsewhere: list[Work] = []
+        running: dict[Work, SampleAsk] = {}
 
-        def check(every: Sequence[_Asked]) -> list[SampleAsk]:
-            asks = [ask for each in every if (ask := self._checked(base, each, joint)) is not None]
-            running.update({ask.key.number: ask for ask in asks})
+        def check(every: Sequence[Work]) -> list[SampleAsk]:
+            asks = [ask for work in every if (ask := self._checked(base, work, joint)) is not None]
+            running.update({ask.key: ask for ask in asks})
             return asks
 
         def arrivals() -> list[SampleAsk]:
             if elsewhere:  # they wait for this to end, so that nothing may prolong it
                 return []
-            came = [_Asked(number, job) for number, job in joint.take()]
-            elsewhere.extend(each for each in came if each.job.sampler.base_model != base_name)
-            return check([each for each in came if each.job.sampler.base_model == base_name])
+            came = joint.take()
+            elsewhere.extend(work for work in came if _base_of(work) != base_name)
+            return check([work for work in came if _base_of(work) == base_name])
 
-        def finished(key: _Asked, output: SampleOutput) -> None:
-            joint.finish(key.number, key.job.encode(output))
-            running.pop(key.number, None)
+        def finished(work: Work, output: SampleOutput) -> None:
+            joint.finish(work, work.payload.encode(output))
+            running.pop(work, None)
 
         try:
-            base.sample_stream(check(asked), arrivals, finished)
+            base.sample_stream(check(works), arrivals, finished)
         except Exception as error:
             alone = list(running.values())
             for ask in alone:
                 _run_alone(base, ask, joint, error if len(alone) == 1 else None)
         return elsewhere
 
-    def _checked(self, base: BaseModel, asked: _Asked, joint: Joint) -> SampleAsk | None:
+    def _checked(self, base: BaseModel, work: Work, joint: Joint) -> SampleAsk | None:
+        job: SampleJob = work.payload
         try:
-            base.check_sample(asked.job.settings)
-            return SampleAsk(asked, asked.job.settings, self._weights_of(base, asked.job.sampler))
+            base.check_sample(job.settings)
+            return SampleAsk(work, job.settings, self._weights_of(base, job.sampler))
         except Exception as error:  # of this request alone: the others go on
-            joint.finish(asked.number, error)
+            joint.finish(work, error)
             return None
 
-    def _weights_of(self, base: BaseModel, sampler: Sampler) -> Weights | None:
+    def _weights_of(self, base: BaseModel, sampler: SamplingSession) -> Weights | None:
         if sampler.inflight is not None:
             return sampler.inflight.weights
         if sampler.snapshot is not None or sampler.path is None:
@@ -121,13 +114,16 @@ class SampleRunner:
         return self._weights[sampler.path]
 
 
+def _base_of(work: Work) -> str:
+    return work.payload.sampler.base_model
+
+
 def _run_alone(base: BaseModel, ask: SampleAsk, joint: Joint, error: Exception | None) -> None:
     """Try one request again by itself, unless it already was when ``error`` came."""
-    key: _Asked = ask.key
     try:
         if error is not None:
             raise error
         (output,) = base.sample([ask.request], [ask.weights])
-        joint.finish(key.number, key.job.encode(output))
+        joint.finish(ask.key, ask.key.payload.encode(output))
     except Exception as failure:  # the boundary of a request
-        joint.finish(key.number, failure)
+        joint.finish(ask.key, failure)

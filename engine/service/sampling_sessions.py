@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from typing import Any
 
-from ..interface import RequestRejectedError, SampleSettings
+from ..interface import RequestRejectedError, SampleOutput, SampleSettings
+from ..wire import encode_sample_output
 from .base_models import BaseModels
 from .futures import Promise, Promises
 from .sample_runner import SampleJob
 from .scheduler import SAMPLES, Scheduler, Work
-from .state import Sampler, Session
+from .state import SamplingSession, Session
 from .store import Store
 
 
-class Sampling:
+class SamplingSessions:
     """Every sampling session of an engine. ``session_of`` gives the client a session id belongs to."""
 
     def __init__(
@@ -31,14 +31,14 @@ class Sampling:
         self._promises = promises
         self._scheduler = scheduler
         self._session = session_of
-        self.samplers: dict[str, Sampler] = {}
+        self.samplers: dict[str, SamplingSession] = {}
 
     def drop(self, sampler_id: str) -> None:
         """Forget one."""
         self.samplers.pop(sampler_id, None)
         self._promises.drop_sampler(sampler_id)
 
-    def create(self, session_id: str, seq: int, base_model: str | None, path: str | None) -> Sampler:
+    def create(self, session_id: str, seq: int, base_model: str | None, path: str | None) -> SamplingSession:
         """A sampling session on a base model or a checkpoint.
 
         Raises:
@@ -48,7 +48,7 @@ class Sampling:
         sampler.sampler_id, sampler.session_id = f"{session_id}:sample:{seq}", session_id
         return self.add(sampler)
 
-    def direct(self, base_model: str | None, path: str | None) -> Sampler:
+    def direct(self, base_model: str | None, path: str | None) -> SamplingSession:
         """What one request outside any session samples from; it is not kept.
 
         Raises:
@@ -61,15 +61,15 @@ class Sampling:
         if saved and base_model and self._models.check(base_model) != self._models.check(saved.base_model):
             raise RequestRejectedError(f"{path} is a checkpoint of {saved.base_model}, not of {base_model}")
         self._models.check(name)
-        return Sampler(f"direct:{uuid.uuid4().hex}", "direct", name, path)
+        return SamplingSession(f"direct:{uuid.uuid4().hex}", "direct", name, path)
 
-    def add(self, sampler: Sampler) -> Sampler:
+    def add(self, sampler: SamplingSession) -> SamplingSession:
         """Keep a sampling session."""
         self.samplers[sampler.sampler_id] = sampler
         self._session(sampler.session_id).samplers.append(sampler.sampler_id)
         return sampler
 
-    def get(self, sampler_id: str) -> Sampler:
+    def get(self, sampler_id: str) -> SamplingSession:
         """A sampling session.
 
         Raises:
@@ -86,8 +86,14 @@ class Sampling:
         sampler.clones += 1
         return sampler.clones
 
-    def sample(self, sampler: Sampler, seq: int | None, settings: SampleSettings, **how: Any) -> Promise:
-        """Continue a prompt. ``how`` may carry another ``encode`` than the protocol's."""
+    def sample(
+        self,
+        sampler: SamplingSession,
+        seq: int | None,
+        settings: SampleSettings,
+        encode: Callable[[SampleOutput], object] = encode_sample_output,
+    ) -> Promise:
+        """Continue a prompt; the promise's result is what ``encode`` makes of the output."""
         request_id = f"{sampler.sampler_id}:{uuid.uuid4().hex if seq is None else seq}"
         known = self._promises.get(request_id)
         if known is not None:
@@ -95,7 +101,7 @@ class Sampling:
         self._scheduler.check_room()
         registered = sampler.sampler_id if sampler.sampler_id in self.samplers else None
         promise = self._promises.open(request_id, sampler=registered)
-        self._scheduler.submit(SAMPLES, Work(promise, payload=SampleJob(sampler, settings, **how)))
+        self._scheduler.submit(SAMPLES, Work(promise, payload=SampleJob(sampler, settings, encode)))
         return promise
 
     def cancel(self, request_id: str) -> None:

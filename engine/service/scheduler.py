@@ -20,7 +20,6 @@ from .trace import Span, Trace
 
 logger = logging.getLogger(__name__)
 
-Result = bytes | dict[str, object]
 SAMPLES = "samples"
 # More prompts than this in one batch would make the others of the queue wait too long.
 _MOST_SAMPLES = 64
@@ -33,7 +32,7 @@ class BusyError(RuntimeError):
     """More requests wait than the engine keeps in memory; the SDK tries again by itself."""
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Work:
     """One request: what to compute, and the promise that waits for it.
 
@@ -41,7 +40,7 @@ class Work:
     """
 
     promise: Promise
-    compute: Callable[[], Result] | None = None
+    compute: Callable[[], object] | None = None
     payload: Any = None
     blocked: Callable[[], str | None] | None = None
     submitted: float = field(default_factory=time.monotonic)
@@ -62,10 +61,10 @@ class Joint:
     ``take`` and ``finish`` belong to the compute thread, ``offer`` and ``close`` to the event loop.
     """
 
-    def __init__(self, works: Sequence[Work], settle: Callable[[Work, Result | Exception, float], None]) -> None:
+    def __init__(self, works: Sequence[Work], settle: Callable[[Work, object, float], None]) -> None:
         self._settle = settle
         self._arrivals: SimpleQueue[Work] = SimpleQueue()
-        self._running: dict[int, tuple[Work, float]] = {}
+        self._began: dict[Work, float] = {}
         self._open = True
         for work in works:
             self._arrivals.put(work)
@@ -80,21 +79,16 @@ class Joint:
         """Let nobody join any more."""
         self._open = False
 
-    def take(self) -> list[tuple[int, Any]]:
-        """The number and payload of each request that came since."""
-        taken: list[tuple[int, Any]] = []
-        while not self._arrivals.empty():
-            work = self._arrivals.get_nowait()
-            if not work.promise.cancelled:
-                self._running[id(work)] = (work, time.monotonic())
-                taken.append((id(work), work.payload))
+    def take(self) -> list[Work]:
+        """The requests that came since."""
+        taken = [work for work in self.left() if not work.promise.cancelled]
+        self._began |= dict.fromkeys(taken, time.monotonic())
         return taken
 
-    def finish(self, number: int, outcome: Result | Exception) -> None:
-        """Hand over the result of one request; a second one of the same request is ignored."""
-        found = self._running.pop(number, None)
-        if found is not None:
-            self._settle(found[0], outcome, found[1])
+    def finish(self, work: Work, outcome: object) -> None:
+        """Hand over the result of one request, or the error it ended with; a second one is ignored."""
+        if work in self._began:
+            self._settle(work, outcome, self._began.pop(work))
 
     def left(self) -> list[Work]:
         """Requests that were let in and never taken."""
@@ -164,7 +158,7 @@ class Scheduler:
         """Forget an adapter's lane; what waits in it fails."""
         lane = self._lanes.pop(lane_name, None)
         for work in [*lane.ready, *(w for _, _, w in lane.early)] if lane else []:
-            self._fail(work.promise, Failure(message, "user"))
+            self._finish(work.promise, Failure(message, "user"))
         self._wake.set()  # memory that somebody waits for may be free now
 
     async def run(self) -> None:
@@ -218,16 +212,15 @@ class Scheduler:
         compute = batch[0].compute
         if compute is None:
             batch = await self._gathered(batch)
-        began = time.monotonic()
-        if compute is not None:
-            outcome = await loop.run_in_executor(self._thread, _guarded, compute)
-            self._settle(batch[0], outcome, began)
-        else:
+            began = time.monotonic()
             await self._compute_samples(batch, loop)
+        else:
+            began = time.monotonic()
+            self._settle(batch[0], await loop.run_in_executor(self._thread, _guarded, compute), began)
         self.compute_s += time.monotonic() - began
 
     async def _compute_samples(self, batch: list[Work], loop: asyncio.AbstractEventLoop) -> None:
-        def settle(work: Work, outcome: Result | Exception, began: float) -> None:
+        def settle(work: Work, outcome: object, began: float) -> None:
             loop.call_soon_threadsafe(self._settle, work, outcome, began)
 
         joint = self._joint = Joint(batch, settle)
@@ -252,21 +245,17 @@ class Scheduler:
             batch, lane.ready = batch + lane.ready[:room], lane.ready[room:]
         return batch
 
-    def _settle(self, work: Work, outcome: Result | Exception, began: float) -> None:
+    def _settle(self, work: Work, outcome: object, began: float) -> None:
         lane = SAMPLES if work.payload is not None else work.promise.request_id.rpartition(":")[0]
         self._trace.add(Span(lane, work.promise.request_id, work.submitted, began, time.monotonic()))
-        if isinstance(outcome, Exception):
-            self._fail(work.promise, failure_of(outcome))
-        else:
-            work.promise.resolve(outcome)
-            self._promises.finished(work.promise)
+        self._finish(work.promise, failure_of(outcome) if isinstance(outcome, Exception) else outcome)
 
-    def _fail(self, promise: Promise, failure: Failure) -> None:
-        promise.fail(failure)
+    def _finish(self, promise: Promise, outcome: object) -> None:
+        promise.settle(outcome)
         self._promises.finished(promise)
 
 
-def _guarded(compute: Callable[[], Result]) -> Result | Exception:
+def _guarded(compute: Callable[[], object]) -> object:
     try:
         return compute()
     except Exception as error:  # the boundary of a request: one that fails must not take the engine with it

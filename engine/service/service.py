@@ -5,27 +5,33 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
+from tinker import types
+
 from .. import wire
-from ..interface import AdamSettings, LoraSpec, RequestRejectedError
+from ..interface import AdamSettings, Adapter, LoraSpec, RequestRejectedError
 from .base_models import BaseModels
 from .futures import Promise, Promises
 from .sample_runner import SampleRunner
-from .sampling_sessions import Sampling
-from .scheduler import Result, Scheduler, Work
-from .state import Sampler, Session, Training
-from .store import Run, Store, check_ttl
+from .sampling_sessions import SamplingSessions
+from .scheduler import Scheduler, Work
+from .state import SamplingSession, Session, Training
+from .store import Contents, Run, Saved, SaveOptions, Store, check_ttl
 from .trace import Trace
 
 # A client beats every few seconds; one silent for this long is gone, and its adapters' memory is freed.
 SILENT_SESSION_S = 900.0
-_SILENT = {"type": "cancelled", "detail": "the client fell silent"}
-_ANSWER_TYPES = {
-    "weights": "save_weights",
-    "sampler_weights": "save_weights_for_sampler",
-    "external_weights": "save_weights_external",
+_SILENT = types.SessionCancelled(detail="the client fell silent")
+_SAVED: Mapping[str, Callable[[Saved], object]] = {
+    "weights": lambda saved: types.SaveWeightsResponse(type="save_weights", path=saved.path),
+    "sampler_weights": lambda saved: types.SaveWeightsForSamplerResponseInternal(
+        type="save_weights_for_sampler", path=saved.path
+    ),
+    "external_weights": lambda saved: types.SaveWeightsExternalResponseInternal(
+        type="save_weights_external", path=saved.path, size_bytes=saved.size_bytes
+    ),
 }
 
 
@@ -36,7 +42,7 @@ class Engine:
         store: Checkpoints on disk.
         models: Base models by name.
         adapter_bytes: Most memory that adapters in training may hold together; more of them wait for room.
-        compile_loss: `engine.custom_loss.compile_custom_loss`.
+        compile_loss: `compute.custom_loss.compile_custom_loss`.
     """
 
     def __init__(
@@ -55,7 +61,7 @@ class Engine:
         self.scheduler = Scheduler(self.promises, self._runner.run, self.trace)
         self.sessions: dict[str, Session] = {}
         self.trainings: dict[str, Training] = {}
-        self.sampling = Sampling(store, models, self.promises, self.scheduler, self._session)
+        self.sampling = SamplingSessions(store, models, self.promises, self.scheduler, self._session)
         self._adapter_bytes = adapter_bytes
         self._compile_loss = compile_loss
         self.started = time.time()
@@ -93,11 +99,11 @@ class Engine:
         """Check and keep a traced loss for the clients of one session."""
         session, loss_id = self._session(session_id), f"{session_id}:loss:{seq}"
 
-        def compute() -> Result:
+        def compute() -> types.CreateCustomLossResponse:
             if self._compile_loss is None:
                 raise RequestRejectedError("this engine runs no custom losses")
             session.losses[loss_id] = self._compile_loss(name, inputs, nodes)
-            return {"type": "create_custom_loss", "loss_id": loss_id}
+            return types.CreateCustomLossResponse(loss_id=loss_id)
 
         return self._ordered(loss_id, None, compute, request_id=loss_id)
 
@@ -109,20 +115,8 @@ class Engine:
         Raises:
             RequestRejectedError: If the engine does not serve the base model.
         """
-        model_id = f"{session_id}:train:{seq}"
-        base_name = self.models.check(base_model)
-        known = self.promises.get(f"{model_id}:0")
-        if known is not None:
-            return known
-        training = self._new_training(model_id, session_id, base_model, spec, user_metadata)
-
-        def compute() -> Result:
-            training.base = self.models.get(base_name, in_use=self.in_use())
-            training.adapter = training.base.new_adapter(spec)
-            self.store.add_run(training.run)
-            return {"type": "create_model", "model_id": model_id}
-
-        return self._ordered(model_id, 0, compute, blocked=self._room(session_id))
+        run = self._new_run(session_id, seq, base_model, spec, user_metadata)
+        return self._create(run, lambda adapter: types.CreateModelResponse(model_id=run.run_id))
 
     def create_from_checkpoint(
         self, session_id: str, seq: int, path: str, *, optimizer: bool, user_metadata: Mapping[str, Any] | None
@@ -132,34 +126,45 @@ class Engine:
         Raises:
             RequestRejectedError: If there is no such checkpoint.
         """
-        model_id = f"{session_id}:train:{seq}"
-        known = self.promises.get(f"{model_id}:0")
-        if known is not None:
+        known = self.promises.get(f"{session_id}:train:{seq}:0")
+        if known is not None:  # asked again, and the checkpoint may be gone by now
             return known
         saved = self.store.find(path)
-        self.models.check(saved.base_model)
-        training = self._new_training(model_id, session_id, saved.base_model, saved.spec, user_metadata)
+        run = self._new_run(session_id, seq, saved.base_model, saved.spec, user_metadata)
 
-        def compute() -> Result:
-            training.base = self.models.get(saved.base_model, in_use=self.in_use())
-            adapter = training.base.new_adapter(saved.spec)
-            adapter.load(self.store.tensors(saved), self.store.tensors(saved, optimizer=True) if optimizer else None)
+        def load(adapter: Adapter) -> types.LoadWeightsResponse:
+            self._load(adapter, saved, optimizer=optimizer)
+            return types.LoadWeightsResponse(type="load_weights", path=path, model_id=run.run_id)
+
+        return self._create(run, load)
+
+    def _new_run(
+        self, session_id: str, seq: int, base_model: str, spec: LoraSpec, metadata: Mapping[str, Any] | None
+    ) -> Run:
+        self.models.check(base_model)
+        merged = {**self._session(session_id).user_metadata, **(metadata or {})}
+        return Run(f"{session_id}:train:{seq}", session_id, base_model, asdict(spec), merged, time.time())
+
+    def _create(self, run: Run, begin: Callable[[Adapter], object]) -> Promise:
+        """Make an adapter, unless it was asked for before; ``begin`` prepares it and returns the answer."""
+        known = self.promises.get(f"{run.run_id}:0")
+        if known is not None:
+            return known
+        training = self.trainings[run.run_id] = Training(run, LoraSpec(**run.lora))
+        self._session(run.session_id).models.append(run.run_id)
+
+        def compute() -> object:
+            training.base = self.models.get(run.base_model, in_use=self.in_use())
+            adapter = training.base.new_adapter(training.spec)
+            answer = begin(adapter)
             training.adapter = adapter
-            self.store.add_run(training.run)
-            return {"type": "load_weights", "path": path, "model_id": model_id}
+            self.store.add_run(run)
+            return answer
 
-        return self._ordered(model_id, 0, compute, blocked=self._room(session_id))
+        return self._ordered(run.run_id, 0, compute, blocked=self._room(run.session_id))
 
-    def _new_training(
-        self, model_id: str, session_id: str, base_model: str, spec: LoraSpec, metadata: Mapping[str, Any] | None
-    ) -> Training:
-        session = self._session(session_id)
-        merged = {**session.user_metadata, **(metadata or {})}
-        run = Run(model_id, session_id, base_model, asdict(spec), merged, time.time())
-        training = Training(run, spec, last_request=time.time())
-        self.trainings[model_id] = training
-        session.models.append(model_id)
-        return training
+    def _load(self, adapter: Adapter, saved: Saved, *, optimizer: bool) -> None:
+        adapter.load(self.store.tensors(saved), self.store.tensors(saved, optimizer=True) if optimizer else None)
 
     def _room(self, session_id: str) -> Callable[[], str | None]:
         """Why a new adapter of a session must wait, asked again whenever something ends; None: it need not.
@@ -180,15 +185,14 @@ class Engine:
         """Replace an adapter's weights by a checkpoint's."""
         training = self.training(model_id)
 
-        def compute() -> Result:
+        def compute() -> types.LoadWeightsResponse:
             saved = self.store.find(path)
             if self.models.check(saved.base_model) != self.models.check(training.run.base_model):
                 raise RequestRejectedError(
                     f"{path} is a checkpoint of {saved.base_model}, and this adapter is on {training.run.base_model}"
                 )
-            state = self.store.tensors(saved, optimizer=True) if optimizer else None
-            training.ready.load(self.store.tensors(saved), state)
-            return {"type": "load_weights", "path": path}
+            self._load(training.ready, saved, optimizer=optimizer)
+            return types.LoadWeightsResponse(type="load_weights", path=path)
 
         return self._ordered(model_id, seq, compute)
 
@@ -197,7 +201,7 @@ class Engine:
         training = self.training(request.model_id)
         session = self._session(training.run.session_id)
 
-        def compute() -> Result:
+        def compute() -> bytes:
             loss, config = request.loss, request.config()
             if loss == "custom":
                 loss_id = str(config.pop("loss_id", None))
@@ -214,51 +218,36 @@ class Engine:
         """One optimizer step; ``settings`` None is another optimizer's."""
         training = self.training(model_id)
 
-        def compute() -> Result:
+        def compute() -> types.OptimStepResponse:
             if settings is None:
                 raise RequestRejectedError("this engine has AdamW only: send adam_params")
             metrics = training.ready.optim_step(settings)
             training.step += 1
-            return {"type": "optim_step", "metrics": metrics}
+            return types.OptimStepResponse(metrics=metrics)
 
         return self._ordered(model_id, seq, compute)
 
-    def save(
-        self,
-        model_id: str,
-        seq: int | None,
-        kind: str,
-        name: str | None,
-        *,
-        ttl_s: int | None = None,
-        metadata: Any = None,
-        overwrite: bool = True,
-        encrypted: bool = False,
-    ) -> Promise:
+    def save(self, model_id: str, seq: int | None, options: SaveOptions, *, encrypted: bool = False) -> Promise:
         """Write a checkpoint: ``weights`` with the optimizer's state, ``sampler_weights`` or ``external_weights``."""
         training = self.training(model_id)
 
-        def compute() -> Result:
-            check_ttl(ttl_s)
+        def compute() -> object:
+            check_ttl(options.ttl_s)
             if encrypted:
                 raise RequestRejectedError(
                     "this engine does not encrypt exports: the files stay on this machine. Leave "
                     "age_encryption_recipients out and encrypt the files you send elsewhere"
                 )
             adapter, base = training.ready, training.base
-            saved = self.store.save(
-                training.run,
-                kind,
-                name or f"step-{training.step:06d}",
-                weights=adapter.export_weights(),
-                adapter_config=base.adapter_config(training.spec) if base else {},
-                optimizer=adapter.export_optimizer() if kind == "weights" else None,
-                ttl_s=ttl_s,
-                user_metadata=metadata,
-                overwrite=overwrite,
+            contents = Contents(
+                adapter.export_weights(),
+                base.adapter_config(training.spec) if base else {},
+                adapter.export_optimizer() if options.kind == "weights" else None,
             )
+            named = replace(options, name=options.name or f"step-{training.step:06d}")
+            saved = self.store.save(training.run, contents, named)
             self._runner.forget(saved.path)
-            return {"type": _ANSWER_TYPES[kind], "path": saved.path, "size_bytes": saved.size_bytes}
+            return _SAVED[options.kind](saved)
 
         return self._ordered(model_id, seq, compute)
 
@@ -271,16 +260,18 @@ class Engine:
         session_id = training.run.session_id
         sampler_id = f"{session_id}:sample:{sampler_seq}"
 
-        def compute() -> Result:
+        def compute() -> types.SaveWeightsForSamplerResponseInternal:
             weights = training.ready.weights()
-            sampler = Sampler(sampler_id, session_id, training.run.base_model)
+            sampler = SamplingSession(sampler_id, session_id, training.run.base_model)
             if inflight:
                 training.inflight.weights = weights
                 sampler.inflight = training.inflight
             else:
                 sampler.snapshot = weights
             self.sampling.add(sampler)
-            return {"type": "save_weights_for_sampler", "path": None, "sampling_session_id": sampler_id}
+            return types.SaveWeightsForSamplerResponseInternal(
+                type="save_weights_for_sampler", sampling_session_id=sampler_id
+            )
 
         return self._ordered(model_id, seq, compute)
 
@@ -291,15 +282,13 @@ class Engine:
             RequestRejectedError: If it cannot be loaded.
         """
         lane = f"tokenizer:{uuid.uuid4().hex}"
-        promise = self._ordered(
-            lane, None, lambda: {"tokenizer": self.models.get(base_model, in_use=self.in_use()).tokenizer}
-        )
+        promise = self._ordered(lane, None, lambda: self.models.get(base_model, in_use=self.in_use()).tokenizer)
         await promise.done.wait()
         self.promises.forget([promise.request_id])
         self.scheduler.drop_lane(lane, "done")
         if promise.failure is not None:
             raise RequestRejectedError(promise.failure.message)
-        return (promise.answer or {})["tokenizer"]
+        return promise.result
 
     def training(self, model_id: str) -> Training:
         """An adapter in memory.
@@ -313,7 +302,6 @@ class Engine:
                 f"there is no training client {model_id} here: the engine was restarted or the client was silent for "
                 f"{SILENT_SESSION_S:.0f} s. Create one from its last checkpoint"
             )
-        training.last_request = time.time()
         return training
 
     def unload(self, model_id: str) -> None:
@@ -326,18 +314,18 @@ class Engine:
         for session in [s for s in self.sessions.values() if s.finish is None and now - s.seen > SILENT_SESSION_S]:
             self.finish_session(session.session_id)
 
-    def finish_session(self, session_id: str, finish: Mapping[str, Any] | None = None) -> None:
+    def finish_session(
+        self, session_id: str, finish: types.ClientSessionFinished | types.SessionCancelled = _SILENT
+    ) -> None:
         """Free what a client held in memory. How it ended is kept; a client's first word on that counts."""
         session = self.sessions.get(session_id)
         if session is None or session.finish is not None:
             return
-        session.finish = dict(finish or _SILENT)
-        for loss_id in session.losses:
-            self.scheduler.drop_lane(loss_id, "the client's session has ended")
+        session.finish = finish
+        for lane in [*session.losses, *session.models]:
+            self.trainings.pop(lane, None)
+            self.scheduler.drop_lane(lane, "the client's session has ended")
         session.losses.clear()
-        for model_id in session.models:
-            self.trainings.pop(model_id, None)
-            self.scheduler.drop_lane(model_id, "the client's session has ended")
         for sampler_id in session.samplers:
             self.sampling.drop(sampler_id)
 
@@ -345,7 +333,7 @@ class Engine:
         self,
         lane: str,
         seq: int | None,
-        compute: Callable[[], Result],
+        compute: Callable[[], object],
         *,
         request_id: str | None = None,
         blocked: Callable[[], str | None] | None = None,

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from tinker import types
+
 from ..interface import Adapter, BaseModel, LoraSpec, RequestRejectedError, Weights
 from .store import Run
 
 
 @dataclass(slots=True)
 class Session:
-    """One client. Times are seconds since the epoch. ``finish`` is how it said goodbye, once it did."""
+    """One client. Times are seconds since the epoch. ``finish`` is how it ended, once it did."""
 
     session_id: str
     created: float
@@ -21,7 +23,7 @@ class Session:
     models: list[str] = field(default_factory=list[str])
     samplers: list[str] = field(default_factory=list[str])
     losses: dict[str, Any] = field(default_factory=dict[str, Any])
-    finish: dict[str, Any] | None = None
+    finish: types.ClientSessionFinished | types.SessionCancelled | None = None
 
 
 @dataclass(slots=True)
@@ -40,7 +42,6 @@ class Training:
     base: BaseModel | None = None
     adapter: Adapter | None = None
     step: int = 0
-    last_request: float = 0.0
     inflight: Inflight = field(default_factory=Inflight)
 
     @property
@@ -56,7 +57,7 @@ class Training:
 
 
 @dataclass(slots=True)
-class Sampler:
+class SamplingSession:
     """What a sampling session samples from: a base model, with saved, snapshot or inflight weights on it."""
 
     sampler_id: str

@@ -12,11 +12,11 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +27,13 @@ from ..interface import LoraSpec, RequestRejectedError
 KINDS = ("weights", "sampler_weights", "external_weights")
 WEIGHTS, OPTIMIZER = "adapter_model.safetensors", "optimizer.safetensors"
 _LEAST_TTL_S, _MOST_TTL_S = 3600, 10 * 366 * 86_400
-_DETAILS, _RUN = "checkpoint.json", "run.json"
+_CONFIG, _DETAILS, _RUN = "adapter_config.json", "checkpoint.json", "run.json"
 
 Arrays = Mapping[str, NDArray[Any]]
 
 
 class NoSuchCheckpointError(RequestRejectedError):
-    """The path names no checkpoint here: never saved, deleted, expired, or of another server."""
+    """The path names no checkpoint here: it was never saved, was deleted, has expired, or is of another server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,26 @@ class Saved:
         return LoraSpec(**self.lora)
 
 
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a checkpoint holds: LoRA tensors under PEFT's names with PEFT's config, and the optimizer's state."""
+
+    weights: Arrays
+    adapter_config: Mapping[str, Any]
+    optimizer: Arrays | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SaveOptions:
+    """How a checkpoint is kept. ``kind`` is one of ``KINDS``; without a name, the adapter's step names it."""
+
+    kind: str
+    name: str | None
+    ttl_s: int | None = None
+    user_metadata: Mapping[str, Any] | None = None
+    overwrite: bool = True
+
+
 def check_ttl(ttl_s: int | None) -> None:
     """Refuse a checkpoint's life outside what the platform allows.
 
@@ -90,7 +110,7 @@ def parse_path(path: str) -> tuple[str, str, str]:
     """Run, kind and name of a ``tinker://`` path.
 
     Raises:
-        RequestRejectedError: If it is no such path.
+        RequestRejectedError: If it is not such a path.
     """
     parts = path.removeprefix("tinker://").split("/")
     if not path.startswith("tinker://") or len(parts) != 3 or parts[1] not in KINDS or not all(parts):
@@ -128,51 +148,39 @@ class Store:
         found = [Run(**json.loads(path.read_bytes())) for path in self._root.glob(f"*/{_RUN}")]
         return sorted(found, key=lambda run: run.created, reverse=True)
 
-    def save(
-        self,
-        run: Run,
-        kind: str,
-        name: str,
-        *,
-        weights: Arrays,
-        adapter_config: Mapping[str, Any],
-        optimizer: Arrays | None = None,
-        ttl_s: int | None = None,
-        user_metadata: Mapping[str, Any] | None = None,
-        overwrite: bool = True,
-    ) -> Saved:
+    def save(self, run: Run, contents: Contents, options: SaveOptions) -> Saved:
         """Write a checkpoint; with ``overwrite`` one of the same name is replaced in one step.
 
         Raises:
             StorageError: If the disk is full or not writable; what was there before is untouched.
             RequestRejectedError: If the name cannot be one, or is taken.
         """
+        kind, name = options.kind, options.name or ""
         if not name or "/" in name or name.startswith(".") or len(name.encode()) > 200:
             raise RequestRejectedError(f"'{name[:80]}' cannot name a checkpoint: no slash, no leading dot")
         place = self._place(run.run_id, kind, name)
-        if not overwrite and (place / _DETAILS).is_file():
+        if not options.overwrite and (place / _DETAILS).is_file():
             raise RequestRejectedError(f"there is a checkpoint '{name}' of this run already: say overwrite=True")
         temporary = place.parent / f".tmp-{uuid.uuid4().hex}"
         now = time.time()
         with storage_errors(place):
             temporary.mkdir(parents=True)
             try:
-                _write_tensors(temporary / WEIGHTS, weights)
-                if optimizer is not None:
-                    _write_tensors(temporary / OPTIMIZER, optimizer)
-                write_atomically(temporary / "adapter_config.json", json.dumps(adapter_config, indent=2))
-                size = sum(file.stat().st_size for file in temporary.iterdir())
+                _write_tensors(temporary / WEIGHTS, contents.weights)
+                if contents.optimizer is not None:
+                    _write_tensors(temporary / OPTIMIZER, contents.optimizer)
+                write_atomically(temporary / _CONFIG, json.dumps(contents.adapter_config, indent=2))
                 saved = Saved(
-                    run.run_id,
-                    kind,
-                    name,
-                    run.base_model,
-                    run.lora,
-                    now,
-                    now + ttl_s if ttl_s else None,
-                    size,
-                    False,
-                    dict(user_metadata or {}),
+                    run_id=run.run_id,
+                    kind=kind,
+                    name=name,
+                    base_model=run.base_model,
+                    lora=run.lora,
+                    created=now,
+                    expires=now + options.ttl_s if options.ttl_s else None,
+                    size_bytes=sum(file.stat().st_size for file in temporary.iterdir()),
+                    public=False,
+                    user_metadata=dict(options.user_metadata or {}),
                 )
                 write_atomically(temporary / _DETAILS, json.dumps(asdict(saved), indent=2))
                 _swap(temporary, place)
@@ -186,15 +194,12 @@ class Store:
 
         Raises:
             NoSuchCheckpointError: If there is none.
-            RequestRejectedError: If it is no such path.
+            RequestRejectedError: If it is not such a path.
         """
-        run_id, kind, name = parse_path(path)
-        details = self._place(run_id, kind, name) / _DETAILS
-        if details.is_file():
-            saved = Saved(**json.loads(details.read_bytes()))
-            if saved.expires is None or saved.expires > time.time():
-                return saved
-            shutil.rmtree(details.parent, ignore_errors=True)
+        details = self._place(*parse_path(path)) / _DETAILS
+        saved = _living(details) if details.is_file() else None
+        if saved is not None:
+            return saved
         raise NoSuchCheckpointError(f"there is no checkpoint {path} here: it was never saved, or deleted, or expired")
 
     def tensors(self, saved: Saved, *, optimizer: bool = False) -> dict[str, NDArray[Any]]:
@@ -213,7 +218,7 @@ class Store:
 
     def file(self, saved: Saved, name: str) -> Path:
         """A file of a checkpoint."""
-        return self._place(saved.run_id, saved.kind, saved.name) / name
+        return self.folder_of(saved) / name
 
     def files(self, saved: Saved) -> list[str]:
         """Names of the files a reader of the checkpoint needs."""
@@ -225,18 +230,9 @@ class Store:
 
     def checkpoints(self, run_id: str | None = None) -> list[Saved]:
         """All checkpoints, or those of one run, newest first; expired ones are deleted on the way."""
-        return sorted(self._living(run_id), key=lambda saved: saved.created, reverse=True)
-
-    def _living(self, run_id: str | None) -> Iterator[Saved]:
-        pattern = f"{quote(run_id, safe='')}/*/*/{_DETAILS}" if run_id else f"*/*/*/{_DETAILS}"
-        for details in self._root.glob(pattern):
-            if details.parent.name.startswith(".tmp-"):
-                continue
-            saved = Saved(**json.loads(details.read_bytes()))
-            if saved.expires is not None and saved.expires <= time.time():
-                shutil.rmtree(details.parent, ignore_errors=True)
-            else:
-                yield saved
+        every = self._root.glob(f"{quote(run_id, safe='') if run_id else '*'}/*/*/{_DETAILS}")
+        living = [_living(details) for details in every if not details.parent.name.startswith(".tmp-")]
+        return sorted((s for s in living if s is not None), key=lambda saved: saved.created, reverse=True)
 
     def delete(self, saved: Saved) -> None:
         """Remove a checkpoint."""
@@ -252,25 +248,24 @@ class Store:
 
     def copy(self, saved: Saved, run: Run, *, ttl_s: int | None = None) -> Saved:
         """Copy a checkpoint into another run."""
-        optimizer = self.file(saved, OPTIMIZER).is_file()
-        return self.save(
-            run,
-            saved.kind,
-            saved.name,
-            weights=self.tensors(saved),
-            adapter_config=json.loads(self.file(saved, "adapter_config.json").read_bytes()),
-            optimizer=self.tensors(saved, optimizer=True) if optimizer else None,
-            ttl_s=ttl_s,
-            user_metadata=saved.user_metadata,
+        contents = Contents(
+            self.tensors(saved),
+            json.loads(self.file(saved, _CONFIG).read_bytes()),
+            self.tensors(saved, optimizer=True) if self.file(saved, OPTIMIZER).is_file() else None,
         )
+        return self.save(run, contents, SaveOptions(saved.kind, saved.name, ttl_s, saved.user_metadata))
 
     def _place(self, run_id: str, kind: str, name: str) -> Path:
         return self._root / quote(run_id, safe="") / kind / quote(name, safe="")
 
 
-def run_id_of(folder: Path) -> str:
-    """The run a folder below ``checkpoints`` belongs to."""
-    return unquote(folder.name)
+def _living(details: Path) -> Saved | None:
+    """The checkpoint with these details; None if it has expired, and then it is deleted."""
+    saved = Saved(**json.loads(details.read_bytes()))
+    if saved.expires is None or saved.expires > time.time():
+        return saved
+    shutil.rmtree(details.parent, ignore_errors=True)
+    return None
 
 
 def _write_tensors(path: Path, tensors: Arrays) -> None:

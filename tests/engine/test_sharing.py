@@ -25,7 +25,7 @@ from sota_ml_researcher.engine.service.base_models import BaseModels
 from sota_ml_researcher.engine.service.futures import Promise
 from sota_ml_researcher.engine.service.sample_runner import SampleJob, SampleRunner
 from sota_ml_researcher.engine.service.scheduler import Joint, Work
-from sota_ml_researcher.engine.service.state import Sampler
+from sota_ml_researcher.engine.service.state import SamplingSession
 from sota_ml_researcher.engine.service.store import Store
 
 PACKED = ["llama", "qwen2", "qwen3", "gemma", "phi3", "mistral"]
@@ -192,7 +192,7 @@ def test_a_result_that_cannot_be_written_fails_alone(tiny_model: TinyModel) -> N
     def broken(_: SampleOutput) -> bytes:
         raise ValueError("no words")
 
-    sampler = Sampler("s", "session", "m")
+    sampler = SamplingSession("s", "session", "m")
     jobs = [SampleJob(sampler, ask.request) for ask in _asks(None)]
     jobs[1] = SampleJob(sampler, jobs[1].settings, encode=broken)
     outcomes = _run_jobs(load_model("m", str(tiny_model("qwen3")), FP32), jobs)
@@ -212,6 +212,6 @@ def test_requests_that_do_not_fit_together_are_tried_alone(
         return inner(prompts, *given)
 
     monkeypatch.setattr(model._backbone, "prefill", small)
-    outcomes = _run_jobs(model, [SampleJob(Sampler("s", "session", "m"), ask.request) for ask in _asks(None)])
+    outcomes = _run_jobs(model, [SampleJob(SamplingSession("s", "session", "m"), ask.request) for ask in _asks(None)])
     assert sorted(outcomes) == [0, 1, 2, 3, 4]
     assert [place for place, outcome in outcomes.items() if isinstance(outcome, OutOfMemoryError)] == [3]
