@@ -217,8 +217,12 @@ def failed(note):
 def verdict(text, program, entry):
     """What is said of the program: passed or not, and why not."""
     try:
-        program.start()
-        run(text, program, entry)
+        try:
+            program.start()
+            run(text, program, entry)
+        finally:
+            # What has happened is judged: an alarm that went off meanwhile and is heard only now changes nothing.
+            program.over = True
     except AssertionError as error:
         return failed(f"a test failed: {str(error) or failed_line(text, error)}")
     except Exception as error:  # whatever a test raises is a failed test

@@ -3,18 +3,14 @@
 from pathlib import Path
 
 import pytest
-from job_helpers import ended, start_dpo, wait_until
+from job_helpers import cancelled, ended, logged, resumed, start_dpo, wait_until
 
-from sota_ml_researcher.jobs import control, run_files
-from sota_ml_researcher.jobs.registry import Registry
+from sota_ml_researcher.jobs import run_files
 from sota_ml_researcher.jobs.states import Job, JobState
 
 
 def curve(job: Job) -> dict[int, dict[str, float]]:
-    records = run_files.recent_metrics(job.folder, limit=10_000)
-    names = ("dpo_loss", "accuracy", "chosen_logprob", "rejected_logprob", "test/dpo_loss", "test/accuracy")
-    assert len({r["step"] for r in records}) == len(records), "a step is logged twice"
-    return {r["step"]: {name: r[name] for name in names if name in r} for r in records}
+    return logged(job, "dpo_loss", "accuracy", "chosen_logprob", "rejected_logprob", "test/dpo_loss", "test/accuracy")
 
 
 @pytest.mark.usefixtures("shared_engine")
@@ -35,17 +31,9 @@ def test_a_dpo_job_learns_and_a_cancelled_one_goes_on_as_if_nothing_had_happened
     assert result.numbers["first_test/accuracy"] == 0.5
     assert str(result.best_checkpoint.sampler_path).startswith("tinker://")
 
-    cut = start_dpo(tmp_path, tiny_weights, **long)
-    wait_until(cut.id, lambda job: job.step >= 3)
-    control.cancel(Registry(), cut.id)
-    stopped = wait_until(cut.id, ended)
-    assert stopped.state is JobState.CANCELLED
-    assert 3 <= stopped.step < 100
+    cut = cancelled(start_dpo(tmp_path, tiny_weights, **long), after=3, of=100)
     measured = (cut.folder / "reference.jsonl").read_text()
-    control.resume(Registry(), cut.id)
-    resumed = wait_until(cut.id, ended)
-    assert (resumed.state, resumed.attempt) == (JobState.SUCCEEDED, 2), resumed.error
-    assert curve(resumed) == losses
+    assert curve(resumed(cut)) == losses
     assert (cut.folder / "reference.jsonl").read_text() == measured  # the reference was not measured again
 
 

@@ -7,11 +7,10 @@ from typing import Any
 
 import demo_tasks as tasks
 import pytest
-from job_helpers import ended, start, start_rl, tiny_rl, wait_until
+from job_helpers import cancelled, ended, logged, resumed, start, start_rl, tiny_rl, wait_until
 
-from sota_ml_researcher.jobs import control, run_files
+from sota_ml_researcher.jobs import run_files
 from sota_ml_researcher.jobs.job_results import checkpoint_path
-from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.states import Job, JobState
 from sota_ml_researcher.rewards.sandbox.modes import isolation
 from sota_ml_researcher.templates.catalog import template_path
@@ -41,9 +40,7 @@ def step(messages, reply, row):
 
 
 def curve(job: Job) -> dict[int, dict[str, float]]:
-    records = run_files.recent_metrics(job.folder, limit=10_000)
-    kept = ("reward/mean", "test/reward", "episode/turns", "episode/reward_turn_2", "optim/entropy")
-    return {r["step"]: {name: r[name] for name in kept if name in r} for r in records}
+    return logged(job, "reward/mean", "test/reward", "episode/turns", "episode/reward_turn_2", "optim/entropy")
 
 
 def taught(data: Path, rows: list[Any], steps: int = 60) -> Job:
@@ -81,16 +78,8 @@ def test_episodes_are_kept_turn_by_turn_and_a_resumed_job_plays_the_same(tmp_pat
     report = json.loads((whole.folder / "reward_check.json").read_text())
     assert report["turns"] > 1
 
-    cut = start_rl(None, **config)
-    wait_until(cut.id, lambda job: job.step >= 2)
-    control.cancel(Registry(), cut.id)
-    stopped = wait_until(cut.id, ended)
-    assert stopped.state is JobState.CANCELLED
-    assert 2 <= stopped.step < 10
-    control.resume(Registry(), cut.id)
-    resumed = wait_until(cut.id, ended)
-    assert (resumed.state, resumed.attempt) == (JobState.SUCCEEDED, 2), resumed.error
-    assert curve(resumed) == steps
+    cut = cancelled(start_rl(None, **config), after=2, of=10)
+    assert curve(resumed(cut)) == steps
 
 
 @needs_sandbox

@@ -5,19 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from job_helpers import ended, start_rl, tiny_rl, wait_until
+from job_helpers import cancelled, ended, logged, resumed, start_rl, tiny_rl, wait_until
 
-from sota_ml_researcher.jobs import control, run_files
-from sota_ml_researcher.jobs.registry import Registry
+from sota_ml_researcher.jobs import run_files
 from sota_ml_researcher.jobs.states import Job, JobState
 from sota_ml_researcher.templates.catalog import template_path
 
 
 def curve(job: Job) -> dict[int, dict[str, float]]:
-    records = run_files.recent_metrics(job.folder, limit=10_000)
-    names = ("reward/mean", "reward/constant_groups", "response/tokens", "test/reward", "optim/entropy")
-    assert len({r["step"] for r in records}) == len(records), "a step is logged twice"
-    return {r["step"]: {name: r[name] for name in names if name in r} for r in records}
+    return logged(job, "reward/mean", "reward/constant_groups", "response/tokens", "test/reward", "optim/entropy")
 
 
 @pytest.mark.usefixtures("shared_engine")
@@ -36,16 +32,8 @@ def test_an_rl_job_runs_and_a_cancelled_one_goes_on_as_if_nothing_had_happened(
     assert len({r["response"] for r in rollouts}) > 3  # samples of a group differ
     assert json.loads((whole.folder / "reward_check.json").read_text())["samples"] == 32
 
-    cut = start_rl(None, **config)
-    wait_until(cut.id, lambda job: job.step >= 2)
-    control.cancel(Registry(), cut.id)
-    stopped = wait_until(cut.id, ended)
-    assert stopped.state is JobState.CANCELLED
-    assert 2 <= stopped.step < 40
-    control.resume(Registry(), cut.id)
-    resumed = wait_until(cut.id, ended)
-    assert (resumed.state, resumed.attempt) == (JobState.SUCCEEDED, 2), resumed.error
-    assert curve(resumed) == steps
+    cut = cancelled(start_rl(None, **config), after=2, of=40)
+    assert curve(resumed(cut)) == steps
 
 
 @pytest.mark.slow

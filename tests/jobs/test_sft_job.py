@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from job_helpers import curve, ended, settings, start, wait_until
+from job_helpers import cancelled, curve, ended, resumed, settings, start, wait_until
 
 from sota_ml_researcher.core.errors import DataError, StorageError
 from sota_ml_researcher.jobs import control, run_files
@@ -14,35 +14,26 @@ from sota_ml_researcher.training.sft.plan import plan_sft
 
 @pytest.mark.usefixtures("shared_engine")
 def test_a_job_trains_keeps_its_best_and_can_be_cancelled_and_resumed(tmp_path: Path, tiny_weights: Path) -> None:
-    whole = start(**settings(tmp_path, tiny_weights, num_steps=100, eval_every=30))
-    cut = start(
-        **settings(tmp_path, tiny_weights, num_steps=100, eval_every=30)
-    )  # waits: the embedded engine takes one job at a time
+    config = settings(tmp_path, tiny_weights, num_steps=100, eval_every=30)
+    whole = start(**config)
+    cut = start(**config)  # waits: the embedded engine takes one job at a time
     assert Registry().get(cut.id).state is JobState.QUEUED
 
     whole = wait_until(whole.id, ended)
     assert whole.state is JobState.SUCCEEDED, whole.error
     losses = curve(whole)
     assert sorted(losses) == list(range(101))
-    assert losses[99][0] < losses[0][0] * 0.8  # type: ignore[operator]
-    validated = {step: nll for step, (_, nll) in losses.items() if nll is not None}
+    assert losses[99]["train_mean_nll"] < losses[0]["train_mean_nll"] * 0.8
+    validated = {step: metrics["test/nll"] for step, metrics in losses.items() if "test/nll" in metrics}
     assert sorted(validated) == [0, 30, 60, 90, 100]
     result = run_files.result(whole.folder)
     assert result is not None
     assert result.final_checkpoint and result.final_checkpoint.paths[1].endswith("/sampler_weights/final")
     assert result.best_checkpoint and result.best_checkpoint.step == min(validated, key=lambda step: validated[step])
 
-    wait_until(cut.id, lambda job: job.step >= 6)
-    control.cancel(Registry(), cut.id)
-    stopped = wait_until(cut.id, ended)
-    assert stopped.state is JobState.CANCELLED
-    assert 6 <= stopped.step < 100
-    assert run_files.checkpoints(stopped.folder)[-1].name == f"stopped-{stopped.step:06d}"
-
-    control.resume(Registry(), cut.id)
-    resumed = wait_until(cut.id, ended)
-    assert (resumed.state, resumed.attempt) == (JobState.SUCCEEDED, 2)
-    assert curve(resumed) == losses
+    cut = cancelled(cut, after=6, of=100)
+    assert run_files.checkpoints(cut.folder)[-1].name == f"stopped-{cut.step:06d}"
+    assert curve(resumed(cut)) == losses
 
 
 def test_the_plan_derives_what_was_left_out_and_names_the_rules(tmp_path: Path, tiny_weights: Path) -> None:

@@ -44,6 +44,7 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     configs._ask_hub.cache_clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     point_to(monkeypatch, 9)
 

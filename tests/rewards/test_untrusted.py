@@ -136,6 +136,14 @@ def test_a_program_that_wears_its_tests_out_earns_nothing_rather_than_no_score(a
     assert (score.reward, score.failed) == (0.0, False), score.note
 
 
+def test_an_answer_that_breaks_past_the_time_limit_still_earns_nothing() -> None:
+    """Reading it outlasts the limit and then fails: the alarm is heard while the failure is being reported."""
+    slow = RewardPart.model_validate({"type": "code", "timeout_s": 0.05})
+    program = WRITES.format("b'()' * 600000 + b'\\n'")
+    (score,) = scored(slow, (problem(tests="assert double(1) == 2"), program))
+    assert (score.reward, score.failed) == (0.0, False), score.note
+
+
 def test_a_program_lends_no_name_of_python_s_to_a_star_import() -> None:
     cheat = "def double(x):\n    return x\ndef abs(x):\n    return 0\n__all__ = ['abs', 'double']\n"
     forged = WRITES.format("b\"{'names': ['double', 'abs', '__all__']}\\n\"") + "\n"

@@ -12,7 +12,7 @@ from typing import Any
 from sota_ml_researcher.jobs import control, run_files
 from sota_ml_researcher.jobs.create import start_job
 from sota_ml_researcher.jobs.registry import Registry
-from sota_ml_researcher.jobs.states import ACTIVE, Job
+from sota_ml_researcher.jobs.states import ACTIVE, Job, JobState
 from sota_ml_researcher.training.dpo.config import load_dpo_settings
 from sota_ml_researcher.training.dpo.plan import plan_dpo
 from sota_ml_researcher.training.rl.config import load_rl_settings
@@ -47,11 +47,14 @@ def settings(folder: Path, model: Path, **changes: Any) -> dict[str, Any]:
     return base | changes
 
 
+def start_planned(kind: str, plan: Any) -> Job:
+    config, origins = plan.settings.config, plan.settings.origins
+    files = [Path(config.train_file)]
+    return start_job(Registry(), kind, config, origins, files=files, total_steps=plan.total_steps)
+
+
 def start(config_file: Path | None = None, **config: Any) -> Job:
-    plan = plan_sft(load_sft_settings(config_file, config))
-    shown = plan.settings.config
-    files = [Path(shown.train_file)]
-    return start_job(Registry(), "sft", shown, plan.settings.origins, files=files, total_steps=plan.total_steps)
+    return start_planned("sft", plan_sft(load_sft_settings(config_file, config)))
 
 
 def wait_until(job_id: str, condition: Callable[[Job], bool]) -> Job:
@@ -68,10 +71,33 @@ def ended(job: Job) -> bool:
     return job.state not in ACTIVE
 
 
-def curve(job: Job) -> dict[int, tuple[float | None, float | None]]:
+def logged(job: Job, *names: str) -> dict[int, dict[str, float]]:
+    """These metrics by step, where they were logged."""
     records = run_files.recent_metrics(job.folder, limit=10_000)
     assert len({r["step"] for r in records}) == len(records), "a step is logged twice"
-    return {r["step"]: (r.get("train_mean_nll"), r.get("test/nll")) for r in records}
+    return {r["step"]: {name: r[name] for name in names if name in r} for r in records}
+
+
+def curve(job: Job) -> dict[int, dict[str, float]]:
+    return logged(job, "train_mean_nll", "test/nll")
+
+
+def cancelled(job: Job, *, after: int, of: int) -> Job:
+    """The job, cancelled once it has taken ``after`` of its ``of`` steps."""
+    wait_until(job.id, lambda j: j.step >= after)
+    control.cancel(Registry(), job.id)
+    job = wait_until(job.id, ended)
+    assert job.state is JobState.CANCELLED
+    assert after <= job.step < of
+    return job
+
+
+def resumed(job: Job) -> Job:
+    """The job after its second attempt, which succeeds."""
+    control.resume(Registry(), job.id)
+    job = wait_until(job.id, ended)
+    assert (job.state, job.attempt) == (JobState.SUCCEEDED, 2), job.error
+    return job
 
 
 def write_pairs(path: Path, count: int, seed: int) -> Path:
@@ -95,17 +121,11 @@ def start_dpo(folder: Path, model: Path, **changes: Any) -> Job:
         "eval_every": 5,
         **changes,
     }
-    plan = plan_dpo(load_dpo_settings(None, config))
-    shown = plan.settings.config
-    files = [Path(shown.train_file)]
-    return start_job(Registry(), "dpo", shown, plan.settings.origins, files=files, total_steps=plan.total_steps)
+    return start_planned("dpo", plan_dpo(load_dpo_settings(None, config)))
 
 
 def start_rl(config_file: Path | None, **config: Any) -> Job:
-    plan = plan_rl(load_rl_settings(config_file, config))
-    shown = plan.settings.config
-    files = [Path(shown.train_file)]
-    return start_job(Registry(), "grpo", shown, plan.settings.origins, files=files, total_steps=plan.total_steps)
+    return start_planned("grpo", plan_rl(load_rl_settings(config_file, config)))
 
 
 def tiny_rl(folder: Path, model: Path, rows: int = 12, **changes: Any) -> dict[str, Any]:
