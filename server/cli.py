@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit code. Errors meant for a person are one line on stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["engine"]:
-        return _engine(given[1:])
+        return _become("engine", given[1:])
     options = _parser().parse_args(given)
     try:
         return int(options.run(options))
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     checkpoints.add_argument("--backend", choices=["embedded", "tinker", "cluster"], default="embedded")
     checkpoints.add_argument("--base-url", help="for backend cluster")
     throw = checkpoints.add_mutually_exclusive_group()
-    throw.add_argument("--delete", nargs="+", metavar="PATH", help="delete these tinker:// paths; no way back")
+    throw.add_argument("--delete", nargs="+", metavar="PATH", help="delete these tinker:// paths for good")
     throw.add_argument("--keep-best", metavar="JOB", help="of this job keep only the final and the best")
     checkpoints.add_argument("--yes", action="store_true", help="really delete; without it they are only named")
     checkpoints.set_defaults(run=_checkpoints)
@@ -108,20 +108,14 @@ def _setup(options: argparse.Namespace) -> int:
     return install_training(dry_run=options.dry_run)
 
 
-def _engine(arguments: list[str]) -> int:
-    """The engine is a program of its own; this process becomes it."""
-    command = [sys.executable, "-m", "sota_ml_researcher.engine", *arguments]
-    if os.name == "posix":
-        sys.stdout.flush()
-        os.execv(sys.executable, command)
-    import subprocess
-
-    return subprocess.run(command, check=False).returncode
-
-
 def _demo(options: argparse.Namespace) -> int:
-    """The demo is a client of this server, so it stands above it: it runs as a program of its own too."""
-    command = [sys.executable, "-m", "sota_ml_researcher.demo", *(["--json"] if options.json else [])]
+    """The demo is a client of this server, so it stands above it: it runs as a program of its own."""
+    return _become("demo", ["--json"] if options.json else [])
+
+
+def _become(program: str, arguments: Sequence[str]) -> int:
+    """Run another of our programs in the place of this process."""
+    command = [sys.executable, "-m", f"sota_ml_researcher.{program}", *arguments]
     if os.name == "posix":
         sys.stdout.flush()
         os.execv(sys.executable, command)

@@ -1,4 +1,4 @@
-"""``ml-researcher doctor``: what works here, what does not, and the command that mends it."""
+"""``ml-researcher doctor``: what works here, what does not, and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class Finding:
 
 
 def run_doctor() -> int:
-    """Print every finding; exit code 1 if something has to be mended."""
-    found = [_safely(check) for check in _CHECKS]
-    table = Table("", "check", "found", "to mend it")
-    for finding in found:
+    """Print every finding; exit code 1 if something has to be fixed."""
+    findings = [_safely(check) for check in _CHECKS]
+    table = Table("", "check", "found", "to fix it")
+    for finding in findings:
         sign = {True: "[green]ok[/]", False: "[red]no[/]", None: "[yellow]--[/]"}[finding.ok]
         table.add_row(sign, finding.topic, finding.detail, finding.fix)
     Console().print(table)
-    return 1 if any(finding.ok is False for finding in found) else 0
+    return 1 if any(finding.ok is False for finding in findings) else 0
 
 
 def _safely(check: Callable[[], Finding]) -> Finding:
@@ -69,12 +69,9 @@ def check_training_packages() -> Finding:
     """What workers and the engine need."""
     missing = [name for name in _TRAINING if importlib.util.find_spec(name.replace("-", "_")) is None]
     if missing:
-        return Finding("training packages", False, f"missing: {', '.join(missing)}", _INSTALL)
+        return Finding("training packages", False, f"missing: {', '.join(missing)}", "ml-researcher setup")
     shown = ", ".join(f"{name} {_version(name)}" for name in ("tinker", "tinker-cookbook", "torch", "transformers"))
     return Finding("training packages", True, shown)
-
-
-_INSTALL = "ml-researcher setup"
 
 
 def _version(distribution: str) -> str:

@@ -212,7 +212,9 @@ def _facts(plan: JudgePlan) -> dict[str, Any]:
 
 def _lines(plan: JudgePlan) -> list[str]:
     config = plan.settings.config
-    arms = f"{config.finetuned_model[-60:]} against {config.baseline_model[-60:]}"
+    arms = " against ".join(
+        Path(arm).name if Path(arm).is_file() else arm[-60:] for arm in (config.finetuned_model, config.baseline_model)
+    )
     lines = [
         f"Judge evaluation of {arms}, judged by {', '.join(config.judge_model)}.",
         f"{plan.prompts} prompts, {plan.answers_to_sample} answers to sample, {plan.calls} judge calls.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -63,18 +64,10 @@ class JobView(JobLine):
     next: str
 
 
-def line(job: Job, registry: Registry) -> JobLine:
-    """A job in a few facts."""
-    return JobLine(
-        job_id=job.id,
-        name=job.name,
-        kind=job.kind,
-        state=job.state.value,
-        step=job.step,
-        total_steps=job.total_steps,
-        created=iso(job.created),
-        parents=registry.parents(job.id),
-    )
+def row(job: Job) -> dict[str, Any]:
+    """A job's row in the words of answers."""
+    facts = asdict(job) | {"job_id": job.id, "state": job.state.value, "run_folder": str(job.folder)}
+    return facts | {"created": iso(job.created), "ended": iso(job.ended) if job.ended else None}
 
 
 def view(job: Job, *, since_step: int | None = None) -> JobView:
@@ -83,17 +76,10 @@ def view(job: Job, *, since_step: int | None = None) -> JobView:
     result = run_files.result(job.folder) if job.state not in ACTIVE else None
     registry = Registry()
     return JobView(
-        **dict(line(job, registry)),
-        backend=job.backend,
-        base_model=job.base_model,
-        run_folder=str(job.folder),
-        ended=iso(job.ended) if job.ended else None,
-        attempt=job.attempt,
-        error=job.error,
+        **row(job),
         eta_s=_eta_s(job),
         silent_s=silence_s(job),
         waiting=_waiting(job),
-        cost_usd=job.cost_usd,
         billed_usd=run_files.billed_usd(job.folder),
         metrics=run_files.latest_values(records),
         series=[{name: r[name] for name in _SERIES if name in r} for r in records],
@@ -102,6 +88,7 @@ def view(job: Job, *, since_step: int | None = None) -> JobView:
         final_checkpoint=result.final_checkpoint if result else None,
         best_checkpoint=result.best_checkpoint if result else None,
         verdict=result.verdict_text if result else None,
+        parents=registry.parents(job.id),
         children=registry.children(job.id),
         next=next_step(job),
     )

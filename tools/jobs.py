@@ -16,7 +16,7 @@ from ..jobs import control, run_files
 from ..jobs.registry import Registry
 from ..jobs.states import ACTIVE, Job, JobState
 from .answers import answer
-from .job_view import JobLine, JobView, age, line, next_step, summary, view
+from .job_view import JobLine, JobView, age, next_step, row, summary, view
 
 # Clients cut a call at 60 s; progress every 2 s keeps those alive that watch for it.
 MAX_WAIT_S = 55
@@ -64,7 +64,9 @@ def list_jobs(
     page = jobs[:limit]
     more = page[-1].created if len(jobs) > limit else None
     counts = {s.value: n for s, n in registry.counts().items()}
-    content = JobList(jobs=[line(job, registry) for job in page], counts=counts, before=more)
+    content = JobList(
+        jobs=[JobLine(**row(job), parents=registry.parents(job.id)) for job in page], counts=counts, before=more
+    )
     return answer(content, _list_text(page, content.jobs, counts))
 
 
@@ -113,10 +115,10 @@ def cancel_job(
     """
     job = control.cancel(Registry(), job_id, hard=hard)
     if job.state not in ACTIVE:
-        return answer(_change(job, next_step(job)), summary(view(job)))
+        return answer(JobChange(**row(job), next=next_step(job)), summary(view(job)))
     follow = f"wait_for_job(job_id='{job.id}') until it is cancelled"
     text = f"{job.id} was asked to stop: it saves a checkpoint first.\nNext: {follow}"
-    return answer(_change(job, follow), text)
+    return answer(JobChange(**row(job), next=follow), text)
 
 
 def resume_job(
@@ -129,19 +131,7 @@ def resume_job(
     a new job.
     """
     job = control.resume(Registry(), job_id, max_cost_usd=max_cost_usd)
-    return answer(_change(job, next_step(job)), summary(view(job)))
-
-
-def _change(job: Job, follow: str) -> JobChange:
-    return JobChange(
-        job_id=job.id,
-        state=job.state.value,
-        step=job.step,
-        total_steps=job.total_steps,
-        attempt=job.attempt,
-        run_folder=str(job.folder),
-        next=follow,
-    )
+    return answer(JobChange(**row(job), next=next_step(job)), summary(view(job)))
 
 
 def _state(name: str) -> JobState:
