@@ -165,8 +165,8 @@ def _deviation(settings: Settings[JudgeEvalConfig]) -> tuple[float, str]:
         return WORST_DEVIATION, "the worst case, no ties; a pilot's is often smaller"
     try:
         pilot = json.loads(Path(config.pilot).read_bytes())
-        found = next(c["deviation"] for c in pilot["comparisons"] if c["arm"] == "tuned")
-        return float(found), f"the pilot {Path(config.pilot).parent.name}"
+        deviation = next(c["deviation"] for c in pilot["comparisons"] if c["arm"] == "tuned")
+        return float(deviation), f"the pilot {Path(config.pilot).parent.name}"
     except (ValueError, KeyError, TypeError, StopIteration) as error:
         raise ConfigError(
             "this is not the metrics.json of a judge evaluation with a deviation in it",
@@ -228,25 +228,25 @@ def _files(config: JudgeEvalConfig, arms: Mapping[str, Arm]) -> tuple[Path, ...]
 def _warnings(
     config: JudgeEvalConfig, items: Sequence[EvalItem], arms: Mapping[str, Arm], wanted: int | None
 ) -> list[str]:
-    found: list[str] = []
+    warnings: list[str] = []
     if len(items) < 2:
-        found.append("one prompt can show nothing: there is no interval")
+        warnings.append("one prompt can show nothing: there is no interval")
     if wanted is not None and wanted > len(items):
-        found.append(f"an effect of {config.wanted_effect:g} needs {wanted} prompts, and there are {len(items)}")
+        warnings.append(f"an effect of {config.wanted_effect:g} needs {wanted} prompts, and there are {len(items)}")
     if not config.position_debias:
-        found.append("each pair is asked in one order only (judge.both_orders advises both)")
+        warnings.append("each pair is asked in one order only (judge.both_orders advises both)")
     for judge in config.judges:
         if judge.kind == "check":
-            found.append(f"{judge.name} is a program that compares with references, not a model's opinion")
+            warnings.append(f"{judge.name} is a program that compares with references, not a model's opinion")
         if judge.kind not in {"check", "assistant"} and any(
             _family(judge.model) == _family(m) for m in config.arms.values()
         ):
-            found.append(f"{judge.name} judges a model of its own family (judge.self_preference)")
+            warnings.append(f"{judge.name} judges a model of its own family (judge.self_preference)")
     if "assistant" in config.judge_model and len(items) > _MANY_FOR_ASSISTANT:
-        found.append("an assistant judges each packet itself: num_samples of 20 to 50 is a bearable amount")
+        warnings.append("an assistant judges each packet itself: num_samples of 20 to 50 is a bearable amount")
     if len({str(a.file or a.model) for a in arms.values()}) < len(arms):
-        found.append("two arms are the same model: expect no difference")
-    return found
+        warnings.append("two arms are the same model: expect no difference")
+    return warnings
 
 
 def _family(model: str) -> str:

@@ -16,11 +16,13 @@ class JobKind:
         tool: The tool that starts it.
         load: ``package.module:function`` that reads a config: (file or None, overrides or None) -> ``Settings``.
         plan: ``package.module:function`` that works out what the job will do: (``Settings``) -> its plan.
+        extra: The extra of this distribution that it needs besides ``train``, or None.
     """
 
     tool: str
     load: str
     plan: str
+    extra: str | None = None
 
 
 _TRAINING, _EVALS = "sota_ml_researcher.training", "sota_ml_researcher.evals"
@@ -31,12 +33,13 @@ KINDS: Mapping[str, JobKind] = {
     "reward_model": _DPO,
     "grpo": JobKind("start_grpo", f"{_TRAINING}.rl.config:load_rl_settings", f"{_TRAINING}.rl.plan:plan_rl"),
     "judge_eval": JobKind(
-        "run_judge_eval", f"{_EVALS}.judge_config:load_judge_settings", f"{_EVALS}.judge_plan:plan_judge_eval"
+        "run_judge_eval", f"{_EVALS}.judge_config:load_judge_settings", f"{_EVALS}.judge_plan:plan_judge_eval", "evals"
     ),
     "benchmark": JobKind(
         "run_benchmark",
         f"{_EVALS}.benchmark.benchmark_config:load_benchmark_settings",
         f"{_EVALS}.benchmark.benchmark_plan:plan_benchmark",
+        "evals",
     ),
 }
 

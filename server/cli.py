@@ -15,10 +15,10 @@ from ..core.errors import ConfigError, ResearcherError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit code. Errors meant for a person are one line on stderr."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["engine"]:
-        return _become("engine", given[1:])
-    options = _parser().parse_args(given)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["engine"]:
+        return _become("engine", words[1:])
+    options = _parser().parse_args(words)
     try:
         return int(options.run(options))
     except ResearcherError as error:
@@ -82,9 +82,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    given = [f"--{name}" for name in ("host", "port", "allow_host") if getattr(options, name) is not None]
-    if given and not options.http:
-        raise ConfigError(f"{given[0].replace('_', '-')} goes with --http", where="serve")
+    flags = [f"--{name}" for name in ("host", "port", "allow_host") if getattr(options, name) is not None]
+    if flags and not options.http:
+        raise ConfigError(f"{flags[0].replace('_', '-')} goes with --http", where="serve")
     gc.disable()  # the classes made at start-up stay: looking through them again and again costs a tenth of a second
     from .app import build_server
 

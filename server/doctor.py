@@ -70,8 +70,8 @@ def check_training_packages() -> Finding:
     missing = [name for name in _TRAINING if importlib.util.find_spec(name.replace("-", "_")) is None]
     if missing:
         return Finding("training packages", False, f"missing: {', '.join(missing)}", "ml-researcher setup")
-    shown = ", ".join(f"{name} {_version(name)}" for name in ("tinker", "tinker-cookbook", "torch", "transformers"))
-    return Finding("training packages", True, shown)
+    versions = ", ".join(f"{name} {_version(name)}" for name in ("tinker", "tinker-cookbook", "torch", "transformers"))
+    return Finding("training packages", True, versions)
 
 
 def _version(distribution: str) -> str:
@@ -123,9 +123,9 @@ def check_processor() -> Finding:
 
 def check_compiler() -> Finding:
     """Whether the embedded engine can compile its loops; it does so at its first start, once."""
-    found = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
-    if found or sys.platform != "linux":
-        return Finding("C compiler", True if found else None, found or "not used on this system")
+    compiler = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
+    if compiler or sys.platform != "linux":
+        return Finding("C compiler", True if compiler else None, compiler or "not used on this system")
     return Finding("C compiler", None, "none: the embedded engine samples a third slower", "Install gcc or clang")
 
 

@@ -145,11 +145,11 @@ def _answer(made: ExportResult, format: ExportFormat) -> CallToolResult:
     use = "serve it beside its base model" if format == "adapter" else "load the folder as a model"
     following = f"{use}; {made.url}" if made.url else use
     content = ExportAnswer(done=True, folder=made.folder, files=made.files, url=made.url, next=following)
-    shown = list(made.files.items())[:_SHOWN_FILES]
+    listed = list(made.files.items())[:_SHOWN_FILES]
     lines = [f"{format} in {made.folder} ({made.size_bytes / 1e6:.1f} MB):"]
-    lines += [f"  {name}  {size:,} bytes" for name, size in shown]
-    if len(made.files) > len(shown):
-        lines.append(f"  and {len(made.files) - len(shown)} more files")
+    lines += [f"  {name}  {size:,} bytes" for name, size in listed]
+    if len(made.files) > len(listed):
+        lines.append(f"  and {len(made.files) - len(listed)} more files")
     if made.url:
         lines.append(f"Published: {made.url}{' (the folder was there already)' if made.reused else ''}")
     return answer(content, "\n".join([*lines, f"Next: {following}"]))

@@ -75,8 +75,8 @@ def get_job(job_id: JobId, since_step: SinceStep = None) -> Annotated[CallToolRe
 
     Use it for a look now. To wait for progress use wait_for_job instead of calling this in a loop.
     """
-    shown = view(control.look(Registry(), job_id), since_step=since_step)
-    return answer(shown, summary(shown))
+    job = view(control.look(Registry(), job_id), since_step=since_step)
+    return answer(job, summary(job))
 
 
 async def wait_for_job(
@@ -101,8 +101,8 @@ async def wait_for_job(
             reported = time.monotonic()
         await anyio.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
         job = await anyio.to_thread.run_sync(control.look, registry, job_id)
-    shown = await anyio.to_thread.run_sync(lambda: view(job, since_step=since_step))
-    return answer(shown, summary(shown))
+    looked_at = await anyio.to_thread.run_sync(lambda: view(job, since_step=since_step))
+    return answer(looked_at, summary(looked_at))
 
 
 def cancel_job(
@@ -141,11 +141,11 @@ def _state(name: str) -> JobState:
         raise JobError(f"there is no state '{name}'", fix=f"States: {', '.join(JobState)}") from error
 
 
-def _list_text(jobs: list[Job], shown: list[JobLine], counts: dict[str, int]) -> str:
+def _list_text(jobs: list[Job], lines_of_jobs: list[JobLine], counts: dict[str, int]) -> str:
     if not jobs:
         return "No jobs. Next: start_sft(config=...) starts one; template://sft is a config that runs as it is."
     lines = [", ".join(f"{n} {state}" for state, n in sorted(counts.items()))]
-    for job, one in list(zip(jobs, shown, strict=True))[:12]:
+    for job, one in list(zip(jobs, lines_of_jobs, strict=True))[:12]:
         steps = f"{job.step}/{job.total_steps}" if job.total_steps else f"{job.step}"
         made_from = ", ".join(dict.fromkeys(link.job_id for link in one.parents))
         lines.append(f"{job.id}  {job.state:<11}  step {steps:<11}  {age(job.created):<14}  {job.name}")

@@ -84,10 +84,10 @@ async def validate_capacity(
         )
 
     key = ("capacity", base_model, lora_rank, parts, file_identity(path), dataset_tokens, epochs, max_seq_len, backend)
-    found, progress = await run_in_background((*key, measure), work, ctx)
-    if found is None:
+    counted, progress = await run_in_background((*key, measure), work, ctx)
+    if counted is None:
         return answer(CapacityAnswer(done=False, next=CALL_AGAIN), f"Still {progress.message}. {CALL_AGAIN}")
-    return _capacity_answer(*found)
+    return _capacity_answer(*counted)
 
 
 def _capacity_answer(report: CapacityReport, loss_tokens: int, all_tokens: int | None) -> CallToolResult:

@@ -168,8 +168,8 @@ def _filled(derived: Derived) -> tuple[Any, Origin]:
 
 def passes(steps: int, batch_size: int, rows: int) -> float:
     """Passes over the data in this many steps; the last batch of a pass may be a small one."""
-    whole, begun = divmod(steps, -(-rows // batch_size))
-    return whole + min(1.0, begun * batch_size / rows)
+    full, begun = divmod(steps, -(-rows // batch_size))
+    return full + min(1.0, begun * batch_size / rows)
 
 
 def validations(eval_every: int | None, total_steps: int) -> int:
