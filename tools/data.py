@@ -11,7 +11,7 @@ from mcp_types import CallToolResult
 from pydantic import BaseModel, Field
 
 from .answers import answer, number
-from .background import CALL_AGAIN, Report, data_path, file_identity, run_in_background
+from .background import CALL_AGAIN, WorkProgress, data_path, file_identity, run_in_background
 from .model_arguments import with_reward_models
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ async def check_dataset(
         if kind_of(train) == "preferences":
             return _preferences_answer(preference_report(train, val))
 
-    def work(report: Report, cancelled: threading.Event) -> DatasetReport:
+    def work(report: WorkProgress, cancelled: threading.Event) -> DatasetReport:
         from ..data.check import check_dataset as check
         from ..models.renderers import load_renderer
 
@@ -89,7 +89,7 @@ async def _check_reward(reward_config: str, train: Path, base_model: str | None,
     settings, _ = with_reward_models(load_rl_settings(Path(reward_config).expanduser(), changes))
     config_path = file_identity(Path(reward_config).expanduser())
 
-    def work(report: Report, cancelled: threading.Event) -> RewardReport:
+    def work(report: WorkProgress, cancelled: threading.Event) -> RewardReport:
         from ..training.rl.plan import prepared, reward_report
 
         report.message = "scoring samples and probes"

@@ -128,7 +128,7 @@ class Answered(BaseModel):
     logprob: float | None
 
 
-class Sampled(BaseModel):
+class PromptSamples(BaseModel):
     """A prompt (the conversation's last message) and its completions."""
 
     prompt: str
@@ -140,7 +140,7 @@ class SampleAnswer(BaseModel):
 
     model: str
     backend: str
-    samples: list[Sampled]
+    samples: list[PromptSamples]
     next: str
 
 
@@ -195,7 +195,7 @@ def sample_model(
     options = SampleOptions(max_tokens, temperature, top_p, num_samples, seed)
     completions = sample(connection, renderer, target.wire_name, conversations, options)
     samples = [
-        Sampled(
+        PromptSamples(
             prompt=c[-1]["content"], completions=[Answered.model_validate(a, from_attributes=True) for a in answers]
         )
         for c, answers in zip(conversations, completions, strict=True)
@@ -265,7 +265,7 @@ def _model_line(model: ModelLine) -> str:
     return f"{model.name}: " + ("; ".join(f for f in facts if f) or "no further facts")
 
 
-def _sample_text(samples: Sequence[Sampled], following: str) -> str:
+def _sample_text(samples: Sequence[PromptSamples], following: str) -> str:
     lines: list[str] = []
     for one in samples[:_SHOWN_PROMPTS]:
         lines.append(f"> {one.prompt[:120]}")
