@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal, Protocol
+from typing import Literal
 
 from ..core.errors import ConfigError, JobError
 from ..core.names import BackendName
 from . import run_files
+from .create import JobConfig
 from .registry import Registry
 from .run_files import Checkpoint
 from .states import Job, JobState
@@ -73,16 +74,7 @@ def checkpoint_path(job: Job, kind: PathKind, which: str = "final") -> str:
     return str(getattr(checkpoint_of(job, kind, which), kind))
 
 
-class Placed(Protocol):
-    """Settings that say which model is trained, and where."""
-
-    @property
-    def base_model(self) -> str: ...  # noqa: D102
-    @property
-    def backend(self) -> str: ...  # noqa: D102
-
-
-def resolve_checkpoint(name: str, kind: PathKind, config: Placed, *, where: str) -> tuple[str, str | None]:
+def resolve_checkpoint(name: str, kind: PathKind, config: JobConfig, *, where: str) -> tuple[str, str | None]:
     """The tinker:// path that a setting names, and the job it is of if it names one (``JOB`` or ``JOB:best``).
 
     Args:

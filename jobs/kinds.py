@@ -17,12 +17,14 @@ class JobKind:
         load: ``package.module:function`` that reads a config: (file or None, overrides or None) -> ``Settings``.
         plan: ``package.module:function`` that works out what the job will do: (``Settings``) -> its plan.
         run: ``package.module:function`` that does it, in the worker: (``RunContext``, config file) -> ``Outcome``.
+        extra: The extra of this distribution that it needs besides ``train``, or None.
     """
 
     tool: str
     load: str
     plan: str
     run: str
+    extra: str | None = None
 
 
 _TRAINING, _EVALS = "sota_ml_researcher.training", "sota_ml_researcher.evals"
@@ -47,12 +49,14 @@ KINDS: Mapping[str, JobKind] = {
         f"{_EVALS}.judge_config:load_judge_settings",
         f"{_EVALS}.judge_plan:plan_judge_eval",
         f"{_EVALS}.judge_job:run_judge_eval_job",
+        "evals",
     ),
     "benchmark": JobKind(
         "run_benchmark",
         f"{_EVALS}.benchmark.benchmark_config:load_benchmark_settings",
         f"{_EVALS}.benchmark.benchmark_plan:plan_benchmark",
         f"{_EVALS}.benchmark.benchmark_job:run_benchmark_job",
+        "evals",
     ),
 }
 

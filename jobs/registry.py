@@ -102,10 +102,10 @@ class Registry:
         """The jobs that were made from a job, in the order they were started."""
         return self._links("job_id", "parent_id", job_id)
 
-    def _links(self, wanted: str, given: str, job_id: str) -> list[Link]:
+    def _links(self, wanted: str, key: str, job_id: str) -> list[Link]:
         query = (
             f"SELECT {wanted}, role FROM lineage LEFT JOIN jobs ON jobs.id = {wanted}"
-            f" WHERE {given} = ? ORDER BY jobs.created, role"
+            f" WHERE {key} = ? ORDER BY jobs.created, role"
         )
         with self._open() as db:
             return [Link(*row) for row in db.execute(query, (job_id,))]

@@ -59,11 +59,11 @@ class ResearcherServer(MCPServer[Any]):
 
     async def get_prompt(self, name: str, arguments: dict[str, Any] | None = None, *rest: Any, **named: Any) -> Any:
         """One prompt, filled; an unknown name or argument is a sentence, not an internal error."""
-        known = {prompt.name: prompt for prompt in await self.list_prompts()}
-        if name not in known:
-            fix = did_you_mean(name, known) or f"There are: {', '.join(known)}"
+        prompts = {prompt.name: prompt for prompt in await self.list_prompts()}
+        if name not in prompts:
+            fix = did_you_mean(name, prompts) or f"There are: {', '.join(prompts)}"
             raise MCPError(code=INVALID_PARAMS, message=f"there is no prompt '{name}'. {fix}")
-        taken = [argument.name for argument in known[name].arguments or []]
+        taken = [argument.name for argument in prompts[name].arguments or []]
         if strays := [key for key in arguments or {} if key not in taken]:
             raise MCPError(
                 code=INVALID_PARAMS, message=f"{name}: there is no argument '{strays[0]}'. It takes: {', '.join(taken)}"
@@ -207,7 +207,7 @@ def _for_the_reader(error: Exception) -> ToolError:
 
 
 def _argument_problems(name: str, arguments: dict[str, Any], error: ValidationError) -> str:
-    known = list(inspect.signature(next(t.function for t in TOOLS if t.function.__name__ == name)).parameters)
+    parameters = list(inspect.signature(next(t.function for t in TOOLS if t.function.__name__ == name)).parameters)
     problems: list[str] = []
     for problem in error.errors(include_url=False, include_context=False):
         argument = ".".join(str(part) for part in problem["loc"])
@@ -216,6 +216,6 @@ def _argument_problems(name: str, arguments: dict[str, Any], error: ValidationEr
         else:
             message = problem["msg"][0].lower() + problem["msg"][1:]
             problems.append(f"{argument}: {message}, got {problem['input']!r:.80}")
-    strays = [key for key in arguments if key not in known]
-    problems += [f"there is no argument '{key}'. {did_you_mean(key, known)}".rstrip() for key in strays]
+    strays = [key for key in arguments if key not in parameters]
+    problems += [f"there is no argument '{key}'. {did_you_mean(key, parameters)}".rstrip() for key in strays]
     return f"{name}: " + "; ".join(problems)

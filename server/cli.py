@@ -15,10 +15,10 @@ from ..core.errors import ConfigError, ResearcherError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit code. Errors meant for a person are one line on stderr."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["engine"]:
-        return _engine(given[1:])
-    options = _parser().parse_args(given)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["engine"]:
+        return _become("engine", words[1:])
+    options = _parser().parse_args(words)
     try:
         return int(options.run(options))
     except ResearcherError as error:
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     checkpoints.add_argument("--backend", choices=["embedded", "tinker", "cluster"], default="embedded")
     checkpoints.add_argument("--base-url", help="for backend cluster")
     throw = checkpoints.add_mutually_exclusive_group()
-    throw.add_argument("--delete", nargs="+", metavar="PATH", help="delete these tinker:// paths; no way back")
+    throw.add_argument("--delete", nargs="+", metavar="PATH", help="delete these tinker:// paths for good")
     throw.add_argument("--keep-best", metavar="JOB", help="of this job keep only the final and the best")
     checkpoints.add_argument("--yes", action="store_true", help="really delete; without it they are only named")
     checkpoints.set_defaults(run=_checkpoints)
@@ -82,9 +82,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    given = [f"--{name}" for name in ("host", "port", "allow_host") if getattr(options, name) is not None]
-    if given and not options.http:
-        raise ConfigError(f"{given[0].replace('_', '-')} goes with --http", where="serve")
+    flags = [f"--{name}" for name in ("host", "port", "allow_host") if getattr(options, name) is not None]
+    if flags and not options.http:
+        raise ConfigError(f"{flags[0].replace('_', '-')} goes with --http", where="serve")
     gc.disable()  # the classes made at start-up stay: looking through them again and again costs a tenth of a second
     from .app import build_server
 
@@ -108,20 +108,14 @@ def _setup(options: argparse.Namespace) -> int:
     return install_training(dry_run=options.dry_run)
 
 
-def _engine(arguments: list[str]) -> int:
-    """The engine is a program of its own; this process becomes it."""
-    command = [sys.executable, "-m", "sota_ml_researcher.engine", *arguments]
-    if os.name == "posix":
-        sys.stdout.flush()
-        os.execv(sys.executable, command)
-    import subprocess
-
-    return subprocess.run(command, check=False).returncode
-
-
 def _demo(options: argparse.Namespace) -> int:
-    """The demo is a client of this server, so it stands above it: it runs as a program of its own too."""
-    command = [sys.executable, "-m", "sota_ml_researcher.demo", *(["--json"] if options.json else [])]
+    """The demo is a client of this server, so it stands above it: it runs as a program of its own."""
+    return _become("demo", ["--json"] if options.json else [])
+
+
+def _become(program: str, arguments: Sequence[str]) -> int:
+    """Run another of our programs in the place of this process."""
+    command = [sys.executable, "-m", f"sota_ml_researcher.{program}", *arguments]
     if os.name == "posix":
         sys.stdout.flush()
         os.execv(sys.executable, command)

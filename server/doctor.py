@@ -1,4 +1,4 @@
-"""``ml-researcher doctor``: what works here, what does not, and the command that mends it."""
+"""``ml-researcher doctor``: what works here, what does not, and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LOW_DISK_GB = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Check:
     """One line of the report. ``ok`` None is a remark: neither good nor bad."""
 
     topic: str
@@ -37,44 +37,41 @@ class Finding:
 
 
 def run_doctor() -> int:
-    """Print every finding; exit code 1 if something has to be mended."""
-    found = [_safely(check) for check in _CHECKS]
-    table = Table("", "check", "found", "to mend it")
-    for finding in found:
-        sign = {True: "[green]ok[/]", False: "[red]no[/]", None: "[yellow]--[/]"}[finding.ok]
-        table.add_row(sign, finding.topic, finding.detail, finding.fix)
+    """Print every check; exit code 1 if something has to be fixed."""
+    checks = [_safely(check) for check in _CHECKS]
+    table = Table("", "check", "found", "to fix it")
+    for check in checks:
+        sign = {True: "[green]ok[/]", False: "[red]no[/]", None: "[yellow]--[/]"}[check.ok]
+        table.add_row(sign, check.topic, check.detail, check.fix)
     Console().print(table)
-    return 1 if any(finding.ok is False for finding in found) else 0
+    return 1 if any(check.ok is False for check in checks) else 0
 
 
-def _safely(check: Callable[[], Finding]) -> Finding:
+def _safely(check: Callable[[], Check]) -> Check:
     try:
         return check()
     except ResearcherError as error:
-        return Finding(check.__name__.removeprefix("check_").replace("_", " "), False, str(error), error.fix)
+        return Check(check.__name__.removeprefix("check_").replace("_", " "), False, str(error), error.fix)
 
 
-def check_python() -> Finding:
+def check_python() -> Check:
     """The interpreter's version."""
     ok = (3, 11) <= sys.version_info[:2] <= (3, 13)
-    return Finding("Python", ok, platform.python_version(), "" if ok else "Use Python 3.11, 3.12 or 3.13")
+    return Check("Python", ok, platform.python_version(), "" if ok else "Use Python 3.11, 3.12 or 3.13")
 
 
-def check_server_packages() -> Finding:
+def check_server_packages() -> Check:
     """What the MCP server needs."""
-    return Finding("server packages", True, f"sota-ml-researcher {version('sota-ml-researcher')}, mcp {version('mcp')}")
+    return Check("server packages", True, f"sota-ml-researcher {version('sota-ml-researcher')}, mcp {version('mcp')}")
 
 
-def check_training_packages() -> Finding:
+def check_training_packages() -> Check:
     """What workers and the engine need."""
     missing = [name for name in _TRAINING if importlib.util.find_spec(name.replace("-", "_")) is None]
     if missing:
-        return Finding("training packages", False, f"missing: {', '.join(missing)}", _INSTALL)
-    shown = ", ".join(f"{name} {_version(name)}" for name in ("tinker", "tinker-cookbook", "torch", "transformers"))
-    return Finding("training packages", True, shown)
-
-
-_INSTALL = "ml-researcher setup"
+        return Check("training packages", False, f"missing: {', '.join(missing)}", "ml-researcher setup")
+    versions = ", ".join(f"{name} {_version(name)}" for name in ("tinker", "tinker-cookbook", "torch", "transformers"))
+    return Check("training packages", True, versions)
 
 
 def _version(distribution: str) -> str:
@@ -84,55 +81,55 @@ def _version(distribution: str) -> str:
         return "?"
 
 
-def check_state_folder() -> Finding:
+def check_state_folder() -> Check:
     """Where jobs, runs and checkpoints are kept, and the room there is."""
     folder = home()
     free_gb = shutil.disk_usage(folder).free / 1e9
     enough = free_gb >= _LOW_DISK_GB
     fix = "" if enough else "Free some space, or set ML_RESEARCHER_HOME to a larger disk"
-    return Finding("state folder", enough, f"{folder}, {free_gb:.0f} GB free", fix)
+    return Check("state folder", enough, f"{folder}, {free_gb:.0f} GB free", fix)
 
 
-def check_job_registry() -> Finding:
+def check_job_registry() -> Check:
     """The registry opens, and its jobs by state."""
     registry = Registry()
     control.sweep(registry)
     counts = ", ".join(f"{n} {state}" for state, n in sorted(registry.counts().items())) or "no jobs yet"
-    return Finding("job registry", True, counts)
+    return Check("job registry", True, counts)
 
 
-def check_embedded_engine() -> Finding:
+def check_embedded_engine() -> Check:
     """Whether an engine runs; it starts by itself when a job needs it."""
     url = running_engine()
-    return Finding("embedded engine", True if url else None, url or "not running (a job starts it)")
+    return Check("embedded engine", True if url else None, url or "not running (a job starts it)")
 
 
-def check_hosted_tinker() -> Finding:
+def check_hosted_tinker() -> Check:
     """Whether the key is set and accepted. The key itself is never printed."""
     if not os.environ.get(TINKER_KEY):
-        return Finding("hosted Tinker", None, f"{TINKER_KEY} is not set: hosted training is off")
+        return Check("hosted Tinker", None, f"{TINKER_KEY} is not set: hosted training is off")
     served = supported_models(remote("tinker"))
-    return Finding("hosted Tinker", True, f"key accepted, {len(served)} models")
+    return Check("hosted Tinker", True, f"key accepted, {len(served)} models")
 
 
-def check_processor() -> Finding:
+def check_processor() -> Check:
     """What the embedded engine will compute on."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text(encoding="utf-8").split() if cpuinfo.exists() else []
     fast = "bf16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "fp32"
     gpu = "an NVIDIA GPU, " if shutil.which("nvidia-smi") else ""
-    return Finding("processor", True, f"{gpu}{os.cpu_count()} cores, fast in {fast}")
+    return Check("processor", True, f"{gpu}{os.cpu_count()} cores, fast in {fast}")
 
 
-def check_compiler() -> Finding:
+def check_compiler() -> Check:
     """Whether the embedded engine can compile its loops; it does so at its first start, once."""
-    found = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
-    if found or sys.platform != "linux":
-        return Finding("C compiler", True if found else None, found or "not used on this system")
-    return Finding("C compiler", None, "none: the embedded engine samples a third slower", "Install gcc or clang")
+    compiler = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
+    if compiler or sys.platform != "linux":
+        return Check("C compiler", True if compiler else None, compiler or "not used on this system")
+    return Check("C compiler", None, "none: the embedded engine samples a third slower", "Install gcc or clang")
 
 
-_CHECKS: tuple[Callable[[], Finding], ...] = (
+_CHECKS: tuple[Callable[[], Check], ...] = (
     check_python,
     check_server_packages,
     check_training_packages,

@@ -42,8 +42,8 @@ def serve(server: MCPServer[Any], host: str, port: int, allow_hosts: Sequence[st
     key = os.environ.pop(KEY_VARIABLE, "")  # workers and the engine inherit the environment; this is not for them
     app = build_app(server, host, allow_hosts, key)
     with _listen(host, port) as listener:
-        shown = f"[{host}]" if ":" in host else host
-        print(f"ml-researcher: serving http://{shown}:{listener.getsockname()[1]}{PATH}", file=sys.stderr, flush=True)
+        address = f"[{host}]" if ":" in host else host
+        print(f"ml-researcher: serving http://{address}:{listener.getsockname()[1]}{PATH}", file=sys.stderr, flush=True)
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
 
 
@@ -83,8 +83,8 @@ class BearerKey:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer 401."""
         if scope["type"] == "http":
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(given, self._expected):
+            header = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(header, self._expected):
                 from starlette.responses import PlainTextResponse
 
                 refused = PlainTextResponse(

@@ -18,8 +18,8 @@ _DISTRIBUTION, _EXTRA = "sota-ml-researcher", "train"
 
 def setup_command() -> str:
     """What a user types to run this: the command's name, or the interpreter where it is not on the PATH."""
-    found = shutil.which("ml-researcher")
-    if found and Path(found).resolve().parent == Path(sys.executable).parent:
+    command = shutil.which("ml-researcher")
+    if command and Path(command).resolve().parent == Path(sys.executable).parent:
         return "ml-researcher setup"
     return f'"{sys.executable}" -m sota_ml_researcher.server setup'
 
@@ -54,5 +54,5 @@ def install_command() -> list[str]:
 
 def training_requirements() -> list[str]:
     """The requirements of the training extra, such as ``torch<2.14,>=2.11``."""
-    found = [line.split(";", 1) for line in requires(_DISTRIBUTION) or [] if ";" in line]
-    return [name.strip() for name, marker in found if re.search(rf"extra\s*==\s*['\"]{_EXTRA}['\"]", marker)]
+    optional = [line.split(";", 1) for line in requires(_DISTRIBUTION) or [] if ";" in line]
+    return [name.strip() for name, marker in optional if re.search(rf"extra\s*==\s*['\"]{_EXTRA}['\"]", marker)]

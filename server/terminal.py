@@ -60,11 +60,11 @@ def list_jobs(limit: int) -> int:
 def show_job(job_id: str) -> int:
     """Print one job: its summary, and its last losses."""
     console = Console()
-    shown = view(control.look(Registry(), job_id))
-    console.print(summary(shown), highlight=False, markup=False)
-    if shown.series:
+    job = view(control.look(Registry(), job_id))
+    console.print(summary(job), highlight=False, markup=False)
+    if job.series:
         table = Table("step", "train NLL", "test NLL", "learning rate")
-        for record in shown.series[-10:]:
+        for record in job.series[-10:]:
             names = ("train_mean_nll", "test/nll", "learning_rate")
             table.add_row(str(record.get("step")), *(number(record[n]) if n in record else "" for n in names))
         console.print(table)
@@ -135,16 +135,16 @@ def list_checkpoints(backend: BackendName, base_url: str | None) -> int:
     """Print every stored checkpoint with its size, age, expiry and monthly price."""
     from ..backends.stored_checkpoints import stored_checkpoints
 
-    found = stored_checkpoints(connect(backend, base_url), load_prices())
+    stored = stored_checkpoints(connect(backend, base_url), load_prices())
     table = Table("MB", "created", "expires", "$ per month")
     table.add_column("checkpoint", overflow="fold")
-    for each in found:
+    for each in stored:
         size = "?" if each.size_bytes is None else f"{each.size_bytes / 1e6:,.1f}"
         table.add_row(size, _day(each.created), _day(each.expires) or "never", _usd(each.usd_month), each.path)
     console = Console()
     console.print(table)
-    size, price = sum(each.size_bytes or 0 for each in found), sum(each.usd_month or 0.0 for each in found)
-    console.print(f"{len(found)} checkpoints, {size / 1e9:.3g} GB, ${price:.4g} per month.")
+    size, price = sum(each.size_bytes or 0 for each in stored), sum(each.usd_month or 0.0 for each in stored)
+    console.print(f"{len(stored)} checkpoints, {size / 1e9:.3g} GB, ${price:.4g} per month.")
     return 0
 
 

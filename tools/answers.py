@@ -14,9 +14,9 @@ MAX_TEXT = 1500
 
 def answer(content: BaseModel, text: str, *extra: ContentBlock) -> CallToolResult:
     """A tool's result: ``content`` as structured output, ``text`` (cut at `MAX_TEXT`) for reading."""
-    shown = text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+    cut = text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
     structured: dict[str, Any] = json.loads(content.model_dump_json())
-    return CallToolResult(content=[TextContent(type="text", text=shown), *extra], structured_content=structured)
+    return CallToolResult(content=[TextContent(type="text", text=cut), *extra], structured_content=structured)
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -32,9 +32,9 @@ def duration(seconds: float | None) -> str:
     """Seconds for reading: ``45 s``, ``3 min 20 s``, ``2 h 5 min``."""
     if seconds is None:
         return "unknown"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    if total < 3600:
+        return f"{total // 60} min {total % 60} s"
+    return f"{total // 3600} h {total % 3600 // 60} min"

@@ -27,7 +27,7 @@ _KEPT = 8
 
 
 @dataclass(slots=True)
-class Report:
+class WorkProgress:
     """How far some work has come; written by the worker thread, read by the call that waits."""
 
     done: float = 0.0
@@ -40,7 +40,7 @@ class Work(Generic[T]):
     """One piece of work under way or finished."""
 
     future: Future[T]
-    report: Report
+    report: WorkProgress
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
@@ -49,8 +49,12 @@ _lock = threading.Lock()  # two calls for one key must share one piece of work
 
 
 async def run_in_background(
-    key: Hashable, work: Callable[[Report, threading.Event], T], context: Context, *, patience_s: float = PATIENCE_S
-) -> tuple[T | None, Report]:
+    key: Hashable,
+    work: Callable[[WorkProgress, threading.Event], T],
+    context: Context,
+    *,
+    patience_s: float = PATIENCE_S,
+) -> tuple[T | None, WorkProgress]:
     """Do ``work`` in a thread and wait for it up to ``patience_s``, reporting progress meanwhile.
 
     Returns:
@@ -82,19 +86,19 @@ def forget(key: Hashable) -> None:
             del _works[key]
 
 
-def _join_or_start(key: Hashable, work: Callable[[Report, threading.Event], T]) -> Work[T]:
+def _join_or_start(key: Hashable, work: Callable[[WorkProgress, threading.Event], T]) -> Work[T]:
     with _lock:
         if key in _works:
             return _works[key]
         for old in [k for k, w in _works.items() if w.future.done()][: max(0, len(_works) - _KEPT + 1)]:
             del _works[old]
-        started: Work[T] = Work(Future(), Report())
+        started: Work[T] = Work(Future(), WorkProgress())
         _works[key] = started
     threading.Thread(target=_run, args=(started, work), daemon=True, name="tool-work").start()
     return started
 
 
-def _run(current: Work[T], work: Callable[[Report, threading.Event], T]) -> None:
+def _run(current: Work[T], work: Callable[[WorkProgress, threading.Event], T]) -> None:
     try:
         current.future.set_result(work(current.report, current.cancelled))
     except BaseException as error:  # it belongs to the call that waits, which raises it

@@ -9,7 +9,7 @@ from mcp_types import CallToolResult
 from pydantic import Field
 
 from .answers import answer
-from .evaluate import Evaluation, launched, sampled_bases
+from .evaluate import Evaluation, launched
 from .model_arguments import with_sampled_jobs
 from .plan_gate import Launch
 
@@ -41,12 +41,11 @@ def run_benchmark(
         total_steps=plan.answers or 1,
         price=plan.grader_usd,
         charges=plan.needs_confirmation,
-        extras=["evals", "train"],
-        samples=sampled_bases(plan.settings.config.arms.values()),
+        samples=list(plan.settings.config.arms.values()),
     )
     facts = {"items": plan.items, "answers": plan.answers, "grader_usd": plan.grader_usd}
-    shown = launched(launch, facts, validate_only=False, plan_id=plan_id)
-    return answer(shown, shown.text(_lines(plan)))
+    evaluation = launched(launch, facts, validate_only=False, plan_id=plan_id)
+    return answer(evaluation, evaluation.text(_lines(plan)))
 
 
 def _lines(plan: BenchmarkPlan) -> list[str]:

@@ -11,7 +11,7 @@ from mcp_types import CallToolResult
 from pydantic import BaseModel, Field
 
 from .answers import answer, number
-from .background import CALL_AGAIN, Report, data_path, file_identity, run_in_background
+from .background import CALL_AGAIN, WorkProgress, data_path, file_identity, run_in_background
 from .model_arguments import with_reward_models
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ async def check_dataset(
         if kind_of(train) == "preferences":
             return _preferences_answer(preference_report(train, val))
 
-    def work(report: Report, cancelled: threading.Event) -> DatasetReport:
+    def work(report: WorkProgress, cancelled: threading.Event) -> DatasetReport:
         from ..data.check import check_dataset as check
         from ..models.renderers import load_renderer
 
@@ -74,13 +74,13 @@ async def check_dataset(
         )
 
     key = ("check", file_identity(train), file_identity(val), base_model, max_seq_len, renderer)
-    found, progress = await run_in_background(key, work, ctx)
-    if found is None:
+    checked, progress = await run_in_background(key, work, ctx)
+    if checked is None:
         waiting = DatasetAnswer(done=False, rows_read=int(progress.done), report=None, next=CALL_AGAIN)
         return answer(waiting, f"Still reading: {progress.message}. {CALL_AGAIN}")
-    following = _after_check(found, base_model)
-    content = DatasetAnswer(done=True, rows_read=found.rows, report=found.model_dump(mode="json"), next=following)
-    return answer(content, _dataset_text(found, following))
+    following = _after_check(checked, base_model)
+    content = DatasetAnswer(done=True, rows_read=checked.rows, report=checked.model_dump(mode="json"), next=following)
+    return answer(content, _dataset_text(checked, following))
 
 
 async def _check_reward(reward_config: str, train: Path, base_model: str | None, ctx: Context) -> CallToolResult:
@@ -90,24 +90,24 @@ async def _check_reward(reward_config: str, train: Path, base_model: str | None,
     settings, _ = with_reward_models(load_rl_settings(Path(reward_config).expanduser(), changes))
     config_path = file_identity(Path(reward_config).expanduser())
 
-    def work(report: Report, cancelled: threading.Event) -> RewardReport:
+    def work(report: WorkProgress, cancelled: threading.Event) -> RewardReport:
         from ..training.rl.plan import prepared, reward_report
 
         report.message = "scoring samples and probes"
         return reward_report(prepared(settings).config, sample=base_model is not None)
 
     key = ("reward", config_path, file_identity(train), base_model)
-    found, progress = await run_in_background(key, work, ctx)
-    if found is None:
+    tried, progress = await run_in_background(key, work, ctx)
+    if tried is None:
         waiting = DatasetAnswer(done=False, rows_read=0, report=None, next=CALL_AGAIN)
         return answer(waiting, f"Still {progress.message}. {CALL_AGAIN}")
-    following = f"start_grpo(config='{reward_config}')" if not found.constant else "change the reward or the task"
-    content = DatasetAnswer(done=True, rows_read=found.samples, report=found.model_dump(mode="json"), next=following)
-    return answer(content, _reward_text(found, following))
+    following = f"start_grpo(config='{reward_config}')" if not tried.constant else "change the reward or the task"
+    content = DatasetAnswer(done=True, rows_read=tried.samples, report=tried.model_dump(mode="json"), next=following)
+    return answer(content, _reward_text(tried, following))
 
 
 def _reward_text(report: RewardReport, following: str) -> str:
-    lines = [f"Reward dry run: {report.samples} samples, {report.seconds_per_call * 1000:.1f} ms a call."]
+    lines = [f"Reward dry run: {report.samples} samples, {report.seconds_per_call * 1000:.1f} ms per call."]
     if report.samples:
         counts = ", ".join(f"{value}: {count}" for value, count in report.distribution.items())
         lines.append(f"Mean {number(report.mean, 3)} ({counts}); constant groups {number(report.constant_groups, 3)}.")
@@ -152,6 +152,6 @@ def _dataset_text(report: DatasetReport, following: str) -> str:
     if not report.findings:
         lines.append("No problems found.")
     if report.example is not None:
-        shown = report.example.text if len(report.example.text) <= 400 else report.example.text[:400] + "…"
-        lines.append(f"Line {report.example.line} as the model sees it, trained between ⟦ and ⟧:\n{shown}")
+        text = report.example.text if len(report.example.text) <= 400 else report.example.text[:400] + "…"
+        lines.append(f"Line {report.example.line} as the model sees it, trained between ⟦ and ⟧:\n{text}")
     return "\n".join([*lines, f"Next: {following}"])

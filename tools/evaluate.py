@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,7 +79,6 @@ async def run_judge_eval(
     plan = await anyio.to_thread.run_sync(_plan, settings)
     await _check_keys(plan)
     settings, judges = plan.settings, plan.settings.config.judges
-    samples_judge = any(judge.kind == "tinker" for judge in judges)
     launch = Launch(
         kind="judge_eval",
         settings=settings,
@@ -87,29 +86,22 @@ async def run_judge_eval(
         total_steps=plan.total_steps,
         price=plan.cost_usd,
         charges=plan.needs_confirmation,
-        extras=["evals", "train"] if plan.sampled_models or samples_judge else ["evals"],
-        samples=sampled_bases([*plan.sampled_models, *(j.model for j in judges if j.kind == "tinker")]),
-        asks_backend=bool(plan.sampled_models) or samples_judge,
+        samples=[*plan.sampled_models, *(judge.model for judge in judges if judge.kind == "tinker")],
     )
-    shown = await anyio.to_thread.run_sync(
+    evaluation = await anyio.to_thread.run_sync(
         lambda: launched(launch, _facts(plan), validate_only=validate_only, plan_id=plan_id)
     )
-    if shown.job_id and any(judge.kind == "assistant" for judge in judges):
-        shown.next = f"submit_verdicts(job_id='{shown.job_id}') gives you the first packets"
-    return answer(shown, shown.text(_lines(plan)))
+    if evaluation.job_id and any(judge.kind == "assistant" for judge in judges):
+        evaluation.next = f"submit_verdicts(job_id='{evaluation.job_id}') gives you the first packets"
+    return answer(evaluation, evaluation.text(_lines(plan)))
 
 
 def launched(launch: Launch, facts: dict[str, Any], *, validate_only: bool, plan_id: str | None) -> Evaluation:
     """The answer to a launch of an evaluation or a benchmark; ``facts`` is what its plan worked out."""
     standing = pass_gate(launch, validate_only=validate_only, plan_id=plan_id)
-    shown = {"state": standing.state, "run_folder": standing.run_folder, **facts}
-    shown["config"] = launch.settings.config.model_dump(mode="json")
-    return Evaluation(**standing.model_dump(), plan=shown)
-
-
-def sampled_bases(models: Iterable[str]) -> list[str]:
-    """Those of these models that are base models, not checkpoints."""
-    return [model for model in models if not model.startswith("tinker://")]
+    plan = {"state": standing.state, "run_folder": standing.run_folder, **facts}
+    plan["config"] = launch.settings.config.model_dump(mode="json")
+    return Evaluation(**standing.model_dump(), plan=plan)
 
 
 async def submit_verdicts(
@@ -135,14 +127,14 @@ async def submit_verdicts(
         if waiting or job.state not in ACTIVE or time.monotonic() > deadline:
             break
         await anyio.sleep(_POLL_S)
-    shown = waiting[:_PACKETS_AT_ONCE]
-    more = f"submit_verdicts(job_id='{job_id}', verdicts=[...])" if shown else f"wait_for_job(job_id='{job_id}')"
-    packets = [Packet(id=p["id"], question=p["question"][:_PACKET_CHARS]) for p in shown]
+    handed_out = waiting[:_PACKETS_AT_ONCE]
+    more = f"submit_verdicts(job_id='{job_id}', verdicts=[...])" if handed_out else f"wait_for_job(job_id='{job_id}')"
+    packets = [Packet(id=p["id"], question=p["question"][:_PACKET_CHARS]) for p in handed_out]
     if packets:
-        packets[0].rubric = shown[0]["system"]
+        packets[0].rubric = handed_out[0]["system"]
     content = Packets(packets=packets, left=len(waiting), next=more)
     head = f"{accepted} accepted, {len(waiting)} waiting, job {job.state.value}. Next: {more}"
-    return answer(content, head, *_packet_blocks(shown))
+    return answer(content, head, *_packet_blocks(handed_out))
 
 
 def _packet_blocks(packets: list[dict[str, Any]]) -> list[TextContent]:
@@ -212,7 +204,9 @@ def _facts(plan: JudgePlan) -> dict[str, Any]:
 
 def _lines(plan: JudgePlan) -> list[str]:
     config = plan.settings.config
-    arms = f"{config.finetuned_model[-60:]} against {config.baseline_model[-60:]}"
+    arms = " against ".join(
+        Path(arm).name if Path(arm).is_file() else arm[-60:] for arm in (config.finetuned_model, config.baseline_model)
+    )
     lines = [
         f"Judge evaluation of {arms}, judged by {', '.join(config.judge_model)}.",
         f"{plan.prompts} prompts, {plan.answers_to_sample} answers to sample, {plan.calls} judge calls.",

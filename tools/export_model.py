@@ -21,7 +21,7 @@ from ..jobs.job_results import checkpoint_of, job_of, trained_model
 from ..jobs.registry import Registry
 from ..training.export import ExportFormat, ExportRequest
 from .answers import answer
-from .background import CALL_AGAIN, Report, forget, run_in_background
+from .background import CALL_AGAIN, WorkProgress, forget, run_in_background
 
 if TYPE_CHECKING:
     from ..training.export import ExportResult
@@ -40,7 +40,7 @@ class ExportAnswer(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ExportSource:
     """A checkpoint to export: where it is, its base model if that is known, and lines for the model card."""
 
     checkpoint: str
@@ -82,7 +82,7 @@ async def export_checkpoint(
         about=source.about,
     )
 
-    def work(report: Report, cancelled: threading.Event) -> ExportResult:
+    def work(report: WorkProgress, cancelled: threading.Event) -> ExportResult:
         return _export(source, request, report)
 
     key = ("export", source.backend, source.base_url, request)
@@ -94,7 +94,7 @@ async def export_checkpoint(
     return _answer(made, format)
 
 
-def find_source(model: str, backend: BackendName | None, base_url: str | None) -> Source:
+def find_source(model: str, backend: BackendName | None, base_url: str | None) -> ExportSource:
     """The training state that ``model`` names.
 
     Raises:
@@ -102,7 +102,7 @@ def find_source(model: str, backend: BackendName | None, base_url: str | None) -
         ConfigError: If it is neither a job nor a checkpoint.
     """
     if model.startswith("tinker://"):
-        return Source(model, backend or "embedded", base_url, None, home() / "exports")
+        return ExportSource(model, backend or "embedded", base_url, None, home() / "exports")
     named = job_of(model)
     if named is None:
         raise ConfigError(
@@ -115,10 +115,10 @@ def find_source(model: str, backend: BackendName | None, base_url: str | None) -
     saved, trained = checkpoint_of(job, "state_path", which), trained_model(job)
     about = (f"job {job.id}: {job.kind}, LoRA rank {trained.lora_rank}", f"checkpoint after step {saved.step}")
     folder = job.folder / "export"
-    return Source(str(saved.state_path), trained.backend, trained.base_url, trained.base_model, folder, about)
+    return ExportSource(str(saved.state_path), trained.backend, trained.base_url, trained.base_model, folder, about)
 
 
-def _export(source: Source, request: ExportRequest, report: Report) -> ExportResult:
+def _export(source: ExportSource, request: ExportRequest, report: WorkProgress) -> ExportResult:
     from ..models.model_ref import resolve_model
     from ..training.export import export
 
@@ -136,7 +136,7 @@ def _export(source: Source, request: ExportRequest, report: Report) -> ExportRes
     return export(replace(request, base_model=resolve_model(base_model).wire_name), connection, progress=progress)
 
 
-def _name(source: Source) -> str:
+def _name(source: ExportSource) -> str:
     run, _, name = source.checkpoint.removeprefix("tinker://").split("/")[:3]
     return name if source.base_model else f"{run.replace(':', '-')}-{name}"
 
@@ -145,11 +145,11 @@ def _answer(made: ExportResult, format: ExportFormat) -> CallToolResult:
     use = "serve it beside its base model" if format == "adapter" else "load the folder as a model"
     following = f"{use}; {made.url}" if made.url else use
     content = ExportAnswer(done=True, folder=made.folder, files=made.files, url=made.url, next=following)
-    shown = list(made.files.items())[:_SHOWN_FILES]
+    listed = list(made.files.items())[:_SHOWN_FILES]
     lines = [f"{format} in {made.folder} ({made.size_bytes / 1e6:.1f} MB):"]
-    lines += [f"  {name}  {size:,} bytes" for name, size in shown]
-    if len(made.files) > len(shown):
-        lines.append(f"  and {len(made.files) - len(shown)} more files")
+    lines += [f"  {name}  {size:,} bytes" for name, size in listed]
+    if len(made.files) > len(listed):
+        lines.append(f"  and {len(made.files) - len(listed)} more files")
     if made.url:
         lines.append(f"Published: {made.url}{' (the folder was there already)' if made.reused else ''}")
     return answer(content, "\n".join([*lines, f"Next: {following}"]))

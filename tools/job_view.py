@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -63,18 +64,10 @@ class JobView(JobLine):
     next: str
 
 
-def line(job: Job, registry: Registry) -> JobLine:
-    """A job in a few facts."""
-    return JobLine(
-        job_id=job.id,
-        name=job.name,
-        kind=job.kind,
-        state=job.state.value,
-        step=job.step,
-        total_steps=job.total_steps,
-        created=iso(job.created),
-        parents=registry.parents(job.id),
-    )
+def row(job: Job) -> dict[str, Any]:
+    """A job's row in the words of answers."""
+    facts = asdict(job) | {"job_id": job.id, "state": job.state.value, "run_folder": str(job.folder)}
+    return facts | {"created": iso(job.created), "ended": iso(job.ended) if job.ended else None}
 
 
 def view(job: Job, *, since_step: int | None = None) -> JobView:
@@ -83,17 +76,10 @@ def view(job: Job, *, since_step: int | None = None) -> JobView:
     result = run_files.result(job.folder) if job.state not in ACTIVE else None
     registry = Registry()
     return JobView(
-        **dict(line(job, registry)),
-        backend=job.backend,
-        base_model=job.base_model,
-        run_folder=str(job.folder),
-        ended=iso(job.ended) if job.ended else None,
-        attempt=job.attempt,
-        error=job.error,
+        **row(job),
         eta_s=_eta_s(job),
         silent_s=silence_s(job),
         waiting=_waiting(job),
-        cost_usd=job.cost_usd,
         billed_usd=run_files.billed_usd(job.folder),
         metrics=run_files.latest_values(records),
         series=[{name: r[name] for name in _SERIES if name in r} for r in records],
@@ -102,6 +88,7 @@ def view(job: Job, *, since_step: int | None = None) -> JobView:
         final_checkpoint=result.final_checkpoint if result else None,
         best_checkpoint=result.best_checkpoint if result else None,
         verdict=result.verdict_text if result else None,
+        parents=registry.parents(job.id),
         children=registry.children(job.id),
         next=next_step(job),
     )
@@ -149,36 +136,36 @@ def next_step(job: Job) -> str:
     return f"wait_for_job(job_id='{job.id}'{since})"
 
 
-def summary(shown: JobView) -> str:
+def summary(job: JobView) -> str:
     """A job in a few lines."""
-    steps = f"step {shown.step}" + (f" of {shown.total_steps}" if shown.total_steps else "")
-    made_from = ", ".join(f"{parent.job_id} ({parent.role})" for parent in shown.parents)
-    lines = [f"{shown.job_id} ({shown.name}): {shown.state}, {steps}, {shown.base_model} on {shown.backend}."]
+    steps = f"step {job.step}" + (f" of {job.total_steps}" if job.total_steps else "")
+    made_from = ", ".join(f"{parent.job_id} ({parent.role})" for parent in job.parents)
+    lines = [f"{job.job_id} ({job.name}): {job.state}, {steps}, {job.base_model} on {job.backend}."]
     lines += [f"Made from {made_from}."] * bool(made_from)
-    if shown.eta_s is not None:
-        lines.append(f"About {duration(shown.eta_s)} left at the measured pace.")
+    if job.eta_s is not None:
+        lines.append(f"About {duration(job.eta_s)} left at the measured pace.")
     names = ("train_mean_nll", "test/nll", "dpo_loss", "test/accuracy", "chosen_logratio", "reward/mean", "test/reward")
     names += ("reward/constant_groups", "episode/turns", "test/pair_accuracy", "learning_rate")
-    values = [f"{name} {number(shown.metrics[name])}" for name in names if name in shown.metrics]
+    values = [f"{name} {number(job.metrics[name])}" for name in names if name in job.metrics]
     if values:
         lines.append("Latest: " + ", ".join(values) + ".")
-    if shown.waiting:
-        lines.append(f"The backend is {shown.waiting}; the job goes on by itself.")
-    if shown.cost_usd:
-        billed = f", ${shown.billed_usd:.4g} billed so far" if shown.billed_usd is not None else ""
-        lines.append(f"Cost so far: ${shown.cost_usd:.4g} metered{billed}.")
-    if shown.silent_s:
-        lines.append(f"No sign of life for {duration(shown.silent_s)}: the process is alive but stuck.")
-    if shown.error:
-        lines.append(f"Error: {shown.error}")
-    lines += [f"[{a.level}] {a.message}" for a in shown.alerts[-3:] if a.message != shown.error]
-    if shown.verdict:
-        lines.append(shown.verdict.strip()[:_VERDICT_CHARS])
-    for label, checkpoint in (("Final", shown.final_checkpoint), ("Best", shown.best_checkpoint)):
+    if job.waiting:
+        lines.append(f"The backend is {job.waiting}; the job goes on by itself.")
+    if job.cost_usd:
+        billed = f", ${job.billed_usd:.4g} billed so far" if job.billed_usd is not None else ""
+        lines.append(f"Cost so far: ${job.cost_usd:.4g} metered{billed}.")
+    if job.silent_s:
+        lines.append(f"No sign of life for {duration(job.silent_s)}: the process is alive but stuck.")
+    if job.error:
+        lines.append(f"Error: {job.error}")
+    lines += [f"[{a.level}] {a.message}" for a in job.alerts[-3:] if a.message != job.error]
+    if job.verdict:
+        lines.append(job.verdict.strip()[:_VERDICT_CHARS])
+    for label, checkpoint in (("Final", job.final_checkpoint), ("Best", job.best_checkpoint)):
         if checkpoint:
             lines.append(f"{label} checkpoint: {checkpoint.sampler_path}")
-    lines.append(f"Files: {shown.run_folder}")
-    lines.append(f"Next: {shown.next}")
+    lines.append(f"Files: {job.run_folder}")
+    lines.append(f"Next: {job.next}")
     return "\n".join(lines)
 
 

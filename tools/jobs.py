@@ -16,7 +16,7 @@ from ..jobs import control, run_files
 from ..jobs.registry import Registry
 from ..jobs.states import ACTIVE, Job, JobState
 from .answers import answer
-from .job_view import JobLine, JobView, age, line, next_step, summary, view
+from .job_view import JobLine, JobView, age, next_step, row, summary, view
 
 # Clients cut a call at 60 s; progress every 2 s keeps those alive that watch for it.
 MAX_WAIT_S = 55
@@ -64,7 +64,9 @@ def list_jobs(
     page = jobs[:limit]
     more = page[-1].created if len(jobs) > limit else None
     counts = {s.value: n for s, n in registry.counts().items()}
-    content = JobList(jobs=[line(job, registry) for job in page], counts=counts, before=more)
+    content = JobList(
+        jobs=[JobLine(**row(job), parents=registry.parents(job.id)) for job in page], counts=counts, before=more
+    )
     return answer(content, _list_text(page, content.jobs, counts))
 
 
@@ -73,8 +75,8 @@ def get_job(job_id: JobId, since_step: SinceStep = None) -> Annotated[CallToolRe
 
     Use it for a look now. To wait for progress use wait_for_job instead of calling this in a loop.
     """
-    shown = view(control.look(Registry(), job_id), since_step=since_step)
-    return answer(shown, summary(shown))
+    job = view(control.look(Registry(), job_id), since_step=since_step)
+    return answer(job, summary(job))
 
 
 async def wait_for_job(
@@ -99,8 +101,8 @@ async def wait_for_job(
             reported = time.monotonic()
         await anyio.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
         job = await anyio.to_thread.run_sync(control.look, registry, job_id)
-    shown = await anyio.to_thread.run_sync(lambda: view(job, since_step=since_step))
-    return answer(shown, summary(shown))
+    looked_at = await anyio.to_thread.run_sync(lambda: view(job, since_step=since_step))
+    return answer(looked_at, summary(looked_at))
 
 
 def cancel_job(
@@ -113,10 +115,10 @@ def cancel_job(
     """
     job = control.cancel(Registry(), job_id, hard=hard)
     if job.state not in ACTIVE:
-        return answer(_change(job, next_step(job)), summary(view(job)))
+        return answer(JobChange(**row(job), next=next_step(job)), summary(view(job)))
     follow = f"wait_for_job(job_id='{job.id}') until it is cancelled"
     text = f"{job.id} was asked to stop: it saves a checkpoint first.\nNext: {follow}"
-    return answer(_change(job, follow), text)
+    return answer(JobChange(**row(job), next=follow), text)
 
 
 def resume_job(
@@ -129,19 +131,7 @@ def resume_job(
     a new job.
     """
     job = control.resume(Registry(), job_id, max_cost_usd=max_cost_usd)
-    return answer(_change(job, next_step(job)), summary(view(job)))
-
-
-def _change(job: Job, follow: str) -> JobChange:
-    return JobChange(
-        job_id=job.id,
-        state=job.state.value,
-        step=job.step,
-        total_steps=job.total_steps,
-        attempt=job.attempt,
-        run_folder=str(job.folder),
-        next=follow,
-    )
+    return answer(JobChange(**row(job), next=next_step(job)), summary(view(job)))
 
 
 def _state(name: str) -> JobState:
@@ -151,11 +141,11 @@ def _state(name: str) -> JobState:
         raise JobError(f"there is no state '{name}'", fix=f"States: {', '.join(JobState)}") from error
 
 
-def _list_text(jobs: list[Job], shown: list[JobLine], counts: dict[str, int]) -> str:
+def _list_text(jobs: list[Job], lines_of_jobs: list[JobLine], counts: dict[str, int]) -> str:
     if not jobs:
         return "No jobs. Next: start_sft(config=...) starts one; template://sft is a config that runs as it is."
     lines = [", ".join(f"{n} {state}" for state, n in sorted(counts.items()))]
-    for job, one in list(zip(jobs, shown, strict=True))[:12]:
+    for job, one in list(zip(jobs, lines_of_jobs, strict=True))[:12]:
         steps = f"{job.step}/{job.total_steps}" if job.total_steps else f"{job.step}"
         made_from = ", ".join(dict.fromkeys(link.job_id for link in one.parents))
         lines.append(f"{job.id}  {job.state:<11}  step {steps:<11}  {age(job.created):<14}  {job.name}")

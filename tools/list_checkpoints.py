@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
 
 from mcp_types import CallToolResult
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..backends.connection import connect
 from ..core.errors import JobError
@@ -21,10 +22,12 @@ _SHOWN = 15
 class Stored(BaseModel):
     """A stored checkpoint. ``expires`` null is never, ``usd_month`` null is unknown; times are ISO 8601."""
 
+    model_config = ConfigDict(populate_by_name=True)
+
     path: str
-    bytes: int | None
-    created: str
-    expires: str | None
+    bytes: int | None = Field(validation_alias="size_bytes")
+    created: datetime
+    expires: datetime | None
     usd_month: float | None
 
 
@@ -66,16 +69,7 @@ def manage_checkpoints(
     stored = [c for c in stored_checkpoints(connection, load_prices()) if wanted is None or c.path in wanted]
     prices = [c.usd_month for c in stored]
     content = CheckpointList(
-        checkpoints=[
-            Stored(
-                path=c.path,
-                bytes=c.size_bytes,
-                created=c.created.isoformat(),
-                expires=c.expires.isoformat() if c.expires else None,
-                usd_month=c.usd_month,
-            )
-            for c in stored
-        ],
+        checkpoints=[Stored.model_validate(checkpoint, from_attributes=True) for checkpoint in stored],
         deleted=delete or [],
         total_bytes=sum(c.size_bytes or 0 for c in stored),
         usd_month=None if None in prices else sum(price or 0.0 for price in prices),
@@ -91,6 +85,6 @@ def _text(content: CheckpointList) -> str:
         f"${number(content.usd_month)} per month."
     )
     for each in content.checkpoints[:_SHOWN]:
-        lasts = f"expires {each.expires[:10]}" if each.expires else "never expires"
+        lasts = f"expires {each.expires:%Y-%m-%d}" if each.expires else "never expires"
         lines.append(f"{each.path}  {(each.bytes or 0) / 1e6:.1f} MB, {lasts}")
     return "\n".join([*lines, f"Next: {content.next}"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,48 +50,18 @@ def models_of(backend: BackendName, base_url: str | None) -> tuple[str, list[Mod
     Raises:
         BackendError: If a cluster does not answer, or a key is refused.
     """
-    from ..models.model_catalog import load_catalog
-
     if backend == "embedded":
         return _embedded()
-    if backend == "tinker":
-        try:
-            connection = remote(backend, base_url)
-        except BackendError:
-            return _table(f"{TINKER_KEY} is not set, so this is the table of {load_catalog().as_of}")
-        return "the live service", _live(connection)
-    return "the live service", _live(remote(backend, base_url))
+    try:
+        return "the live service", _live(remote(backend, base_url))
+    except BackendError:
+        if backend != "tinker" or os.environ.get(TINKER_KEY):
+            raise
+    from ..models.model_catalog import load_catalog
 
-
-def with_advice(lines: list[ModelLine], backend: BackendName) -> list[ModelLine]:
-    """The same models with accepted ranks, the recommended learning rate and the prices of the dated table.
-
-    Raises:
-        ConfigError: If the price file is broken.
-    """
-    from ..backends.prices import load_prices
-
-    table = load_prices()
-    ranks = "powers of two" if backend == "tinker" else "any from 1"
-    return [line.model_copy(update={"ranks": ranks, **_rate(line), **_prices(line, table, backend)}) for line in lines]
-
-
-def _rate(line: ModelLine) -> dict[str, float]:
-    from ..models.configs import ModelConfig
-    from ..models.hyperparameters import recommended_learning_rate
-
-    if line.hidden_size is None:
-        return {}
-    config = ModelConfig(line.name, {"hidden_size": line.hidden_size}, "table")
-    return {"learning_rate": float(f"{recommended_learning_rate(config).value:.3g}")}
-
-
-def _prices(line: ModelLine, table: PriceTable, backend: BackendName) -> dict[str, object]:
-    price = table.model(backend, line.name)
-    if price is None:
-        return {}
-    rates = price.model_dump(include={"train", "prefill", "cached_prefill", "sample"})
-    return {"usd_per_million": rates, "prices_of": str(price.as_of)}
+    catalog = load_catalog()
+    names = [SupportedModel(entry.name, None, None, None) for entry in catalog.models]
+    return f"{TINKER_KEY} is not set, so this is the table of {catalog.as_of}", [_line(name) for name in names]
 
 
 def _embedded() -> tuple[str, list[ModelLine]]:
@@ -124,11 +95,19 @@ def _line(served: SupportedModel) -> ModelLine:
     )
 
 
-def _table(source: str) -> tuple[str, list[ModelLine]]:
-    from ..models.model_catalog import load_catalog
+def with_advice(line: ModelLine, backend: BackendName, table: PriceTable) -> ModelLine:
+    """The same model with accepted ranks, the recommended learning rate and its prices."""
+    from ..models.configs import ModelConfig
+    from ..models.hyperparameters import recommended_learning_rate
 
-    names = [SupportedModel(entry.name, None, None, None) for entry in load_catalog().models]
-    return source, [_line(name) for name in names]
+    advice: dict[str, object] = {"ranks": "powers of two" if backend == "tinker" else "any from 1"}
+    if line.hidden_size is not None:
+        config = ModelConfig(line.name, {"hidden_size": line.hidden_size}, "table")
+        advice["learning_rate"] = float(f"{recommended_learning_rate(config).value:.3g}")
+    if price := table.model(backend, line.name):
+        advice["usd_per_million"] = price.model_dump(include={"train", "prefill", "cached_prefill", "sample"})
+        advice["prices_of"] = str(price.as_of)
+    return line.model_copy(update=advice)
 
 
 class ModelList(BaseModel):
@@ -149,7 +128,7 @@ class Answered(BaseModel):
     logprob: float | None
 
 
-class Sampled(BaseModel):
+class PromptSamples(BaseModel):
     """A prompt (the conversation's last message) and its completions."""
 
     prompt: str
@@ -161,7 +140,7 @@ class SampleAnswer(BaseModel):
 
     model: str
     backend: str
-    samples: list[Sampled]
+    samples: list[PromptSamples]
     next: str
 
 
@@ -175,13 +154,15 @@ def list_models(
     For hosted Tinker it asks the live service when a key is set, and says so when it falls back to the dated table.
     Use it for "what can I train?" or to find an id; for "which rank?" use validate_capacity, for answers sample_model.
     """
+    from ..backends.prices import load_prices
+
     source, models = models_of(backend, base_url)
-    shown = with_advice([m for m in models if search is None or search.lower() in m.name.lower()], backend)
-    shown.sort(key=lambda m: m.retired is not None)
-    following = f"validate_capacity(base_model='{shown[0].name}', ...)" if shown else "list_models without search"
-    content = ModelList(backend=backend, source=source, models=shown, next=following)
-    lines = [f"{len(shown)} models on {backend} ({source})."]
-    lines += [_model_line(m) for m in shown[:25]]
+    table = load_prices()
+    models = [with_advice(m, backend, table) for m in models if search is None or search.lower() in m.name.lower()]
+    models.sort(key=lambda m: m.retired is not None)
+    following = f"validate_capacity(base_model='{models[0].name}', ...)" if models else "list_models without search"
+    content = ModelList(backend=backend, source=source, models=models, next=following)
+    lines = [f"{len(models)} models on {backend} ({source}).", *map(_model_line, models[:25])]
     return answer(content, "\n".join([*lines, f"Next: {following}"]))
 
 
@@ -214,7 +195,7 @@ def sample_model(
     options = SampleOptions(max_tokens, temperature, top_p, num_samples, seed)
     completions = sample(connection, renderer, target.wire_name, conversations, options)
     samples = [
-        Sampled(
+        PromptSamples(
             prompt=c[-1]["content"], completions=[Answered.model_validate(a, from_attributes=True) for a in answers]
         )
         for c, answers in zip(conversations, completions, strict=True)
@@ -284,7 +265,7 @@ def _model_line(model: ModelLine) -> str:
     return f"{model.name}: " + ("; ".join(f for f in facts if f) or "no further facts")
 
 
-def _sample_text(samples: Sequence[Sampled], following: str) -> str:
+def _sample_text(samples: Sequence[PromptSamples], following: str) -> str:
     lines: list[str] = []
     for one in samples[:_SHOWN_PROMPTS]:
         lines.append(f"> {one.prompt[:120]}")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from ..backends.estimate import CostEstimate
     from ..core.settings import Settings
 
-Extra = Literal["train", "evals"]
-_PACKAGES: Mapping[Extra, tuple[str, ...]] = {
+_PACKAGES = {
     "train": ("torch", "transformers", "tinker", "tinker_cookbook", "fastapi"),
     "evals": ("scipy", "statsmodels", "matplotlib", "inspect_ai"),
 }
@@ -43,10 +42,8 @@ class Launch:
         total_steps: Its length.
         price: What it is shown to cost, in any form that changes with it.
         charges: Whether it may cost money.
-        extras: What has to be installed for it.
         trains: The base models it trains.
-        samples: The base models it samples.
-        asks_backend: Whether it needs its backend at all.
+        samples: The models it samples: base models and tinker:// paths. Without either it needs no backend.
         parents: The jobs it builds on.
     """
 
@@ -56,10 +53,8 @@ class Launch:
     total_steps: int
     price: object
     charges: bool
-    extras: Sequence[Extra]
     trains: Sequence[str] = ()
     samples: Sequence[str] = ()
-    asks_backend: bool = True
     parents: Sequence[Link] = ()
 
 
@@ -89,7 +84,8 @@ def pass_gate(launch: Launch, *, validate_only: bool, plan_id: str | None) -> St
         StorageError: If the run folder cannot be written.
     """
     config, tool = launch.settings.config, KINDS[launch.kind].tool
-    if launch.asks_backend:
+    needs_backend = bool(launch.trains or launch.samples)
+    if needs_backend:
         require_models(config.backend, config.base_url, trains=launch.trains, samples=launch.samples)
     if validate_only:
         return Standing(next=f"call {tool} again without validate_only to start it")
@@ -99,7 +95,7 @@ def pass_gate(launch: Launch, *, validate_only: bool, plan_id: str | None) -> St
         offered = plan_store.offer(launch.kind, mark)
         again = f"call {tool} again with the same arguments and plan_id='{offered}'"
         return Standing(plan_id=offered, next=f"show the user this plan; if they agree, {again}")
-    require_packages(launch.extras)
+    require_packages("train" if needs_backend else None, KINDS[launch.kind].extra)
     if plan_id is not None:
         plan_store.redeem(plan_id, launch.kind, mark)
     job = start_job(
@@ -115,13 +111,13 @@ def pass_gate(launch: Launch, *, validate_only: bool, plan_id: str | None) -> St
     return Standing(job_id=job.id, state=job.state.value, run_folder=str(job.folder), next=following)
 
 
-def require_packages(extras: Sequence[Extra]) -> None:
+def require_packages(*extras: str | None) -> None:
     """Refuse a job whose worker would die at its first import.
 
     Raises:
         MissingDependencyError: If a package of these extras is missing; names it.
     """
-    for extra in extras:
+    for extra in filter(None, extras):
         missing = [name for name in _PACKAGES[extra] if importlib.util.find_spec(name) is None]
         if missing:
             raise MissingDependencyError(
@@ -132,7 +128,7 @@ def require_packages(extras: Sequence[Extra]) -> None:
 def require_models(
     backend: BackendName, base_url: str | None, *, trains: Sequence[str] = (), samples: Sequence[str] = ()
 ) -> None:
-    """Refuse a remote backend that is not there, or does not serve these base models; the embedded engine takes any.
+    """Refuse a remote backend that is not there or does not serve these models; the embedded engine takes any.
 
     Raises:
         BackendError: If it does not answer or refuses the key.
@@ -143,10 +139,12 @@ def require_models(
     served = {model.name: model for model in supported_models(remote(backend, base_url))}
     for verb, names in (("train", trains), ("sample", samples)):
         for name in names:
+            if name.startswith("tinker://"):
+                continue
             model = served.get(resolve_model(name).wire_name)
             if model is None or (model.trainable if verb == "train" else model.sampleable) is False:
-                known = ", ".join(sorted(served)[:10]) or "none"
-                raise ModelError(f"{backend} does not {verb} this model", where=name, fix=f"It serves: {known}")
+                names_served = ", ".join(sorted(served)[:10]) or "none"
+                raise ModelError(f"{backend} does not {verb} this model", where=name, fix=f"It serves: {names_served}")
 
 
 def _price_table() -> str:

@@ -96,7 +96,6 @@ def _start(
         total_steps=plan.total_steps,
         price=plan.cost,
         charges=plan.bills_elsewhere or _charges(plan.settings.config.backend),
-        extras=["train"],
         trains=[plan.settings.config.base_model],
         parents=parents,
     )

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from ..core.errors import ConfigError
 from ..core.names import COMPONENTS, BackendName, Component
 from .answers import answer, number
-from .background import CALL_AGAIN, Report, data_path, file_identity, run_in_background
+from .background import CALL_AGAIN, WorkProgress, data_path, file_identity, run_in_background
 
 if TYPE_CHECKING:
     from ..models.capacity import CapacityReport
@@ -69,7 +69,7 @@ async def validate_capacity(
     if measure and path is None:
         raise ConfigError("measure needs train_file: there are no rows to measure on", where="measure")
 
-    def work(report: Report, cancelled: threading.Event) -> tuple[CapacityReport, int, int | None]:
+    def work(report: WorkProgress, cancelled: threading.Event) -> tuple[CapacityReport, int, int | None]:
         report.message = "counting tokens"
         return answer_capacity(
             base_model=base_model,
@@ -84,10 +84,10 @@ async def validate_capacity(
         )
 
     key = ("capacity", base_model, lora_rank, parts, file_identity(path), dataset_tokens, epochs, max_seq_len, backend)
-    found, progress = await run_in_background((*key, measure), work, ctx)
-    if found is None:
+    counted, progress = await run_in_background((*key, measure), work, ctx)
+    if counted is None:
         return answer(CapacityAnswer(done=False, next=CALL_AGAIN), f"Still {progress.message}. {CALL_AGAIN}")
-    return _capacity_answer(*found)
+    return _capacity_answer(*counted)
 
 
 def _capacity_answer(report: CapacityReport, loss_tokens: int, all_tokens: int | None) -> CallToolResult:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ..backends.estimate import CostEstimate, estimate_cost
 from ..backends.meter import Usage
 from ..backends.prices import load_prices, require_price_for_cap
-from ..core.errors import DataError
 from ..core.settings import Origin, Settings
+from ..data.preferences import PreferenceCounts
+from ..data.supervised import TokenCounts
 from ..doctrine.rules import integer
 from ..models.capacity import CapacityReport, DataSize, capacity_report
 from ..models.configs import ModelConfig, load_model_config
@@ -23,6 +24,7 @@ from .config import OfflineConfig, TrainingConfig
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig, covariant=True)
 AnyConfig = TypeVar("AnyConfig", bound=TrainingConfig)
 OfflineT = TypeVar("OfflineT", bound=OfflineConfig)
+Counts = TokenCounts | PreferenceCounts
 Changes = dict[str, tuple[Any, Origin]]
 # A comparison is asked in both orders.
 ORDERS = 2
@@ -166,8 +168,8 @@ def _filled(derived: Derived) -> tuple[Any, Origin]:
 
 def passes(steps: int, batch_size: int, rows: int) -> float:
     """Passes over the data in this many steps; the last batch of a pass may be a small one."""
-    whole, begun = divmod(steps, -(-rows // batch_size))
-    return whole + min(1.0, begun * batch_size / rows)
+    full, begun = divmod(steps, -(-rows // batch_size))
+    return full + min(1.0, begun * batch_size / rows)
 
 
 def validations(eval_every: int | None, total_steps: int) -> int:
@@ -195,15 +197,6 @@ def capacity_of(
         backend=config.backend,
         apply_to=config.apply_to,
     )
-
-
-class Counts(Protocol):
-    """What was counted in a training file."""
-
-    @property
-    def truncated(self) -> int: ...  # noqa: D102
-    @property
-    def problems(self) -> tuple[DataError, ...]: ...  # noqa: D102
 
 
 def require_usable_rows(config: TrainingConfig, counts: Counts) -> None:

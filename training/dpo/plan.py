@@ -13,19 +13,8 @@ from ...doctrine.rules import integer, number
 from ...models.configs import ModelConfig
 from ...models.hyperparameters import Derived, derive_batch_size, derive_learning_rate
 from ...models.renderers import load_renderer
-from ..plan import (
-    ORDERS,
-    Defaults,
-    Plan,
-    capacity_of,
-    derive_schedule,
-    estimated,
-    passes,
-    require_usable_rows,
-    shared_warnings,
-    validations,
-    with_model,
-)
+from .. import plan as shared
+from ..plan import Plan
 from .config import DpoConfig
 
 # A custom loss is a forward pass, then the gradient: the SDK sends the batch twice.
@@ -42,25 +31,25 @@ def plan_dpo(settings: Settings[DpoConfig]) -> Plan[DpoConfig]:
         DataError: If the data cannot be used.
         ModelError: If the model, its tokenizer or its chat template cannot be had.
     """
-    settings, model = with_model(settings)
+    settings, model = shared.with_model(settings)
     config = settings.config
     renderer = load_renderer(config.base_model, config.renderer)
     counts = count_pairs(Path(config.train_file), renderer, max_seq_len=config.max_seq_len)
-    require_usable_rows(config, counts)
+    shared.require_usable_rows(config, counts)
     held_out = None
     if config.val_file is not None:
         held_out = count_pairs(Path(config.val_file), renderer, max_seq_len=config.max_seq_len)
     epochs = Derived(integer("dpo.epochs"), "dpo.epochs", "quality can fall before the first pass ends")
-    defaults = Defaults(
+    defaults = shared.Defaults(
         epochs,
         lambda epochs: derive_batch_size(counts.rows, epochs, usual="dpo.batch"),
         lambda steps: _learning_rate(config, model, steps),
     )
-    settings, total_steps = derive_schedule(settings, counts.rows, defaults)
-    visited = passes(total_steps, settings.config.batch_size or 1, counts.rows)
+    settings, total_steps = shared.derive_schedule(settings, counts.rows, defaults)
+    visited = shared.passes(total_steps, settings.config.batch_size or 1, counts.rows)
     is_reward = config.loss == "reward_model"
     # A pair teaches one comparison, not the words of its answers: one bit per pair is the most it can hold.
-    capacity = capacity_of(config, model, loss_tokens=counts.rows, rows=counts.rows, epochs=visited)
+    capacity = shared.capacity_of(config, model, loss_tokens=counts.rows, rows=counts.rows, epochs=visited)
     return Plan(
         kind="reward_model" if is_reward else "dpo",
         method="Reward model" if is_reward else f"DPO ({config.loss}, beta {config.beta:g})",
@@ -85,7 +74,7 @@ def _learning_rate(config: DpoConfig, model: ModelConfig, steps: int) -> Derived
 def _warnings(config: DpoConfig, counts: PreferenceCounts, total_steps: int) -> list[str]:
     val_file = Path(config.val_file) if config.val_file else None
     warnings = check_preferences(Path(config.train_file), val_file).warnings()
-    warnings += shared_warnings(config, counts, total_steps, unit="pairs", unseen="held-out accuracy")
+    warnings += shared.shared_warnings(config, counts, total_steps, unit="pairs", unseen="held-out accuracy")
     if config.load_checkpoint is None and config.base_model != "demo" and config.loss != "reward_model":
         warnings.append(
             "it starts from the base model: an SFT checkpoint of the same kind of data is the better start "
@@ -102,16 +91,16 @@ def dpo_cost(
     Raises:
         ConfigError: If the price file is broken.
     """
-    epochs = passes(total_steps, config.batch_size or 1, counts.rows)
+    epochs = shared.passes(total_steps, config.batch_size or 1, counts.rows)
     pairs, rows = _trained(counts), 2 * counts.rows
     tests, test_rows = (_trained(held_out), 2 * held_out.rows) if held_out else (0, 0)
-    passes_over_held_out = validations(config.eval_every, total_steps)
+    passes_over_held_out = shared.validations(config.eval_every, total_steps)
     if config.eval_every and (total_steps - 1) % config.eval_every:
         passes_over_held_out += 1  # this loop also validates before its last step
     usage = Usage(train=round(_CUSTOM_PASSES * pairs * epochs) + tests * passes_over_held_out)
     if config.loss == "reward_model" and held_out is not None:
         measured = min(1.0, MEASURED_PAIRS / max(1, held_out.rows))
-        usage = usage.plus(Usage(prefill=round(ORDERS * held_out.tokens * measured)))
+        usage = usage.plus(Usage(prefill=round(shared.ORDERS * held_out.tokens * measured)))
     if config.loss != "reward_model":
         visited = min(1.0, epochs)
         seen = round((pairs + rows) * visited) + tests + test_rows
@@ -119,7 +108,7 @@ def dpo_cost(
             usage = usage.plus(Usage(prefill=seen, sample=round(rows * visited) + test_rows))
         else:
             usage = usage.plus(Usage(train=seen - round(rows * visited) - test_rows))
-    return estimated(config, [usage, usage, usage])
+    return shared.estimated(config, [usage, usage, usage])
 
 
 def _trained(counts: PreferenceCounts) -> int:

@@ -112,8 +112,8 @@ class RlConfig(TrainingConfig):
 
     def _check_rewards(self) -> None:
         of_its_own = self.environment is not None and self.environment.type == "custom"
-        given = (self.reward_type is not None) + (self.rewards is not None)
-        if given == 2 or (given == 0 and not of_its_own):
+        sources = (self.reward_type is not None) + (self.rewards is not None)
+        if sources == 2 or (sources == 0 and not of_its_own):
             raise ValueError("give either reward_type or rewards")
         if self.environment is None:
             return

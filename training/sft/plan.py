@@ -12,18 +12,8 @@ from ...models.capacity import CapacityReport
 from ...models.chat import ChatRenderer
 from ...models.hyperparameters import derive_batch_size, derive_epochs, derive_learning_rate
 from ...models.renderers import load_renderer
-from ..plan import (
-    Defaults,
-    Plan,
-    capacity_of,
-    derive_schedule,
-    estimated,
-    passes,
-    require_usable_rows,
-    shared_warnings,
-    validations,
-    with_model,
-)
+from .. import plan as shared
+from ..plan import Plan
 from .config import SftConfig
 
 # A few seconds of tokenizing: a larger file is counted from its first rows, and every row is checked by the worker.
@@ -41,21 +31,21 @@ def plan_sft(settings: Settings[SftConfig]) -> Plan[SftConfig]:
         DataError: If the data cannot be used.
         ModelError: If the model, its tokenizer or its chat template cannot be had.
     """
-    settings, model = with_model(settings)
+    settings, model = shared.with_model(settings)
     config = settings.config
     renderer = load_renderer(config.base_model, config.renderer)
     counts = _count(config.train_file, config, renderer)
     held_out = _count(config.val_file, config, renderer) if config.val_file else None
-    require_usable_rows(config, counts)
-    defaults = Defaults(
+    shared.require_usable_rows(config, counts)
+    defaults = shared.Defaults(
         derive_epochs(),
         lambda epochs: derive_batch_size(counts.rows, epochs),
         lambda steps: derive_learning_rate(model, steps=steps),
     )
-    settings, total_steps = derive_schedule(settings, counts.rows, defaults)
+    settings, total_steps = shared.derive_schedule(settings, counts.rows, defaults)
     config = settings.config
-    epochs = passes(total_steps, config.batch_size or 1, counts.rows)
-    capacity = capacity_of(config, model, loss_tokens=counts.loss_tokens, rows=counts.rows, epochs=epochs)
+    epochs = shared.passes(total_steps, config.batch_size or 1, counts.rows)
+    capacity = shared.capacity_of(config, model, loss_tokens=counts.loss_tokens, rows=counts.rows, epochs=epochs)
     # A row of n tokens is n - 1 to train on: each is asked for its successor.
     tokens = round((counts.tokens - counts.rows) * epochs)
     return Plan(
@@ -81,12 +71,12 @@ def _cost(
     config: SftConfig, to_train: int, exact: bool, held_out: TokenCounts | None, total_steps: int
 ) -> CostEstimate:
     """Training tokens, and the held-out rows as prompts at each validation."""
-    times = validations(config.eval_every, total_steps)
+    times = shared.validations(config.eval_every, total_steps)
     prefill = held_out.tokens * times if held_out else 0
     scored = held_out.rows * times if held_out else 0  # scoring a row samples one token that nobody reads
     spread = 0.0 if exact and (held_out is None or held_out.exact) else _SAMPLED_SPREAD
     expected = Usage(train=to_train, prefill=prefill, sample=scored)
-    return estimated(config, [expected.times(factor) for factor in (1 - spread, 1.0, 1 + spread)])
+    return shared.estimated(config, [expected.times(factor) for factor in (1 - spread, 1.0, 1 + spread)])
 
 
 def _count(file: str, config: SftConfig, renderer: ChatRenderer) -> TokenCounts:
@@ -101,4 +91,4 @@ def _warnings(config: SftConfig, counts: TokenCounts, total_steps: int, capacity
         warnings.append(f"a large file: token counts are scaled up from its first {_SAMPLE_ROWS:,} rows")
     if capacity.verdict != "sufficient":
         warnings.append(f"capacity is {capacity.verdict} (ratio {capacity.ratio:.2g}): {capacity.advice}")
-    return warnings + shared_warnings(config, counts, total_steps, unit="rows", unseen="overfitting")
+    return warnings + shared.shared_warnings(config, counts, total_steps, unit="rows", unseen="overfitting")
