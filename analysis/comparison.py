@@ -12,7 +12,7 @@ import numpy as np
 from ..core.errors import ConfigError, DataError
 from .config_difference import ConfigDifference, config_difference
 from .experiment import lower_is_better
-from .findings import Evidence, Finding, number
+from .findings import MetricPoint, RunFinding, finding, noise_factor
 from .metric_names import ALIASES, LABELS
 from .runs import Run
 from .series import Aligned, Floats, Series, noise_of, rolling_mean, rolling_median
@@ -24,7 +24,7 @@ _PREFERRED = ("val_reward", "val_loss", "val_accuracy", "reward", "train_loss")
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class RunPair:
     """One run against the first.
 
     Attributes:
@@ -55,8 +55,8 @@ class Comparison:
     lower_is_better: bool
     config: ConfigDifference
     seed_spread: float | None
-    pairs: tuple[Pair, ...]
-    findings: tuple[Finding, ...]
+    pairs: tuple[RunPair, ...]
+    findings: tuple[RunFinding, ...]
     panels: tuple[tuple[str, tuple[Aligned, ...]], ...]
 
 
@@ -117,7 +117,7 @@ def _end_difference(a: Series, b: Series) -> tuple[float, float, int]:
     if len(steps) < 2:
         # No common steps: the ends are compared as they are.
         (la, ea), (lb, eb) = a.level(1 - _END, 1.0), b.level(1 - _END, 1.0)
-        return lb - la, number("diagnosis.noise") * (ea**2 + eb**2) ** 0.5, 0
+        return lb - la, noise_factor() * (ea**2 + eb**2) ** 0.5, 0
     d = y - x
     count = max(1, round(_END * len(d)))
     end = d[-count:]
@@ -125,7 +125,7 @@ def _end_difference(a: Series, b: Series) -> tuple[float, float, int]:
     if count >= 8:
         # Neighbouring steps are alike: the spread within the stretch counts as if a quarter were independent.
         noise = max(noise, float(np.std(end)))
-    floor = number("diagnosis.noise") * noise / max(1.0, count / (4 if count >= 8 else 1)) ** 0.5
+    floor = noise_factor() * noise / max(1.0, count / (4 if count >= 8 else 1)) ** 0.5
     return float(np.mean(end)), floor, count
 
 
@@ -151,7 +151,7 @@ def _pair(
     config: ConfigDifference,
     spread: float | None,
     lower: bool,
-) -> Pair:
+) -> RunPair:
     difference, floor, points = _end_difference(curves[0], curves[i])
     tokens = _at_equal_tokens(runs, curves, i)
     direction = "lower" if difference < 0 else "higher"
@@ -174,7 +174,7 @@ def _pair(
         reading = f"{size}, beyond the noise of steps ({floor:.2g}); second seeds must show that it exceeds theirs"
     else:
         word, reading = _against_seeds(curves, config, i, spread, lower)
-    return Pair(runs[i].name, difference, floor, points, tokens, word, reading)
+    return RunPair(runs[i].name, difference, floor, points, tokens, word, reading)
 
 
 def _against_seeds(
@@ -233,7 +233,7 @@ def _curve(run: Run, series: Series, x: Floats, quantity: str) -> Aligned:
     return Aligned(run.name, label, x, series.reduced.values, series.smooth)
 
 
-def _departures(runs: Sequence[Run], curves: Sequence[Series], config: ConfigDifference) -> list[Finding]:
+def _departures(runs: Sequence[Run], curves: Sequence[Series], config: ConfigDifference) -> list[RunFinding]:
     """Where only the rank differs: the step at which the lower one leaves the higher one for good."""
     if list(config.changed) != ["lora_rank"] or config.unknown:
         return []
@@ -245,23 +245,23 @@ def _departures(runs: Sequence[Run], curves: Sequence[Series], config: ConfigDif
         return []
     width = max(3, len(d) // 10) | 1
     smooth = rolling_mean(rolling_median(d, width), width)
-    above = smooth > number("diagnosis.noise") * noise_of(d) / width**0.5
+    above = smooth > noise_factor() * noise_of(d) / width**0.5
     below = np.flatnonzero(~above)
     start = int(below[-1]) + 1 if len(below) else 0
     if start > 0.8 * len(d):
         return []
     series = curves[low]
     where = int(np.searchsorted(series.steps, steps[start]))
-    evidence = Evidence(series.name, int(steps[start]), int(series.lines[where]), {"gap_at_the_end": float(smooth[-1])})
+    evidence = MetricPoint(
+        series.name, int(steps[start]), int(series.lines[where]), {"gap_at_the_end": float(smooth[-1])}
+    )
     return [
-        Finding(
+        finding(
             "under_capacity",
-            "warn",
             f"The curve of rank {ranks[low]} leaves that of rank {ranks[high]} at step {steps[start]} and ends "
             f"{smooth[-1]:.3g} above it.",
             (evidence,),
-            "diagnosis.under_capacity",
-            "high" if config.seeds[low] == config.seeds[high] else "medium",
             f"Use rank {ranks[high]}, or one between; validate_capacity names the smallest that suffices.",
+            confidence="high" if config.seeds[low] == config.seeds[high] else "medium",
         )
     ]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from ..doctrine.rules import number
 from ..jobs import run_files
-from .findings import number
 from .runs import Run
 
 # Settings that say how a run is kept and watched, not how it trains.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .findings import Finding, number
+from .findings import RunFinding, noise_factor
 from .findings_loss import loss_findings
 from .findings_preference import preference_findings
 from .findings_process import data_findings, process_findings
@@ -55,7 +55,7 @@ class Diagnosis:
     """Everything that analyse found in one run."""
 
     run: Run
-    findings: list[Finding]
+    findings: list[RunFinding]
     change: Change | None
     notes: list[str]
 
@@ -83,7 +83,7 @@ def diagnose(run: Run) -> Diagnosis:
     return Diagnosis(run, found, change_of(run), notes)
 
 
-def _unless(found: list[Finding], more: list[Finding]) -> list[Finding]:
+def _unless(found: list[RunFinding], more: list[RunFinding]) -> list[RunFinding]:
     """A diverging loss jumps anywhere: its jumps say nothing about the data."""
     return [] if any(f.kind == "divergence" for f in found) else more
 
@@ -120,7 +120,7 @@ def measure_change(series: Series, *, lower: bool) -> Change:
     few = len(series) < 20
     first, first_se = (float(series.values[0]), series.noise) if few else series.level(0.0, 0.05)
     last, last_se = (float(series.values[-1]), series.noise) if few else series.level(0.9, 1.0)
-    floor = number("diagnosis.noise") * (first_se**2 + last_se**2) ** 0.5
+    floor = noise_factor() * (first_se**2 + last_se**2) ** 0.5
     curve = series.reduced.values if few else series.smooth
     best = int(np.argmin(curve) if lower else np.argmax(curve))
     step = int(series.reduced.steps[best])

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .diagnosis import Diagnosis
-from .findings import Finding
+from .findings import RunFinding
 from .metric_names import LABELS
 from .series import Aligned, Series
 
@@ -78,7 +78,7 @@ def draw_series(axes: Axes, series: Series, colour: str, label: str) -> None:
     axes.plot(r.steps, series.smooth, color=colour, linewidth=1.8, label=label)
 
 
-def _mark(axes: Axes, findings: Sequence[Finding], logged: set[str]) -> None:
+def _mark(axes: Axes, findings: Sequence[RunFinding], logged: set[str]) -> None:
     """A line at each finding's place. Notes near the same place are put on different heights."""
     left, right = axes.get_xlim()
     for height, finding in enumerate(findings[:_MOST_MARKS]):

@@ -15,13 +15,13 @@ from ..core.errors import ResearcherError
 from ..core.files import read_json_lines, write_atomically
 from ..core.paths import home, writable_folder
 from ..core.yaml_loading import load_yaml
-from ..doctrine.rules import rule
+from ..doctrine.rules import Rule, rule
 from ..evals.evidence import ITEMS, RESPONSES
 from ..jobs import run_files
 from ..jobs.registry import Registry
 from .diagnosis import Diagnosis
 from .experiment import answer_to, experiment_of
-from .findings import Finding
+from .findings import RunFinding
 from .runs import Run
 
 _SAMPLES = 5
@@ -182,7 +182,7 @@ class Report:
     title: str
     verdict: str
     answers: Sequence[tuple[str, str]]
-    findings: Sequence[Mapping[str, Any]]
+    findings: Sequence[tuple[RunFinding, Rule]]
     notes: Sequence[str]
     tables: Sequence[Table]
     samples: Sequence[Sample]
@@ -224,7 +224,7 @@ def make_report(diagnosis: Diagnosis, png: bytes) -> Report:
         title=f"Analysis of {run.name}",
         verdict=verdict(diagnosis),
         answers=answer_to(plan, diagnosis) if plan else (),
-        findings=[_shown(f) for f in diagnosis.findings],
+        findings=[(f, rule(f.rule)) for f in diagnosis.findings],
         notes=diagnosis.notes,
         tables=tables(run),
         samples=samples(run),
@@ -234,63 +234,25 @@ def make_report(diagnosis: Diagnosis, png: bytes) -> Report:
     )
 
 
-def _shown(finding: Finding) -> dict[str, Any]:
-    known = rule(finding.rule)
-    source = known.source
-    return {
-        "kind": finding.kind,
-        "level": finding.level,
-        "summary": finding.summary,
-        "evidence": [str(e) for e in finding.evidence],
-        "rule": finding.rule,
-        "claim": known.claim,
-        "source": f"{source.authors} {source.year}",
-        "link": source.link,
-        "confidence": finding.confidence,
-        "next_experiment": finding.next_experiment,
-    }
-
-
 def as_html(report: Report) -> str:
     """The page; everything in it is escaped."""
-    from jinja2 import Environment
-
-    text = (files("sota_ml_researcher.analysis") / "report.jinja").read_text(encoding="utf-8")
-    return Environment(autoescape=True).from_string(text).render(r=report)
+    return _rendered("report.jinja", report, escape=True)
 
 
 def as_markdown(report: Report) -> str:
     """The same for terminals and version control, without pictures inside."""
-    lines = [f"# {report.title}", "", report.verdict, ""]
-    for question, reply in report.answers:
-        lines += [f"**{question}**", "", reply, ""]
-    lines += [f"![Curves]({PLOTS}/run.png)", "", "## Findings", ""]
-    for f in report.findings:
-        lines += [f"### {f['kind'].replace('_', ' ')} ({f['level']})", "", f["summary"], ""]
-        lines += [f"- {e}" for e in f["evidence"]]
-        cited = f"[{f['source']}]({f['link']})"
-        lines += [
-            "",
-            f"Next experiment: {f['next_experiment']}",
-            "",
-            f"Rule `{f['rule']}`: {f['claim']} ({cited}) Confidence: {f['confidence']}.",
-            "",
-        ]
-    if not report.findings:
-        lines += ["Nothing found. That is no proof of quality: try samples and an evaluation on held-out prompts.", ""]
-    if report.notes:
-        lines += ["The log: " + "; ".join(report.notes) + ".", ""]
-    for table in report.tables:
-        lines += [f"## {table.title}", "", _row(table.head), "|" + "---|" * len(table.head)]
-        lines += [_row(cells) for cells in table.rows] + [""]
-    for s in report.samples:
-        lines += ["## Sample", "", f"Prompt: {s.prompt}", "", f"Before: {s.before}", "", f"After: {s.after}", ""]
-    lines += ["## How to reproduce", "", "```", report.reproduce, "```", "", f"Metrics read from {report.source}."]
-    return "\n".join(lines) + "\n"
+    return _rendered("report_markdown.jinja", report, escape=False)
 
 
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
+def _rendered(template: str, report: Report, *, escape: bool) -> str:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=escape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
+    text = (files("sota_ml_researcher.analysis") / template).read_text(encoding="utf-8")
+    return environment.from_string(text).render(r=report)
 
 
 def write_report(diagnosis: Diagnosis, png: bytes) -> Written:

@@ -10,9 +10,9 @@ from ..core.files import read_json_lines, write_json_lines
 from ..judges.journal import JUDGMENTS, Judgment, read_judgments
 from ..judges.prompt import EvalItem
 from ..judges.rubric import Rubric, load_rubric
-from .human_labels import read_labels
 from .judge_config import JudgeEvalConfig, load_judge_settings
 from .responses import Response
+from .test_set import read_labels
 
 BASELINE, TUNED = "baseline", "tuned"
 ITEMS = "items.jsonl"

@@ -22,9 +22,8 @@ from ..judges.journal import JUDGMENTS, Journal, Judgment, read_judgments
 from ..judges.judge_catalog import judge_price
 from ..judges.prompt import Prompter
 from .controls import ControlResult, control_result
-from .eval_judges import make_judge
 from .evidence import CONTROLS, RUN, VERDICT, write_material
-from .inputs import EvalInputs, load_inputs
+from .inputs import EvalInputs, load_inputs, make_judge
 from .judge_config import JudgeEvalConfig, load_judge_settings
 from .questions import Material, build_calls
 from .responses import Response

@@ -18,12 +18,11 @@ from ..core.files import sha256_of
 from ..core.settings import Origin, Settings
 from ..judges.judge_catalog import judge_price
 from ..judges.prompt import EvalItem
-from .arms import FILE_ENDINGS
-from .human_labels import read_labels
-from .inputs import EvalInputs, load_inputs
+from .inputs import FILE_ENDINGS, EvalInputs, load_inputs
 from .judge_config import JudgeEvalConfig
 from .responses import read_responses
 from .statistics.power import WORST_DEVIATION, items_needed, minimal_detectable_effect
+from .test_set import read_labels
 
 # Low on purpose: newer tokenizers make more tokens of a text, and an estimate should not be too low.
 _CHARS_PER_TOKEN = 3.5

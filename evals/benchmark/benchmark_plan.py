@@ -9,7 +9,7 @@ from typing import Any
 
 from ...core.errors import ConfigError, DataError, MissingDependencyError
 from ...core.settings import Origin, Settings
-from ..arms import resolve_arm
+from ..inputs import resolve_arm
 from ..judge_plan import plan_mark
 from ..test_set import load_items
 from .benchmark_config import BenchmarkConfig, grader_may_cost, grader_price
