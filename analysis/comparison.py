@@ -20,6 +20,7 @@ from .series import Aligned, Floats, Series, noise_of, rolling_mean, rolling_med
 MOST_RUNS = 8
 # The stretch at the end of which runs are compared, as a share of what they have in common.
 _END = 0.2
+_STEPS, _TOKENS = "step", "tokens trained"
 _PREFERRED = ("val_reward", "val_loss", "val_accuracy", "reward", "train_loss")
 
 
@@ -48,7 +49,7 @@ class RunPair:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What several runs say together; the first is the baseline."""
+    """Several runs side by side; the first is the baseline. ``panels`` are pairs of an axis and the curves on it."""
 
     runs: tuple[Run, ...]
     metric: str
@@ -81,10 +82,17 @@ def compare(runs: Sequence[Run], metric: str | None = None) -> Comparison:
     config = config_difference(runs)
     spread = _seed_spread(curves, config)
     pairs = tuple(_pair(runs, curves, i, config, spread, lower) for i in range(1, len(runs)))
-    panels = [("step", _by_step(runs, curves, quantity)), ("tokens trained", _by_tokens(runs, curves, quantity))]
-    shown = tuple((axis, tuple(curve)) for axis, curve in panels if len(curve) == len(runs))
+    label = LABELS.get(quantity, curves[0].name)
+    panels = [(axis, _panel(runs, curves, label, axis)) for axis in (_STEPS, _TOKENS)]
     return Comparison(
-        tuple(runs), curves[0].name, lower, config, spread, pairs, tuple(_departures(runs, curves, config)), shown
+        runs=tuple(runs),
+        metric=curves[0].name,
+        lower_is_better=lower,
+        config=config,
+        seed_spread=spread,
+        pairs=pairs,
+        findings=tuple(_departures(curves, config)),
+        panels=tuple((axis, aligned) for axis, aligned in panels if len(aligned) == len(runs)),
     )
 
 
@@ -162,10 +170,7 @@ def _pair(
     elif 0 in group:
         word, reading = direction, f"{size} with the same settings: that is what the seed does"
     elif config.unknown:
-        word, reading = (
-            direction,
-            f"{size}; settings are not known, so no cause is shown",
-        )
+        word, reading = direction, f"{size}; settings are not known, so no cause is shown"
     elif config.confounded:
         word = direction
         reading = f"{size}, but {len(config.changed)} settings changed: confounded, it does not show which one mattered"
@@ -215,25 +220,18 @@ def _at_equal_tokens(runs: Sequence[Run], curves: Sequence[Series], i: int) -> f
     return float(np.mean(b - a))
 
 
-def _by_step(runs: Sequence[Run], curves: Sequence[Series], quantity: str) -> list[Aligned]:
-    return [_curve(run, s, s.reduced.steps.astype(float), quantity) for run, s in zip(runs, curves, strict=True)]
-
-
-def _by_tokens(runs: Sequence[Run], curves: Sequence[Series], quantity: str) -> list[Aligned]:
-    found: list[Aligned] = []
+def _panel(runs: Sequence[Run], curves: Sequence[Series], label: str, axis: str) -> tuple[Aligned, ...]:
+    """The runs' curves by step or by tokens; a run that logged no tokens is left out of the latter."""
+    aligned: list[Aligned] = []
     for run, series in zip(runs, curves, strict=True):
-        x = _tokens_at(run, series.reduced)
+        points = series.reduced
+        x = points.steps.astype(float) if axis == _STEPS else _tokens_at(run, points)
         if x is not None:
-            found.append(_curve(run, series, x, quantity))
-    return found
+            aligned.append(Aligned(run.name, label, x, points.values, series.smooth))
+    return tuple(aligned)
 
 
-def _curve(run: Run, series: Series, x: Floats, quantity: str) -> Aligned:
-    label = LABELS.get(quantity, series.name)
-    return Aligned(run.name, label, x, series.reduced.values, series.smooth)
-
-
-def _departures(runs: Sequence[Run], curves: Sequence[Series], config: ConfigDifference) -> list[RunFinding]:
+def _departures(curves: Sequence[Series], config: ConfigDifference) -> list[RunFinding]:
     """Where only the rank differs: the step at which the lower one leaves the higher one for good."""
     if list(config.changed) != ["lora_rank"] or config.unknown:
         return []

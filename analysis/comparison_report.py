@@ -65,7 +65,7 @@ def write_comparison(comparison: Comparison) -> WrittenComparison:
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """The whole comparison as markdown."""
+    """The comparison as markdown."""
     names = [run.name for run in comparison.runs]
     lines = [f"# Comparison of {', '.join(names)}", "", settings_line(comparison), ""]
     if comparison.config.changed:

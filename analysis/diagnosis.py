@@ -52,7 +52,7 @@ class Change:
 
 @dataclass(slots=True)
 class Diagnosis:
-    """Everything that analyse found in one run."""
+    """A run with its findings, the change of the metric that counts, and what was odd about its log."""
 
     run: Run
     findings: list[RunFinding]
@@ -71,21 +71,17 @@ def diagnose(run: Run) -> Diagnosis:
     longest = max((len(s) for s in run.series.values()), default=0)
     if longest < SHORT:
         notes.append(f"{longest} steps are too few to judge a curve")
-    found = loss_findings(run) if run.kind != "rl" else []
-    if run.kind == "sft":
-        found += _unless(found, data_findings(run))
+    findings = loss_findings(run) if run.kind != "rl" else []
+    # A diverging loss jumps anywhere: its jumps say nothing about the data.
+    if run.kind == "sft" and not any(f.kind == "divergence" for f in findings):
+        findings += data_findings(run)
     if run.kind == "dpo":
-        found += preference_findings(run)
+        findings += preference_findings(run)
     if run.kind == "rl":
-        found += reinforcement_findings(run)
-    found += process_findings(run)
-    found.sort(key=lambda f: (LEVELS.index(f.level), ("high", "medium", "low").index(f.confidence)))
-    return Diagnosis(run, found, change_of(run), notes)
-
-
-def _unless(found: list[RunFinding], more: list[RunFinding]) -> list[RunFinding]:
-    """A diverging loss jumps anywhere: its jumps say nothing about the data."""
-    return [] if any(f.kind == "divergence" for f in found) else more
+        findings += reinforcement_findings(run)
+    findings += process_findings(run)
+    findings.sort(key=lambda f: (LEVELS.index(f.level), ("high", "medium", "low").index(f.confidence)))
+    return Diagnosis(run, findings, change_of(run), notes)
 
 
 def counting_metric(run: Run) -> tuple[str, bool] | None:

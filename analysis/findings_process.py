@@ -1,4 +1,4 @@
-"""What the run as a process shows: steps that slow down, a stall, an early end, oddities of its data and its log."""
+"""What a run shows about its process and its data: steps that slow down, a stall, an early end, odd rows."""
 
 from __future__ import annotations
 
@@ -34,11 +34,7 @@ def _mixed(run: Run) -> RunFinding | None:
     return finding(
         "mixed_runs",
         f"{run.mixed[0].upper()}{run.mixed[1:]}.",
-        (
-            MetricPoint(
-                first.name, int(first.steps[0]) if len(first) else 0, int(first.lines[0]) if len(first) else 0, {}
-            ),
-        ),
+        (MetricPoint(first.name, *((int(first.steps[0]), int(first.lines[0])) if len(first) else (0, 0)), {}),),
         "Give every run its own file, and analyse them apart.",
     )
 
@@ -122,18 +118,15 @@ def _strange_start(train: Series) -> RunFinding | None:
     first = float(np.median(train.values[:3]))
     if lowest <= first <= highest:
         return None
-    low = first < lowest
+    cause, refuted = "template or tokenizer is broken.", "special tokens in their places refute it."
+    if first < lowest:
+        cause = "the answers stand in the prompt, or the model knows them already."
+        refuted = "an answer that is not in its prompt refutes it."
     return finding(
         "data_problem",
-        f"The loss starts at {first:.3g} nats a token: "
-        + (
-            "the answers stand in the prompt, or the model knows them already."
-            if low
-            else "template or tokenizer is broken."
-        ),
+        f"The loss starts at {first:.3g} nats per token: {cause}",
         (point(train, 0),),
-        "Read one rendered row with its loss mask (check_dataset); "
-        + ("an answer that is not in its prompt refutes it." if low else "special tokens in their places refute it."),
+        f"Read one rendered row with its loss mask (check_dataset); {refuted}",
         rule="diagnosis.data_problem.start",
     )
 
@@ -196,8 +189,8 @@ def _epoch_steps(run: Run, train: Series) -> RunFinding | None:
 def _epoch_starts(run: Run, train: Series) -> list[int]:
     epoch = run.get("epoch", least=_LEAST)
     if epoch is not None:
-        whole = np.floor(epoch.values + 1e-6)
-        return [int(epoch.steps[i]) for i in np.flatnonzero(np.diff(whole) > 0) + 1]
+        completed = np.floor(epoch.values + 1e-6)
+        return [int(epoch.steps[i]) for i in np.flatnonzero(np.diff(completed) > 0) + 1]
     epochs = run.config.get("num_epochs")
     total = run.planned_steps or (run.last_step + 1)
     if not isinstance(epochs, int) or epochs < 2 or total % epochs:

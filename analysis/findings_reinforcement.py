@@ -72,8 +72,8 @@ def _sampler_drift(run: Run) -> RunFinding | None:
     first = float(np.median(np.abs(kl.part(0.0, 0.1))))
     return finding(
         "sampler_drift",
-        f"The KL between sampler and trainer is {level:.3g} nats a token (at the start {first:.3g}): they are not the "
-        "same model.",
+        f"The KL between sampler and trainer is {level:.3g} nats per token (at the start {first:.3g}): they are not "
+        "the same model.",
         (point(kl, 0), point(kl, -1)),
         "Rerun 20 steps with one substep and a new sampler every step; a KL that stays high means a mismatch of "
         "precision or template.",

@@ -36,7 +36,7 @@ class Evidence:
         rubric: What the judges looked for.
         items: The prompts.
         answers: Each arm's answers, in the order of ``items``.
-        judgments: What the judges said, about calibration checks too.
+        judgments: All judgments, those on calibration checks included.
         human: People's winner by item id.
     """
 

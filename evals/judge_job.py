@@ -63,7 +63,7 @@ def _stopped(context: RunContext, progress: Progress) -> Outcome:
 
 
 class _Evaluation:
-    """All judges of one evaluation, side by side."""
+    """All judges of one evaluation, asked concurrently."""
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class _Evaluation:
             why = [f"unscored, most often: {reason}" for reason, _ in lost.most_common(1)]
             problems = "; ".join([*result.problems, *why])
             raise JudgeFailedError(
-                f"the judge {name} failed the tests of itself, so there is no verdict: {problems}",
+                f"the judge {name} failed its calibration checks, so there is no verdict: {problems}",
                 where=str(self._context.folder / CONTROLS),
                 fix="Use another judge, or correct the rubric; judgments.jsonl holds what it said",
             )

@@ -248,7 +248,7 @@ def _warnings(config: JudgeEvalConfig, inputs: EvalInputs, wanted: int | None) -
         if judge.kind not in {"check", "assistant"} and _family(judge.model) in families:
             warnings.append(f"{judge.name} judges a model of its own family (judge.self_preference)")
     if "assistant" in config.judge_model and count > _MANY_FOR_ASSISTANT:
-        warnings.append("an assistant judges each packet itself: num_samples of 20 to 50 is a bearable amount")
+        warnings.append("an assistant judges each packet itself: num_samples of 20 to 50 is manageable")
     if len({str(a.file or a.model) for a in inputs.arms.values()}) < len(inputs.arms):
         warnings.append("two arms are the same model: expect no difference")
     return warnings

@@ -1,4 +1,4 @@
-"""Benchmarks through Inspect: the settings a user may give."""
+"""The settings of a benchmark that a user may give, and their defaults."""
 
 from __future__ import annotations
 

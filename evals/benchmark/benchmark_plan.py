@@ -47,7 +47,7 @@ def plan_benchmark(settings: Settings[BenchmarkConfig]) -> BenchmarkPlan:
     """Check everything that can be checked without running the task.
 
     Raises:
-        ResearcherError: For a task or model that cannot be had.
+        ResearcherError: For a task or model that does not exist here.
         MissingDependencyError: If Inspect, or the package of the task, is not installed.
     """
     if find_spec("inspect_ai") is None:
