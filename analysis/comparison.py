@@ -12,7 +12,7 @@ import numpy as np
 from ..core.errors import ConfigError, DataError
 from .config_difference import ConfigDifference, config_difference
 from .experiment import lower_is_better
-from .findings import Evidence, Finding, number
+from .findings import MetricPoint, RunFinding, finding, noise_factor
 from .metric_names import ALIASES, LABELS
 from .runs import Run
 from .series import Aligned, Floats, Series, noise_of, rolling_mean, rolling_median
@@ -20,11 +20,12 @@ from .series import Aligned, Floats, Series, noise_of, rolling_mean, rolling_med
 MOST_RUNS = 8
 # The stretch at the end of which runs are compared, as a share of what they have in common.
 _END = 0.2
+_STEPS, _TOKENS = "step", "tokens trained"
 _PREFERRED = ("val_reward", "val_loss", "val_accuracy", "reward", "train_loss")
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class RunPair:
     """One run against the first.
 
     Attributes:
@@ -48,15 +49,15 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What several runs say together; the first is the baseline."""
+    """Several runs side by side; the first is the baseline. ``panels`` are pairs of an axis and the curves on it."""
 
     runs: tuple[Run, ...]
     metric: str
     lower_is_better: bool
     config: ConfigDifference
     seed_spread: float | None
-    pairs: tuple[Pair, ...]
-    findings: tuple[Finding, ...]
+    pairs: tuple[RunPair, ...]
+    findings: tuple[RunFinding, ...]
     panels: tuple[tuple[str, tuple[Aligned, ...]], ...]
 
 
@@ -81,10 +82,17 @@ def compare(runs: Sequence[Run], metric: str | None = None) -> Comparison:
     config = config_difference(runs)
     spread = _seed_spread(curves, config)
     pairs = tuple(_pair(runs, curves, i, config, spread, lower) for i in range(1, len(runs)))
-    panels = [("step", _by_step(runs, curves, quantity)), ("tokens trained", _by_tokens(runs, curves, quantity))]
-    shown = tuple((axis, tuple(curve)) for axis, curve in panels if len(curve) == len(runs))
+    label = LABELS.get(quantity, curves[0].name)
+    panels = [(axis, _panel(runs, curves, label, axis)) for axis in (_STEPS, _TOKENS)]
     return Comparison(
-        tuple(runs), curves[0].name, lower, config, spread, pairs, tuple(_departures(runs, curves, config)), shown
+        runs=tuple(runs),
+        metric=curves[0].name,
+        lower_is_better=lower,
+        config=config,
+        seed_spread=spread,
+        pairs=pairs,
+        findings=tuple(_departures(curves, config)),
+        panels=tuple((axis, aligned) for axis, aligned in panels if len(aligned) == len(runs)),
     )
 
 
@@ -117,7 +125,7 @@ def _end_difference(a: Series, b: Series) -> tuple[float, float, int]:
     if len(steps) < 2:
         # No common steps: the ends are compared as they are.
         (la, ea), (lb, eb) = a.level(1 - _END, 1.0), b.level(1 - _END, 1.0)
-        return lb - la, number("diagnosis.noise") * (ea**2 + eb**2) ** 0.5, 0
+        return lb - la, noise_factor() * (ea**2 + eb**2) ** 0.5, 0
     d = y - x
     count = max(1, round(_END * len(d)))
     end = d[-count:]
@@ -125,7 +133,7 @@ def _end_difference(a: Series, b: Series) -> tuple[float, float, int]:
     if count >= 8:
         # Neighbouring steps are alike: the spread within the stretch counts as if a quarter were independent.
         noise = max(noise, float(np.std(end)))
-    floor = number("diagnosis.noise") * noise / max(1.0, count / (4 if count >= 8 else 1)) ** 0.5
+    floor = noise_factor() * noise / max(1.0, count / (4 if count >= 8 else 1)) ** 0.5
     return float(np.mean(end)), floor, count
 
 
@@ -151,7 +159,7 @@ def _pair(
     config: ConfigDifference,
     spread: float | None,
     lower: bool,
-) -> Pair:
+) -> RunPair:
     difference, floor, points = _end_difference(curves[0], curves[i])
     tokens = _at_equal_tokens(runs, curves, i)
     direction = "lower" if difference < 0 else "higher"
@@ -162,10 +170,7 @@ def _pair(
     elif 0 in group:
         word, reading = direction, f"{size} with the same settings: that is what the seed does"
     elif config.unknown:
-        word, reading = (
-            direction,
-            f"{size}; settings are not known, so no cause is shown",
-        )
+        word, reading = direction, f"{size}; settings are not known, so no cause is shown"
     elif config.confounded:
         word = direction
         reading = f"{size}, but {len(config.changed)} settings changed: confounded, it does not show which one mattered"
@@ -174,7 +179,7 @@ def _pair(
         reading = f"{size}, beyond the noise of steps ({floor:.2g}); second seeds must show that it exceeds theirs"
     else:
         word, reading = _against_seeds(curves, config, i, spread, lower)
-    return Pair(runs[i].name, difference, floor, points, tokens, word, reading)
+    return RunPair(runs[i].name, difference, floor, points, tokens, word, reading)
 
 
 def _against_seeds(
@@ -215,25 +220,18 @@ def _at_equal_tokens(runs: Sequence[Run], curves: Sequence[Series], i: int) -> f
     return float(np.mean(b - a))
 
 
-def _by_step(runs: Sequence[Run], curves: Sequence[Series], quantity: str) -> list[Aligned]:
-    return [_curve(run, s, s.reduced.steps.astype(float), quantity) for run, s in zip(runs, curves, strict=True)]
-
-
-def _by_tokens(runs: Sequence[Run], curves: Sequence[Series], quantity: str) -> list[Aligned]:
-    found: list[Aligned] = []
+def _panel(runs: Sequence[Run], curves: Sequence[Series], label: str, axis: str) -> tuple[Aligned, ...]:
+    """The runs' curves by step or by tokens; a run that logged no tokens is left out of the latter."""
+    aligned: list[Aligned] = []
     for run, series in zip(runs, curves, strict=True):
-        x = _tokens_at(run, series.reduced)
+        points = series.reduced
+        x = points.steps.astype(float) if axis == _STEPS else _tokens_at(run, points)
         if x is not None:
-            found.append(_curve(run, series, x, quantity))
-    return found
+            aligned.append(Aligned(run.name, label, x, points.values, series.smooth))
+    return tuple(aligned)
 
 
-def _curve(run: Run, series: Series, x: Floats, quantity: str) -> Aligned:
-    label = LABELS.get(quantity, series.name)
-    return Aligned(run.name, label, x, series.reduced.values, series.smooth)
-
-
-def _departures(runs: Sequence[Run], curves: Sequence[Series], config: ConfigDifference) -> list[Finding]:
+def _departures(curves: Sequence[Series], config: ConfigDifference) -> list[RunFinding]:
     """Where only the rank differs: the step at which the lower one leaves the higher one for good."""
     if list(config.changed) != ["lora_rank"] or config.unknown:
         return []
@@ -245,23 +243,23 @@ def _departures(runs: Sequence[Run], curves: Sequence[Series], config: ConfigDif
         return []
     width = max(3, len(d) // 10) | 1
     smooth = rolling_mean(rolling_median(d, width), width)
-    above = smooth > number("diagnosis.noise") * noise_of(d) / width**0.5
+    above = smooth > noise_factor() * noise_of(d) / width**0.5
     below = np.flatnonzero(~above)
     start = int(below[-1]) + 1 if len(below) else 0
     if start > 0.8 * len(d):
         return []
     series = curves[low]
     where = int(np.searchsorted(series.steps, steps[start]))
-    evidence = Evidence(series.name, int(steps[start]), int(series.lines[where]), {"gap_at_the_end": float(smooth[-1])})
+    evidence = MetricPoint(
+        series.name, int(steps[start]), int(series.lines[where]), {"gap_at_the_end": float(smooth[-1])}
+    )
     return [
-        Finding(
+        finding(
             "under_capacity",
-            "warn",
             f"The curve of rank {ranks[low]} leaves that of rank {ranks[high]} at step {steps[start]} and ends "
             f"{smooth[-1]:.3g} above it.",
             (evidence,),
-            "diagnosis.under_capacity",
-            "high" if config.seeds[low] == config.seeds[high] else "medium",
             f"Use rank {ranks[high]}, or one between; validate_capacity names the smallest that suffices.",
+            confidence="high" if config.seeds[low] == config.seeds[high] else "medium",
         )
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..core.files import write_atomically
 from ..core.paths import home, writable_folder
-from ..doctrine.rules import rule
+from ..doctrine.rules import integer
 from .comparison import Comparison
 from .plots import comparison_picture
 
@@ -44,7 +44,7 @@ def next_experiment(comparison: Comparison) -> str:
     if config.unknown:
         return "Put the config beside the metrics, or compare jobs of this server."
     if comparison.seed_spread is None:
-        seeds = int(str(rule("stats.seeds").value))
+        seeds = integer("stats.seeds")
         return f"Repeat each setting with other seeds ({seeds} in all give a first idea of the spread), compare all."
     return "Check the better one by run_judge_eval on held-out prompts: loss is not answer quality."
 
@@ -65,7 +65,7 @@ def write_comparison(comparison: Comparison) -> WrittenComparison:
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """The whole comparison as markdown."""
+    """The comparison as markdown."""
     names = [run.name for run in comparison.runs]
     lines = [f"# Comparison of {', '.join(names)}", "", settings_line(comparison), ""]
     if comparison.config.changed:

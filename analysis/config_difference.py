@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from ..doctrine.rules import number
 from ..jobs import run_files
-from .findings import number
 from .runs import Run
 
 # Settings that say how a run is kept and watched, not how it trains.
@@ -43,26 +43,25 @@ class ConfigDifference:
 
     def lines(self, names: Sequence[str]) -> list[str]:
         """Each difference in words."""
-        found: list[str] = []
-        for key, values in self.changed.items():
-            parts = (f"{name} {_short(value)}" for name, value in zip(names, values, strict=True))
-            found.append(f"{key}: " + ", ".join(parts))
-        return found
+        return [
+            f"{key}: " + ", ".join(f"{name} {_short(value)}" for name, value in zip(names, values, strict=True))
+            for key, values in self.changed.items()
+        ]
 
 
 def config_difference(runs: Sequence[Run]) -> ConfigDifference:
     """Compare the settings of runs, and the contents of their data files."""
     facts = [_facts(run) for run in runs]
-    known = [i for i, run in enumerate(runs) if run.config]
-    keys = sorted({key for i in known for key in facts[i]} - {_SEED})
+    with_config = [i for i, run in enumerate(runs) if run.config]
+    keys = sorted({key for i in with_config for key in facts[i]} - {_SEED})
     changed = {
         key: tuple(facts[i].get(key) for i in range(len(runs)))
         for key in keys
-        if len({_frozen(facts[i].get(key)) for i in known}) > 1
+        if len({_frozen(facts[i].get(key)) for i in with_config}) > 1
     }
     groups: dict[str, list[int]] = {}
     for i in range(len(runs)):
-        mark = _frozen({k: v for k, v in facts[i].items() if k != _SEED}) if i in known else f"unknown {i}"
+        mark = _frozen({k: v for k, v in facts[i].items() if k != _SEED}) if i in with_config else f"unknown {i}"
         groups.setdefault(mark, []).append(i)
     return ConfigDifference(
         changed,
@@ -85,9 +84,8 @@ def _facts(run: Run) -> dict[str, Any]:
 def _content(run: Run, name: Any) -> str | None:
     """The file's name and the start of its SHA-256, as noted when the run began."""
     try:
-        found: Any = json.loads((run.file.parent / run_files.ENVIRONMENT).read_bytes())
-        data = cast("dict[str, Any]", found["data"])
-        return f"{Path(str(name)).name}@{data[str(name)]['sha256'][:8]}"
+        environment: Any = json.loads((run.file.parent / run_files.ENVIRONMENT).read_bytes())
+        return f"{Path(str(name)).name}@{environment['data'][str(name)]['sha256'][:8]}"
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .findings import Finding, number
+from .findings import RunFinding, noise_factor
 from .findings_loss import loss_findings
 from .findings_preference import preference_findings
 from .findings_process import data_findings, process_findings
@@ -52,10 +52,10 @@ class Change:
 
 @dataclass(slots=True)
 class Diagnosis:
-    """Everything that analyse found in one run."""
+    """A run with its findings, the change of the metric that counts, and what was odd about its log."""
 
     run: Run
-    findings: list[Finding]
+    findings: list[RunFinding]
     change: Change | None
     notes: list[str]
 
@@ -71,21 +71,17 @@ def diagnose(run: Run) -> Diagnosis:
     longest = max((len(s) for s in run.series.values()), default=0)
     if longest < SHORT:
         notes.append(f"{longest} steps are too few to judge a curve")
-    found = loss_findings(run) if run.kind != "rl" else []
-    if run.kind == "sft":
-        found += _unless(found, data_findings(run))
+    findings = loss_findings(run) if run.kind != "rl" else []
+    # A diverging loss jumps anywhere: its jumps say nothing about the data.
+    if run.kind == "sft" and not any(f.kind == "divergence" for f in findings):
+        findings += data_findings(run)
     if run.kind == "dpo":
-        found += preference_findings(run)
+        findings += preference_findings(run)
     if run.kind == "rl":
-        found += reinforcement_findings(run)
-    found += process_findings(run)
-    found.sort(key=lambda f: (LEVELS.index(f.level), ("high", "medium", "low").index(f.confidence)))
-    return Diagnosis(run, found, change_of(run), notes)
-
-
-def _unless(found: list[Finding], more: list[Finding]) -> list[Finding]:
-    """A diverging loss jumps anywhere: its jumps say nothing about the data."""
-    return [] if any(f.kind == "divergence" for f in found) else more
+        findings += reinforcement_findings(run)
+    findings += process_findings(run)
+    findings.sort(key=lambda f: (LEVELS.index(f.level), ("high", "medium", "low").index(f.confidence)))
+    return Diagnosis(run, findings, change_of(run), notes)
 
 
 def counting_metric(run: Run) -> tuple[str, bool] | None:
@@ -120,7 +116,7 @@ def measure_change(series: Series, *, lower: bool) -> Change:
     few = len(series) < 20
     first, first_se = (float(series.values[0]), series.noise) if few else series.level(0.0, 0.05)
     last, last_se = (float(series.values[-1]), series.noise) if few else series.level(0.9, 1.0)
-    floor = number("diagnosis.noise") * (first_se**2 + last_se**2) ** 0.5
+    floor = noise_factor() * (first_se**2 + last_se**2) ** 0.5
     curve = series.reduced.values if few else series.smooth
     best = int(np.argmin(curve) if lower else np.argmax(curve))
     step = int(series.reduced.steps[best])

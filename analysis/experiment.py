@@ -25,8 +25,8 @@ class Experiment:
 
 def experiment_of(config: dict[str, Any]) -> Experiment | None:
     """The plan in a run's config, or None if there is none."""
-    found = [str(config[k]).strip() if config.get(k) else None for k in KEYS]
-    return Experiment(*found) if any(found) else None
+    parts = [str(config[k]).strip() if config.get(k) else None for k in KEYS]
+    return Experiment(*parts) if any(parts) else None
 
 
 def lower_is_better(metric: str) -> bool:

@@ -7,123 +7,113 @@ import itertools
 import numpy as np
 
 from ..core.errors import ResearcherError
-from ..models.capacity import DataSize, capacity_report
+from ..doctrine.rules import number
+from ..models.capacity import DataSize, capacity_report, verdict_band
 from ..models.configs import load_model_config
 from ..models.model_ref import resolve_model
-from .findings import Evidence, Finding, moved, nearest, number, numbers, point
+from .findings import HEAD, TAIL, MetricPoint, RunFinding, finding, moved, nearest, noise_factor, numbers, point
 from .runs import Run
 from .series import Floats, Series, noise_of, spikes, sudden_rise
 
 # Points a curve needs before its shape is judged.
 SHAPE = 20
-_HEAD, _TAIL = (0.0, 0.1), (0.85, 1.0)
 
 
-def loss_findings(run: Run) -> list[Finding]:
+def loss_findings(run: Run) -> list[RunFinding]:
     """Findings on training and held-out loss."""
     train, val = run.series.get("train_loss"), run.get("val_loss", least=3)
-    found: list[Finding | None] = []
+    findings: list[RunFinding | None] = []
     if train is not None:
-        found.append(_not_finite(run, train))
+        findings.append(_not_finite(run, train))
     if train is not None and len(train) >= SHAPE:
         diverged = _diverged(run, train)
         shape = diverged or _rate_too_high(run, train) or _flat(run, train)
         shape = shape or _straight(run, train) or _plateau(run, train)
-        found += [shape, _spikes(train) if diverged is None else None]
-    if val is not None and not any(f and f.kind == "divergence" for f in found):
-        found.append(_overfitting(run, train, val))
-    return [f for f in found if f is not None]
+        findings += [shape, _spikes(train) if diverged is None else None]
+    if val is not None and not any(f and f.kind == "divergence" for f in findings):
+        findings.append(_overfitting(train, val))
+    return [f for f in findings if f is not None]
 
 
 def _lower(run: Run) -> str:
-    """A third of the rate, as a setting if the rate is known."""
-    factor = number("diagnosis.lr_step")
-    rate = run.config.get("learning_rate")
-    if not isinstance(rate, int | float) or isinstance(rate, bool):
-        return f"learning_rate / {factor:g}"
-    return f"learning_rate: {rate / factor:.2g}"
+    return _rate(run, 1 / number("diagnosis.lr_step"))
 
 
 def _raised(run: Run) -> str:
-    factor = number("diagnosis.lr_step")
+    return _rate(run, number("diagnosis.lr_step"))
+
+
+def _rate(run: Run, factor: float) -> str:
+    """The learning rate times a factor, as a setting where the rate is known."""
     rate = run.config.get("learning_rate")
     if not isinstance(rate, int | float) or isinstance(rate, bool):
-        return f"learning_rate x {factor:g}"
+        return f"learning_rate x {factor:g}" if factor > 1 else f"learning_rate / {1 / factor:g}"
     return f"learning_rate: {rate * factor:.2g}"
 
 
-def _not_finite(run: Run, train: Series) -> Finding | None:
+def _not_finite(run: Run, train: Series) -> RunFinding | None:
     if not train.not_finite:
         return None
     step, line = train.not_finite[0]
-    return Finding(
+    return finding(
         "divergence",
-        "error",
         f"The training loss is not a number at step {step} ({len(train.not_finite)} such values).",
-        (Evidence(train.name, step, line, {"value": float("nan")}),),
-        "diagnosis.divergence",
-        "high",
+        (MetricPoint(train.name, step, line, {"value": float("nan")}),),
         f"Rerun from the last good checkpoint with {_lower(run)} and grad_clip 1.0; if it fails at the same step, "
         "that batch's rows are the cause.",
     )
 
 
-def _diverged(run: Run, train: Series) -> Finding | None:
-    change, beyond = moved(train, head=_HEAD, tail=_TAIL)
-    first = train.level(*_HEAD)[0]
+def _diverged(run: Run, train: Series) -> RunFinding | None:
+    change, beyond = moved(train)
+    first = train.level(*HEAD)[0]
     lowest = int(np.argmin(train.smooth))
     floor = float(train.smooth[lowest])
-    end = train.level(*_TAIL)[0]
-    # Ends above its start; or falls and then gives back most of it without a way back.
+    end = train.level(*TAIL)[0]
+    # It ends above its start; or it falls and then gives most of that back for good.
     above_start = beyond and change > 0.02 * abs(first)
     gave_back = end - floor > 0.6 * max(first - floor, 0.0) and end - floor > 0.1 * abs(floor) and end > floor
-    visible = number("diagnosis.noise") * train.noise / 2
+    visible = noise_factor() * train.noise / 2
     gave_back = gave_back and min(end - floor, first - floor) > visible and lowest < 0.8 * len(train.smooth)
     if not (above_start or gave_back) or sudden_rise(train) is not None:
         return None
-    return Finding(
+    return finding(
         "divergence",
-        "error",
         f"The training loss ends at {end:.4g}, above {'its start' if above_start else 'its lowest level'} "
         f"({first if above_start else floor:.4g}).",
         (point(train, 0), point(train, lowest), point(train, -1)),
-        "diagnosis.divergence",
-        "high",
         f"Rerun with {_lower(run)} and nothing else changed; if it still rises at the same step, look at that "
         "batch's rows.",
     )
 
 
-def _rate_too_high(run: Run, train: Series) -> Finding | None:
+def _rate_too_high(run: Run, train: Series) -> RunFinding | None:
     limits = numbers("diagnosis.lr_too_high.growth")
-    quiet = number("diagnosis.noise")
+    quiet = noise_factor()
     rises, errors = _early_rises(train)
     top = int(np.argmax(rises / errors))
     rise = float(rises[top])
     signs: list[str] = []
-    evidence: list[Evidence] = []
+    points: list[MetricPoint] = []
     if rise > max(limits["rise"] * abs(train.level(0.0, 0.02)[0]), quiet * float(errors[top])):
         signs.append(f"the loss rises by {rise:.3g} early, to {train.smooth[top]:.4g}")
-        evidence.append(point(train, top))
+        points.append(point(train, top))
     gradient = run.get("grad_norm", least=SHAPE)
     if gradient is not None:
         before, after = gradient.level(0.1, 0.3)[0], gradient.level(0.8, 1.0)[0]
-        if before > 0 and after > limits["growth"] * before and moved(gradient, head=(0.1, 0.3), tail=(0.8, 1.0))[1]:
+        if before > 0 and after > limits["growth"] * before and moved(gradient, (0.1, 0.3), (0.8, 1.0))[1]:
             signs.append(f"the gradient norm grows from {before:.3g} to {after:.3g}")
-            evidence.append(point(gradient, -1, earlier=before))
+            points.append(point(gradient, -1, earlier=before))
     noisy = _noise_growth(train)
     if noisy > limits["growth"]:
         signs.append(f"the noise of the loss grows {noisy:.1f} times")
-        evidence.append(point(train, -1, noise_growth=noisy))
+        points.append(point(train, -1, noise_growth=noisy))
     if not signs:
         return None
-    return Finding(
+    return finding(
         "lr_too_high",
-        "warn",
         f"The learning rate looks too high: {'; '.join(signs)}.",
-        tuple(evidence),
-        "diagnosis.lr_too_high",
-        "medium",
+        tuple(points),
         f"Rerun with {_lower(run)}; a smooth curve that ends lower confirms it, the same shape refutes it.",
     )
 
@@ -151,88 +141,80 @@ def _noise_growth(train: Series) -> float:
         return 0.0
     # The log of a median deviation of n normal values varies by 1.36 / n; second differences overlap: about twice that.
     error = (2 * 2.7 / len(train.part(0.1, 0.4))) ** 0.5
-    return late / early if np.log(max(late / early, 1e-9)) > number("diagnosis.noise") * error else 0.0
+    return late / early if np.log(max(late / early, 1e-9)) > noise_factor() * error else 0.0
 
 
-def _flat(run: Run, train: Series) -> Finding | None:
-    change, beyond = moved(train, head=_HEAD, tail=_TAIL)
-    first = train.level(*_HEAD)[0]
+def _flat(run: Run, train: Series) -> RunFinding | None:
+    change, beyond = moved(train)
+    first = train.level(*HEAD)[0]
     if beyond and abs(change) > 0.01 * abs(first):
         return None
-    if train.values[0] - train.level(*_TAIL)[0] > max(6 * train.noise, 0.05 * abs(first)):
+    if train.values[0] - train.level(*TAIL)[0] > max(6 * train.noise, 0.05 * abs(first)):
         return None  # it fell before the first tenth was over
     if abs(change) > 0.05 * abs(first):
         return None  # the noise hides whether it moved, which is not the same as standing still
-    return Finding(
+    return finding(
         "flat_from_start",
-        "warn",
-        f"The training loss never moves: {first:.4g} at the start, {train.level(*_TAIL)[0]:.4g} at the end, with noise "
+        f"The training loss never moves: {first:.4g} at the start, {train.level(*TAIL)[0]:.4g} at the end, with noise "
         f"of {train.noise:.2g}.",
         (point(train, 0), point(train, -1)),
-        "diagnosis.flat_from_start",
-        "medium",
         f"Render one row and check that tokens carry loss (check_dataset); if they do, rerun with {_raised(run)}.",
     )
 
 
-def _straight(run: Run, train: Series) -> Finding | None:
+def _straight(run: Run, train: Series) -> RunFinding | None:
     if len(train) < 2 * SHAPE:
         return None
     levels = [train.level(a, b) for a, b in ((0.0, 0.1), (0.3, 0.4), (0.6, 0.7), (0.9, 1.0))]
     falls = [a[0] - b[0] for a, b in itertools.pairwise(levels)]
-    error = number("diagnosis.noise") * (levels[2][1] ** 2 + levels[3][1] ** 2) ** 0.5
+    error = noise_factor() * (levels[2][1] ** 2 + levels[3][1] ** 2) ** 0.5
     if falls[2] < error or falls[0] <= 0 or falls[2] < number("diagnosis.lr_too_low.straight") * falls[0]:
         return None
-    return Finding(
+    return finding(
         "lr_too_low",
-        "warn",
         f"The loss still falls as fast at the end as at the start ({falls[2]:.3g} in the last third, {falls[0]:.3g} in "
         "the first): the rate is too low, or the run too short.",
         (point(train, 0), point(train, nearest(train, int(train.steps[-1] * 0.66))), point(train, -1)),
-        "diagnosis.lr_too_low",
-        "medium",
         f"Rerun with {_raised(run)}; if the loss does not end lower, train longer instead.",
     )
 
 
-def _plateau(run: Run, train: Series) -> Finding | None:
+def _plateau(run: Run, train: Series) -> RunFinding | None:
     limits = numbers("diagnosis.plateau.gain")
     begin = 1 - limits["share"]
     start = float(np.max(train.smooth[: max(1, len(train.smooth) // 20)]))
     end = train.level(0.9, 1.0)[0]
     gain, error = train.level(begin, begin + 0.1)[0] - end, train.level(0.9, 1.0)[1]
-    whole = start - end
-    if whole <= number("diagnosis.noise") * train.noise / 2 or gain > max(limits["gain"] * whole, 0.0):
+    fall = start - end
+    if fall <= noise_factor() * train.noise / 2 or gain > max(limits["gain"] * fall, 0.0):
         return None
     if gain > 0.1 * abs(end):
         return None  # near zero a small gain is a large part of what is left
-    if error > limits["gain"] * whole:
+    if error > limits["gain"] * fall:
         return None  # too noisy to tell two percent
-    if _held_out_falls(run, begin, whole):
+    if _held_out_falls(run, begin, fall):
         return None
-    since = _flat_since(train, end, 0.03 * whole)
-    if _under_capacity_is_likely(run, end):
-        return _short_of_capacity(run, train, since)
-    return Finding(
+    since = _flat_since(train, end, 0.03 * fall)
+    ratio = capacity_ratio(run)
+    if ratio is not None and ratio < verdict_band()[0] and end > 0.1:
+        return _short_of_capacity(run, train, since, ratio)
+    return finding(
         "plateau",
-        "warn",
-        f"The loss gains {max(gain, 0):.2g} of its fall of {whole:.3g} after {begin:.0%} of the run; it is level at "
+        f"The loss gains {max(gain, 0):.2g} of its fall of {fall:.3g} after {begin:.0%} of the run; it is level at "
         f"{end:.4g} since step {train.at(since)[0]}.",
         (point(train, since), point(train, -1)),
-        "diagnosis.plateau",
-        "low",
         f"Stop at step {train.at(since)[0]} next time, or give it something new to learn: more data first, then "
         "rank x 2 (validate_capacity says whether that can matter).",
     )
 
 
-def _held_out_falls(run: Run, begin: float, whole: float) -> bool:
+def _held_out_falls(run: Run, begin: float, fall: float) -> bool:
     """Whether the held-out loss still gains what a plateau would not, over the same stretch."""
     val = run.get("val_loss", least=4)
     if val is None:
         return False
     late = val.part(begin, 1.0)
-    return float(late[0] - late[-1]) > max(numbers("diagnosis.plateau.gain")["gain"] * whole, 2 * val.noise)
+    return float(late[0] - late[-1]) > max(numbers("diagnosis.plateau.gain")["gain"] * fall, 2 * val.noise)
 
 
 def _flat_since(train: Series, end: float, tolerance: float) -> int:
@@ -240,68 +222,48 @@ def _flat_since(train: Series, end: float, tolerance: float) -> int:
     return int(min(away[-1] + 1, len(train.smooth) - 1)) if len(away) else 0
 
 
-def _under_capacity_is_likely(run: Run, end: float) -> bool:
-    pass
-    from ..models.capacity import verdict_band
-
-    ratio = capacity_ratio(run)
-    return ratio is not None and ratio < verdict_band()[0] and end > 0.1
-
-
-def _short_of_capacity(run: Run, train: Series, since: int) -> Finding:
-    pass
-
-    ratio = capacity_ratio(run) or 0.0
+def _short_of_capacity(run: Run, train: Series, since: int, ratio: float) -> RunFinding:
     rank = run.config.get("lora_rank")
-    return Finding(
+    return finding(
         "under_capacity",
-        "warn",
         f"The loss is level at {train.level(0.9, 1.0)[0]:.4g} since step {train.at(since)[0]}, and the adapter "
         f"(rank {rank}) has {ratio:.2g} times the capacity that the data's information asks for.",
         (point(train, since, capacity_ratio=ratio), point(train, -1)),
-        "diagnosis.under_capacity",
-        "medium",
         f"Rerun with lora_rank: {int(rank) * 4 if isinstance(rank, int) else 'four times as high'} and compare_runs; "
         "curves that never part refute it.",
     )
 
 
-def _spikes(train: Series) -> Finding | None:
+def _spikes(train: Series) -> RunFinding | None:
     limits = numbers("diagnosis.spikes.size")
-    found = spikes(train, sigmas=limits["sigmas"], share=limits["share"])
-    if not found:
+    highest = spikes(train, sigmas=limits["sigmas"], share=limits["share"])
+    if not highest:
         return None
-    where = ", ".join(f"step {s.step} ({s.value:.3g} against {s.usual:.3g})" for s in found[:3])
-    return Finding(
+    where = ", ".join(f"step {s.step} ({s.value:.3g} against {s.usual:.3g})" for s in highest[:3])
+    return finding(
         "spikes",
-        "warn",
-        f"{len(found)} spike{'s' if len(found) > 1 else ''} in the training loss: {where}.",
-        tuple(Evidence(train.name, s.step, s.line, {"value": s.value, "usual": s.usual}) for s in found[:3]),
-        "diagnosis.spikes",
-        "medium",
-        f"Read the rows of the batch at step {found[0].step}; if they are sound, rerun with grad_clip: 1.0.",
+        f"{len(highest)} spike{'s' if len(highest) > 1 else ''} in the training loss: {where}.",
+        tuple(MetricPoint(train.name, s.step, s.line, {"value": s.value, "usual": s.usual}) for s in highest[:3]),
+        f"Read the rows of the batch at step {highest[0].step}; if they are sound, rerun with grad_clip: 1.0.",
     )
 
 
-def _overfitting(run: Run, train: Series | None, val: Series) -> Finding | None:
+def _overfitting(train: Series | None, val: Series) -> RunFinding | None:
     best = int(np.argmin(val.reduced.values))
     lowest, end = float(val.reduced.values[best]), val.level(0.9, 1.0)[0]
     if best >= len(val.reduced) - 1:
         return None
     rise = end - lowest
     later = len(val.reduced) - 1 - best
-    floor = max(number("diagnosis.overfitting.rise") * abs(lowest), number("diagnosis.noise") / later**0.5 * val.noise)
+    floor = max(number("diagnosis.overfitting.rise") * abs(lowest), noise_factor() / later**0.5 * val.noise)
     step = int(val.reduced.steps[best])
     if rise <= floor or not _still_falling(train, step):
         return None
-    return Finding(
+    return finding(
         "overfitting",
-        "warn",
         f"Overfitting: the held-out loss is lowest at step {step} ({lowest:.4g}) and ends at {end:.4g}, while the "
         "training loss falls on.",
         (point(val, best), point(val, -1)),
-        "diagnosis.overfitting",
-        "high",
         f"Use the checkpoint of step {step}; next run: stop there (fewer epochs), or add data.",
     )
 
@@ -315,12 +277,15 @@ def _still_falling(train: Series | None, step: int) -> bool:
     if len(after) < 4:
         return True
     half = len(after) // 2
-    floor = number("diagnosis.noise") * train.noise / half**0.5
+    floor = noise_factor() * train.noise / half**0.5
     return float(np.median(after[half:])) <= float(np.median(after[:half])) + floor
 
 
 def capacity_ratio(run: Run) -> float | None:
-    """Capacity over information of an SFT run, or None where model, rank or tokens are not known."""
+    """The adapter's capacity over the information in an SFT run's data (bits over bits, see `capacity_report`).
+
+    None where model, rank or tokens are not known.
+    """
     rank, model, epochs = (run.config.get(k) for k in ("lora_rank", "base_model", "num_epochs"))
     tokens = run.get("loss_tokens") or run.get("tokens")
     if run.kind != "sft" or tokens is None or not isinstance(rank, int) or not isinstance(model, str):

@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 
-from .findings import Evidence, Finding, moved, number, numbers, point
+from ..doctrine.rules import number
+from .findings import TAIL, MetricPoint, RunFinding, finding, moved, noise_factor, numbers, point, rose
 from .runs import Run
 from .series import Series
 
 _LEAST = 10
 _SHAPE = 20
-_HEAD, _TAIL = (0.0, 0.1), (0.85, 1.0)
 
 
-def preference_findings(run: Run) -> list[Finding]:
+def preference_findings(run: Run) -> list[RunFinding]:
     """Findings on margins, accuracies and log-probabilities."""
     margin = run.get("margin", least=_LEAST)
-    found = [_wrong_reference(run), _surface_mark(run)]
-    if margin is not None and _grew(margin):
-        found += [_displacement(run, margin), _margin_without_accuracy(run, margin)]
-    found.append(_overoptimization(run))
-    return [f for f in found if f is not None]
+    findings = [_wrong_reference(run), _surface_mark(run)]
+    if margin is not None and rose(margin):
+        findings += [_displacement(run, margin), _margin_without_accuracy(run, margin)]
+    findings.append(_overoptimization(run))
+    return [f for f in findings if f is not None]
 
 
-def _grew(margin: Series) -> bool:
-    change, beyond = moved(margin, head=_HEAD, tail=_TAIL)
-    return beyond and change > 0
-
-
-def _wrong_reference(run: Run) -> Finding | None:
+def _wrong_reference(run: Run) -> RunFinding | None:
     loss = run.series.get("train_loss")
     if loss is None or not len(loss) or run.config.get("loss", "dpo") not in ("dpo", "dpo_norm", "sigmoid"):
         return None
@@ -38,19 +33,16 @@ def _wrong_reference(run: Run) -> Finding | None:
     # Some logs begin after a few steps, and report means since the last record: there the loss has fallen already.
     if int(loss.steps[0]) > 1 or abs(first - start) < 0.02:
         return None
-    return Finding(
+    return finding(
         "wrong_reference",
-        "warn",
         f"The first loss is {first:.4g}, not ln 2 = {start:.4g}: the reference is not the model the run starts from.",
         (point(loss, 0, expected=start),),
-        "dpo.loss.start",
-        "high",
         "Start both from the same checkpoint (ref_model: null) and look at the first step alone.",
     )
 
 
 def _chosen(run: Run) -> tuple[Series, Series] | None:
-    """The chosen answers' log-ratio (nats a sequence), and the metric it was read from."""
+    """The chosen answers' log-ratio (nats per sequence), and the metric it was read from."""
     series = run.get("chosen_logprob", least=_LEAST)
     if series is not None:
         shift = 0.0 if "ratio" in series.name else float(np.median(series.part(0.0, 0.05)))
@@ -61,52 +53,46 @@ def _chosen(run: Run) -> tuple[Series, Series] | None:
     return Series(reward.name, reward.steps, reward.values / beta, reward.lines), reward
 
 
-def _displacement(run: Run, margin: Series) -> Finding | None:
-    found = _chosen(run)
-    if found is None:
+def _displacement(run: Run, margin: Series) -> RunFinding | None:
+    chosen = _chosen(run)
+    if chosen is None:
         return None
-    ratio, logged = found
-    fall, beyond = moved(ratio, head=_HEAD, tail=_TAIL)
-    end = ratio.level(*_TAIL)[0]
+    ratio, logged = chosen
+    fall, beyond = moved(ratio)
+    end = ratio.level(*TAIL)[0]
     if not beyond or fall > 0 or end > -number("dpo.displacement.nats"):
         return None
     beta = run.config.get("beta")
     more = f"beta: {beta * 3:.2g}" if isinstance(beta, int | float) else "beta x 3"
-    return Finding(
+    return finding(
         "displacement",
-        "warn",
-        f"Likelihood displacement: the margin grows to {margin.level(*_TAIL)[0]:.3g}, while chosen answers lose "
+        f"Likelihood displacement: the margin grows to {margin.level(*TAIL)[0]:.3g}, while chosen answers lose "
         f"{-end:.3g} nats each.",
         (point(logged, -1, log_ratio=end), point(margin, -1)),
-        "diagnosis.displacement",
-        "high",
         f"Rerun with {more}; if chosen answers still fall, drop the pairs that resemble each other most.",
     )
 
 
-def _margin_without_accuracy(run: Run, margin: Series) -> Finding | None:
+def _margin_without_accuracy(run: Run, margin: Series) -> RunFinding | None:
     accuracy = run.get("val_accuracy", least=3) or run.get("accuracy", least=_LEAST)
     if accuracy is None:
         return None
-    # At the first step every pair is a tie: one half is what is known.
-    start = 0.5
-    end, error = accuracy.level(*_TAIL)
-    if end - start > max(number("diagnosis.noise") * error, 0.05):
+    end, error = accuracy.level(*TAIL)
+    # At the first step every pair is a tie: accuracy starts at one half.
+    if end - 0.5 > max(noise_factor() * error, 0.05):
         return None
     held_out = accuracy is run.get("val_accuracy")
-    return Finding(
+    return finding(
         "margin_without_accuracy",
-        "warn",
-        f"The margin grows to {margin.level(*_TAIL)[0]:.3g}, but {'held-out ' if held_out else ''}accuracy stays at "
+        f"The margin grows to {margin.level(*TAIL)[0]:.3g}, but {'held-out ' if held_out else ''}accuracy stays at "
         f"{end:.0%}: a few pairs are fitted.",
         (point(margin, -1), point(accuracy, -1)),
-        "dpo.margin_without_accuracy",
-        "medium" if held_out else "low",
         "Read the 20 pairs with the largest margins; wrong or repeated ones confirm it. Then rerun without them.",
+        confidence="medium" if held_out else "low",
     )
 
 
-def _surface_mark(run: Run) -> Finding | None:
+def _surface_mark(run: Run) -> RunFinding | None:
     accuracy, limits = run.get("accuracy", least=_SHAPE), numbers("dpo.surface_mark")
     if accuracy is None:
         return None
@@ -115,34 +101,28 @@ def _surface_mark(run: Run) -> Finding | None:
         return None
     if float(np.median(accuracy.part(limits["share"], 1.0))) < limits["accuracy"]:
         return None
-    return Finding(
+    return finding(
         "surface_mark",
-        "warn",
         f"Pair accuracy is {accuracy.smooth[reached[0]]:.0%} from step {accuracy.at(int(reached[0]))[0]} on: something "
         "on the surface tells chosen from rejected.",
         (point(accuracy, int(reached[0])),),
-        "dpo.surface_mark",
-        "medium",
         "Score the pairs by length alone: far above one half confirms it. Then balance the pairs and rerun.",
     )
 
 
-def _overoptimization(run: Run) -> Finding | None:
+def _overoptimization(run: Run) -> RunFinding | None:
     accuracy = run.get("val_accuracy", least=6)
     if accuracy is None:
         return None
     best = int(np.argmax(accuracy.smooth))
-    peak, end = float(accuracy.smooth[best]), accuracy.level(*_TAIL)[0]
+    peak, end = float(accuracy.smooth[best]), accuracy.level(*TAIL)[0]
     later = len(accuracy.smooth) - best
-    if later < 3 or peak - end <= max(0.03, number("diagnosis.noise") * accuracy.noise / later**0.5):
+    if later < 3 or peak - end <= max(0.03, noise_factor() * accuracy.noise / later**0.5):
         return None
     step = accuracy.at(best)[0]
-    return Finding(
+    return finding(
         "overoptimization",
-        "warn",
         f"Held-out accuracy peaks at step {step} ({peak:.1%}) and ends at {end:.1%}.",
-        (Evidence(accuracy.name, step, accuracy.at(best)[1], {"smoothed": peak}), point(accuracy, -1)),
-        "dpo.overoptimization",
-        "high",
+        (MetricPoint(accuracy.name, step, accuracy.at(best)[1], {"smoothed": peak}), point(accuracy, -1)),
         f"Use the checkpoint nearest step {step}; next run: beta x 2, or stop there.",
     )

@@ -1,47 +1,45 @@
-"""What the run as a process shows: steps that slow down, a stall, an early end, oddities of its data and its log."""
+"""What a run shows about its process and its data: steps that slow down, a stall, an early end, odd rows."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from .findings import Evidence, Finding, number, numbers, point
+from ..doctrine.rules import number, rule
+from .findings import MetricPoint, RunFinding, finding, noise_factor, numbers, point
 from .runs import Run
 from .series import Series, change_points, sudden_rise
 
 _LEAST = 20
 
 
-def process_findings(run: Run) -> list[Finding]:
+def process_findings(run: Run) -> list[RunFinding]:
     """Findings on pace, liveness and completeness."""
-    found = [_mixed(run), _slower(run), _stalled(run) or _unfinished(run)]
-    return [f for f in found if f is not None]
+    findings = [_mixed(run), _slower(run), _stalled(run) or _unfinished(run)]
+    return [f for f in findings if f is not None]
 
 
-def data_findings(run: Run) -> list[Finding]:
+def data_findings(run: Run) -> list[RunFinding]:
     """Findings on the loss that point at the data rather than at the optimizer (SFT)."""
     train = run.get("train_loss", least=1)
     if train is None or run.kind != "sft":
         return []
-    found = [_strange_start(run, train), _level_shift(run, train), _epoch_steps(run, train), _leakage(run, train)]
-    return [f for f in found if f is not None][:2]
+    findings = [_strange_start(train), _level_shift(train), _epoch_steps(run, train), _leakage(run, train)]
+    return [f for f in findings if f is not None][:2]
 
 
-def _mixed(run: Run) -> Finding | None:
+def _mixed(run: Run) -> RunFinding | None:
     if not run.mixed:
         return None
     first = next(iter(run.series.values()))
-    return Finding(
+    return finding(
         "mixed_runs",
-        "warn",
         f"{run.mixed[0].upper()}{run.mixed[1:]}.",
-        (Evidence(first.name, int(first.steps[0]) if len(first) else 0, int(first.lines[0]) if len(first) else 0, {}),),
-        "diagnosis.data_problem",
-        "high",
+        (MetricPoint(first.name, *((int(first.steps[0]), int(first.lines[0])) if len(first) else (0, 0)), {}),),
         "Give every run its own file, and analyse them apart.",
     )
 
 
-def _slower(run: Run) -> Finding | None:
+def _slower(run: Run) -> RunFinding | None:
     pace = run.get("step_time", least=_LEAST)
     if pace is None:
         return None
@@ -60,18 +58,15 @@ def _slower(run: Run) -> Finding | None:
     if since < number("diagnosis.throughput.factor") * earlier:
         return None
     step = pace.at(last)[0]
-    return Finding(
+    return finding(
         "throughput",
-        "warn",
         f"Steps slow down at step {step}: {earlier:.3g} s before, {since:.3g} s since, at equal tokens.",
         (point(pace, max(0, last - 1)), point(pace, last)),
-        "diagnosis.throughput",
-        "medium",
         "Look at the machine (or the service's status) at that time; longer rows would have shown in the tokens.",
     )
 
 
-def _stalled(run: Run) -> Finding | None:
+def _stalled(run: Run) -> RunFinding | None:
     if not run.active:
         return None
     pace, limits = run.get("step_time", least=2), numbers("diagnosis.stalled.steps")
@@ -79,18 +74,15 @@ def _stalled(run: Run) -> Finding | None:
     if usual == 0.0 or run.quiet_s < max(limits["steps"] * usual, limits["least_s"]):
         return None
     last = next(iter(run.series.values()))
-    return Finding(
+    return finding(
         "stalled",
-        "warn",
         f"Stalled: no new step for {run.quiet_s:.0f} s, while a step usually takes {usual:.3g} s.",
         (point(last, -1, quiet_s=run.quiet_s),),
-        "diagnosis.stalled",
-        "medium",
         f"get_job(job_id='{run.name}') says whether the backend makes it wait; if not, cancel_job and resume_job.",
     )
 
 
-def _unfinished(run: Run) -> Finding | None:
+def _unfinished(run: Run) -> RunFinding | None:
     if run.active or run.planned_steps is None:
         return None
     ended = run.job.step if run.job is not None else run.last_step
@@ -107,14 +99,12 @@ def _unfinished(run: Run) -> Finding | None:
         else "Go on from its last checkpoint; until then judge it as what it is."
     )
     last = next(iter(run.series.values()))
-    return Finding(
+    return finding(
         "unfinished",
-        "note" if going else "warn",
         f"{'Still going' if going else 'Unfinished'}: it ends at step {done} of {run.planned_steps}{state}.",
         (point(last, -1, planned=float(run.planned_steps)),),
-        "diagnosis.unfinished",
-        "high",
         follow,
+        level="note" if going else "warn",
     )
 
 
@@ -123,33 +113,26 @@ def _record_gap(run: Run) -> int:
     return int(np.median(np.diff(longest.steps))) if len(longest) > 1 else 1
 
 
-def _strange_start(run: Run, train: Series) -> Finding | None:
-    bounds = run_start_bounds()
+def _strange_start(train: Series) -> RunFinding | None:
+    lowest, highest = _start_bounds()
     first = float(np.median(train.values[:3]))
-    if bounds[0] <= first <= bounds[1]:
+    if lowest <= first <= highest:
         return None
-    low = first < bounds[0]
-    return Finding(
+    cause, refuted = "template or tokenizer is broken.", "special tokens in their places refute it."
+    if first < lowest:
+        cause = "the answers stand in the prompt, or the model knows them already."
+        refuted = "an answer that is not in its prompt refutes it."
+    return finding(
         "data_problem",
-        "warn",
-        f"The loss starts at {first:.3g} nats a token: "
-        + (
-            "the answers stand in the prompt, or the model knows them already."
-            if low
-            else "template or tokenizer is broken."
-        ),
+        f"The loss starts at {first:.3g} nats per token: {cause}",
         (point(train, 0),),
-        "diagnosis.data_problem.start",
-        "medium",
-        "Read one rendered row with its loss mask (check_dataset); "
-        + ("an answer that is not in its prompt refutes it." if low else "special tokens in their places refute it."),
+        f"Read one rendered row with its loss mask (check_dataset); {refuted}",
+        rule="diagnosis.data_problem.start",
     )
 
 
-def run_start_bounds() -> tuple[float, float]:
-    """Between which losses an SFT run on ordinary text starts (nats a token)."""
-    from ..doctrine.rules import rule
-
+def _start_bounds() -> tuple[float, float]:
+    """Between which losses an SFT run on ordinary text starts (nats per token)."""
     match rule("diagnosis.data_problem.start").value:
         case (int() | float() as low, int() | float() as high):
             return float(low), float(high)
@@ -157,25 +140,22 @@ def run_start_bounds() -> tuple[float, float]:
             raise TypeError(f"rule diagnosis.data_problem.start must hold two losses, got {other!r}")
 
 
-def _level_shift(run: Run, train: Series) -> Finding | None:
-    """A jump upwards that stays for a while and is no divergence: another kind of rows begins."""
-    found = sudden_rise(train)
-    if found is None:
+def _level_shift(train: Series) -> RunFinding | None:
+    """A jump upwards that stays for a while and is not a divergence: another kind of rows begins."""
+    rise = sudden_rise(train)
+    if rise is None:
         return None
-    at, jump = found
+    at, jump = rise
     step = train.at(at)[0]
-    return Finding(
+    return finding(
         "data_problem",
-        "warn",
         f"The loss jumps by {jump:.3g} at step {step} and stays there: another kind of rows begins.",
         (point(train, at - 1), point(train, at)),
-        "diagnosis.data_problem",
-        "medium",
         f"Read the rows of step {step}; sort order is the usual cause: shuffle the file and rerun.",
     )
 
 
-def _epoch_steps(run: Run, train: Series) -> Finding | None:
+def _epoch_steps(run: Run, train: Series) -> RunFinding | None:
     """Drops at the starts of epochs: rows are learned by heart."""
     starts = _epoch_starts(run, train)
     r = train.reduced
@@ -192,27 +172,25 @@ def _epoch_steps(run: Run, train: Series) -> Finding | None:
         within = float(np.median(early) - np.median(near))
         drop = float(np.median(near) - np.median(onset))
         error = 1.25 * train.noise * (1 / len(near) + 1 / len(onset)) ** 0.5
-        if drop > max(number("diagnosis.noise") * error, 3 * abs(within), 0.1 * abs(float(np.median(near)))):
+        if drop > max(noise_factor() * error, 3 * abs(within), 0.1 * abs(float(np.median(near)))):
             drops.append((at, drop))
     if not starts or len(drops) < max(1, (len(starts) + 1) // 2):
         return None
     at, drop = drops[0]
-    return Finding(
+    return finding(
         "data_problem",
-        "warn",
         f"The loss drops by {drop:.3g} at the start of an epoch (step {train.at(at)[0]}): rows are learned by heart.",
         tuple(point(train, i) for a, _ in drops[:2] for i in (a - 1, a)),
-        "data.duplicates",
-        "medium",
         "Rerun with one epoch less and look at the held-out loss; check_dataset counts the duplicates.",
+        rule="data.duplicates",
     )
 
 
 def _epoch_starts(run: Run, train: Series) -> list[int]:
     epoch = run.get("epoch", least=_LEAST)
     if epoch is not None:
-        whole = np.floor(epoch.values + 1e-6)
-        return [int(epoch.steps[i]) for i in np.flatnonzero(np.diff(whole) > 0) + 1]
+        completed = np.floor(epoch.values + 1e-6)
+        return [int(epoch.steps[i]) for i in np.flatnonzero(np.diff(completed) > 0) + 1]
     epochs = run.config.get("num_epochs")
     total = run.planned_steps or (run.last_step + 1)
     if not isinstance(epochs, int) or epochs < 2 or total % epochs:
@@ -220,7 +198,7 @@ def _epoch_starts(run: Run, train: Series) -> list[int]:
     return [k * (total // epochs) for k in range(1, epochs)]
 
 
-def _leakage(run: Run, train: Series) -> Finding | None:
+def _leakage(run: Run, train: Series) -> RunFinding | None:
     """A held-out loss well below the training loss from the start on: leakage, or an easier split."""
     val = run.get("val_loss", least=3)
     if val is None or len(train) < _LEAST:
@@ -232,13 +210,11 @@ def _leakage(run: Run, train: Series) -> Finding | None:
     share = gap[later] / np.maximum(np.abs(smooth[later]), 1e-9)
     if float(np.min(gap[later])) <= train.noise / 2 or float(np.median(share)) < 0.2:
         return None
-    return Finding(
+    return finding(
         "data_problem",
-        "warn",
         f"The held-out loss is {np.median(share):.0%} below the training loss throughout: rows may be shared, or the "
         "held-out set is easier.",
         (point(val, -1), point(train, -1)),
-        "data.leakage",
-        "medium",
         "check_dataset with train and val file counts shared rows; none refutes leakage.",
+        rule="data.leakage",
     )

@@ -1,7 +1,7 @@
 """Reading metrics as they were logged: our runs and tinker-cookbook (JSON lines), TRL (trainer_state.json), CSV.
 
 A file is read in blocks and only the quantities of `metric_names` are kept, so a log of a million lines costs a second
-or two and little memory. Tolerant: a last line still being written, nan, broken lines, steps out of order.
+or two and little memory. A last line still being written, nan, broken lines and steps out of order are tolerated.
 """
 # pyright: basic
 # reason: pyarrow has no types
@@ -26,7 +26,7 @@ _BLOCK = 4 << 20
 _PARSE_BLOCK = 1 << 20
 _LONGEST_LINE = 64 << 20
 _LARGEST_STATE = 512 << 20
-# JSON has no nan, but Python writes it; a parser in C refuses it. This number stands in for it.
+# JSON has no nan, but Python writes it, and arrow refuses it: this number stands in for it.
 _STAND_IN = b"3.2e38"
 _HUGE = 3e38
 _NOT_NUMBERS = {b"NaN": (b": NaN", b":NaN"), b"Infinity": (b": Infinity", b":Infinity", b": -Infinity", b":-Infinity")}
@@ -84,14 +84,14 @@ class _Columns:
 
     def add_records(self, records: list[tuple[int, Mapping[str, Any]]]) -> None:
         """Rows given as (line, values)."""
-        found: dict[str, tuple[list[int], list[float]]] = {}
+        by_name: dict[str, tuple[list[int], list[float]]] = {}
         for offset, (_, record) in enumerate(records):
             for name, value in record.items():
                 if name in self.wanted and isinstance(value, int | float) and not isinstance(value, bool):
-                    rows, values = found.setdefault(name, ([], []))
+                    rows, values = by_name.setdefault(name, ([], []))
                     rows.append(self.rows + offset)
                     values.append(float(value) if abs(value) < _HUGE else math.nan)
-        for name, (rows, values) in found.items():
+        for name, (rows, values) in by_name.items():
             self.parts.setdefault(name, []).append((np.array(rows, np.uint32), np.array(values, _precision(name))))
         if self.owners or any(name in r for _, r in records[:1] for name in RUN_NAMES):
             self.owners += [str(next((r[n] for n in RUN_NAMES if n in r), "")) for _, r in records]
@@ -176,13 +176,13 @@ def _read_jsonl(path: Path, raw: RawMetrics, columns: _Columns) -> None:
     if not broken:
         return
     if len(broken) > columns.rows:
-        raise DataError("this is not a file of JSON lines", where=f"{path}:{broken[0]}", fix="One object a line")
-    shown = ", ".join(str(n) for n in broken[:3])
-    raw.notes.append(f"{len(broken)} broken lines left out (line {shown}{', …' if len(broken) > 3 else ''})")
+        raise DataError("this is not a file of JSON lines", where=f"{path}:{broken[0]}", fix="One object per line")
+    lines = ", ".join(str(n) for n in broken[:3]) + (", …" if len(broken) > 3 else "")
+    raw.notes.append(f"{len(broken)} broken lines left out (line {lines})")
 
 
 def _blocks(path: Path) -> Iterator[tuple[bytes, bool]]:
-    """The file in blocks of whole lines; what follows the last newline comes last, marked as not complete."""
+    """The file in blocks that end with a line; what follows the last newline comes last, marked as not complete."""
     rest = b""
     with path.open("rb") as file:
         while chunk := file.read(_BLOCK):
@@ -193,7 +193,7 @@ def _blocks(path: Path) -> Iterator[tuple[bytes, bool]]:
             else:
                 rest += chunk
             if len(rest) > _LONGEST_LINE:
-                raise DataError("a line is longer than 64 MB", where=str(path), fix="One JSON object a line")
+                raise DataError("a line is longer than 64 MB", where=str(path), fix="One JSON object per line")
     if rest:
         yield rest, False
 
@@ -272,7 +272,7 @@ def _read_csv(path: Path, raw: RawMetrics, columns: _Columns) -> None:
     with path.open("rb") as file:
         head = file.readline().decode("utf-8-sig", errors="replace").strip()
     names = [name.strip().strip('"') for name in head.split(",")]
-    known = [name for name in names if name in columns.wanted]
+    wanted = [name for name in names if name in columns.wanted]
     skipped: list[int] = []
 
     def skip(row: Any) -> str:
@@ -285,8 +285,8 @@ def _read_csv(path: Path, raw: RawMetrics, columns: _Columns) -> None:
             read_options=arrow_csv.ReadOptions(column_names=names, skip_rows=1),
             parse_options=arrow_csv.ParseOptions(invalid_row_handler=skip),
             convert_options=arrow_csv.ConvertOptions(
-                include_columns=known + [n for n in names if n in RUN_NAMES][:1],
-                column_types=dict.fromkeys(known, pa.float64()),
+                include_columns=wanted + [n for n in names if n in RUN_NAMES][:1],
+                column_types=dict.fromkeys(wanted, pa.float64()),
                 null_values=["", "null", "None", "NA", "N/A"],
             ),
         )

@@ -1,4 +1,4 @@
-"""Pictures of a run: its curves with what was found on them. Heavy: matplotlib, without a display."""
+"""Pictures of runs: curves, with findings marked on them. Drawn without a display."""
 # pyright: basic
 # reason: matplotlib's types are partial
 
@@ -15,9 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .diagnosis import Diagnosis
-from .findings import Finding
+from .findings import RunFinding
 from .metric_names import LABELS
-from .series import Aligned, Series
+from .series import Aligned
 
 BLUE, ORANGE, GREY, RED, GREEN = "#2563eb", "#ea580c", "#9ca3af", "#dc2626", "#059669"
 PALETTE = (BLUE, ORANGE, GREEN, "#7c3aed", "#0891b2", "#be123c", "#65a30d", "#475569")
@@ -57,28 +57,33 @@ def _draw_panel(axes: Axes, diagnosis: Diagnosis, panel: Sequence[str]) -> None:
         if series is None:
             continue
         logged.add(series.name)
-        draw_series(axes, series, colour, series.name)
+        points = series.reduced
+        x = points.steps.astype(float)
+        _draw_curve(axes, Aligned(series.name, "", x, points.values, series.smooth), colour, pale=0.3)
     _mark(axes, [f for f in diagnosis.findings if any(e.metric in logged for e in f.evidence)], logged)
-    axes.set_ylabel(LABELS.get(panel[0], panel[0]), fontsize=9)
-    axes.set_xlabel("step", fontsize=9)
+    axes.set_axisbelow(True)
+    _style(axes, "step", LABELS.get(panel[0], panel[0]))
+
+
+def _style(axes: Axes, x_label: str, y_label: str) -> None:
+    axes.set_xlabel(x_label, fontsize=9)
+    axes.set_ylabel(y_label, fontsize=9)
     axes.tick_params(labelsize=8)
     axes.grid(color="#e5e7eb", linewidth=0.6)
-    axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, frameon=False)
 
 
-def draw_series(axes: Axes, series: Series, colour: str, label: str) -> None:
+def _draw_curve(axes: Axes, curve: Aligned, colour: str, pale: float) -> None:
     """A curve: its points in pale, its trend in full colour; few points are joined."""
-    r = series.reduced
-    if len(r) < 20:
-        axes.plot(r.steps, r.values, "o-", color=colour, markersize=4, linewidth=1.6, label=label)
+    if len(curve.x) < 20:
+        axes.plot(curve.x, curve.y, "o-", color=colour, markersize=4, linewidth=1.6, label=curve.name)
         return
-    axes.plot(r.steps, r.values, color=colour, alpha=0.3, linewidth=0.8)
-    axes.plot(r.steps, series.smooth, color=colour, linewidth=1.8, label=label)
+    axes.plot(curve.x, curve.y, color=colour, alpha=pale, linewidth=0.8)
+    axes.plot(curve.x, curve.smooth, color=colour, linewidth=1.8, label=curve.name)
 
 
-def _mark(axes: Axes, findings: Sequence[Finding], logged: set[str]) -> None:
+def _mark(axes: Axes, findings: Sequence[RunFinding], logged: set[str]) -> None:
     """A line at each finding's place. Notes near the same place are put on different heights."""
     left, right = axes.get_xlim()
     for height, finding in enumerate(findings[:_MOST_MARKS]):
@@ -113,18 +118,8 @@ def comparison_picture(title: str, panels: Sequence[tuple[str, Sequence[Aligned]
     for place, (axis, curves) in enumerate(panels, 1):
         axes = figure.add_subplot(1, max(1, len(panels)), place)
         for number, curve in enumerate(curves):
-            colour = PALETTE[number % len(PALETTE)]
-            if len(curve.x) >= 20:
-                axes.plot(curve.x, curve.y, color=colour, alpha=0.25, linewidth=0.8)
-                axes.plot(curve.x, curve.smooth, color=colour, linewidth=1.8, label=curve.name)
-            else:
-                axes.plot(curve.x, curve.y, "o-", color=colour, markersize=4, linewidth=1.6, label=curve.name)
-        axes.set_xlabel(axis, fontsize=9)
-        axes.set_ylabel(curves[0].label, fontsize=9)
-        axes.tick_params(labelsize=8)
-        axes.grid(color="#e5e7eb", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=8, frameon=False)
+            _draw_curve(axes, curve, PALETTE[number % len(PALETTE)], pale=0.25)
+        _style(axes, axis, curves[0].label)
     return _png(figure)
 
 

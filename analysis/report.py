@@ -1,8 +1,9 @@
-"""analysis.md and report.html of one run: what was found, why, what next, and everything needed to repeat it."""
+"""analysis.md and report.html of one run: findings, reasons, what to try next, and everything needed to repeat it."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -15,15 +16,16 @@ from ..core.errors import ResearcherError
 from ..core.files import read_json_lines, write_atomically
 from ..core.paths import home, writable_folder
 from ..core.yaml_loading import load_yaml
-from ..doctrine.rules import rule
+from ..doctrine.rules import Rule, rule
 from ..evals.evidence import ITEMS, RESPONSES
 from ..jobs import run_files
 from ..jobs.registry import Registry
 from .diagnosis import Diagnosis
 from .experiment import answer_to, experiment_of
-from .findings import Finding
+from .findings import RunFinding
 from .runs import Run
 
+ANALYSIS, REPORT, PLOTS = "analysis.md", "report.html", "plots"
 _SAMPLES = 5
 _SAMPLE_CHARS = 1500
 _EVALUATIONS_SEARCHED = 200
@@ -31,8 +33,8 @@ _SETTING = re.compile(r"^(\w+): (.*?)(?:  # (.*))?$")
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """A titled table of words."""
+class ReportTable:
+    """A table of texts with a title and column heads."""
 
     title: str
     head: Sequence[str]
@@ -40,7 +42,7 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class BeforeAfter:
     """One prompt, answered before and after training."""
 
     prompt: str
@@ -48,40 +50,40 @@ class Sample:
     after: str
 
 
-def tables(run: Run) -> list[Table]:
+def tables(run: Run) -> list[ReportTable]:
     """Settings with origins, data card, checkpoints, cost and environment, as far as the folder has them."""
     folder = run.file.parent
     environment = _json(folder / run_files.ENVIRONMENT)
-    made = [
+    all_tables = [
         _settings(folder, run.config),
         _data_card(environment, run),
         _checkpoints(folder),
         _cost(folder, run),
         _environment(environment),
     ]
-    return [table for table in made if table is not None and table.rows]
+    return [table for table in all_tables if table is not None and table.rows]
 
 
 def _json(path: Path) -> dict[str, Any]:
     """A JSON object, or {} where the file is missing or broken: a report leaves out what it cannot read."""
     try:
-        found: Any = json.loads(path.read_bytes())
+        content: Any = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
-    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+    return cast("dict[str, Any]", content) if isinstance(content, dict) else {}
 
 
-def _settings(folder: Path, config: Mapping[str, Any]) -> Table | None:
+def _settings(folder: Path, config: Mapping[str, Any]) -> ReportTable | None:
     path = folder / run_files.CONFIG
     if not path.exists():
         rows = [(key, json.dumps(value, ensure_ascii=False, default=str)[:200], "") for key, value in config.items()]
-        return Table("Settings", ("setting", "value", "origin"), rows)
-    found = [_SETTING.match(line) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
-    rows = [(m[1], m[2], m[3] or "") for m in found if m]
-    return Table("Settings", ("setting", "value", "origin: rule and reason"), rows)
+        return ReportTable("Settings", ("setting", "value", "origin"), rows)
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    rows = [(m[1], m[2], m[3] or "") for m in map(_SETTING.match, lines) if m]
+    return ReportTable("Settings", ("setting", "value", "origin: rule and reason"), rows)
 
 
-def _data_card(environment: Mapping[str, Any], run: Run) -> Table | None:
+def _data_card(environment: Mapping[str, Any], run: Run) -> ReportTable | None:
     rows: list[tuple[str, str]] = []
     data = environment.get("data")
     for name, facts in cast("dict[str, Any]", data).items() if isinstance(data, dict) else ():
@@ -90,20 +92,20 @@ def _data_card(environment: Mapping[str, Any], run: Run) -> Table | None:
         series = run.get(quantity)
         if series is not None:
             total = float(series.values.sum())
-            rows.append((label, f"{total:,.0f} over {len(series):,} steps, {total / len(series):,.0f} a step"))
-    return Table("Data", ("what", "facts"), rows)
+            rows.append((label, f"{total:,.0f} over {len(series):,} steps, {total / len(series):,.0f} per step"))
+    return ReportTable("Data", ("what", "facts"), rows)
 
 
-def _checkpoints(folder: Path) -> Table | None:
+def _checkpoints(folder: Path) -> ReportTable | None:
     try:
-        found = run_files.checkpoints(folder)
+        saved = run_files.checkpoints(folder)
     except (ValueError, OSError):
         return None
-    rows = [(c.name, c.sampler_path or c.state_path or "") for c in found[-8:]]
-    return Table("Checkpoints (the last ones)", ("name", "path"), rows)
+    rows = [(c.name, c.sampler_path or c.state_path or "") for c in saved[-8:]]
+    return ReportTable("Checkpoints (the last ones)", ("name", "path"), rows)
 
 
-def _cost(folder: Path, run: Run) -> Table | None:
+def _cost(folder: Path, run: Run) -> ReportTable | None:
     result = _json(folder / run_files.RESULT)
     rows: list[tuple[str, str]] = []
     cost = run.job.cost_usd if run.job and run.job.cost_usd else result.get("cost_usd")
@@ -116,19 +118,19 @@ def _cost(folder: Path, run: Run) -> Table | None:
         rows.append(("wall time", f"{wall:,.1f} s"))
     if isinstance(tokens := result.get("tokens_trained"), int):
         rows.append(("tokens trained", f"{tokens:,}"))
-    return Table("Cost", ("what", "amount"), rows)
+    return ReportTable("Cost", ("what", "amount"), rows)
 
 
-def _environment(environment: Mapping[str, Any]) -> Table | None:
+def _environment(environment: Mapping[str, Any]) -> ReportTable | None:
     rows = [(k, str(environment[k])) for k in ("python", "platform", "git_revision") if environment.get(k)]
     packages = environment.get("packages")
     if isinstance(packages, dict):
         rows += [(str(k), str(v)) for k, v in cast("dict[str, Any]", packages).items() if v]
-    return Table("Environment", ("what", "version"), rows)
+    return ReportTable("Environment", ("what", "version"), rows)
 
 
-def samples(run: Run) -> list[Sample]:
-    """Answers before and after, from the newest judge evaluation of this job; the run's own are not stored."""
+def samples(run: Run) -> list[BeforeAfter]:
+    """Answers before and after training, from the newest judge evaluation of this job; training itself stores none."""
     if run.job is None:
         return []
     for job in Registry().find(limit=_EVALUATIONS_SEARCHED):
@@ -145,18 +147,18 @@ def samples(run: Run) -> list[Sample]:
     return []
 
 
-def _pairs(folder: Path) -> list[Sample]:
+def _pairs(folder: Path) -> list[BeforeAfter]:
     prompts = {str(i["id"]): str(i["messages"][-1].get("content", "")) for i in read_json_lines(folder / ITEMS)}
     answers: dict[str, dict[str, str]] = {}
     for row in read_json_lines(folder / RESPONSES):
         answers.setdefault(str(row["id"]), {})[str(row["arm"])] = str(row["text"])
-    found: list[Sample] = []
+    pairs: list[BeforeAfter] = []
     for item, by_arm in answers.items():
         other = next((arm for arm in by_arm if arm != "baseline"), None)
         if "baseline" in by_arm and other is not None and item in prompts:
             texts = (prompts[item], by_arm["baseline"], by_arm[other])
-            found.append(Sample(*(text[:_SAMPLE_CHARS] for text in texts)))
-    return found[:_SAMPLES]
+            pairs.append(BeforeAfter(*(text[:_SAMPLE_CHARS] for text in texts)))
+    return pairs[:_SAMPLES]
 
 
 def reproduce(run: Run) -> str:
@@ -172,20 +174,17 @@ def reproduce(run: Run) -> str:
     )
 
 
-ANALYSIS, REPORT, PLOTS = "analysis.md", "report.html", "plots"
-
-
 @dataclass(frozen=True, slots=True)
-class Report:
-    """The words of a report; ``images`` are pairs of name and base64 PNG."""
+class RunReport:
+    """What a report says: findings with their rules, and ``images`` as pairs of name and base64 PNG."""
 
     title: str
     verdict: str
     answers: Sequence[tuple[str, str]]
-    findings: Sequence[Mapping[str, Any]]
+    findings: Sequence[tuple[RunFinding, Rule]]
     notes: Sequence[str]
-    tables: Sequence[Table]
-    samples: Sequence[Sample]
+    tables: Sequence[ReportTable]
+    samples: Sequence[BeforeAfter]
     images: Sequence[tuple[str, str]]
     reproduce: str
     source: str
@@ -201,7 +200,7 @@ class Written:
 
 
 def verdict(diagnosis: Diagnosis) -> str:
-    """One or two sentences: how far the metric that counts moved, and how many things were found."""
+    """One sentence: how far the metric that counts moved, and whether that is more than noise."""
     change, run = diagnosis.change, diagnosis.run
     steps = f"{run.last_step}" + (f" of {run.planned_steps}" if run.planned_steps else "")
     opening = f"{run.name} ({run.kind}), step {steps}"
@@ -216,15 +215,15 @@ def verdict(diagnosis: Diagnosis) -> str:
     )
 
 
-def make_report(diagnosis: Diagnosis, png: bytes) -> Report:
+def make_report(diagnosis: Diagnosis, png: bytes) -> RunReport:
     """Collect everything a report says."""
     run = diagnosis.run
     plan = experiment_of(run.config)
-    return Report(
+    return RunReport(
         title=f"Analysis of {run.name}",
         verdict=verdict(diagnosis),
         answers=answer_to(plan, diagnosis) if plan else (),
-        findings=[_shown(f) for f in diagnosis.findings],
+        findings=[(f, rule(f.rule)) for f in diagnosis.findings],
         notes=diagnosis.notes,
         tables=tables(run),
         samples=samples(run),
@@ -234,63 +233,25 @@ def make_report(diagnosis: Diagnosis, png: bytes) -> Report:
     )
 
 
-def _shown(finding: Finding) -> dict[str, Any]:
-    known = rule(finding.rule)
-    source = known.source
-    return {
-        "kind": finding.kind,
-        "level": finding.level,
-        "summary": finding.summary,
-        "evidence": [str(e) for e in finding.evidence],
-        "rule": finding.rule,
-        "claim": known.claim,
-        "source": f"{source.authors} {source.year}",
-        "link": source.link,
-        "confidence": finding.confidence,
-        "next_experiment": finding.next_experiment,
-    }
-
-
-def as_html(report: Report) -> str:
+def as_html(report: RunReport) -> str:
     """The page; everything in it is escaped."""
-    from jinja2 import Environment
-
-    text = (files("sota_ml_researcher.analysis") / "report.jinja").read_text(encoding="utf-8")
-    return Environment(autoescape=True).from_string(text).render(r=report)
+    return _rendered("report.jinja", report, escape=True)
 
 
-def as_markdown(report: Report) -> str:
+def as_markdown(report: RunReport) -> str:
     """The same for terminals and version control, without pictures inside."""
-    lines = [f"# {report.title}", "", report.verdict, ""]
-    for question, reply in report.answers:
-        lines += [f"**{question}**", "", reply, ""]
-    lines += [f"![Curves]({PLOTS}/run.png)", "", "## Findings", ""]
-    for f in report.findings:
-        lines += [f"### {f['kind'].replace('_', ' ')} ({f['level']})", "", f["summary"], ""]
-        lines += [f"- {e}" for e in f["evidence"]]
-        cited = f"[{f['source']}]({f['link']})"
-        lines += [
-            "",
-            f"Next experiment: {f['next_experiment']}",
-            "",
-            f"Rule `{f['rule']}`: {f['claim']} ({cited}) Confidence: {f['confidence']}.",
-            "",
-        ]
-    if not report.findings:
-        lines += ["Nothing found. That is no proof of quality: try samples and an evaluation on held-out prompts.", ""]
-    if report.notes:
-        lines += ["The log: " + "; ".join(report.notes) + ".", ""]
-    for table in report.tables:
-        lines += [f"## {table.title}", "", _row(table.head), "|" + "---|" * len(table.head)]
-        lines += [_row(cells) for cells in table.rows] + [""]
-    for s in report.samples:
-        lines += ["## Sample", "", f"Prompt: {s.prompt}", "", f"Before: {s.before}", "", f"After: {s.after}", ""]
-    lines += ["## How to reproduce", "", "```", report.reproduce, "```", "", f"Metrics read from {report.source}."]
-    return "\n".join(lines) + "\n"
+    return _rendered("report_markdown.jinja", report, escape=False)
 
 
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
+def _rendered(template: str, report: RunReport, *, escape: bool) -> str:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=escape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
+    text = (files("sota_ml_researcher.analysis") / template).read_text(encoding="utf-8")
+    return environment.from_string(text).render(r=report)
 
 
 def write_report(diagnosis: Diagnosis, png: bytes) -> Written:
@@ -311,8 +272,6 @@ def write_report(diagnosis: Diagnosis, png: bytes) -> Written:
 
 def report_folder(diagnosis: Diagnosis) -> Path:
     """Where a run's report goes. A folder that is not ours is never written to."""
-    import hashlib
-
     run = diagnosis.run
     if run.job is not None:
         return writable_folder(run.file.parent)

@@ -1,4 +1,4 @@
-"""A run to be analysed: its metrics by quantity, its settings, and what is known of its process."""
+"""A run to be analysed: its metrics by quantity, its settings, and the state of its job."""
 # pyright: basic
 # reason: numpy arithmetic on columns of unknown names
 
@@ -69,8 +69,8 @@ class Run:
 
     def get(self, quantity: str, *, least: int = 1) -> Series | None:
         """A metric with at least ``least`` finite values, or None."""
-        found = self.series.get(quantity)
-        return found if found is not None and len(found) >= least else None
+        series = self.series.get(quantity)
+        return series if series is not None and len(series) >= least else None
 
 
 def load_run(target: str, *, extra: Iterable[str] = ()) -> Run:
@@ -140,9 +140,9 @@ def metrics_file(folder: Path) -> Path:
     if saved:
         return saved[-1]
     tables = sorted([*folder.glob("*.jsonl"), *folder.glob("*.csv")])
-    known = [p for p in tables if p.stem in ("metrics", "progress", "log", "logs", "history", "train_log")]
-    if len(known or tables) == 1:
-        return (known or tables)[0]
+    usual = [p for p in tables if p.stem in ("metrics", "progress", "log", "logs", "history", "train_log")]
+    if len(usual or tables) == 1:
+        return (usual or tables)[0]
     names = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
     problem = (
         f"several tables ({', '.join(p.name for p in tables[:4])})" if tables else f"no metrics here (it has {names})"
@@ -159,16 +159,16 @@ def _config(folder: Path) -> dict[str, Any]:
         if not path.exists() or path.stat().st_size > 1_000_000:
             continue
         try:
-            found: Any = load_yaml(path).data if path.suffix == ".yaml" else json.loads(path.read_bytes())
+            settings: Any = load_yaml(path).data if path.suffix == ".yaml" else json.loads(path.read_bytes())
         except (ConfigError, ValueError, OSError):
             continue
-        if isinstance(found, dict):
-            return found
+        if isinstance(settings, dict):
+            return settings
     return {}
 
 
 def from_raw(raw: RawMetrics, *, name: str, extra: Iterable[str] = ()) -> Run:
-    """Bring raw columns into order: one run, steps ascending, one value a step."""
+    """Bring raw columns into order: one run, steps ascending, one value per step."""
     notes = list(raw.notes)
     steps, keep, mixed = _steps(raw, notes)
     wanted: Mapping[str, tuple[str, ...]] = {**ALIASES, **{e: (e,) for e in extra}}
@@ -177,11 +177,11 @@ def from_raw(raw: RawMetrics, *, name: str, extra: Iterable[str] = ()) -> Run:
     for quantity, names in wanted.items():
         for logged in names:
             if logged in raw.columns:
-                found, again = _series(logged, raw, steps, keep)
+                metric, again = _series(logged, raw, steps, keep)
                 del raw.columns[logged]
                 repeated = max(repeated, again)
-                if len(found) or found.not_finite:
-                    series[quantity] = found
+                if len(metric) or metric.not_finite:
+                    series[quantity] = metric
                     break
     if repeated:
         notes.append(f"{repeated} steps are logged more than once: the last value counts")
@@ -260,14 +260,14 @@ def _series(logged: str, raw: RawMetrics, steps: np.ndarray, keep: np.ndarray) -
 
 def _derive(series: dict[str, Series], raw: RawMetrics) -> None:
     """Quantities that are logged in parts: step time from its two halves, constant groups from good and bad ones."""
-    for whole, parts in (
+    for total, parts in (
         ("step_time", ("submit_time", "finish_time")),
         ("constant_groups", ("groups_all_good", "groups_all_bad")),
     ):
-        found = [series[p] for p in parts if p in series]
-        if whole not in series and len(found) == 2 and np.array_equal(found[0].steps, found[1].steps):
-            name = " + ".join(s.name for s in found)
-            series[whole] = Series(name, found[0].steps, found[0].values + found[1].values, found[0].lines)
+        logged = [series[p] for p in parts if p in series]
+        if total not in series and len(logged) == 2 and np.array_equal(logged[0].steps, logged[1].steps):
+            a, b = logged
+            series[total] = Series(f"{a.name} + {b.name}", a.steps, a.values + b.values, a.lines)
     tokens = series.get("tokens")
     # TRL logs the tokens seen so far; the difference is what one step had.
     if tokens is not None and raw.path.name == TRAINER_STATE and len(tokens) > 2:

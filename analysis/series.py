@@ -1,4 +1,4 @@
-"""One metric over steps, and the robust arithmetic that every finding stands on."""
+"""One metric over steps, and the robust statistics that every finding is based on."""
 # pyright: basic
 # reason: ruptures has no types, and numpy's are too wide for strict mode to help in arithmetic
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 # Points a curve is reduced to before anything slower than linear looks at it.
 REDUCED = 600
-# Spikes looked at in one curve: whoever has more has another problem.
+# Spikes looked at in one curve; a curve with more has another problem.
 _MOST_SPIKES = 2000
 _MAD_TO_SIGMA = 1.4826
 
@@ -80,6 +80,17 @@ class Series:
         return int(r.steps[index]), int(r.lines[index]), float(r.values[index])
 
 
+@dataclass(frozen=True, slots=True)
+class Aligned:
+    """One run's curve on a common axis: positions, values and trend, each of shape [n]."""
+
+    name: str
+    label: str
+    x: Floats
+    y: Floats
+    smooth: Floats
+
+
 def noise_of(values: Floats) -> float:
     """The standard deviation of the noise around any smooth trend: from second differences, robust against outliers.
 
@@ -135,8 +146,8 @@ def change_points(values: Floats, *, noise: float, strength: float = 10.0) -> li
     if n < 8 or noise <= 0:
         return []
     scaled = (values / noise).reshape(-1, 1)
-    found = ruptures.KernelCPD(kernel="linear", min_size=3).fit(scaled).predict(pen=strength * np.log(n))
-    return [int(i) for i in (found or [])[:-1]]
+    ends = ruptures.KernelCPD(kernel="linear", min_size=3).fit(scaled).predict(pen=strength * np.log(n))
+    return [int(i) for i in (ends or [])[:-1]]
 
 
 def sudden_rise(series: Series) -> tuple[int, float] | None:
@@ -163,7 +174,7 @@ def sudden_rise(series: Series) -> tuple[int, float] | None:
 
 @dataclass(frozen=True, slots=True)
 class Spike:
-    """One point far above its neighbours."""
+    """One point far above its neighbours, with the higher median of its two sides (``usual``)."""
 
     step: int
     line: int
@@ -182,25 +193,14 @@ def spikes(series: Series, *, sigmas: float, share: float) -> list[Spike]:
     half = max(3, min(12, n // 40))
     trend = np.interp(np.arange(n), np.linspace(0, n - 1, len(series.reduced)), series.smooth)
     noise = sigmas * local_noise(values)
-    # A bump that is small against the whole fall matters to nobody.
-    whole = 0.03 * float(np.ptp(series.smooth))
-    candidates = np.flatnonzero(values - trend > 0.5 * np.maximum(noise, whole))
+    # A bump that is small against the fall of the curve does not matter.
+    least = 0.03 * float(np.ptp(series.smooth))
+    candidates = np.flatnonzero(values - trend > 0.5 * np.maximum(noise, least))
     candidates = candidates[(candidates >= max(half, n // 20)) & (candidates < n - half)]
-    found: list[tuple[float, Spike]] = []
+    by_height: list[tuple[float, Spike]] = []
     for i in candidates[np.argsort(-(values - trend)[candidates])][:_MOST_SPIKES]:
         usual = max(float(np.median(values[i - half : i])), float(np.median(values[i + 1 : i + 1 + half])))
         excess = float(values[i]) - usual
-        if excess > max(float(noise[i]), share * abs(usual), whole):
-            found.append((excess, Spike(int(series.steps[i]), int(series.lines[i]), float(values[i]), usual)))
-    return [spike for _, spike in sorted(found, key=lambda each: -each[0])]
-
-
-@dataclass(frozen=True, slots=True)
-class Aligned:
-    """One run's curve on a common axis: positions, values and trend, each of shape [n]."""
-
-    name: str
-    label: str
-    x: Floats
-    y: Floats
-    smooth: Floats
+        if excess > max(float(noise[i]), share * abs(usual), least):
+            by_height.append((excess, Spike(int(series.steps[i]), int(series.lines[i]), float(values[i]), usual)))
+    return [spike for _, spike in sorted(by_height, key=lambda each: -each[0])]

@@ -26,11 +26,18 @@ from .results import (
     JudgeMean,
     JudgeQuality,
     LengthAdjustedRate,
-    MissingCount,
     Strength,
     Unscored,
 )
-from .scoring import Missing, consistency, criterion_scores, item_effects, missing, over_judges, pair_scores
+from .scoring import (
+    criterion_scores,
+    item_effects,
+    judge_quality,
+    missing_by_arm,
+    missing_reasons,
+    over_judges,
+    pair_scores,
+)
 from .statistics.agreement import judge_accuracy, krippendorff_alpha, rogan_gladen
 from .statistics.comparison_models import PairScore, bradley_terry, bradley_terry_intervals, length_adjusted
 from .statistics.estimates import MeanEstimate
@@ -48,9 +55,11 @@ from .statistics.intervals import (
 def compute_results(evidence: Evidence) -> EvalResult:
     """All numbers, the verdict, and what to be careful about. Draws of the bootstrap follow the config's seed."""
     rng = np.random.default_rng(evidence.config.seed)
-    lost = missing(evidence.judgments)
-    unequal = equal_rates_test([(m, asked - m) for m, asked in lost.by_arm.values()])
-    obstacle = _obstacle(lost, unequal)
+    judges = [judge_quality(evidence.judgments, name) for name in evidence.config.judge_model]
+    by_arm = missing_by_arm(evidence.judgments)
+    unequal = equal_rates_test([(c.missing, c.asked - c.missing) for c in by_arm.values()])
+    unscored = Unscored(by_arm=by_arm, reasons=missing_reasons(evidence.judgments), unequal_p_value=unequal)
+    obstacle = _obstacle(judges, unscored)
     others = [arm for arm in evidence.answers if arm != BASELINE]
     comparisons = _with_verdicts([_comparison(evidence, arm, rng) for arm in others], evidence.null, obstacle)
     result = EvalResult(
@@ -62,13 +71,9 @@ def compute_results(evidence: Evidence) -> EvalResult:
         verdict=next(c.verdict for c in comparisons if c.arm == TUNED),
         no_verdict_because=obstacle,
         comparisons=comparisons,
-        judges=[_judge_quality(evidence, name, lost) for name in evidence.config.judge_model],
+        judges=judges,
         judge_agreement_alpha=_agreement(evidence),
-        unscored=Unscored(
-            by_arm={a: MissingCount(missing=m, asked=n) for a, (m, n) in lost.by_arm.items()},
-            reasons=dict(lost.reasons),
-            unequal_p_value=unequal,
-        ),
+        unscored=unscored,
         criteria=criterion_scores(evidence.judgments, list(evidence.answers), evidence.rubric),
         bradley_terry=_strengths(evidence, rng) if len(evidence.answers) > 2 and evidence.pairwise else None,
         mean_answer_chars={arm: fmean(len(r.text) for r in rs) for arm, rs in evidence.answers.items()},
@@ -146,35 +151,18 @@ def _verdict(comparison: ArmComparison, null: float, corrected_p: float | None) 
     return BETTER if interval.low > null else WORSE if interval.high < null else SAME
 
 
-def _obstacle(lost: Missing, unequal: float | None) -> str | None:
+def _obstacle(judges: Sequence[JudgeQuality], unscored: Unscored) -> str | None:
     """What forbids a verdict: too many missing judgments, or more of them for one arm than for another."""
     limit = number("judge.unscored.limit")
-    for judge, (missed, asked) in lost.by_judge.items():
-        if missed > limit * asked:
-            return f"{missed} of {asked} judgements of {judge} are missing, above {limit:.0%} (judge.unscored.limit)"
+    for judge in judges:
+        if judge.unscored > limit * judge.asked:
+            missing = f"{judge.unscored} of {judge.asked} judgements of {judge.name} are missing"
+            return f"{missing}, above {limit:.0%} (judge.unscored.limit)"
+    unequal = unscored.unequal_p_value
     if unequal is not None and unequal < number("judge.unscored.unequal"):
-        shares = ", ".join(f"{arm} {missed} of {asked}" for arm, (missed, asked) in lost.by_arm.items())
+        shares = ", ".join(f"{arm} {c.missing} of {c.asked}" for arm, c in unscored.by_arm.items())
         return f"missing judgements fall unequally on the arms: {shares} (judge.unscored.unequal)"
     return None
-
-
-def _judge_quality(evidence: Evidence, name: str, lost: Missing) -> JudgeQuality:
-    mine = [j for j in evidence.judgments if j.judge == name]
-    order = consistency(mine, name)
-    unscored, asked = lost.by_judge.get(name, (0, 0))
-    return JudgeQuality(
-        name=name,
-        models=sorted({j.model for j in mine if j.model}),
-        calls=sum(j.attempts for j in mine),
-        repaired=sum(j.attempts > 1 and j.unscored is None for j in mine),
-        unscored=unscored,
-        asked=asked,
-        pairs_in_both_orders=order.pairs,
-        consistency=order.rate,
-        flips=order.flips,
-        first_preferred=order.first_wins,
-        second_preferred=order.second_wins,
-    )
 
 
 def _agreement(evidence: Evidence) -> float | None:

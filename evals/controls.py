@@ -22,7 +22,7 @@ _GOOD_FIRST = {"A": 1.0, "tie": 0.5, "B": 0.0}
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """A prompt with an answer that is beyond doubt better than the other."""
+    """A prompt with two answers, one of which is beyond doubt better: it shows whether a judge can tell."""
 
     item: EvalItem
     good: str

@@ -10,9 +10,9 @@ from ..core.files import read_json_lines, write_json_lines
 from ..judges.journal import JUDGMENTS, Judgment, read_judgments
 from ..judges.prompt import EvalItem
 from ..judges.rubric import Rubric, load_rubric
-from .human_labels import read_labels
 from .judge_config import JudgeEvalConfig, load_judge_settings
 from .responses import Response
+from .test_set import read_labels
 
 BASELINE, TUNED = "baseline", "tuned"
 ITEMS = "items.jsonl"
@@ -36,7 +36,7 @@ class Evidence:
         rubric: What the judges looked for.
         items: The prompts.
         answers: Each arm's answers, in the order of ``items``.
-        judgments: What the judges said, about calibration checks too.
+        judgments: All judgments, those on calibration checks included.
         human: People's winner by item id.
     """
 

@@ -1,4 +1,4 @@
-"""Judge evaluation: the settings a user may give, and how those left out are filled in."""
+"""The settings of a judge evaluation that a user may give, and their defaults."""
 
 from __future__ import annotations
 

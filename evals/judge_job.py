@@ -22,9 +22,8 @@ from ..judges.journal import JUDGMENTS, Journal, Judgment, read_judgments
 from ..judges.judge_catalog import judge_price
 from ..judges.prompt import Prompter
 from .controls import ControlResult, control_result
-from .eval_judges import make_judge
 from .evidence import CONTROLS, RUN, VERDICT, write_material
-from .inputs import EvalInputs, load_inputs
+from .inputs import EvalInputs, load_inputs, make_judge
 from .judge_config import JudgeEvalConfig, load_judge_settings
 from .questions import Material, build_calls
 from .responses import Response
@@ -64,7 +63,7 @@ def _stopped(context: RunContext, progress: Progress) -> Outcome:
 
 
 class _Evaluation:
-    """All judges of one evaluation, side by side."""
+    """All judges of one evaluation, asked concurrently."""
 
     def __init__(
         self,
@@ -177,7 +176,7 @@ class _Evaluation:
             why = [f"unscored, most often: {reason}" for reason, _ in lost.most_common(1)]
             problems = "; ".join([*result.problems, *why])
             raise JudgeFailedError(
-                f"the judge {name} failed the tests of itself, so there is no verdict: {problems}",
+                f"the judge {name} failed its calibration checks, so there is no verdict: {problems}",
                 where=str(self._context.folder / CONTROLS),
                 fix="Use another judge, or correct the rubric; judgments.jsonl holds what it said",
             )

@@ -17,12 +17,11 @@ from ..core.errors import ConfigError, DataError
 from ..core.settings import Origin, Settings
 from ..judges.judge_catalog import judge_price
 from ..judges.prompt import EvalItem
-from .arms import FILE_ENDINGS
-from .human_labels import read_labels
-from .inputs import EvalInputs, load_inputs
+from .inputs import FILE_ENDINGS, EvalInputs, load_inputs
 from .judge_config import JudgeEvalConfig
 from .responses import read_responses
 from .statistics.power import WORST_DEVIATION, items_needed, minimal_detectable_effect
+from .test_set import read_labels
 
 _VERDICT_TOKENS = 400  # a reason of three sentences, the scores, and some thought
 _MANY_FOR_ASSISTANT = 50
@@ -239,7 +238,7 @@ def _warnings(config: JudgeEvalConfig, inputs: EvalInputs, wanted: int | None) -
         if judge.kind not in {"check", "assistant"} and _family(judge.model) in families:
             warnings.append(f"{judge.name} judges a model of its own family (judge.self_preference)")
     if "assistant" in config.judge_model and count > _MANY_FOR_ASSISTANT:
-        warnings.append("an assistant judges each packet itself: num_samples of 20 to 50 is a bearable amount")
+        warnings.append("an assistant judges each packet itself: num_samples of 20 to 50 is manageable")
     if len({str(a.file or a.model) for a in inputs.arms.values()}) < len(inputs.arms):
         warnings.append("two arms are the same model: expect no difference")
     return warnings

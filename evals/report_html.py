@@ -29,7 +29,7 @@ overflow:auto}details{margin:.5rem 0}"""
 
 @dataclass(frozen=True, slots=True)
 class AnswerPair:
-    """One prompt with two answers, its score (None: unscored), and what the judges said."""
+    """One prompt with two answers, the tuned one's score (None: unscored), and the judges' reasons."""
 
     item: str
     prompt: str

@@ -2,54 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from ..judges.journal import Judgment
 from ..judges.rubric import Rubric
 from .evidence import BASELINE, Evidence
+from .results import JudgeQuality, MissingCount
 
-
-@dataclass(frozen=True, slots=True)
-class Consistency:
-    """One judge asked in both orders.
-
-    Attributes:
-        pairs: Pairs with a readable verdict in both.
-        same: Those with the same winner (or a tie) twice.
-        flips: Those where the winner changed with the order.
-        first_wins: Verdicts for the answer shown first.
-        second_wins: Verdicts for the answer shown second.
-    """
-
-    pairs: int
-    same: int
-    flips: int
-    first_wins: int
-    second_wins: int
-
-    @property
-    def rate(self) -> float | None:
-        """Share of pairs with the same verdict in both orders; None without any."""
-        return self.same / self.pairs if self.pairs else None
-
-
-@dataclass(frozen=True, slots=True)
-class Missing:
-    """Judgments without a verdict.
-
-    Attributes:
-        by_arm: For each arm (missing, asked), counted by the arm shown first.
-        by_judge: For each judge (missing, asked).
-        reasons: How often each reason occurred.
-    """
-
-    by_arm: Mapping[str, tuple[int, int]]
-    by_judge: Mapping[str, tuple[int, int]]
-    reasons: Mapping[str, int]
+# Questions that decide, as opposed to calibration checks.
+_DECIDING = frozenset({"pair", "absolute"})
 
 
 def item_effects(evidence: Evidence, arm: str) -> dict[str, float]:
@@ -108,45 +72,49 @@ def over_judges(by_judge: Mapping[str, Mapping[str, float | None]]) -> dict[str,
     return {item: fmean(scores) for item, scores in gathered.items()}
 
 
-def consistency(judgments: Iterable[Judgment], judge: str) -> Consistency:
-    """How one judge's verdicts depend on the order."""
-    by_pair: dict[tuple[str, frozenset[str]], list[Judgment]] = defaultdict(list)
-    first = second = 0
-    for j in judgments:
-        if j.judge != judge or j.kind != "pair" or j.verdict is None or j.second is None:
-            continue
+def judge_quality(judgments: Iterable[Judgment], name: str) -> JudgeQuality:
+    """One judge's calls, its missing verdicts, and how its verdicts depend on the order."""
+    mine = [j for j in judgments if j.judge == name]
+    deciding = [j for j in mine if j.kind in _DECIDING]
+    compared = [j for j in mine if j.kind == "pair" and j.verdict is not None]
+    by_pair: dict[tuple[str, frozenset[str | None]], list[Judgment]] = defaultdict(list)
+    for j in compared:
         by_pair[j.item, frozenset((j.first, j.second))].append(j)
-        first, second = first + (j.verdict == "A"), second + (j.verdict == "B")
-    both = [pair for pair in by_pair.values() if len(pair) == 2]
-    winners = [[_winner(j) for j in pair] for pair in both]
-    same = sum(a == b for a, b in winners)
-    flips = sum(a != b and "tie" not in (a, b) for a, b in winners)
-    return Consistency(len(both), same, flips, first, second)
-
-
-def missing(judgments: Sequence[Judgment]) -> Missing:
-    """Count what has no verdict, among the questions that decide (not the tests of the judge)."""
-    by_arm: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    by_judge: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    reasons: dict[str, int] = defaultdict(int)
-    for j in judgments:
-        if j.kind not in {"pair", "absolute"}:
-            continue
-        for counts in (by_arm[j.first], by_judge[j.judge]):
-            counts[0] += j.unscored is not None
-            counts[1] += 1
-        if j.unscored is not None:
-            reasons[j.unscored.split(":")[0]] += 1
-    return Missing(
-        {k: (v[0], v[1]) for k, v in by_arm.items()}, {k: (v[0], v[1]) for k, v in by_judge.items()}, dict(reasons)
+    winners = [(_winner(pair[0]), _winner(pair[1])) for pair in by_pair.values() if len(pair) == 2]
+    return JudgeQuality(
+        name=name,
+        models=sorted({j.model for j in mine if j.model}),
+        calls=sum(j.attempts for j in mine),
+        repaired=sum(j.attempts > 1 and j.unscored is None for j in mine),
+        unscored=sum(j.unscored is not None for j in deciding),
+        asked=len(deciding),
+        pairs_in_both_orders=len(winners),
+        consistency=sum(a == b for a, b in winners) / len(winners) if winners else None,
+        flips=sum(a != b and "tie" not in (a, b) for a, b in winners),
+        first_preferred=sum(j.verdict == "A" for j in compared),
+        second_preferred=sum(j.verdict == "B" for j in compared),
     )
+
+
+def missing_by_arm(judgments: Iterable[Judgment]) -> dict[str, MissingCount]:
+    """Judgments without a verdict by the arm shown first, among the questions that decide."""
+    by_arm: dict[str, list[bool]] = defaultdict(list)
+    for j in judgments:
+        if j.kind in _DECIDING:
+            by_arm[j.first].append(j.unscored is not None)
+    return {arm: MissingCount(missing=sum(lost), asked=len(lost)) for arm, lost in by_arm.items()}
+
+
+def missing_reasons(judgments: Iterable[Judgment]) -> dict[str, int]:
+    """How often each reason for a missing verdict occurred."""
+    return dict(Counter(j.unscored.split(":")[0] for j in judgments if j.kind in _DECIDING and j.unscored is not None))
 
 
 def criterion_scores(judgments: Iterable[Judgment], arms: Sequence[str], rubric: Rubric) -> dict[str, dict[str, float]]:
     """For each criterion the mean score of each arm, on the criterion's own scale."""
     gathered: dict[str, dict[str, list[float]]] = {c.name: defaultdict(list) for c in rubric.criteria}
     for j in judgments:
-        if j.unscored is not None or j.kind not in {"pair", "absolute"}:
+        if j.unscored is not None or j.kind not in _DECIDING:
             continue
         for name, score in j.scores.items():
             for arm, value in _sides(j, score):

@@ -1,19 +1,20 @@
-"""The prompts of an evaluation: read once, checked, the same for every arm."""
+"""The prompts of an evaluation, read once, checked, and the same for every arm; and people's verdicts on them."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from ..core.errors import DataError
 from ..data.row_files import at_line, read_rows
-from ..judges.prompt import EvalItem
+from ..judges.prompt import EvalItem, prompt_key
 from ..models.chat import Message
 
 PROMPT_KEYS = ("messages", "prompt", "question", "input")
 _REFERENCE_KEYS = ("reference", "answer", "completion", "output")
+WINNERS = ("baseline", "tuned", "tie")
 _ROLES = ("system", "user", "assistant")
 T = TypeVar("T")
 
@@ -66,6 +67,29 @@ def read_each(path: Path, read: Callable[[Mapping[str, Any], int], T]) -> list[T
         except DataError as error:
             raise at_line(path, row.number, error) from error
     return results
+
+
+def read_labels(path: Path, items: Sequence[EvalItem]) -> dict[str, str]:
+    """People's winner by item id. Labels of prompts that are not in this evaluation are left out.
+
+    Raises:
+        DataError: For a row without ``winner`` or without ``id`` or prompt, or when no label fits a prompt.
+    """
+    by_prompt = {item.prompt_key: item.id for item in items}
+
+    def label(row: Mapping[str, Any], number: int) -> tuple[str, str]:
+        winner, item = row.get("winner"), row.get("id")
+        if winner not in WINNERS:
+            raise DataError(f'"winner" is {winner!r}', fix=f"Use one of {', '.join(WINNERS)}")
+        if item in (None, ""):
+            item = by_prompt.get(prompt_key(conversation(row)[0]))
+        return str(item), str(winner)
+
+    ids = {item.id for item in items}
+    labels = {item: winner for item, winner in read_each(path, label) if item in ids}
+    if not labels:
+        raise DataError("no label belongs to a prompt of this evaluation", where=path.name, fix="Name ids or prompts")
+    return labels
 
 
 def conversation(row: Mapping[str, Any]) -> tuple[list[Message], str | None]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import anthropic
@@ -91,32 +92,29 @@ class AnthropicJudge(Judge):
     async def create_batch(self, questions: Sequence[tuple[str, Question, Repair | None]]) -> str:
         """Submit a Message Batch; returns its id, under which the results can be fetched for 29 days."""
         requests: Any = [{"custom_id": key, "params": self._request(q, repair)} for key, q, repair in questions]
-        try:
-            batch = await self._client.messages.batches.create(requests=requests)
-        except anthropic.APIStatusError as error:
-            raise self._refused(error) from error
-        except anthropic.APIConnectionError as error:
-            raise self._no_answer(error) from error
-        return batch.id
+        with self._batch_errors():
+            return (await self._client.messages.batches.create(requests=requests)).id
 
     async def batch_results(self, batch_id: str) -> AsyncIterator[tuple[str, Reply | JudgeCallError]]:
         """Wait for a batch to end and yield each result as (key, reply or error), in no particular order."""
-        try:
+        fix = "resume_job goes on waiting for the same batch"
+        with self._batch_errors(f"the batch {batch_id} cannot be reached", fix):
             while (await self._client.messages.batches.retrieve(batch_id)).processing_status != "ended":
                 await asyncio.sleep(_BATCH_POLL_S)
             async for row in await self._client.messages.batches.results(batch_id):
                 yield row.custom_id, _batch_reply(row.result)
+
+    @contextmanager
+    def _batch_errors(self, problem: str = "no answer", fix: str = "") -> Generator[None]:
+        try:
+            yield
         except anthropic.APIStatusError as error:
             raise self._refused(error) from error
         except anthropic.APIConnectionError as error:
-            raise BackendError(
-                f"the batch {batch_id} cannot be reached ({type(error).__name__})",
-                where=str(self._client.base_url),
-                fix="resume_job goes on waiting for the same batch",
-            ) from error
+            raise self._no_answer(error, problem, fix=fix) from error
 
-    def _no_answer(self, error: anthropic.APIConnectionError, fix: str = "") -> BackendError:
-        return BackendError(f"no answer ({type(error).__name__})", where=str(self._client.base_url), fix=fix)
+    def _no_answer(self, error: Exception, problem: str = "no answer", *, fix: str) -> BackendError:
+        return BackendError(f"{problem} ({type(error).__name__})", where=str(self._client.base_url), fix=fix)
 
     def _call_error(self, error: anthropic.APIStatusError) -> Exception:
         status = error.status_code

@@ -1,4 +1,4 @@
-"""Asking a judge many questions at once: repair, missing verdicts, what it cost, and stopping in good order."""
+"""Asking a judge many questions at once: repair, missing verdicts, cost, and an orderly stop."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .anthropic_judge import AnthropicJudge
 
 BATCHES = "batches.jsonl"
-# After so many failures in a row nobody is listening: better to stop and be resumed than to lose every item.
+# After so many failures in a row the service is down: better to stop and be resumed than to lose every item.
 GIVE_UP_AFTER = 20
 _STOP_GRACE_S = 30.0
 _WATCH_S = 0.25

@@ -1,4 +1,4 @@
-"""What a judge is asked. Everything the models wrote is fenced as data: it may contain instructions to the judge.
+"""The questions to a judge. Everything the models wrote is fenced as data: it may contain instructions to the judge.
 
 The fence is a tag with a number that depends on the entire question, so that no answer can close it.
 """
@@ -155,7 +155,7 @@ def with_json_rule(system: str, schema: dict[str, Any]) -> str:
 
 
 def repair_request(problem: str) -> str:
-    """What is said to a judge whose answer could not be read."""
+    """What a judge is told whose answer could not be read."""
     return f"Your answer could not be recorded: {problem}. Give the verdict again, in the required form only."
 
 

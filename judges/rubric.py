@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,34 +66,11 @@ class Rubric(BaseModel):
         return sum(c.weight * (scores[c.name] - c.low) / (c.high - c.low) for c in self.criteria) / total
 
 
-DEFAULT_RUBRIC = Rubric(
-    use_reference=True,
-    instructions="The answers come from two assistants. Judge which one serves the user better.",
-    criteria=(
-        Criterion(
-            name="correctness",
-            question="Are the facts, the reasoning and the result right?",
-            weight=3,
-            anchors={
-                1: "wrong in what matters",
-                3: "right in the main, with an error that matters to some readers",
-                5: "right throughout",
-            },
-        ),
-        Criterion(
-            name="instruction_following",
-            question="Does it do what was asked: the task, its format, its length, its language?",
-            weight=2,
-            anchors={1: "does something else", 3: "misses a part of the request", 5: "does all that was asked"},
-        ),
-        Criterion(
-            name="helpfulness",
-            question="Could the user act on it at once? Neither padding nor confidence counts.",
-            weight=1,
-            anchors={1: "of no use", 3: "useful after further work", 5: "complete and clear, nothing superfluous"},
-        ),
-    ),
-)
+@cache
+def default_rubric() -> Rubric:
+    """The shipped rubric, for answers to any kind of question."""
+    with as_file(files("sota_ml_researcher.judges") / "default_rubric.yaml") as path:
+        return load_rubric(path)
 
 
 def load_rubric(file: str | Path | None) -> Rubric:
@@ -101,7 +80,7 @@ def load_rubric(file: str | Path | None) -> Rubric:
         ConfigError: If a key is unknown, or there are no criteria, or one is not complete, with file and line.
     """
     if file is None:
-        return DEFAULT_RUBRIC
+        return default_rubric()
     path = Path(file)
     document = load_yaml(path)
     for key in document.data:

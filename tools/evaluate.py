@@ -181,7 +181,7 @@ def _plan(settings: Settings[JudgeEvalConfig]) -> JudgePlan:
 
 async def _check_keys(plan: JudgePlan) -> None:
     """Ask the paid judges' services whether key and model are right, before anything is spent."""
-    from ..evals.eval_judges import check_services
+    from ..evals.inputs import check_services
 
     await check_services(plan.settings.config)
 

@@ -1,4 +1,4 @@
-"""Benchmarks through Inspect: the settings a user may give."""
+"""The settings of a benchmark that a user may give, and their defaults."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...core.errors import BackendError
 from ...core.names import BackendName
 from ...core.settings import Settings, load_settings
 from ...judges.judge_catalog import JudgePrice, JudgeRef, Price, judge_price, parse_judge
-from ..arms import FILE_ENDINGS
+from ..inputs import FILE_ENDINGS
 from ..judge_config import PositiveReal
 
 Scorer = Literal["exact", "includes", "math", "model_graded"]

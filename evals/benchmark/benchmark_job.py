@@ -39,7 +39,7 @@ def run_benchmark_job(context: RunContext, config_file: Path) -> Outcome:
     """Run the benchmark whose resolved config lies in ``config_file``.
 
     Raises:
-        ResearcherError: For a task or a model that cannot be had, a backend that refuses, or a task that fails.
+        ResearcherError: For a task or model that does not exist here, a backend that refuses, or a task that fails.
     """
     config = load_benchmark_settings(config_file, None).config
     items = load_items(Path(config.task), config.num_samples, config.seed) if config.has_rows else None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...core.errors import ConfigError, DataError, MissingDependencyError
 from ...core.settings import Origin, Settings
-from ..arms import resolve_arm
+from ..inputs import resolve_arm
 from ..test_set import load_items
 from .benchmark_config import BenchmarkConfig, grader_may_cost, grader_price
 
@@ -43,7 +43,7 @@ def plan_benchmark(settings: Settings[BenchmarkConfig]) -> BenchmarkPlan:
     """Check everything that can be checked without running the task.
 
     Raises:
-        ResearcherError: For a task or model that cannot be had.
+        ResearcherError: For a task or model that does not exist here.
         MissingDependencyError: If Inspect, or the package of the task, is not installed.
     """
     if find_spec("inspect_ai") is None:

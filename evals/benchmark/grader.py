@@ -30,7 +30,7 @@ _API: Any = TinkerModelAPI
 
 
 class _Counter:
-    """What the graders of this process' benchmark have cost, by the name Inspect has for each."""
+    """What the grader of the benchmark in this process has cost; Inspect offers no other way to hand it to a hook."""
 
     spending: Spending | None = None
 
@@ -57,10 +57,10 @@ def _count(model: str, used: ModelUsage) -> None:
 
 @contextmanager
 def grader_of(context: RunContext, config: BenchmarkConfig) -> Generator[Model | None]:
-    """The grader, if the benchmark has one; what it costs is told to ``context`` for as long as the block runs.
+    """The grader, if the benchmark has one; its cost is reported to ``context`` while the block runs.
 
     Raises:
-        ResearcherError: If it cannot be had.
+        ResearcherError: If the grader cannot be reached, or its key is not set.
     """
     if config.judge_model is None:
         yield None

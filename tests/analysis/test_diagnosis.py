@@ -7,7 +7,7 @@ from analysis_synthetic import FAULTS, faulty, healthy
 
 import sota_ml_researcher.core.paths as anchor
 from sota_ml_researcher.analysis.diagnosis import diagnose, measure_change
-from sota_ml_researcher.analysis.findings import Finding
+from sota_ml_researcher.analysis.findings import RunFinding
 from sota_ml_researcher.analysis.runs import Run, load_run
 from sota_ml_researcher.analysis.series import Series, change_points, noise_of, rolling_median, spikes
 from sota_ml_researcher.doctrine.rules import load_rules
@@ -32,7 +32,7 @@ def test_a_finding_has_evidence_a_rule_and_one_next_experiment(name: str, tmp_pa
         assert finding.confidence in ("high", "medium", "low")
 
 
-def only(kind: str, findings: list[Finding]) -> Finding:
+def only(kind: str, findings: list[RunFinding]) -> RunFinding:
     return next(f for f in findings if f.kind == kind)
 
 

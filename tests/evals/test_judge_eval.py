@@ -81,7 +81,7 @@ def test_two_judges_of_two_services_agree(tmp_path: Path, judges: Judges) -> Non
 
 def test_a_judge_that_always_says_a_fails_the_evaluation(tmp_path: Path, judges: Judges) -> None:
     judges.answer = lambda asked: {"reason": "A", "verdict": "A", "quality": (5, 1)}
-    with pytest.raises(JudgeFailedError, match=r"failed the tests of itself.*8 of 16.*chose the first 20 of 20"):
+    with pytest.raises(JudgeFailedError, match=r"failed its calibration checks.*8 of 16.*chose the first 20 of 20"):
         evaluate(tmp_path, sums(tmp_path, 25) | {"judge_model": MODEL})
     assert len(judges.answered) == 36  # the pairs that count were never paid for
     controls = json.loads((tmp_path / "run" / "controls.json").read_text())
@@ -378,7 +378,7 @@ def test_the_assistant_judges_blinded_packets(tmp_path: Path) -> None:
                     continue
                 done.add(packet["id"])
                 seen.append(packet)
-                asked = Judges()._asked(packet["system"], [{"content": packet["question"]}])
+                asked = Judges().asked(packet["system"], [{"content": packet["question"]}])
                 given = honest(asked)
                 names = ("correctness", "instruction_following", "helpfulness")
                 scores = {name: dict(zip("AB", given["quality"], strict=True)) for name in names}

@@ -175,7 +175,7 @@ class Judges:
 
     def _message(self, body: dict[str, Any]) -> dict[str, Any]:
         is_judge = bool(body.get("tools"))  # a grader is asked for prose
-        given = self.answer(self._asked(body["system"][0]["text"], body["messages"])) if is_judge else GRADE
+        given = self.answer(self.asked(body["system"][0]["text"], body["messages"])) if is_judge else GRADE
         stop = "tool_use"
         if given is None:
             content, stop = [], "refusal"
@@ -202,7 +202,7 @@ class Judges:
         if fault is not None:
             return fault
         self._seen(identity, body)
-        given = self.answer(self._asked("", body["messages"][1:])) if "tools" in body else None
+        given = self.answer(self.asked("", body["messages"][1:])) if "tools" in body else None
         message: dict[str, Any] = {"role": "assistant", "content": None}
         finish = "stop"
         if "tools" not in body:
@@ -271,7 +271,8 @@ class Judges:
         if self.keep_bodies:
             self.bodies.append(body)
 
-    def _asked(self, system: str, messages: list[dict[str, Any]]) -> Asked:
+    def asked(self, system: str, messages: list[dict[str, Any]]) -> Asked:
+        """The question that a request put to a judge."""
         text = messages[0]["content"]
         alone = fenced("answer", text)
         return Asked(

@@ -15,10 +15,12 @@ from sota_ml_researcher.evals.responses import Response
 from sota_ml_researcher.evals.results import SAME
 from sota_ml_researcher.judges.journal import Judgment
 from sota_ml_researcher.judges.prompt import EvalItem
-from sota_ml_researcher.judges.rubric import DEFAULT_RUBRIC
+from sota_ml_researcher.judges.rubric import default_rubric
+
+RUBRIC = default_rubric()
 
 _LEAN, _NOISE, _TIE_BELOW = 0.3, 0.7, 0.5  # in standard deviations of the difference between two answers
-_SCORES = {c.name: {"A": 3, "B": 3} for c in DEFAULT_RUBRIC.criteria}
+_SCORES = {c.name: {"A": 3, "B": 3} for c in RUBRIC.criteria}
 
 
 def one_evaluation(prompts: int, rng: np.random.Generator, *, cluster_size: int = 1) -> Evidence:
@@ -45,7 +47,7 @@ def one_evaluation(prompts: int, rng: np.random.Generator, *, cluster_size: int 
         for i, margin in zip(ids, margins, strict=True)
         for first, second, sign in (("tuned", "baseline", 1), ("baseline", "tuned", -1))
     ]
-    return Evidence(config, DEFAULT_RUBRIC, items, answers, judgments, {})
+    return Evidence(config, RUBRIC, items, answers, judgments, {})
 
 
 def not_distinguishable(repeats: int, prompts: int, *, seed: int, cluster_size: int = 1) -> int:
