@@ -1,7 +1,7 @@
 """Does an adapter of this rank have room for this data set? A ratio of two order-of-magnitude estimates, in bits.
 
-Capacity is the adapter's parameters times the bits per parameter that can be stored (Allen-Zhu and Li, arXiv 2404.05405). The
-data's information is at most the first epoch's negative log-likelihood in bits; repeats add none (Schulman and Thinking
+Capacity is the adapter's parameters times the bits one can store (Allen-Zhu and Li, arXiv 2404.05405). The data's
+information is at most the first epoch's negative log-likelihood in bits; repeats add none (Schulman and Thinking
 Machines Lab, "LoRA Without Regret", 2025). The verdict is a band and not a line, because both numbers are rough.
 """
 
