@@ -1,4 +1,4 @@
-"""What the platform says a job used, to hold our own meter against. Heavy: imports tinker.
+"""What the platform says a job used, to compare with our own meter.
 
 Jobs carry their id in their sessions' metadata; billing events name the session. Usage arrives hours late, so a job
 without events yet is not a job that cost nothing.
@@ -17,7 +17,7 @@ from .connection import Backend, backend_errors
 from .meter import Usage
 
 JOB_KEY = "ml_researcher_job"
-# The platform answers for at most this much at once, in whole hours.
+# The platform answers for at most this long a time at once, in whole hours.
 _WINDOW = timedelta(days=14)
 
 
@@ -44,7 +44,7 @@ def billed_by_job(backend: Backend, since: datetime, *, until: datetime | None =
     Raises:
         BackendError: If the backend refuses: the key needs the right to see billing.
     """
-    found: dict[str, Billed] = {}
+    billed: dict[str, Billed] = {}
     with backend_errors(backend):
         client = tinker.AdminClient(base_url=backend.base_url, api_key=backend.api_key)
         for start, end in _windows(since, until or datetime.now(UTC)):
@@ -53,8 +53,8 @@ def billed_by_job(backend: Backend, since: datetime, *, until: datetime | None =
                 session = answer.sessions.get(event.session_id or "")
                 job_id = ((session.user_metadata if session else None) or {}).get(JOB_KEY)
                 if job_id is not None:
-                    found[job_id] = _plus(found.get(job_id), event)
-    return found
+                    billed[job_id] = _plus(billed.get(job_id), event)
+    return billed
 
 
 def _windows(since: datetime, until: datetime) -> Iterator[tuple[datetime, datetime]]:
@@ -66,15 +66,15 @@ def _windows(since: datetime, until: datetime) -> Iterator[tuple[datetime, datet
         start = end
 
 
-def _plus(known: Billed | None, event: types.BillingUsageEvent) -> Billed:
-    known = known or Billed(Usage(), None, 0, event.bucket_end)
+def _plus(so_far: Billed | None, event: types.BillingUsageEvent) -> Billed:
+    so_far = so_far or Billed(Usage(), None, 0, event.bucket_end)
     tokens = _tokens(event)
     cost = event.estimated_cost_usd
     return Billed(
-        usage=known.usage.plus(tokens),
-        cost_usd=known.cost_usd if cost is None else (known.cost_usd or 0.0) + cost,
-        unpriced_events=known.unpriced_events + (cost is None and tokens != Usage()),
-        through=max(known.through, event.bucket_end),
+        usage=so_far.usage.plus(tokens),
+        cost_usd=so_far.cost_usd if cost is None else (so_far.cost_usd or 0.0) + cost,
+        unpriced_events=so_far.unpriced_events + (cost is None and tokens != Usage()),
+        through=max(so_far.through, event.bucket_end),
     )
 
 

@@ -1,4 +1,4 @@
-"""The embedded engine as a process: found if it runs, started if it does not. One per state folder."""
+"""The embedded engine as a process, one per state folder: the one that runs, or a new one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from ..core.errors import BackendError, MissingDependencyError
 from ..core.files import storage_errors
@@ -21,24 +21,23 @@ _POLL_S = 0.1
 _HEALTH_TIMEOUT_S = 5.0
 
 
+class _Engine(NamedTuple):
+    """What an engine writes about itself into its state folder."""
+
+    url: str
+    pid: int
+
+
 def running_engine() -> str | None:
     """The URL of the engine that serves this state folder, or None."""
-    found = _discovered(engine_folder())
-    url = str(found["url"]) if found else ""
-    return url if url and _healthy(url) else None
+    engine = _discovered(engine_folder())
+    return engine.url if engine and _healthy(engine.url) else None
 
 
 def engine_died(url: str) -> bool:
     """Whether the engine that served ``url`` has ended. Looks at its process, so a busy engine is not mistaken."""
-    import psutil
-
-    found = _discovered(engine_folder())
-    if found is None or found.get("url") != url:
-        return True
-    try:
-        return psutil.Process(int(found["pid"])).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
+    engine = _discovered(engine_folder())
+    return engine is None or engine.url != url or not _lives(engine)
 
 
 def ensure_engine() -> str:
@@ -61,7 +60,7 @@ def ensure_engine() -> str:
 
 
 def check_installed() -> None:
-    """Whether the engine could start here.
+    """See that the engine could start here.
 
     Raises:
         MissingDependencyError: If a package of the training extra is missing.
@@ -75,16 +74,21 @@ def check_installed() -> None:
         )
 
 
-def _discovered(folder: Path) -> dict[str, Any] | None:
+def _discovered(folder: Path) -> _Engine | None:
     try:
-        return json.loads((folder / "engine.json").read_bytes())
-    except (FileNotFoundError, ValueError):
+        written = json.loads((folder / "engine.json").read_bytes())
+        return _Engine(str(written["url"]), int(written["pid"]))
+    except (FileNotFoundError, ValueError, KeyError):
         return None
 
 
-def _lives(folder: Path) -> bool:
-    found = _discovered(folder)
-    return found is not None and not engine_died(str(found.get("url")))
+def _lives(engine: _Engine) -> bool:
+    import psutil
+
+    try:
+        return psutil.Process(engine.pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _healthy(url: str) -> bool:
@@ -111,8 +115,9 @@ def _start(folder: Path) -> str:
     while time.monotonic() < deadline:
         if url := running_engine():
             return url
-        # One that lives but did not answer in time, on a crowded machine, keeps its store: it is waited for.
-        if process.poll() is not None and not _lives(folder):
+        # Another one that is alive but slow to answer, on a busy machine, holds the store: it is waited for.
+        engine = _discovered(folder)
+        if process.poll() is not None and not (engine and _lives(engine)):
             raise BackendError(f"the embedded engine did not start: {_last_line(log)}", where=str(log))
         time.sleep(_POLL_S)
     process.kill()

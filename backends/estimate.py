@@ -22,7 +22,7 @@ class CostEstimate:
         high: If everything is as long as the settings allow.
         usage: The expected tokens.
         price_date: The day the prices were read, ISO, or None.
-        storage_gb_month: USD a gigabyte and month of kept checkpoints, or None.
+        storage_gb_month: USD per gigabyte and month of kept checkpoints, or None.
         note: What the figures leave out, or why there are none.
     """
 
@@ -56,5 +56,5 @@ def estimate_cost(table: PriceTable, backend: str, model: str, usages: Sequence[
     costs = [usage.cost(price) for usage in (low, expected, high)]
     if None in costs:
         return CostEstimate(None, None, None, expected, day, storage, "unknown: a price this job needs is not listed")
-    note = "without checkpoint storage" + (f" (${storage:.2f} a GB and month)" if storage is not None else "")
+    note = "without checkpoint storage" + (f" (${storage:.2f} per GB and month)" if storage is not None else "")
     return CostEstimate(costs[0], costs[1], costs[2], expected, day, storage, note)

@@ -1,11 +1,10 @@
-"""What a million tokens cost, and where we know that from: a dated table that a user can override."""
+"""Prices per million tokens and their sources: a dated table that a user can override."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Protocol, cast
 
@@ -13,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..core.errors import ConfigError
 from ..core.paths import home
-from ..core.yaml_loading import load_yaml, parse_yaml
+from ..core.yaml_loading import load_yaml, shipped_yaml
 
 PRICES_VARIABLE = "ML_RESEARCHER_PRICES"
 # One token costs this share of a price "per million tokens".
@@ -82,14 +81,14 @@ def load_prices() -> PriceTable:
     Raises:
         ConfigError: If the user's file cannot be read or does not have the table's shape; names the key.
     """
-    shipped = dict(parse_yaml(_shipped(), Path("prices.yaml")).data)
+    shipped: dict[str, Any] = shipped_yaml("backends", "prices.yaml")
     own = _own_file()
     if own is None:
         return PriceTable.model_validate(shipped)
     document = load_yaml(own)
     try:
-        given = _Override.model_validate(document.data)
-        merged = _overlay(shipped, _dated(given.model_dump(exclude_unset=True), given.as_of or _written(own)))
+        override = _Override.model_validate(document.data)
+        merged = _overlay(shipped, _dated(override.model_dump(exclude_unset=True), override.as_of or _written(own)))
         return PriceTable.model_validate(merged)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
@@ -102,13 +101,13 @@ def load_prices() -> PriceTable:
         ) from error
 
 
-def _dated(given: dict[str, Any], day: date) -> dict[str, Any]:
+def _dated(override: dict[str, Any], day: date) -> dict[str, Any]:
     """The user's prices with a day of their own: the table's would be wrong for them."""
-    for backend in given.get("backends", {}).values():
+    for backend in override.get("backends", {}).values():
         group = backend.get("models", {})
         for name, price in group.items():
             group[name] = {"as_of": day, **price}
-    return given
+    return override
 
 
 def _written(path: Path) -> date:
@@ -122,15 +121,10 @@ class _Override(_Frozen):
 
 
 def _own_file() -> Path | None:
-    given = os.environ.get(PRICES_VARIABLE)
-    if given:
-        return Path(given).expanduser()
+    if named := os.environ.get(PRICES_VARIABLE):
+        return Path(named).expanduser()
     own = home() / "prices.yaml"
     return own if own.exists() else None
-
-
-def _shipped() -> str:
-    return (files("sota_ml_researcher.backends") / "prices.yaml").read_text(encoding="utf-8")
 
 
 def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The checkpoints a backend keeps: what they weigh, what they cost, and throwing some away. Heavy: imports tinker."""
+"""The checkpoints a backend stores: their sizes, what they cost, and how to delete them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..core.errors import JobError
 from .connection import Backend, backend_errors
 from .prices import PriceTable
 
-_BYTES_PER_GB = 1e9
+_BYTES_PER_GB, _PAGE = 1e9, 500
 
 
 @dataclass(frozen=True, slots=True)
 class StoredCheckpoint:
-    """One checkpoint on a backend; ``expires`` None is never, ``usd_month`` None is unknown or free."""
+    """A checkpoint on a backend; ``expires`` is None for never, ``usd_month`` (US dollars per month) for unknown."""
 
     path: str
     size_bytes: int | None
@@ -29,22 +29,22 @@ class StoredCheckpoint:
 def stored_checkpoints(backend: Backend, table: PriceTable) -> list[StoredCheckpoint]:
     """Every checkpoint of the account, largest monthly price first, then largest, then oldest."""
     rate = table.storage(backend.name) if table.charges(backend.name) else 0.0
+    checkpoints: list[StoredCheckpoint] = []
     with backend_errors(backend):
         rest = tinker.RestClient(base_url=backend.base_url, api_key=backend.api_key)
-        found: list[StoredCheckpoint] = []
-        while True:
-            page = rest.list_user_checkpoints(limit=500, offset=len(found)).result().checkpoints
-            found += [_stored(checkpoint, rate) for checkpoint in page]
-            if len(page) < 500:
+        while len(checkpoints) % _PAGE == 0:
+            page = rest.list_user_checkpoints(limit=_PAGE, offset=len(checkpoints)).result().checkpoints
+            checkpoints += [_stored(checkpoint, rate) for checkpoint in page]
+            if not page:
                 break
-    return sorted(found, key=lambda c: (-(c.size_bytes or 0), c.created))
+    return sorted(checkpoints, key=lambda c: (-(c.size_bytes or 0), c.created))
 
 
 def delete_checkpoints(backend: Backend, paths: Sequence[str]) -> None:
-    """Delete checkpoints, each named in full; there is no way back.
+    """Delete checkpoints, each named in full. They cannot be restored.
 
     Raises:
-        JobError: If one is no checkpoint path: nothing is deleted then.
+        JobError: If one is not a checkpoint path: nothing is deleted then.
         BackendError: If the backend refuses one; those before it are gone.
     """
     for path in paths:

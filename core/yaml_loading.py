@@ -1,9 +1,10 @@
-"""Reading a YAML file a person wrote: safe, strict, and with the line of every key at hand."""
+"""Reading YAML: what a person wrote, strictly and with the line of every key at hand, and our own, quickly."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
@@ -99,3 +100,13 @@ def _constructor_error(error: yaml.constructor.ConstructorError, path: Path) -> 
         tag = (error.problem or "").rsplit("'", 2)[-2]
         return ConfigError(f"the tag {tag} is not allowed", where=where, fix="Write plain values: text, numbers, lists")
     return ConfigError(f"not valid YAML: {error.problem}", where=where)
+
+
+def shipped_yaml(folder: str, name: str) -> Any:
+    """The content of a YAML file that comes with the package, such as ``doctrine``, ``rules.yaml``."""
+    return quick_yaml((files(f"sota_ml_researcher.{folder}") / name).read_bytes())
+
+
+def quick_yaml(text: str | bytes) -> Any:
+    """The content of YAML that we wrote; libyaml, where it is there, reads it eight times faster."""
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))

@@ -7,12 +7,13 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import anyio
 from mcp import Client, StdioServerParameters
+from mcp.shared.dispatcher import ProgressFnT
 from mcp_types import CallToolResult, TextContent
 from pydantic import BaseModel
 from rich.console import Console
@@ -42,6 +43,43 @@ class Stage(BaseModel):
     measure: str
     before: float
     after: float
+
+
+class Job(BaseModel):
+    """What the demo reads of `wait_for_job`'s answer."""
+
+    job_id: str
+    run_folder: Path
+    step: int
+    state: str
+    error: str | None
+
+    def metric(self, name: str) -> list[float]:
+        """A metric of the run, in order of step."""
+        records = [json.loads(line) for line in (self.run_folder / "metrics.jsonl").read_text().splitlines()]
+        return [record[name] for record in records if name in record]
+
+    def stage(self, measure: str, before: float, after: float) -> Stage:
+        """The job with its number before and after."""
+        folder = str(self.run_folder)
+        return Stage(
+            job_id=self.job_id, run_folder=folder, steps=self.step, measure=measure, before=before, after=after
+        )
+
+
+class Interval(BaseModel):
+    """A confidence interval; by default all of the scale."""
+
+    low: float = 0.0
+    high: float = 1.0
+
+
+class Judged(BaseModel):
+    """What the demo reads of an evaluation's result.json."""
+
+    verdict: str
+    mean: float
+    interval: Interval | None
 
 
 class DemoResult(BaseModel):
@@ -111,33 +149,33 @@ class Demo:
         prompts, answers = test_set()
         before = await self._sample(client, "before", "demo", prompts)
         job = await self._train(client, "start_sft", "sft")
-        after = await self._sample(client, "after", job["job_id"], prompts)
-        judged = await self._judge(client, job["job_id"])
-        interval = judged["interval"] or {"low": 0.0, "high": 1.0}
-        dpo = await self._preferences(client, job["job_id"])
+        after = await self._sample(client, "after", job.job_id, prompts)
+        judged = await self._judge(client, job.job_id)
+        interval = judged.interval or Interval()
+        dpo = await self._preferences(client, job.job_id)
         grpo = await self._rewards(client)
         self._seconds["total"] = round(time.monotonic() - began, 1)
-        first, last = _nll_range(Path(job["run_folder"]))
+        nll = job.metric("test/nll")
         matches = [sum(g == a for g, a in zip(given, answers, strict=True)) / len(answers) for given in (before, after)]
-        met = matches[0] < WORST_BEFORE and matches[1] > BEST_AFTER and last <= NLL_RATIO * first
-        met = met and judged["verdict"] == "better"
+        met = matches[0] < WORST_BEFORE and matches[1] > BEST_AFTER and nll[-1] <= NLL_RATIO * nll[0]
+        met = met and judged.verdict == "better"
         met = met and dpo.after >= PAIR_ACCURACY and grpo.before <= REWARD_BEFORE and grpo.after >= REWARD_AFTER
         return DemoResult(
-            job_id=job["job_id"],
-            run_folder=job["run_folder"],
+            job_id=job.job_id,
+            run_folder=str(job.run_folder),
             rows=report["rows"],
             loss_tokens=report["tokens"]["loss"],
             lora_parameters=capacity["parameters"],
             capacity_verdict=capacity["verdict"],
-            steps=job["step"],
-            nll_before=first,
-            nll_after=last,
+            steps=job.step,
+            nll_before=nll[0],
+            nll_after=nll[-1],
             exact_match_before=matches[0],
             exact_match_after=matches[1],
             test_prompts=len(answers),
-            judge_verdict=judged["verdict"],
-            judge_win_rate=judged["mean"],
-            judge_interval=[interval["low"], interval["high"]],
+            judge_verdict=judged.verdict,
+            judge_win_rate=judged.mean,
+            judge_interval=[interval.low, interval.high],
             example_prompt=prompts[0],
             example_before=before[0],
             example_after=after[0],
@@ -150,57 +188,57 @@ class Demo:
     async def _preferences(self, client: Client, sft_job: str) -> Stage:
         """DPO on top of the SFT job: small letters are preferred to capitals."""
         job = await self._train(client, "start_dpo", "dpo", load_checkpoint=sft_job)
-        values = _values(Path(job["run_folder"]), "test/accuracy")
-        return _stage(job, "held-out pair accuracy", values[0], values[-1])
+        values = job.metric("test/accuracy")
+        return job.stage("held-out pair accuracy", values[0], values[-1])
 
     async def _rewards(self, client: Client) -> Stage:
         """GRPO from the base model, which says a word in small letters less than one time in three."""
         job = await self._train(client, "start_grpo", "grpo")
-        values = _values(Path(job["run_folder"]), "reward/mean")
-        return _stage(job, "mean reward", values[0], sum(values[-_LAST_STEPS:]) / _LAST_STEPS)
+        values = job.metric("reward/mean")
+        return job.stage("mean reward", values[0], sum(values[-_LAST_STEPS:]) / _LAST_STEPS)
 
-    async def _train(self, client: Client, tool: str, kind: str, **overrides: Any) -> dict[str, Any]:
+    async def _train(self, client: Client, tool: str, kind: str, **overrides: Any) -> Job:
         began = time.monotonic()
-        started = await self._call(client, tool, config=str(template_path(kind)), overrides=overrides)
-        self._job_id = started["job_id"]
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-        with Progress(*columns, TimeElapsedColumn(), console=self._console) as progress:
-            bar = progress.add_task(f"training ({kind})", total=started["total_steps"])
+        started = await self._start(client, tool, kind, overrides)
+        with Progress(*columns, TimeElapsedColumn(), console=self._console) as bars:
+            bar = bars.add_task(f"training ({kind})", total=started["total_steps"])
 
-            def moved(done: float, total: float | None, message: str | None) -> None:
-                progress.update(bar, completed=done, total=total, description=(message or "training")[:60])
+            async def moved(progress: float, total: float | None, message: str | None) -> None:
+                bars.update(bar, completed=progress, total=total, description=(message or "training")[:60])
 
-            job = await self._wait(client, moved)
-            progress.update(bar, completed=job["step"])
+            job = await self._ended(client, moved)
+            bars.update(bar, completed=job.step)
         self._seconds[f"train {kind}"] = round(time.monotonic() - began, 1)
-        if job["state"] != "succeeded":
-            raise JobError(f"the job ended as {job['state']}: {job['error']}", where=job["run_folder"])
         return job
 
-    async def _judge(self, client: Client, tuned: str) -> dict[str, Any]:
-        """Base against tuned, as the template eval.yaml does it; returns what the evaluation's result.json says."""
+    async def _judge(self, client: Client, tuned: str) -> Judged:
+        """Base against tuned, as the template eval.yaml does it."""
         began = time.monotonic()
-        overrides = {"finetuned_model": tuned}
-        started = await self._call(client, "run_judge_eval", config=str(template_path("eval")), overrides=overrides)
-        self._job_id = started["job_id"]
-        job = await self._wait(client, lambda done, total, message: None)
-        if job["state"] != "succeeded":
-            raise JobError(f"the evaluation ended as {job['state']}: {job['error']}", where=job["run_folder"])
+        await self._start(client, "run_judge_eval", "eval", {"finetuned_model": tuned})
+        job = await self._ended(client)
         self._step("judge", began)
-        found: dict[str, Any] = json.loads((Path(job["run_folder"]) / "result.json").read_bytes())
-        return found
+        return Judged.model_validate_json((job.run_folder / "result.json").read_bytes())
 
-    async def _wait(self, client: Client, moved: Callable[[float, float | None, str | None], None]) -> dict[str, Any]:
-        async def on_progress(progress: float, total: float | None, message: str | None) -> None:
-            moved(progress, total, message)
+    async def _start(self, client: Client, tool: str, kind: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        started = await self._call(client, tool, config=str(template_path(kind)), overrides=overrides)
+        self._job_id = started["job_id"]
+        return started
 
+    async def _ended(self, client: Client, moved: ProgressFnT | None = None) -> Job:
+        """The job that was started last, once it has succeeded.
+
+        Raises:
+            JobError: If it ends in another way.
+        """
         while True:
-            result = await client.call_tool(
-                "wait_for_job", {"job_id": self._job_id, "timeout_s": 20}, progress_callback=on_progress
-            )
-            job = _content("wait_for_job", result)
-            if job["state"] not in {"queued", "starting", "running"}:
+            arguments = {"job_id": self._job_id, "timeout_s": 20}
+            result = await client.call_tool("wait_for_job", arguments, progress_callback=moved)
+            job = Job.model_validate(_content("wait_for_job", result))
+            if job.state == "succeeded":
                 return job
+            if job.state not in {"queued", "starting", "running"}:
+                raise JobError(f"the job ended as {job.state}: {job.error}", where=str(job.run_folder))
 
     async def _sample(self, client: Client, phase: str, model: str, prompts: list[str]) -> list[str]:
         arguments = {"model": model, "prompts": prompts, "max_tokens": MAX_TOKENS, "temperature": 0.0}
@@ -233,29 +271,6 @@ def test_set() -> tuple[list[str], list[str]]:
     """Held-out prompts and the answers that count as right."""
     rows = [json.loads(line) for line in demo_data("sft_test", where="demo").read_text().splitlines()[:TEST_PROMPTS]]
     return [row["messages"][-2]["content"] for row in rows], [row["messages"][-1]["content"] for row in rows]
-
-
-def _nll_range(folder: Path) -> tuple[float, float]:
-    """The held-out loss before the first step and after the last."""
-    measured = _values(folder, "test/nll")
-    return measured[0], measured[-1]
-
-
-def _values(folder: Path, metric: str) -> list[float]:
-    """A metric of a run, in order of step."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [record[metric] for record in records if metric in record]
-
-
-def _stage(job: dict[str, Any], measure: str, before: float, after: float) -> Stage:
-    return Stage(
-        job_id=job["job_id"],
-        run_folder=job["run_folder"],
-        steps=job["step"],
-        measure=measure,
-        before=before,
-        after=after,
-    )
 
 
 def show_result(result: DemoResult, *, as_json: bool) -> int:

@@ -1,20 +1,18 @@
 """The rules of ``doctrine/rules.yaml``: every number we recommend, its conditions, its source and how sure we are.
 
-Light on purpose: the server reads them on the first tool call. The schema of both files is held by tests.
+They are read on the first tool call. Tests check the schema of both files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.resources import files
 from types import MappingProxyType
 from typing import Any, Literal, cast
 
-import yaml
-
 from ..core.errors import ConfigError, did_you_mean
+from ..core.yaml_loading import shipped_yaml
 
 Confidence = Literal["high", "medium", "low"]
 Status = Literal["verified", "secondary", "recalled", "disputed", "chosen"]
@@ -49,28 +47,28 @@ class Rule:
     Attributes:
         id: Dotted name, such as ``lora.lr.base``.
         claim: One sentence.
-        value: The number, list, mapping or word; None where the claim has none.
-        unit: What the value counts; may be empty.
-        when: The conditions under which the claim holds; empty means always.
         references: ``key`` or ``key: section`` of each source, never empty; the first carries the claim.
         confidence: How far to trust it.
         status: ``verified`` against the source, ``secondary`` (a source that reports it), ``recalled`` (not confirmed),
             ``disputed`` (sources disagree, or only partly replicated: ``note`` says how), ``chosen`` (a threshold or
             practice of this project, with the source that motivates it).
+        value: The number, list, mapping or word; None where the claim has none.
+        unit: What the value counts; may be empty.
+        when: The conditions under which the claim holds; empty means always.
         informational: Whether no program reads the value: it is there for people.
         note: What a careful reader should know besides; may be empty.
     """
 
     id: str
     claim: str
-    value: RuleValue
-    unit: str
-    when: str
     references: tuple[str, ...]
     confidence: Confidence
     status: Status
-    informational: bool
-    note: str
+    value: RuleValue = None
+    unit: str = ""
+    when: str = ""
+    informational: bool = False
+    note: str = ""
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -86,13 +84,15 @@ class Rule:
 @cache
 def load_rules() -> Mapping[str, Rule]:
     """Every rule by id, in the order of the file. Read once per process."""
-    return MappingProxyType({rule_id: _rule(rule_id, row) for rule_id, row in _read("rules.yaml").items()})
+    rows: Mapping[str, Mapping[str, Any]] = shipped_yaml("doctrine", "rules.yaml")
+    return MappingProxyType({rule_id: _rule(rule_id, **row) for rule_id, row in rows.items()})
 
 
 @cache
 def load_sources() -> Mapping[str, Source]:
     """Every source by its short name, without a section. Read once per process."""
-    return MappingProxyType({key: Source(key=key, **row) for key, row in _read("sources.yaml").items()})
+    rows: Mapping[str, Mapping[str, Any]] = shipped_yaml("doctrine", "sources.yaml")
+    return MappingProxyType({key: Source(key=key, **row) for key, row in rows.items()})
 
 
 def rule(rule_id: str) -> Rule:
@@ -101,31 +101,14 @@ def rule(rule_id: str) -> Rule:
     Raises:
         ConfigError: If there is no rule of that id.
     """
-    found = load_rules().get(rule_id)
-    if found is None:
+    if rule_id not in load_rules():
         fix = did_you_mean(rule_id, load_rules(), cutoff=60.0)
         raise ConfigError(f"there is no rule '{rule_id}'", fix=fix or "Read doctrine://rules for the list")
-    return found
+    return load_rules()[rule_id]
 
 
-def _read(name: str) -> dict[str, dict[str, Any]]:
-    text = (files("sota_ml_researcher.doctrine") / name).read_bytes()
-    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-
-
-def _rule(rule_id: str, row: Mapping[str, Any]) -> Rule:
-    return Rule(
-        id=rule_id,
-        claim=row["claim"],
-        value=_frozen(row.get("value")),
-        unit=row.get("unit", ""),
-        when=row.get("when", ""),
-        references=tuple(row["sources"]),
-        confidence=row["confidence"],
-        status=row["status"],
-        informational=row.get("informational", False),
-        note=row.get("note", ""),
-    )
+def _rule(rule_id: str, *, sources: Sequence[str], value: Any = None, **rest: Any) -> Rule:
+    return Rule(id=rule_id, references=tuple(sources), value=_frozen(value), **rest)
 
 
 def _cited(reference: str) -> Source:
@@ -140,7 +123,12 @@ def _frozen(value: Any) -> RuleValue:
 
 
 def number(rule_id: str) -> float:
-    """A rule's value, which must be one number."""
+    """A rule's value, which must be one number.
+
+    Raises:
+        ConfigError: If there is no rule of that id.
+        TypeError: If its value is not a number.
+    """
     value: object = rule(rule_id).value
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"rule {rule_id} must hold one number, got {value!r}")

@@ -8,9 +8,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, cast
 
-import yaml
-
 from ..core.errors import ConfigError, did_you_mean
+from ..core.yaml_loading import quick_yaml
 from .rules import Rule, Source, Status, load_rules, rule
 
 RULES_TOPIC = "rules"
@@ -59,9 +58,8 @@ def read_topic(name: str) -> str:
         return rules_table()
     if name in load_rules():
         return rule_page(name)
-    known = _page_names()
-    if name not in known:
-        everything = sorted([*known, RULES_TOPIC])
+    if name not in _page_names():
+        everything = sorted([*_page_names(), RULES_TOPIC])
         near = did_you_mean(name, [*everything, *load_rules()], cutoff=50.0)
         choices = f"Topics: {', '.join(everything)}, or a rule's id"
         raise ConfigError(f"there is no topic '{name}'", where="doctrine", fix=f"{near} {choices}".strip())
@@ -77,7 +75,7 @@ def front_matter(text: str) -> Mapping[str, Any]:
     parts = text.split(_FENCE, 2)
     if len(parts) != 3 or parts[0]:
         raise ConfigError("the page has no front matter", where="doctrine")
-    loaded: object = yaml.load(parts[1], Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    loaded: object = quick_yaml(parts[1])
     if not isinstance(loaded, dict):
         raise ConfigError("the front matter is not a mapping", where="doctrine")
     return cast("dict[str, Any]", loaded)
@@ -89,17 +87,16 @@ def rule_page(rule_id: str) -> str:
     Raises:
         ConfigError: If there is no rule of that id.
     """
-    found = rule(rule_id)
-    value = None if found.value is None else f"{_shown(found.value)} {found.unit}".strip()
-    facts = (("value", value), ("when", found.when), ("note", found.note))
+    this = rule(rule_id)
+    facts = (("value", _value(this)), ("when", this.when), ("note", this.note))
     lines = [
-        f"# {found.id}",
+        f"# {this.id}",
         "",
-        found.claim,
+        this.claim,
         "",
         *(f"- {name}: {text}" for name, text in facts if text),
-        f"- confidence: {found.confidence}; status: {found.status}, {_STATUS[found.status]}",
-        *(_citation(source) for source in found.sources),
+        f"- confidence: {this.confidence}; status: {this.status}, {_STATUS[this.status]}",
+        *(_citation(source) for source in this.sources),
     ]
     return "\n".join(lines) + "\n"
 
@@ -129,19 +126,21 @@ def rules_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _value(row: Rule) -> str:
+    return "" if row.value is None else f"{_plain(row.value)} {row.unit}".strip()
+
+
 def _row(row: Rule) -> str:
-    value = "" if row.value is None else f"{_shown(row.value)} {row.unit}".strip()
     cited = "; ".join(f"{s.key}, {s.section}" if s.section else s.key for s in row.sources)
-    cells = (f"`{row.id}`", row.claim, value, row.when, cited, f"{row.confidence}, {row.status}")
+    cells = (f"`{row.id}`", row.claim, _value(row), row.when, cited, f"{row.confidence}, {row.status}")
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _shown(value: object) -> str:
+def _plain(value: object) -> str:
     if isinstance(value, Mapping):
-        pairs = cast("Mapping[str, object]", value).items()
-        return ", ".join(f"{key} {_shown(each)}" for key, each in pairs)
+        return ", ".join(f"{key} {_plain(each)}" for key, each in cast("Mapping[str, object]", value).items())
     if isinstance(value, tuple):
-        return ", ".join(_shown(each) for each in cast("tuple[object, ...]", value))
+        return ", ".join(_plain(each) for each in cast("tuple[object, ...]", value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -1,7 +1,7 @@
 """Does an adapter of this rank have room for this data set? A ratio of two order-of-magnitude estimates, in bits.
 
-Capacity is the adapter's parameters times the bits a parameter can store (Allen-Zhu and Li, arXiv 2404.05405). The
-data's information is at most the first epoch's negative log-likelihood in bits; repeats add none (Schulman and Thinking
+Capacity is the adapter's parameters times the bits one can store (Allen-Zhu and Li, arXiv 2404.05405). The data's
+information is at most the first epoch's negative log-likelihood in bits; repeats add none (Schulman and Thinking
 Machines Lab, "LoRA Without Regret", 2025). The verdict is a band and not a line, because both numbers are rough.
 """
 
@@ -14,12 +14,12 @@ from typing import Literal
 from pydantic import BaseModel, Field, model_validator
 
 from ..core.errors import DataError
+from ..core.names import COMPONENTS, Component
 from ..doctrine.rules import integer, number, rule
 from .configs import ModelConfig
 from .hyperparameters import Recommendation, recommended_batch_size, recommended_learning_rate
-from .lora_architectures import Component, Scheme
+from .lora_architectures import Scheme
 from .lora_params import (
-    COMPONENTS,
     LoraCount,
     ModuleCount,
     RankCheck,
@@ -32,7 +32,7 @@ from .model_catalog import CatalogEntry, ComponentCounts, catalog_entry, load_ca
 
 Verdict = Literal["sufficient", "marginal", "insufficient"]
 
-# Policy gradients learn of the order of one bit from an episode, however long it is.
+# A policy gradient learns on the order of one bit from an episode, however long it is.
 BITS_PER_EPISODE = 1
 
 
@@ -71,7 +71,7 @@ class Information(BaseModel, frozen=True):
 
 
 class CapacityReport(BaseModel, frozen=True):
-    """The whole answer. Counts are plain integers; every recommendation names its rule."""
+    """The answer. Counts are plain integers; every recommendation names its rule."""
 
     base_model: str
     backend: str
@@ -167,28 +167,12 @@ def capacity_report(
 
 
 def information_of(data: DataSize) -> Information:
-    """The data's information: measured NLL in bits where there is one, else one bit a token (or an episode).
+    """The data's information: measured NLL in bits where there is one, else one bit per token (or per episode).
 
     Raises:
         DataError: If it is zero.
     """
-    if data.episodes is not None:
-        bits = data.episodes * BITS_PER_EPISODE
-        text = f"{data.episodes:,} episodes at about {BITS_PER_EPISODE} bit each, however long"
-        return _checked(Information(bits=bits, basis="episodes rule", explanation=text, rule_id="lora.rank.rl"))
-    tokens = data.loss_tokens if data.loss_tokens is not None else data.all_tokens or 0
-    what = "tokens with loss" if data.loss_tokens is not None else "tokens, prompts included"
-    if data.nll_nats is not None:
-        per_token = data.nll_nats / math.log(2)
-        text = f"{tokens:,} {what} x {per_token:.3g} bits (the base model's NLL of {data.nll_nats:.3g} nats / ln 2)"
-        return _checked(Information(bits=round(tokens * per_token), basis="measured", explanation=text))
-    per_token = number("lora.data.bits_per_token")
-    text = f"{tokens:,} {what} x {per_token:g} bit (the stated rule; not measured)"
-    bits = round(tokens * per_token)
-    return _checked(Information(bits=bits, basis="tokens rule", explanation=text, rule_id="lora.data.bits_per_token"))
-
-
-def _checked(information: Information) -> Information:
+    information = _information(data)
     if information.bits < 1:
         raise DataError(
             f"there is nothing to learn: {information.explanation}",
@@ -196,6 +180,23 @@ def _checked(information: Information) -> Information:
             fix="Check that answers are not empty and that the loss mask leaves tokens: check_dataset shows an example",
         )
     return information
+
+
+def _information(data: DataSize) -> Information:
+    if data.episodes is not None:
+        bits = data.episodes * BITS_PER_EPISODE
+        text = f"{data.episodes:,} episodes at about {BITS_PER_EPISODE} bit each, however long"
+        return Information(bits=bits, basis="episodes rule", explanation=text, rule_id="lora.rank.rl")
+    tokens = data.loss_tokens if data.loss_tokens is not None else data.all_tokens or 0
+    what = "tokens with loss" if data.loss_tokens is not None else "tokens, prompts included"
+    if data.nll_nats is not None:
+        per_token = data.nll_nats / math.log(2)
+        text = f"{tokens:,} {what} x {per_token:.3g} bits (the base model's NLL of {data.nll_nats:.3g} nats / ln 2)"
+        return Information(bits=round(tokens * per_token), basis="measured", explanation=text)
+    rule_id = "lora.data.bits_per_token"
+    per_token = number(rule_id)
+    text = f"{tokens:,} {what} x {per_token:g} bit (the stated rule; not measured)"
+    return Information(bits=round(tokens * per_token), basis="tokens rule", explanation=text, rule_id=rule_id)
 
 
 def verdict_band() -> tuple[float, float]:
@@ -242,19 +243,21 @@ def _training_settings(config: ModelConfig, data: DataSize) -> tuple[Recommendat
 
 
 def _rules(information: Information, rate: Recommendation, batch: Recommendation | None) -> tuple[str, ...]:
-    found = ["lora.capacity.bits_per_parameter", "lora.capacity.margin", information.rule_id, *rate.rule_ids]
-    return tuple(dict.fromkeys(r for r in (*found, *(batch.rule_ids if batch else ())) if r))
+    used = ["lora.capacity.bits_per_parameter", "lora.capacity.margin", information.rule_id, *rate.rule_ids]
+    return tuple(dict.fromkeys(r for r in (*used, *(batch.rule_ids if batch else ())) if r))
 
 
 def _warnings(entry: CatalogEntry | None, backend: str, rank: int, config: ModelConfig) -> list[str]:
-    found: list[str] = []
+    warnings: list[str] = []
     if backend == "tinker" and entry is None:
-        found.append(f"{config.name} is not in the table of Tinker's models of {load_catalog().as_of}: ask list_models")
+        warnings.append(
+            f"{config.name} is not in the table of Tinker's models of {load_catalog().as_of}: ask list_models"
+        )
     if backend == "tinker" and entry and entry.retired:
-        found.append(f"Tinker retired {entry.name} on {entry.retired}: it can no longer be trained there")
+        warnings.append(f"Tinker retired {entry.name} on {entry.retired}: it can no longer be trained there")
     if rank > config.hidden_size:
-        found.append(f"rank {rank} is above the model's width of {config.hidden_size}: the surplus adds no capacity")
-    return found
+        warnings.append(f"rank {rank} is above the model's width of {config.hidden_size}: the surplus adds no capacity")
+    return warnings
 
 
 def _uncertainties(
@@ -266,27 +269,27 @@ def _uncertainties(
     backend: str,
 ) -> list[str]:
     bits = number("lora.capacity.bits_per_parameter")
-    found = [
-        f"{bits:g} bits a parameter was measured on facts stored in pre-training, not on adapters: right to within a "
+    doubts = [
+        f"{bits:g} bits per parameter was measured on facts stored in pre-training, not on adapters: right to within a "
         "factor of a few, which is what the band is for"
     ]
     if information.basis == "tokens rule":
-        found.append("bits a token were assumed, not measured: ask with measure: true for the base model's own NLL")
+        doubts.append("bits per token were assumed, not measured: ask with measure: true for the base model's own NLL")
     if information.basis == "measured":
-        found.append("the base model's NLL is an upper bound: what repeats or is predictable needs no room")
+        doubts.append("the base model's NLL is an upper bound: what repeats or is predictable needs no room")
     if data.episodes is not None:
-        found.append("that RL needs almost no rank is only partly replicated: in one replication full fine-tuning led")
+        doubts.append("that RL needs almost no rank is only partly replicated: in one replication full fine-tuning led")
     elif data.loss_tokens is None:
-        found.append("tokens with loss were not counted apart from all tokens: the information is an upper bound")
+        doubts.append("tokens with loss were not counted apart from all tokens: the information is an upper bound")
     if data.epochs > 1:
-        found.append(f"{data.epochs} epochs count once: repeats add no information, but do train longer")
+        doubts.append(f"{data.epochs} epochs count once: repeats add no information, but do train longer")
     if backend == "tinker" and (entry is None or entry.max_rank is None):
-        found.append("Tinker also caps the rank by model, and the cap is not known here: a start may be refused")
+        doubts.append("Tinker also caps the rank by model, and the cap is not known here: a start may be refused")
     if backend == "cluster":
-        found.append("how a cluster adapts experts depends on its engine: counted as one adapter for each expert")
+        doubts.append("how a cluster adapts experts depends on its engine: counted as one adapter for each expert")
     if config.note:
-        found.append(config.note)
-    return [*found, *count.notes]
+        doubts.append(config.note)
+    return [*doubts, *count.notes]
 
 
 def _advice(verdict: Verdict, rank: int, enough: int | None, parts: tuple[Component, ...], data: DataSize) -> str:

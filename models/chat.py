@@ -1,4 +1,8 @@
-"""Conversations: their messages, their tokens with a loss mask, and what turns the one into the other."""
+"""From chat messages to tokens with a loss mask, and back: one renderer for checking, training and sampling.
+
+What is trained must be what sampling will produce: the tokens of a prompt are made by the same code, cut at the same
+places, whether an answer follows (training) or is awaited (sampling).
+"""
 
 from __future__ import annotations
 
@@ -33,22 +37,17 @@ class Rendered:
 
 
 class ChatRenderer(Protocol):
-    """Renders one model's conversations."""
+    """Renders one model's conversations.
 
-    @property
-    def name(self) -> str:
-        """``chat_template``, or the cookbook's name for it."""
-        ...
+    Attributes:
+        name: ``chat_template``, or the cookbook's name for it.
+        stop: What ends an answer: token ids, or strings.
+        vocabulary: Number of token ids the tokenizer knows, added ones included.
+    """
 
-    @property
-    def stop(self) -> list[int] | list[str]:
-        """What ends an answer: token ids, or strings."""
-        ...
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of token ids the tokenizer knows."""
-        ...
+    name: str
+    stop: list[int] | list[str]
+    vocabulary: int
 
     @property
     def special_tokens(self) -> Sequence[int]:
@@ -68,8 +67,11 @@ class ChatRenderer(Protocol):
         ...
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of an answer, without the token that ended it."""
-        ...
+        """The text of an answer, reasoning included, without the token that ended it."""
+        end = len(tokens)
+        while end and tokens[end - 1] in self.stop:
+            end -= 1
+        return self.text_of(tokens[:end])
 
     def text_of(self, tokens: Sequence[int]) -> str:
         """The text of any tokens, special ones included."""

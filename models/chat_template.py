@@ -1,4 +1,4 @@
-"""A model folder's tokenizer and chat template, without transformers: it would bring torch into the server."""
+"""A model folder's tokenizer and chat template, rendered with jinja2 and ``tokenizers``: neither needs torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..core.errors import DataError, MissingDependencyError, ModelError
-from .chat import Message, Rendered
+from .chat import ChatRenderer, Message, Rendered
 
 # tokenizers ships no types.
 AnyTokenizer = Any
@@ -52,10 +52,7 @@ class ChatTemplate:
 
     def last_special(self, text: str) -> int | None:
         """Where the last special token in ``text`` ends, or None."""
-        found = None
-        for match in self.special.finditer(text):
-            found = match.end()
-        return found
+        return max((match.end() for match in self.special.finditer(text)), default=None)
 
 
 def load_chat_template(folder: Path) -> ChatTemplate:
@@ -98,11 +95,12 @@ def load_chat_template(folder: Path) -> ChatTemplate:
         ) from error
     variables = _special_variables(settings)
     eos = variables.get("eos_token")
-    return ChatTemplate(tokenizer, compiled, variables, _special_pattern(tokenizer), _id_of(tokenizer, eos))
+    eos_id: int | None = None if eos is None else tokenizer.token_to_id(eos)
+    return ChatTemplate(tokenizer, compiled, variables, _special_pattern(tokenizer), eos_id)
 
 
 def _generation_tag() -> type[Any]:
-    """``{% generation %}`` marks what the model writes; here it only has to be let through."""
+    """``{% generation %}`` marks what the model writes; it has no effect here."""
     from jinja2 import nodes
     from jinja2.ext import Extension
     from jinja2.parser import Parser
@@ -122,17 +120,17 @@ def _template_text(folder: Path, settings: Mapping[str, Any]) -> str:
     own = folder / "chat_template.jinja"
     if own.is_file():
         return own.read_text(encoding="utf-8")
-    found = _json(folder / "chat_template.json").get("chat_template") or settings.get("chat_template")
-    if isinstance(found, list):  # several named templates
-        named = {t["name"]: t["template"] for t in cast("list[dict[str, str]]", found)}
-        found = named.get("default")
-    if not isinstance(found, str) or not found:
+    template = _json(folder / "chat_template.json").get("chat_template") or settings.get("chat_template")
+    if isinstance(template, list):  # several, with names
+        named = {t["name"]: t["template"] for t in cast("list[dict[str, str]]", template)}
+        template = named.get("default")
+    if not isinstance(template, str) or not template:
         raise ModelError(
             "this model has no chat template",
             where=str(folder),
             fix="Add chat_template.jinja to the folder, use an instruct model, or set renderer: role_colon",
         )
-    return found
+    return template
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -154,10 +152,6 @@ def _special_pattern(tokenizer: AnyTokenizer) -> re.Pattern[str]:
     added = cast("dict[int, Any]", tokenizer.get_added_tokens_decoder())
     texts = sorted((t.content for t in added.values() if t.special), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, texts)) or "(?!)")
-
-
-def _id_of(tokenizer: AnyTokenizer, token: str | None) -> int | None:
-    return None if token is None else tokenizer.token_to_id(token)
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
@@ -184,24 +178,14 @@ class _Piece:
     trained: bool
 
 
-class TemplateRenderer:
+class TemplateRenderer(ChatRenderer):
     """Renders with a model's own chat template."""
 
     def __init__(self, template: ChatTemplate) -> None:
         self._template = template
-        self._stop = self._find_stop()
-
-    name = TEMPLATE_RENDERER
-
-    @property
-    def stop(self) -> list[int] | list[str]:
-        """The ids that end a turn."""
-        return list(self._stop)
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of token ids, added ones included."""
-        return self._template.tokenizer.get_vocab_size(with_added_tokens=True)
+        self.name = TEMPLATE_RENDERER
+        self.stop = self._find_stop()
+        self.vocabulary = template.tokenizer.get_vocab_size(with_added_tokens=True)
 
     @property
     def special_tokens(self) -> Sequence[int]:
@@ -215,8 +199,7 @@ class TemplateRenderer:
         encodings = iter(self._encode([piece.text for pieces, _ in split for piece in pieces]))
         rendered: list[Rendered] = []
         for pieces, last_only in split:
-            tokens: list[int] = []
-            weights: list[int] = []
+            tokens, weights = list[int](), list[int]()
             for piece in pieces:
                 ids = next(encodings)
                 tokens += ids
@@ -230,13 +213,6 @@ class TemplateRenderer:
         last = max(i for i, piece in enumerate(pieces) if piece.trained)
         return [token for ids in self._encode([p.text for p in pieces[:last]]) for token in ids]
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The answer's text."""
-        kept = list(tokens)
-        while kept and kept[-1] in self._stop:
-            kept.pop()
-        return self.text_of(kept)
-
     def text_of(self, tokens: Sequence[int]) -> str:
         """The text of any tokens."""
         return self._template.tokenizer.decode([int(t) for t in tokens], skip_special_tokens=False)
@@ -246,11 +222,11 @@ class TemplateRenderer:
             yield encoding.ids
 
     def _pieces(self, messages: Sequence[Message]) -> tuple[list[_Piece], bool]:
-        """The conversation's text, cut into what is given and what is answered."""
-        whole = self._template.render(messages)
+        """The conversation's text, cut into what the model reads and what it answers."""
+        text = self._template.render(messages)
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        spans = [self._span(messages, i, whole) for i in turns]
-        last_only = any(not whole.startswith(before + answer) for before, answer in spans)
+        spans = [self._span(messages, i, text) for i in turns]
+        last_only = any(not text.startswith(before + answer) for before, answer in spans)
         if last_only:
             before, answer = spans[-1]
             return [_Piece(before, False), _Piece(answer, True)], len(turns) > 1
@@ -261,10 +237,10 @@ class TemplateRenderer:
             position = len(before) + len(answer)
         return pieces, False
 
-    def _span(self, messages: Sequence[Message], turn: int, whole: str) -> tuple[str, str]:
+    def _span(self, messages: Sequence[Message], turn: int, text: str) -> tuple[str, str]:
         """The text before an assistant turn, and the turn up to and including the token that ends it."""
         before = self._template.render(messages[:turn], add_generation_prompt=True)
-        through = whole if turn == len(messages) - 1 else self._template.render(messages[: turn + 1])
+        through = text if turn == len(messages) - 1 else self._template.render(messages[: turn + 1])
         if not through.startswith(before):
             raise DataError(
                 f"the chat template writes turn {turn + 1} differently after its own generation prompt",
@@ -282,11 +258,11 @@ class TemplateRenderer:
             raise ModelError(error.problem, where="chat template", fix=error.fix) from error
         ids: list[int] = self._template.tokenizer.encode(answer, add_special_tokens=False).ids
         ended = self._template.last_special(answer) == len(answer)
-        found = ([ids[-1]] if ended and ids else []) + ([] if (e := self._template.eos_id) is None else [e])
-        if not found:
+        stops = [*(ids[-1:] if ended else []), *([] if self._template.eos_id is None else [self._template.eos_id])]
+        if not stops:
             raise ModelError(
                 "nothing ends an answer: the template writes no special token after it and there is no eos_token",
                 where="chat template",
                 fix="Set eos_token in tokenizer_config.json",
             )
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(stops))

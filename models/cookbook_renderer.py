@@ -1,12 +1,12 @@
-"""The cookbook's renderers behind our interface, for hosted models. Heavy: imports the cookbook, and torch with it."""
+"""The cookbook's renderers behind our interface, for hosted models."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from ..core.errors import DataError, MissingDependencyError, ModelError
-from .chat import Message, Rendered
+from .chat import ChatRenderer, Message, Rendered
 from .model_ref import ModelRef
 
 
@@ -51,23 +51,15 @@ def load_cookbook_renderer(model: ModelRef, name: str) -> CookbookRenderer:
         raise ModelError(f"the cookbook has no renderer '{name}'", where="renderer", fix=str(error)) from error
 
 
-class CookbookRenderer:
+class CookbookRenderer(ChatRenderer):
     """A cookbook renderer as a `ChatRenderer`."""
 
     def __init__(self, name: str, renderer: Any, tokenizer: Any) -> None:
         self.name = name
         self._renderer = renderer
         self._tokenizer = tokenizer
-
-    @property
-    def stop(self) -> list[int] | list[str]:
-        """What ends an answer."""
-        return cast("list[int] | list[str]", self._renderer.get_stop_sequences())
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of token ids."""
-        return len(self._tokenizer)
+        self.stop = renderer.get_stop_sequences()
+        self.vocabulary = len(tokenizer)
 
     @property
     def special_tokens(self) -> Sequence[int]:
@@ -75,21 +67,21 @@ class CookbookRenderer:
         return cast("list[int]", self._tokenizer.all_special_ids)
 
     def render_many(self, conversations: Sequence[Sequence[Message]]) -> list[Rendered]:
-        """Render many conversations, one by one: the cookbook has no batch form."""
+        """Render many conversations, one at a time: the cookbook has no batch form."""
         return [self._render(conversation) for conversation in conversations]
 
     def _render(self, messages: Sequence[Message]) -> Rendered:
         from tinker_cookbook.exceptions import RendererError
         from tinker_cookbook.renderers import TrainOnWhat
 
-        whole = bool(self._renderer.has_extension_property)
-        what = TrainOnWhat.ALL_ASSISTANT_MESSAGES if whole else TrainOnWhat.LAST_ASSISTANT_MESSAGE
+        every_turn = bool(self._renderer.has_extension_property)
+        what = TrainOnWhat.ALL_ASSISTANT_MESSAGES if every_turn else TrainOnWhat.LAST_ASSISTANT_MESSAGE
         try:
             model_input, weights = self._renderer.build_supervised_example(list(messages), train_on_what=what)
         except (RendererError, AssertionError, ValueError) as error:
             raise DataError(f"the renderer '{self.name}' refuses it: {error}") from error
         answers = sum(message["role"] == "assistant" for message in messages)
-        return Rendered(model_input.to_ints(), [int(w > 0) for w in weights.tolist()], not whole and answers > 1)
+        return Rendered(model_input.to_ints(), [int(w > 0) for w in weights.tolist()], not every_turn and answers > 1)
 
     def generation_prompt(self, messages: Sequence[Message]) -> list[int]:
         """The prompt's tokens."""
@@ -100,21 +92,22 @@ class CookbookRenderer:
 
         Args:
             messages: The cookbook's own, tool calls and their results among them.
-            tools: Each with ``name``, ``description`` and ``parameters`` (a JSON schema); none is allowed.
+            tools: Each with ``name``, ``description`` and ``parameters`` (a JSON schema); may be empty.
 
         Raises:
             ModelError: If this renderer has no form for tools.
         """
-        whole = list(messages)
+        conversation = list(messages)
         if tools:
-            system = str(whole.pop(0)["content"]) if whole and whole[0]["role"] == "system" else ""
+            system = str(conversation.pop(0)["content"]) if messages and messages[0]["role"] == "system" else ""
             try:
-                whole = [*self._renderer.create_conversation_prefix_with_tools(list(tools), system), *whole]
+                prefix = self._renderer.create_conversation_prefix_with_tools(list(tools), system)
             except NotImplementedError as error:
                 raise ModelError(
                     f"the renderer '{self.name}' has no form for tools", where="renderer", fix="Use another model"
                 ) from error
-        return self._renderer.build_generation_prompt(whole).to_ints()
+            conversation = [*prefix, *conversation]
+        return self._renderer.build_generation_prompt(conversation).to_ints()
 
     def read_turn(self, text: str) -> Mapping[str, Any]:
         """The cookbook's message in a sampled turn: content, tool calls, and calls that could not be read.
@@ -124,14 +117,6 @@ class CookbookRenderer:
         """
         message, _ = self._renderer.parse_response(self._tokenizer.encode(text, add_special_tokens=False))
         return message
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The answer's text, reasoning included."""
-        kept = list(tokens)
-        stops = {s for s in self.stop if isinstance(s, int)}
-        while kept and kept[-1] in stops:
-            kept.pop()
-        return self.text_of(kept)
 
     def text_of(self, tokens: Sequence[int]) -> str:
         """The text of any tokens."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import date
 from functools import cache
-from importlib.resources import files
-from typing import Any, cast
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+
+from ..core.yaml_loading import shipped_yaml
 
 
 class _Frozen(BaseModel):
@@ -85,18 +86,17 @@ def catalog_entry(name: str) -> CatalogEntry | None:
 @cache
 def load_catalog() -> ModelCatalog:
     """The whole table, with the facts kept by hand merged in."""
-    generated, facts = _read("model_catalog.yaml"), _read("model_facts.yaml")
-    retired = {name: group["retired"] for group in facts["retirements"] for name in group["models"]}
-    contexts: dict[str, int] = {name: group["tokens"] for group in facts["contexts"] for name in group["models"]}
-    configs = {name: group["config"] for group in facts["configs"] for name in group["models"]}
+    generated, facts = shipped_yaml("models", "model_catalog.yaml"), shipped_yaml("models", "model_facts.yaml")
+
+    def by_model(group: str, value: str) -> dict[str, Any]:
+        return {name: row[value] for row in facts[group] for name in row["models"]}
+
+    retired, contexts = by_model("retirements", "retired"), by_model("contexts", "tokens")
+    configs = by_model("configs", "config")
     models = tuple(
-        CatalogEntry(
-            **row,
-            retired=retired.get(row["name"]),
-            context_length=contexts.get(row["name"]),
-            config=configs.get(row["name"]),
-        )
+        CatalogEntry(**row, retired=retired.get(name), context_length=contexts.get(name), config=configs.get(name))
         for row in generated["models"]
+        for name in (row["name"],)
     )
     return ModelCatalog(as_of=generated["as_of"], source=generated["source"], models=models)
 
@@ -104,17 +104,9 @@ def load_catalog() -> ModelCatalog:
 @cache
 def config_defaults() -> Mapping[str, Mapping[str, int]]:
     """For each model type, what transformers assumes where a ``config.json`` leaves a key out."""
-    return cast("dict[str, dict[str, int]]", _read("model_defaults.yaml"))
+    return shipped_yaml("models", "model_defaults.yaml")
 
 
 @cache
 def _by_name() -> Mapping[str, CatalogEntry]:
     return {entry.name: entry for entry in load_catalog().models}
-
-
-def _read(name: str) -> dict[str, Any]:
-    import yaml
-
-    text = (files("sota_ml_researcher.models") / name).read_text(encoding="utf-8")
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is 8 times faster, and not everywhere
-    return cast("dict[str, Any]", yaml.load(text, Loader=loader))

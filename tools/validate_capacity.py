@@ -1,9 +1,9 @@
-"""The whole question behind `validate_capacity`: count what there is to learn, then compare."""
+"""`validate_capacity`: count what there is to learn, then compare it with what an adapter can hold."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -64,30 +64,29 @@ async def validate_capacity(
     """
     if (train_file is None) == (dataset_tokens is None):
         raise ConfigError("give either train_file or dataset_tokens", where="validate_capacity")
-    path = data_path(train_file) if train_file else None
-    parts = tuple(apply_to) if apply_to is not None else COMPONENTS
-    if measure and path is None:
+    if measure and train_file is None:
         raise ConfigError("measure needs train_file: there are no rows to measure on", where="measure")
+    question = CapacityQuestion(
+        base_model,
+        lora_rank,
+        apply_to=tuple(apply_to) if apply_to is not None else COMPONENTS,
+        train_file=data_path(train_file) if train_file else None,
+        dataset_tokens=dataset_tokens,
+        epochs=epochs,
+        max_seq_len=max_seq_len,
+        backend=backend,
+        measured_rows=_MEASURED_ROWS if measure else 0,
+    )
 
     def work(report: WorkProgress, cancelled: threading.Event) -> tuple[CapacityReport, int, int | None]:
         report.message = "counting tokens"
-        return answer_capacity(
-            base_model=base_model,
-            lora_rank=lora_rank,
-            apply_to=parts,
-            train_file=path,
-            dataset_tokens=dataset_tokens,
-            epochs=epochs,
-            max_seq_len=max_seq_len,
-            backend=backend,
-            measured_rows=_MEASURED_ROWS if measure else 0,
-        )
+        return question.answer()
 
-    key = ("capacity", base_model, lora_rank, parts, file_identity(path), dataset_tokens, epochs, max_seq_len, backend)
-    counted, progress = await run_in_background((*key, measure), work, ctx)
-    if counted is None:
+    key = ("capacity", question, file_identity(question.train_file))
+    answered, progress = await run_in_background(key, work, ctx)
+    if answered is None:
         return answer(CapacityAnswer(done=False, next=CALL_AGAIN), f"Still {progress.message}. {CALL_AGAIN}")
-    return _capacity_answer(*counted)
+    return _capacity_answer(*answered)
 
 
 def _capacity_answer(report: CapacityReport, loss_tokens: int, all_tokens: int | None) -> CallToolResult:
@@ -132,21 +131,11 @@ def _capacity_text(report: CapacityReport, following: str) -> str:
     return "\n".join([*lines, f"Next: {following}"])
 
 
-def answer_capacity(
-    *,
-    base_model: str,
-    lora_rank: int,
-    apply_to: Sequence[Component],
-    train_file: Path | None,
-    dataset_tokens: int | None,
-    epochs: int,
-    max_seq_len: int | None,
-    backend: BackendName,
-    measured_rows: int,
-) -> tuple[CapacityReport, int, int | None]:
-    """Count tokens, measure the base model's loss if asked to, and report.
+@dataclass(frozen=True, slots=True)
+class CapacityQuestion:
+    """What `validate_capacity` is asked.
 
-    Args:
+    Attributes:
         base_model: The model.
         lora_rank: The rank in question.
         apply_to: Parts that get adapters.
@@ -156,40 +145,57 @@ def answer_capacity(
         max_seq_len: Tokens at which rows are cut.
         backend: Decides accepted ranks and how experts are adapted; the measurement runs there.
         measured_rows: Rows to measure the base model's NLL on; 0 takes the stated rule instead.
-
-    Returns:
-        The report, the tokens with loss, and all tokens (None when only ``dataset_tokens`` was given).
-
-    Raises:
-        ResearcherError: Of the kind that fits: bad data, an unknown model, a refused rank, a backend that is not there.
     """
-    from ..data.supervised import count_tokens
-    from ..models.capacity import DataSize, capacity_report
-    from ..models.configs import load_model_config
-    from ..models.model_ref import resolve_model
-    from ..models.renderers import load_renderer
 
-    config = load_model_config(resolve_model(base_model))
-    if train_file is None:
-        tokens = dataset_tokens or 0
-        data = DataSize(loss_tokens=tokens, epochs=epochs)
-        report = capacity_report(config, lora_rank=lora_rank, data=data, backend=backend, apply_to=apply_to)
-        return report, tokens, None
-    renderer = load_renderer(base_model)
-    counts = count_tokens(train_file, renderer, max_seq_len=max_seq_len)
-    nll = _measure(base_model, backend, renderer, train_file, measured_rows) if measured_rows else None
-    data = DataSize(loss_tokens=counts.loss_tokens, rows=counts.rows, epochs=epochs, nll_nats=nll)
-    report = capacity_report(config, lora_rank=lora_rank, data=data, backend=backend, apply_to=apply_to)
-    return report, counts.loss_tokens, counts.tokens
+    base_model: str
+    lora_rank: int
+    apply_to: tuple[Component, ...]
+    train_file: Path | None
+    dataset_tokens: int | None
+    epochs: int
+    max_seq_len: int | None
+    backend: BackendName
+    measured_rows: int
 
+    def answer(self) -> tuple[CapacityReport, int, int | None]:
+        """Count tokens, measure the base model's loss if asked to, and report.
 
-def _measure(base_model: str, backend: BackendName, renderer: ChatRenderer, path: Path, rows: int) -> float:
-    from ..backends.connection import connect
-    from ..backends.sampling_client import measure_nll
-    from ..data.supervised import rendered_rows
-    from ..models.chat import Rendered
-    from ..models.model_ref import resolve_model
+        Returns:
+            The report, the tokens with loss, and all tokens (None when only ``dataset_tokens`` was given).
 
-    usable = (r for _, r in rendered_rows(path, renderer) if isinstance(r, Rendered))
-    chosen = list(islice(usable, rows))
-    return measure_nll(connect(backend), renderer, resolve_model(base_model).wire_name, chosen).mean
+        Raises:
+            ResearcherError: Of the kind that fits: bad data, an unknown model, a refused rank, a backend that is not
+                there.
+        """
+        from ..data.supervised import count_tokens
+        from ..models.capacity import DataSize, capacity_report
+        from ..models.configs import load_model_config
+        from ..models.model_ref import resolve_model
+        from ..models.renderers import load_renderer
+
+        config = load_model_config(resolve_model(self.base_model))
+        if self.train_file is None:
+            loss_tokens, all_tokens = self.dataset_tokens or 0, None
+            data = DataSize(loss_tokens=loss_tokens, epochs=self.epochs)
+        else:
+            renderer = load_renderer(self.base_model)
+            counts = count_tokens(self.train_file, renderer, max_seq_len=self.max_seq_len)
+            loss_tokens, all_tokens = counts.loss_tokens, counts.tokens
+            nll = self._measured_nll(renderer, self.train_file) if self.measured_rows else None
+            data = DataSize(loss_tokens=loss_tokens, rows=counts.rows, epochs=self.epochs, nll_nats=nll)
+        report = capacity_report(
+            config, lora_rank=self.lora_rank, data=data, backend=self.backend, apply_to=self.apply_to
+        )
+        return report, loss_tokens, all_tokens
+
+    def _measured_nll(self, renderer: ChatRenderer, path: Path) -> float:
+        """The base model's mean NLL in nats per trained token of the first usable rows."""
+        from ..backends.connection import connect
+        from ..backends.sampling_client import measure_nll
+        from ..data.supervised import rendered_rows
+        from ..models.chat import Rendered
+        from ..models.model_ref import resolve_model
+
+        usable = (r for _, r in rendered_rows(path, renderer) if isinstance(r, Rendered))
+        rows = list(islice(usable, self.measured_rows))
+        return measure_nll(connect(self.backend), renderer, resolve_model(self.base_model).wire_name, rows).mean

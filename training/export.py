@@ -1,4 +1,4 @@
-"""Taking a checkpoint home: as a PEFT adapter or a merged model on disk, and to a model hub on request.
+"""Exporting a checkpoint: as a PEFT adapter or a merged model on disk, and to a model hub on request.
 
 The work is done by a process of its own (``export_worker``): it needs torch and minutes, and the key for the backend
 reaches it through its environment alone.
@@ -66,7 +66,7 @@ class ExportResult:
 
 
 def export(request: ExportRequest, backend: Backend, *, progress: Callable[[str], None]) -> ExportResult:
-    """Make the export, telling ``progress`` what is being done. Blocks; call it from a thread.
+    """Make the export; ``progress`` is called with what is being done. Blocks: call it from a thread.
 
     Raises:
         ResearcherError: Whatever the worker could not do, as it said it.
@@ -99,10 +99,9 @@ def export(request: ExportRequest, backend: Backend, *, progress: Callable[[str]
     if "result" in last:
         return ExportResult(**last["result"])
     if "error" in last:
-        raise _rebuilt(last["error"])
+        raise _rebuilt(**last["error"])
     raise BackendError(f"the export stopped ({code}): {said[-1] if said else 'it said nothing'}", where=request.output)
 
 
-def _rebuilt(said: dict[str, str]) -> ResearcherError:
-    kind = getattr(errors, said["kind"])
-    return kind(said["problem"], where=said["where"], fix=said["fix"])
+def _rebuilt(kind: str, problem: str, where: str, fix: str) -> ResearcherError:
+    return getattr(errors, kind)(problem, where=where, fix=fix)

@@ -1,7 +1,6 @@
 """The process that makes one export: ``python -m ... < request.json``; lines of JSON on stdout say how it goes."""
 # pyright: basic
-# The cookbook's weights module and safetensors come without types for what is used here.
-# safetensors and huggingface_hub come without types for what is used here.
+# The cookbook's weights module, safetensors and huggingface_hub come without types for what is used here.
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,11 @@ from ..core.errors import BackendError, ConfigError, MissingDependencyError, Mod
 from ..core.files import storage_errors, sync_folder, write_atomically
 from .export import MARKER, ExportRequest, ExportResult
 
+Progress = Callable[[str], None]
 _ADAPTER = "adapter_model.safetensors"
-# Should the copy outlive us, it is gone within the hour, the least that the platform allows.
+_CONFIG, _INDEX = "config.json", "model.safetensors.index.json"
+_HEAD, _EMBEDDING, _UNTIED = "lm_head.weight", "embed_tokens.weight", "untied-head.safetensors"
+# Should the copy outlive us, it is gone within the hour, the shortest life that the platform allows.
 _COPY_LIFE_S = 3600
 
 
@@ -47,7 +49,7 @@ def main() -> int:
     return 0
 
 
-def run(request: ExportRequest, progress: Any) -> ExportResult:
+def run(request: ExportRequest, progress: Progress) -> ExportResult:
     """Make the folder, or take the equal one that is there, and publish it if asked to.
 
     Raises:
@@ -57,7 +59,7 @@ def run(request: ExportRequest, progress: Any) -> ExportResult:
     """
     output = Path(request.output)
     if request.publish_to:
-        check_publishing(request)
+        _check_publishing(request)
     reused = _reusable(output, request)
     if not reused:
         _check_output(output, overwrite=request.overwrite)
@@ -65,13 +67,13 @@ def run(request: ExportRequest, progress: Any) -> ExportResult:
     url = None
     if request.publish_to:
         progress(f"uploading to {request.publish_to}")
-        url = publish(request, request.publish_to, output)
+        url = _publish(request, request.publish_to, output)
     files = {str(f.relative_to(output)): f.stat().st_size for f in sorted(output.rglob("*")) if f.is_file()}
     return ExportResult(str(output), files, url, reused)
 
 
 def _reusable(output: Path, request: ExportRequest) -> bool:
-    """A first call made the folder and could not publish it: the second only publishes."""
+    """Whether an earlier call made the folder and could not publish it: then this one only publishes."""
     marker = output / MARKER
     if request.overwrite or not request.publish_to or not marker.is_file():
         return False
@@ -94,7 +96,7 @@ def _check_output(output: Path, *, overwrite: bool) -> None:
         )
 
 
-def _build(request: ExportRequest, output: Path, progress: Any) -> None:
+def _build(request: ExportRequest, output: Path, progress: Progress) -> None:
     """Assemble everything beside its place and move it there in one step."""
     with storage_errors(output.parent):
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -147,20 +149,22 @@ def _is_state(checkpoint: str) -> bool:
 
 @contextlib.contextmanager
 def _external_copy(service: Any, checkpoint: str) -> Generator[str]:
+    import tinker
+
     client = service.create_training_client_from_state(checkpoint)
     client = client.result() if hasattr(client, "result") else client
     copy = client.save_weights_external(f"export-{uuid.uuid4().hex[:8]}", ttl_seconds=_COPY_LIFE_S).result().path
     try:
         yield copy
     finally:
-        service.create_rest_client().delete_checkpoint_from_tinker_path(copy).result()
+        tinker.RestClient().delete_checkpoint_from_tinker_path(copy).result()
 
 
 def _convert(request: ExportRequest, adapter: Path, made: Path, work: Path) -> None:
     """PEFT's names instead of Tinker's; for that the names of the base model's tensors are needed, not the tensors."""
     from tinker_cookbook import weights
 
-    base = skeleton(request.base_model, work / "base")
+    base = _skeleton(request.base_model, work / "base")
     weights.build_lora_adapter(base_model=str(base), adapter_path=str(adapter), output_path=str(made))
     config = json.loads((made / "adapter_config.json").read_bytes())
     named = {**config, "base_model_name_or_path": request.base_model}
@@ -176,7 +180,7 @@ def _merge(request: ExportRequest, adapter: Path, made: Path, work: Path) -> Non
     if not base.is_dir():
         base = Path(snapshot_download(request.base_model))
     if _trains_tied_head(base, adapter):
-        base = untied_copy(base, work / "untied")
+        base = _untied_copy(base, work / "untied")
     weights.build_hf_model(base_model=str(base), adapter_path=str(adapter), output_path=str(made))
 
 
@@ -185,7 +189,7 @@ def _trains_tied_head(base: Path, adapter: Path) -> bool:
 
     with safe_open(adapter / _ADAPTER, "pt") as file:
         trained = any("lm_head." in name for name in file.keys())  # noqa: SIM118
-    return trained and not any(name.endswith(HEAD) for name in weight_map(base))
+    return trained and not any(name.endswith(_HEAD) for name in _weight_map(base))
 
 
 @contextlib.contextmanager
@@ -239,8 +243,8 @@ def _swap(made: Path, output: Path, work: Path) -> None:
     sync_folder(output.parent)
 
 
-def check_publishing(request: ExportRequest) -> None:
-    """Before any heavy work: is there a token, and would the result be of use to others?
+def _check_publishing(request: ExportRequest) -> None:
+    """Before any heavy work: is there a token, and could others use the result?
 
     Raises:
         BackendError: If there is no token.
@@ -260,7 +264,7 @@ def check_publishing(request: ExportRequest) -> None:
         )
 
 
-def publish(request: ExportRequest, repository: str, folder: Path) -> str:
+def _publish(request: ExportRequest, repository: str, folder: Path) -> str:
     """Upload the folder; returns the page's address.
 
     Raises:
@@ -279,26 +283,22 @@ def publish(request: ExportRequest, repository: str, folder: Path) -> str:
         raise BackendError(str(error), where="publish_to", fix=f"Write it as owner/name. {kept}") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
-        known = {
+        reasons = {
             401: "the hub refused the token (401); check HF_TOKEN",
             403: "the token may not write there (403); check its rights",
             409: "the repository exists already (409); give overwrite=true or another name",
         }
-        raise BackendError(known.get(status, f"the hub answered {status}"), where=repository, fix=kept) from error
+        raise BackendError(reasons.get(status, f"the hub answered {status}"), where=repository, fix=kept) from error
     except httpx.HTTPError as error:
         raise BackendError(f"the hub did not answer ({type(error).__name__})", where=repository, fix=kept) from error
     return str(made)
 
 
-CONFIG, INDEX = "config.json", "model.safetensors.index.json"
-HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
-
-
-def skeleton(base_model: str, folder: Path) -> Path:
+def _skeleton(base_model: str, folder: Path) -> Path:
     """A folder from which a model's tensor names and shapes can be read.
 
-    A model folder or one that is whole in the local cache is that folder. Of a hub model only the headers of its files
-    are read: files are made with the same header and a hole for the data, since an adapter of some MB must not cost a
+    That is the model folder itself, or the local cache where it has all of the model. Of a hub model only the headers
+    of its files are read, and sparse files with the same tensors are made: an adapter of some MB must not cost a
     download of the whole base model.
     """
     if Path(base_model).is_dir():
@@ -307,11 +307,11 @@ def skeleton(base_model: str, folder: Path) -> Path:
         return cached
     from huggingface_hub import HfApi, hf_hub_download
 
-    found = HfApi().get_safetensors_metadata(base_model)
+    metadata = HfApi().get_safetensors_metadata(base_model)
     folder.mkdir()
-    for name, file in found.files_metadata.items():
+    for name, file in metadata.files_metadata.items():
         _write_hollow(folder / name, {tensor: info.shape for tensor, info in file.tensors.items()})
-    (folder / CONFIG).write_bytes(Path(hf_hub_download(base_model, CONFIG)).read_bytes())
+    (folder / _CONFIG).write_bytes(Path(hf_hub_download(base_model, _CONFIG)).read_bytes())
     return folder
 
 
@@ -323,9 +323,9 @@ def _cached(base_model: str) -> Path | None:
         folder = Path(snapshot_download(base_model, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
-    shards = set(weight_map(folder).values())
-    whole = shards and all((folder / shard).is_file() for shard in shards) and (folder / CONFIG).is_file()
-    return folder if whole else None
+    shards = set(_weight_map(folder).values())
+    complete = shards and all((folder / name).is_file() for name in (*shards, _CONFIG))
+    return folder if complete else None
 
 
 def _write_hollow(path: Path, shapes: dict[str, Any]) -> None:
@@ -340,21 +340,21 @@ def _write_hollow(path: Path, shapes: dict[str, Any]) -> None:
         file.truncate(8 + len(text) + end)
 
 
-def weight_map(base: Path) -> dict[str, str]:
+def _weight_map(base: Path) -> dict[str, str]:
     """Which file holds which tensor."""
     from safetensors import safe_open
 
-    index = base / INDEX
+    index = base / _INDEX
     if index.is_file():
         return json.loads(index.read_bytes())["weight_map"]
-    found: dict[str, str] = {}
+    places: dict[str, str] = {}
     for shard in sorted(base.glob("*.safetensors")):
         with safe_open(shard, "pt") as file:
-            found |= dict.fromkeys(file.keys(), shard.name)
-    return found
+            places |= dict.fromkeys(file.keys(), shard.name)
+    return places
 
 
-def untied_copy(base: Path, folder: Path) -> Path:
+def _untied_copy(base: Path, folder: Path) -> Path:
     """A model folder whose output layer is a tensor of its own, equal to the embedding. Other files are links.
 
     Raises:
@@ -363,20 +363,20 @@ def untied_copy(base: Path, folder: Path) -> Path:
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    places = weight_map(base)
-    embedding = next((name for name in places if name.endswith(EMBEDDING)), None)
+    places = _weight_map(base)
+    embedding = next((name for name in places if name.endswith(_EMBEDDING)), None)
     if embedding is None:
-        raise ModelError(f"there is no tensor {EMBEDDING}, so its output layer cannot be untied", where=str(base))
+        raise ModelError(f"there is no tensor {_EMBEDDING}, so its output layer cannot be untied", where=str(base))
     folder.mkdir()
     for file in base.iterdir():
-        if file.is_file() and file.name not in {CONFIG, INDEX}:
+        if file.is_file() and file.name not in {_CONFIG, _INDEX}:
             (folder / file.name).symlink_to(file.resolve())
     with safe_open(base / places[embedding], "pt") as shard:
-        save_file({HEAD: shard.get_tensor(embedding).clone()}, folder / "untied-head.safetensors", {"format": "pt"})
-    index = {"metadata": {}, "weight_map": {**places, HEAD: "untied-head.safetensors"}}
-    (folder / INDEX).write_text(json.dumps(index))
-    config = json.loads((base / CONFIG).read_bytes())
-    (folder / CONFIG).write_text(json.dumps({**config, "tie_word_embeddings": False}))
+        save_file({_HEAD: shard.get_tensor(embedding).clone()}, folder / _UNTIED, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": {**places, _HEAD: _UNTIED}}
+    (folder / _INDEX).write_text(json.dumps(index))
+    config = json.loads((base / _CONFIG).read_bytes())
+    (folder / _CONFIG).write_text(json.dumps({**config, "tie_word_embeddings": False}))
     return folder
 
 
