@@ -64,7 +64,7 @@ class CookbookRenderer(ChatRenderer):
     @property
     def special_tokens(self) -> Sequence[int]:
         """Ids of the tokenizer's special tokens."""
-        return cast("list[int]", self._tokenizer.all_special_ids)
+        return list(self._tokenizer.all_special_ids)
 
     def render_many(self, conversations: Sequence[Sequence[Message]]) -> list[Rendered]:
         """Render many conversations, one at a time: the cookbook has no batch form."""

@@ -17,7 +17,7 @@ import tinker
 
 from ..core.files import append_json_line, drop_torn_line, read_json_lines, write_json_lines
 from ..jobs.run_files import CHECKPOINTS, METRICS
-from .client import TrainingClient
+from .client import SavedWeights, TrainingClient
 
 DISCARDED = "metrics.discarded.jsonl"
 BEST = "best-"
@@ -150,7 +150,7 @@ class Checkpoints:
         record = {"name": name, "next_step": step, "tokens": self._client.tokens, "state_path": saved.state_path}
         self._record(record, saved)
 
-    def _record(self, record: dict[str, Any], saved: Any) -> None:
+    def _record(self, record: dict[str, Any], saved: SavedWeights) -> None:
         line = {**record, "sampler_path": saved.sampler_path, "time": time.time()}
         append_json_line(self._folder / CHECKPOINTS, line)
 
