@@ -95,8 +95,6 @@ def dpo_cost(
     pairs, rows = _trained(counts), 2 * counts.rows
     tests, test_rows = (_trained(held_out), 2 * held_out.rows) if held_out else (0, 0)
     passes_over_held_out = shared.validations(config.eval_every, total_steps)
-    if config.eval_every and (total_steps - 1) % config.eval_every:
-        passes_over_held_out += 1  # this loop also validates before its last step
     usage = Usage(train=round(_CUSTOM_PASSES * pairs * epochs) + tests * passes_over_held_out)
     if config.loss == "reward_model" and held_out is not None:
         measured = min(1.0, MEASURED_PAIRS / max(1, held_out.rows))

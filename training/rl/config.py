@@ -90,7 +90,7 @@ class RlConfig(TrainingConfig):
     )
     num_substeps: Positive = Field(1, description="Optimizer steps per batch; more than one wants loss_fn ppo")
     max_steps_off_policy: Positive | None = Field(
-        None, description="Set: sampling and training overlap, samples at most this many steps old"
+        None, description="Sample a step from the weights of this many steps before, while those are trained"
     )
     keep_rollouts: Annotated[int, Field(ge=0)] = Field(8, description="Responses per step kept in rollouts.jsonl")
 

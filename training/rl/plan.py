@@ -320,8 +320,6 @@ def _warnings(config: RlConfig, total_steps: int, report: RewardReport | None, l
         )
     if (config.max_steps_off_policy or 0) > integer("rl.staleness"):
         warnings.append(f"samples may be {config.max_steps_off_policy} steps old; under 5 is safe (rl.staleness)")
-    if config.max_steps_off_policy and config.drop_constant_groups:
-        warnings.append("overlapping steps: a resumed run draws other samples than an undisturbed one")
     if config.val_file is None:
         warnings.append("no val_file: held-out reward cannot be seen and no best checkpoint is kept")
     if total_steps < 10:
