@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from failure_output import shorten_sections
 
 from sota_ml_researcher.tools import TOOLS
 
@@ -83,6 +84,20 @@ def test_the_readme_names_every_tool_and_no_other() -> None:
     assert rows == [spec.function.__name__ for spec in TOOLS]
 
 
+def test_the_readmes_map_has_every_folder_of_the_package() -> None:
+    rows = README[README.index("## Where things are") :].split("\n## ")[0]
+    on_the_map = {cell for row in re.findall(r"(?m)^\| (`.*?) \|", rows) for cell in re.findall(r"`(\w+)/`", row)}
+    assert on_the_map == {path.parts[0] for path in product_files() if len(path.parts) > 1}
+
+
 def test_the_readmes_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_a_failing_test_shows_the_end_of_what_was_captured() -> None:
+    log = "".join(f"line {number}\n" for number in range(3000))
+    ((name, text),) = shorten_sections([("Captured log call", log)])
+    assert name == "Captured log call"
+    assert text.startswith("[2960 earlier lines left out]\nline 2960\n") and text.endswith("line 2999\n")
+    assert shorten_sections([("Captured stdout call", "a\nb")]) == [("Captured stdout call", "a\nb")]
