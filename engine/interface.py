@@ -25,7 +25,7 @@ class RequestRejectedError(ValueError):
 
 
 class OutOfMemoryError(RuntimeError):
-    """The request does not fit this machine's memory; the engine lives on."""
+    """The request does not fit this machine's memory; the engine goes on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,24 +47,20 @@ def issue_token(api_key: str | None, now: float | None = None) -> str:
         "exp": issued + _LIFE_S,
     }
     content = f"{_encoded(_HEADER)}.{_encoded(claims)}"
-    return f"{content}.{_signature(content, api_key)}"
+    return f"{content}.{sign(content, api_key)}"
 
 
 def is_valid_token(token: str, api_key: str | None) -> bool:
     """Whether this engine issued ``token`` and it has not expired."""
     content, _, signature = token.rpartition(".")
-    if not hmac.compare_digest(signature.encode(), _signature(content, api_key).encode()):
+    if not hmac.compare_digest(signature.encode(), sign(content, api_key).encode()):
         return False
     claims = json.loads(_decoded(content.rpartition(".")[2]))
     return float(claims["exp"]) > time.time()
 
 
-def sign(text: str, api_key: str | None) -> str:
-    """A signature of ``text`` that only this engine can make."""
-    return _signature(text, api_key)
-
-
-def _signature(content: str, api_key: str | None) -> str:
+def sign(content: str, api_key: str | None) -> str:
+    """A signature of ``content`` that only this engine can make."""
     secret = hashlib.sha256(f"engine token {api_key or ''}".encode()).digest()
     return _base64(hmac.new(secret, content.encode(), hashlib.sha256).digest())
 

@@ -320,7 +320,7 @@ def _has_status(summary: types.SessionSummary, wanted: Any) -> bool:
 
 
 async def _finish_session(request: Request) -> Response:
-    """A client says goodbye: what it held in memory is freed; its checkpoints stay."""
+    """A client ends its session: what it held in memory is freed; its checkpoints stay."""
     body = await json_of(request)
     finish = types.ClientSessionFinished.model_validate(
         {"reason": body.get("reason") or {"type": "success"}, "detail": body.get("detail")}

@@ -68,6 +68,18 @@ class Head:
     packed: Tensor | None = None
 
 
+class KeyValueCache(Protocol):
+    """Keys and values of the rows being sampled."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Leave only ``rows`` (indices), renumbered from 0 in their order."""
+        ...
+
+    def join(self, other: Any) -> None:
+        """Take in the rows of another cache, fresh from ``prefill``; they come last."""
+        ...
+
+
 class Backbone(Protocol):
     """Embedding, layers and final norm of a frozen base model, with LoRA pairs passed in.
 
@@ -97,8 +109,8 @@ class Backbone(Protocol):
 
     def prefill(
         self, prompts: Sequence[Tensor], repeats: Sequence[int], room: int, lora: ActiveLora | None
-    ) -> tuple[Any, Tensor, Tensor]:
-        """Read prompts and make a key-value cache with ``room`` free places per row.
+    ) -> tuple[KeyValueCache, Tensor, Tensor]:
+        """Read prompts and make a cache with ``room`` free places per row.
 
         Returns:
             The cache, with prompt i in ``repeats[i]`` consecutive rows; the hidden states [N, D] of all prompt
@@ -108,14 +120,6 @@ class Backbone(Protocol):
 
     def step(self, state: Any, tokens_B: Tensor, lora: ActiveLora | None) -> Tensor:
         """Append one token per row and return its hidden states [B, D]."""
-        ...
-
-    def keep(self, state: Any, rows: Tensor) -> Any:
-        """The cache with only ``rows`` (indices) left, renumbered from 0 in their order."""
-        ...
-
-    def join(self, state: Any, new: Any) -> Any:
-        """The rows of one cache, then those of another one, fresh from ``prefill``."""
         ...
 
 

@@ -171,7 +171,7 @@ def _alive_rows(scores: Scores, grad_M: Tensor) -> tuple[Tensor, Tensor, Tensor,
 
 
 def _logits_gradient(raw: Tensor, rows: Tensor, targets: Tensor, grad: Tensor, head: Head) -> Tensor:
-    """Gradient [R, V] by the raw logits, in fp32."""
+    """Gradient [R, V] w.r.t. the raw logits, in fp32."""
     logits = _post(raw, head)
     total = grad.new_zeros(len(raw)).index_add_(0, rows, grad)
     result = torch.softmax(logits, dim=-1, dtype=torch.float32).mul_(-total.unsqueeze(-1))

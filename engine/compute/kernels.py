@@ -193,7 +193,7 @@ def rms_again(x: Tensor, weight: Tensor, root: Tensor) -> Tensor:
 
 
 def rms_backward(grad: Tensor, x: Tensor, root: Tensor, weight: Tensor) -> Tensor:
-    """Gradient by x [N, D]."""
+    """Gradient w.r.t. x [N, D]."""
     out = torch.empty_like(x)
     _call("rms_backward", x.dtype, *x.shape, grad, x, weight, root, out)
     return out
@@ -208,7 +208,7 @@ def gated(gate_up: Tensor, activation: str) -> Tensor:
 
 
 def gated_backward(grad: Tensor, gate_up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
-    """Gradient by gate_up [N, 2I], and act(gate) * up again."""
+    """Gradient w.r.t. gate_up [N, 2I], and act(gate) * up again."""
     n, width = grad.shape
     out, y = torch.empty_like(gate_up), torch.empty_like(grad)
     _call("gated_backward", y.dtype, n, width, _ACTIVATIONS[activation], grad, gate_up, out, y)
@@ -223,7 +223,7 @@ def log_sum_exp(logits: Tensor) -> Tensor:
 
 
 def logits_backward(logits: Tensor, rows: Tensor, lse: Tensor, first: Tensor, targets: Tensor, grads: Tensor) -> Tensor:
-    """Gradient [R, V] by ``rows`` [R] of the logits, from d(loss)/d(log p) of (row, target) pairs sorted by row.
+    """Gradient [R, V] w.r.t. ``rows`` [R] of the logits, from d(loss)/d(log p) of (row, target) pairs sorted by row.
 
     Pairs of row r of the result are ``first[r]`` to ``first[r + 1]``; ``lse`` is what ``log_sum_exp`` gave.
     """
@@ -278,7 +278,7 @@ def split_heads(qkv: Tensor, rotary: Rotary, heads: Heads, bucket: Bucket) -> tu
 def merge_heads(
     grads: tuple[Tensor, Tensor, Tensor], qkv: Tensor, rotary: Rotary, heads: Heads, bucket: Bucket, out: Tensor
 ) -> None:
-    """The gradient by qkv of a bucket, written to ``out`` [N, (H + 2J) E], from those by what ``split_heads`` gave."""
+    """The gradient w.r.t. qkv of a bucket, written to ``out`` [N, (H + 2J) E], from those w.r.t. q, k, v."""
     shape = (bucket.stop - bucket.start, bucket.length, bucket.start, bucket.real, heads.query, heads.key, heads.size)
     _call("merge_heads", qkv.dtype, *shape, *grads, qkv, heads.norm, heads.eps, *rotary, out)
 
@@ -305,7 +305,7 @@ def softmax_causal(scores: Tensor, heads: Heads, bucket: Bucket) -> None:
 
 
 def softmax_backward(grad: Tensor, weights: Tensor, scale: float) -> None:
-    """In place: ``grad`` [S J, G T, T] by the weights to the gradient by the scores before scaling."""
+    """In place: ``grad`` [S J, G T, T] w.r.t. the weights to the gradient w.r.t. the scores before scaling."""
     rows, length = grad.shape[0] * grad.shape[1], grad.shape[2]
     _call("softmax_backward", grad.dtype, rows, length, scale, weights, grad)
 

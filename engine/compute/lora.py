@@ -76,7 +76,7 @@ class LoraLayout:
         return flat_P
 
     def active(self, flat_P: Tensor, dtype: torch.dtype, *, grad: bool) -> ActiveLora:
-        """LoraPairs in compute dtype; with ``grad`` they are leaves that collect gradients."""
+        """Pairs in compute dtype; with ``grad`` they are leaves that collect gradients."""
         tensors: dict[str, dict[str, Tensor]] = {}
         cast = flat_P.to(dtype)
         for part, view in self.views(cast):

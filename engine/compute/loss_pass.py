@@ -180,7 +180,7 @@ class LossPass:
         return forward
 
     def _backward(self, forward: _Forward, grad_logprobs_M: Tensor | None, grad_P: Tensor) -> None:
-        """Add the gradient by the adapter's weights to ``grad_P``."""
+        """Add the gradient w.r.t. the adapter's weights to ``grad_P``."""
         if grad_logprobs_M is None or not bool((grad_logprobs_M != 0).any()):
             return
         head = LoraHead.of(self._backbone.head, forward.lora)

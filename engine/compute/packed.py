@@ -184,14 +184,6 @@ class PackedBackbone:
             x = self._rest(mixed, x, layer, lora)
         return rms_norm(x, self._final_norm, self._eps)[0]
 
-    def keep(self, state: Cache, rows: Tensor) -> Cache:
-        """See ``Backbone.keep``."""
-        return state.keep(rows)
-
-    def join(self, state: Cache, new: Cache) -> Cache:
-        """See ``Backbone.join``."""
-        return state.join(new)
-
     def _projections(self, x: Tensor, layer: _Layer, lora: ActiveLora | None) -> Tensor:
         normed = rms_norm(x, layer.input_norm, self._eps)[0]
         return lora_forward(normed, layer.qkv, Lora.of(layer.qkv, lora))[0]
@@ -227,7 +219,7 @@ class _FinalNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        """Gradient by x."""
+        """Gradient w.r.t. x."""
         x, root, weight = ctx.saved_tensors
         return rms_norm_backward(grad, x, root, weight), None, None
 

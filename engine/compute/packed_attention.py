@@ -52,7 +52,7 @@ class CompiledHeads:
         return scores
 
     def grad_scores(self, grad: Tensor, weights: Tensor) -> Tensor:
-        """Gradient by q k^T from that by the weights P: scale P (g - rowsum(P g)). ``grad`` is overwritten."""
+        """Gradient w.r.t. q k^T from that w.r.t. the weights P: scale P (g - rowsum(P g)). ``grad`` is overwritten."""
         kernels.softmax_backward(grad, weights, self.heads.scale)
         return grad
 
@@ -65,7 +65,7 @@ class CompiledHeads:
         return kernels.pad_heads(grad, self.heads, bucket)
 
     def merge(self, pieces: Iterable[tuple[Bucket, Sequence[Tensor]]]) -> Tensor:
-        """Gradient by qkv, from those of each bucket by what ``padded`` returned."""
+        """Gradient w.r.t. qkv, from those of each bucket w.r.t. what ``padded`` returned."""
         out = torch.empty_like(self.qkv)
         for bucket, grads in pieces:
             q, k, v = (each.contiguous() for each in grads)
@@ -100,7 +100,7 @@ class TorchHeads:
         return torch.softmax(torch.baddbmm(mask, q, k.transpose(1, 2), alpha=self.heads.scale), dim=-1)
 
     def grad_scores(self, grad: Tensor, weights: Tensor) -> Tensor:
-        """Gradient by q k^T from that by the weights P: scale P (g - rowsum(P g))."""
+        """Gradient w.r.t. q k^T from that w.r.t. the weights P: scale P (g - rowsum(P g))."""
         return torch.ops.aten._softmax_backward_data(grad, weights, -1, weights.dtype).mul_(self.heads.scale)
 
     def unpad(self, x: Tensor, bucket: Bucket, out: Tensor) -> None:
@@ -117,7 +117,7 @@ class TorchHeads:
         return part.view(bucket.count, bucket.length, *part.shape[1:]).transpose(1, 2)
 
     def merge(self, pieces: Iterable[tuple[Bucket, Sequence[Tensor]]]) -> Tensor:
-        """Gradient by qkv, from those of each bucket by what ``padded`` returned."""
+        """Gradient w.r.t. qkv, from those of each bucket w.r.t. what ``padded`` returned."""
         both, v = (part.new_empty(part.shape) for part in _split(self.qkv, self.heads))
         for bucket, grads in pieces:
             for grad, out in zip(grads, (both[:, : self.heads.query], both[:, self.heads.query :], v), strict=True):
@@ -159,7 +159,7 @@ def attention(
 def attention_backward(
     grad: Tensor, parts: CompiledHeads | TorchHeads, buckets: Sequence[Bucket], kept: Sequence[Tensor | None]
 ) -> Tensor:
-    """Gradient by qkv from that by what ``attention`` returned."""
+    """Gradient w.r.t. qkv from that w.r.t. what ``attention`` returned."""
     grad = grad.contiguous()
 
     def piece(bucket: Bucket, weights: Tensor | None) -> tuple[Bucket, Sequence[Tensor]]:
@@ -183,7 +183,7 @@ class Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        """Gradient by qkv."""
+        """Gradient w.r.t. qkv."""
         qkv, cos, sin, *kept = ctx.saved_tensors
         return attention_backward(grad, split(qkv, Rotary(cos, sin), ctx.heads), ctx.buckets, kept), None, None, None
 
@@ -303,7 +303,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, heads: Heads) -> Tenso
 def _sdpa_backward(
     padded: Sequence[Tensor], grad: Tensor, _weights: Tensor | None, bucket: Bucket, parts: CompiledHeads | TorchHeads
 ) -> tuple[Tensor, ...]:
-    """Gradients by q, k, v [S, heads, T, E] of what ``sdpa`` computes."""
+    """Gradients w.r.t. q, k, v [S, heads, T, E] of what ``sdpa`` computes."""
     with torch.enable_grad():
         q, k, v = leaves = [x.detach().requires_grad_() for x in padded]
         out = sdpa(q, k, v, bucket, parts.heads)

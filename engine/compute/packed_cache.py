@@ -146,7 +146,7 @@ class Cache:
             mixed[rows] = summed + torch.bmm(after.flatten(0, 1), tail_values).view(own.shape)
         return mixed.view(self.rows, -1)
 
-    def keep(self, rows: Tensor) -> Cache:
+    def keep(self, rows: Tensor) -> None:
         """Leave only ``rows``, in their order. Only rows whose place changes are copied."""
         place = torch.arange(len(rows), device=rows.device)
         moved = (rows != place).nonzero().squeeze(-1)
@@ -161,9 +161,8 @@ class Cache:
         self._first = int(self._joined_B.min())
         self._drop_prompts()
         self._place_rows()
-        return self
 
-    def join(self, other: Cache) -> Cache:
+    def join(self, other: Cache) -> None:
         """Take in the rows of a cache that has no tails yet; they come last."""
         for mine, new in zip(self._layers, other._layers, strict=True):
             places = max(mine.prompt_keys.shape[2], new.prompt_keys.shape[2])
@@ -181,7 +180,6 @@ class Cache:
         self.longest = max(self.longest, other.longest)
         self._room = max(self._room, other._room)
         self._place_rows()
-        return self
 
     def _tail(self, tensor: Tensor) -> Tensor:
         """[B J, t, E] of the places that a row here uses."""

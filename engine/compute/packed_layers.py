@@ -39,7 +39,7 @@ class Linear:
     d_in: int = 0
 
     def apply(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """X W^T + bias (+ residual)."""
+        """The product: x W^T + bias (+ residual)."""
         if self.packed is not None:
             if residual is None:
                 return torch.ops.mkldnn._linear_pointwise(x, self.packed[0], self.bias, "none", [], "")
@@ -51,7 +51,7 @@ class Linear:
         return y if self.bias is None else y.add_(self.bias)
 
     def transposed(self, grad: Tensor) -> Tensor:
-        """Grad W."""
+        """The gradient w.r.t. x: grad W."""
         if self.packed is not None:
             return torch.ops.mkldnn._linear_pointwise(grad, self.packed[1], None, "none", [], "")
         assert self.weight is not None
@@ -138,7 +138,7 @@ def _stacked_b(pairs: tuple[LoraPair, ...], spans: tuple[slice, ...], width: int
 
 
 def _forward_factors(a: Tensor, pairs: tuple[LoraPair, ...], spans: tuple[slice, ...], width: int) -> kernels.LowRank:
-    """From x to y."""
+    """What ``lora_add`` takes from x to y."""
     rank = pairs[0].a.shape[0]
     b = pairs[0].b.new_zeros((rank // 2, width, 2))
     for span, pair in zip(spans, pairs, strict=True):
@@ -148,7 +148,7 @@ def _forward_factors(a: Tensor, pairs: tuple[LoraPair, ...], spans: tuple[slice,
 
 
 def _backward_factors(a: Tensor, b_t: Tensor, forward: kernels.LowRank) -> kernels.LowRank:
-    """From the gradient by y to that by x."""
+    """What ``lora_add`` takes from the gradient w.r.t. y to that w.r.t. x."""
     ranks, d_in = a.shape
     return kernels.LowRank(b_t, forward.out, a.view(ranks // 2, 2, d_in).transpose(1, 2).contiguous(), forward.into)
 
@@ -167,7 +167,7 @@ def lora_forward(x: Tensor, linear: Linear, lora: Lora, residual: Tensor | None 
 def lora_backward(
     grad: Tensor, x: Tensor, low: Tensor | None, linear: Linear, lora: Lora, *, want_x: bool
 ) -> tuple[Tensor | None, list[Tensor]]:
-    """Gradients by x (if wanted) and by A, B, A, B ...; ``low`` is what ``lora_forward`` returned."""
+    """Gradients w.r.t. x (if wanted) and A, B, A, B ...; ``low`` is what ``lora_forward`` returned."""
     grad_x = linear.transposed(grad) if want_x else None
     if low is None or lora.a is None or lora.b is None:
         return grad_x, []
@@ -175,7 +175,7 @@ def lora_backward(
 
 
 def lora_gradients(grad: Tensor, x: Tensor, low: Tensor | None, grad_low: Tensor | None, lora: Lora) -> list[Tensor]:
-    """Gradients by A, B, A, B ... from x A^T and grad B [N, kR]."""
+    """Gradients w.r.t. A, B, A, B ... from x A^T and grad B [N, kR]."""
     if low is None or grad_low is None:
         return []
     grad_a = (grad_low.t() @ x).mul_(lora.scaling)
@@ -211,7 +211,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def rms_norm_backward(grad: Tensor, x: Tensor, root: Tensor, weight: Tensor) -> Tensor:
-    """Dx = root (g w) - x root^3 mean(g w x)."""
+    """Gradient w.r.t. x: root (g w) - x root^3 mean(g w x)."""
     if x.dim() == 2 and kernels.usable(x):
         return kernels.rms_backward(grad.contiguous(), x, root, weight)
     wide = (grad * weight).float()
@@ -234,7 +234,7 @@ class NormedLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        """Gradients by x and the pairs."""
+        """Gradients w.r.t. x and the pairs."""
         x, root, low, norm = ctx.saved_tensors
         want_x = ctx.needs_input_grad[0]
         normed = kernels.rms_again(x, norm, root) if kernels.usable(x) else (x.float() * root).to(x.dtype).mul_(norm)
@@ -256,7 +256,7 @@ class ResidualLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        """Gradients by x, the residual and the pairs."""
+        """Gradients w.r.t. x, the residual and the pairs."""
         x, low = ctx.saved_tensors
         grad_x, grads = lora_backward(grad, x, low, ctx.linear, ctx.lora, want_x=ctx.needs_input_grad[0])
         return (grad_x, grad if ctx.needs_input_grad[1] else None, None, None, *grads)
@@ -271,7 +271,7 @@ def gated(gate_up: Tensor, activation: str) -> Tensor:
 
 
 def _gated_backward(grad: Tensor, gate_up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
-    """Gradient by ``gate_up`` [N, 2I], and act(gate) * up again."""
+    """Gradient w.r.t. ``gate_up`` [N, 2I], and act(gate) * up again."""
     if kernels.usable(gate_up):
         return kernels.gated_backward(grad, gate_up, activation)
     gate, up = gate_up.chunk(2, dim=-1)
@@ -302,7 +302,7 @@ class GatedDown(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        """Gradients by gate and up, the residual and the pairs."""
+        """Gradients w.r.t. gate and up, the residual and the pairs."""
         gate_up, low = ctx.saved_tensors
         want_x = ctx.needs_input_grad[0]
         if not want_x:

@@ -66,7 +66,7 @@ class _Row:
     stop_reason: StopReason = "length"
 
     def finish(self, topk: int) -> Continuation:
-        """As the interface has it."""
+        """The finished sample, with ``topk`` candidates per token where asked for."""
         return Continuation(
             np.array(self.tokens, dtype=np.int64),
             np.array(self.logprobs, dtype=np.float32),
@@ -119,7 +119,7 @@ class Batch:
 
     @property
     def rows(self) -> int:
-        """How many are being written."""
+        """How many rows are being sampled."""
         return len(self._active)
 
     @torch.no_grad()
@@ -144,7 +144,7 @@ class Batch:
         if self._hidden_BD is None:
             self._state, self._hidden_BD = state, hidden_BD
         else:
-            self._state = self._backbone.join(self._state, state)
+            self._state.join(state)
             self._hidden_BD = torch.cat([self._hidden_BD, hidden_BD])
         self._active = self._active + rows
         self._cuts = self._cuts_of(self._active)
@@ -158,7 +158,7 @@ class Batch:
             return tokens_B
         left = left.to(self._backbone.device)
         self._cuts = self._cuts_of(self._active)
-        self._state = self._backbone.keep(self._state, left)
+        self._state.keep(left)
         return tokens_B[left]
 
     def _write_one(self, pieces: Sequence[Piece]) -> None:
@@ -240,7 +240,8 @@ class Batch:
             [request.top_p for request in asked],
             [request.top_k for request in asked],
             self._vocabulary,
-        ).to(self._backbone.device)
+            self._backbone.device,
+        )
 
     def _draw(self, hidden_BD: Tensor, active: Sequence[_Row], cuts: Cuts) -> tuple[Tensor, list[bool]]:
         """One token per row; returns the tokens and which rows go on."""

@@ -8,7 +8,7 @@ Axes: ``B`` rows, ``V`` vocabulary, ``K`` candidates, ``S`` strips of the vocabu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -58,21 +58,24 @@ class Cuts:
     plain: bool
 
     @classmethod
-    def of(cls, temperatures: Sequence[float], top_ps: Sequence[float], top_ks: Sequence[int], vocabulary: int) -> Cuts:
+    def of(
+        cls,
+        temperatures: Sequence[float],
+        top_ps: Sequence[float],
+        top_ks: Sequence[int],
+        vocabulary: int,
+        device: torch.device,
+    ) -> Cuts:
         """From settings per row; ``top_k`` of -1 or 0 means no cut."""
         ks = [k if 0 < k < vocabulary else vocabulary for k in top_ks]
         uncut = all(p >= 1.0 for p in top_ps) and min(ks) == vocabulary
         plain = uncut and all(t == 1.0 for t in temperatures)
-        temperature_B = torch.tensor(temperatures, dtype=torch.float32)
-        return cls(temperature_B, torch.tensor(top_ps), torch.tensor(ks), uncut, plain)
-
-    def to(self, device: torch.device) -> Cuts:
-        """On ``device``."""
-        return replace(
-            self,
-            temperature_B=self.temperature_B.to(device),
-            top_p_B=self.top_p_B.to(device),
-            top_k_B=self.top_k_B.to(device),
+        return cls(
+            torch.tensor(temperatures, dtype=torch.float32, device=device),
+            torch.tensor(top_ps, device=device),
+            torch.tensor(ks, device=device),
+            uncut,
+            plain,
         )
 
 

@@ -147,6 +147,6 @@ def _array(array: NDArray[Any] | None) -> NDArray[Any]:
 def _alternatives(logits: Tensor, k: int, temperature: float, random: RandomRow) -> tuple[Tensor, Tensor]:
     """K independent draws per position, at the request's temperature and uncut."""
     rows = len(logits)
-    cuts = Cuts.of([temperature] * rows, [1.0] * rows, [-1] * rows, logits.shape[1]).to(logits.device)
+    cuts = Cuts.of([temperature] * rows, [1.0] * rows, [-1] * rows, logits.shape[1], logits.device)
     drawn = [choose(logits, cuts, uniforms([random] * rows, logits.device)) for _ in range(k)]
     return torch.stack([tokens for tokens, _ in drawn], dim=1), torch.stack([values for _, values in drawn], dim=1)

@@ -44,6 +44,22 @@ class GroupedCache:
 
     groups: list[_Group]
 
+    def keep(self, rows: Tensor) -> None:
+        """See ``KeyValueCache.keep``."""
+        new_place = {old: new for new, old in enumerate(rows.tolist())}
+        kept: list[_Group] = []
+        for group in self.groups:
+            local = [place for place, row in enumerate(group.rows) if row in new_place]
+            if local:
+                group.cache.batch_select_indices(torch.tensor(local, device=rows.device))
+                kept.append(_Group([new_place[group.rows[place]] for place in local], group.cache, group.length))
+        self.groups = kept
+
+    def join(self, other: GroupedCache) -> None:
+        """See ``KeyValueCache.join``."""
+        before = sum(len(group.rows) for group in self.groups)
+        self.groups += [_Group([before + row for row in new.rows], new.cache, new.length) for new in other.groups]
+
 
 class TransformersBackbone:
     """Any transformers causal LM. LoRA reaches its matrices through their ``forward``, replaced once at loading."""
@@ -144,23 +160,6 @@ class TransformersBackbone:
                 group.length += 1
                 hidden_BD[group.rows] = output.last_hidden_state[:, -1]
         return hidden_BD
-
-    def keep(self, state: GroupedCache, rows: Tensor) -> GroupedCache:
-        """See ``Backbone.keep``."""
-        new_place = {old: new for new, old in enumerate(rows.tolist())}
-        groups: list[_Group] = []
-        for group in state.groups:
-            local = [place for place, row in enumerate(group.rows) if row in new_place]
-            if local:
-                group.cache.batch_select_indices(torch.tensor(local, device=self.device))
-                groups.append(_Group([new_place[group.rows[place]] for place in local], group.cache, group.length))
-        return GroupedCache(groups)
-
-    def join(self, state: GroupedCache, new: GroupedCache) -> GroupedCache:
-        """See ``Backbone.join``."""
-        before = sum(len(group.rows) for group in state.groups)
-        moved = [_Group([before + row for row in group.rows], group.cache, group.length) for group in new.groups]
-        return GroupedCache([*state.groups, *moved])
 
 
 def _similar_lengths(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -73,7 +73,7 @@ class SampleRunner:
             return asks
 
         def arrivals() -> list[SampleAsk]:
-            if elsewhere:  # they wait for this to end, so that nothing may prolong it
+            if elsewhere:  # they wait for this to end, so nothing may prolong it
                 return []
             came = joint.take()
             elsewhere.extend(work for work in came if _base_of(work) != base_name)

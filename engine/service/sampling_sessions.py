@@ -34,7 +34,7 @@ class SamplingSessions:
         self.samplers: dict[str, SamplingSession] = {}
 
     def drop(self, sampler_id: str) -> None:
-        """Forget one."""
+        """Forget a sampling session and what it still waits for."""
         self.samplers.pop(sampler_id, None)
         self._promises.drop_sampler(sampler_id)
 

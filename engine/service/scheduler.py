@@ -76,7 +76,7 @@ class Joint:
         return self._open
 
     def close(self) -> None:
-        """Let nobody join any more."""
+        """Let no more requests join."""
         self._open = False
 
     def take(self) -> list[Work]:

@@ -67,14 +67,14 @@ class Engine:
         self.started = time.time()
 
     def create_session(self, user_metadata: Mapping[str, Any] | None, display_name: str | None) -> Session:
-        """A new client."""
+        """Begin the session of a new client."""
         now = time.time()
         session = Session(uuid.uuid4().hex[:16], now, now, dict(user_metadata or {}), display_name)
         self.sessions[session.session_id] = session
         return session
 
     def beat(self, session_id: str) -> None:
-        """A sign of life of a client; one from before a restart, or silent for long, is taken back."""
+        """A client's heartbeat; one from before a restart, or one that was silent for long, is taken back."""
         session = self.sessions.get(session_id)
         if session is not None and session.finish == _SILENT:
             session.finish = None

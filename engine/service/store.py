@@ -132,7 +132,7 @@ class Store:
                 shutil.rmtree(leftover, ignore_errors=True)
 
     def add_run(self, run: Run) -> None:
-        """Write down a new training run."""
+        """Record a new training run."""
         folder = self._root / quote(run.run_id, safe="")
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ class Trace:
         self._spans: deque[Span] = deque(maxlen=_MOST_SPANS)
 
     def add(self, span: Span) -> None:
-        """Note one."""
+        """Keep one; the oldest makes room."""
         self._spans.append(span)
 
     def of_session(self, session_id: str) -> dict[str, Any]:

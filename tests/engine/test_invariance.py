@@ -97,9 +97,11 @@ def test_attention_without_compiled_loops_is_the_same_alone_and_in_a_crowd(windo
     inside = [0, 1, 2]
     for number, step in enumerate(steps):
         if number == 7:
-            crowd, inside = crowd.join(started([3, 4])), [0, 1, 2, 3, 4]
+            crowd.join(started([3, 4]))
+            inside = [0, 1, 2, 3, 4]
         if number == 20:  # the first prompt's rows have ended
-            crowd, inside = crowd.keep(torch.arange(4, crowd.rows)), [1, 2, 3, 4]
+            crowd.keep(torch.arange(4, crowd.rows))
+            inside = [1, 2, 3, 4]
         crowd.advance()
         qkv = torch.cat([step[i] for i in inside])
         whole = crowd.attend(0, qkv, _unrotated(qkv), heads)
