@@ -117,12 +117,7 @@ class Registry:
             JobError: If there is none; the message names the closest id.
         """
         with self._open() as db:
-            row = db.execute(f"{_SELECT} WHERE id = ?", (job_id,)).fetchone()
-            if row is not None:
-                return _job(row)
-            recent = [r[0] for r in db.execute("SELECT id FROM jobs ORDER BY created DESC LIMIT 200")]
-        fix = did_you_mean(job_id, recent) or "list_jobs shows the ids there are"
-        raise JobError(f"there is no job '{job_id}'", fix=fix)
+            return _row(db, job_id)
 
     def find(
         self, *, states: Iterable[JobState] = (), kind: str | None = None, limit: int = 20, before: float | None = None
@@ -176,7 +171,7 @@ class Registry:
             JobError: If the job is missing, in another state, or taken over by another process.
         """
         with self._transaction() as db:
-            job = self._row(db, job_id)
+            job = _row(db, job_id)
             if job.state not in set(expected) or new not in TRANSITIONS[job.state]:
                 raise JobError(f"job {job_id} is {job.state}, so it cannot become {new}")
             if pid is not None and job.pid != pid:
@@ -214,7 +209,7 @@ class Registry:
         """Set what a job has cost so far; what is new belongs to this month (UTC)."""
         month = datetime.fromtimestamp(self._clock(), UTC).strftime("%Y-%m")
         with self._transaction(durable=False) as db:
-            new = cost_usd - (self._row(db, job_id).cost_usd or 0.0)
+            new = cost_usd - (_row(db, job_id).cost_usd or 0.0)
             _update(db, job_id, {"cost_usd": cost_usd})
             db.execute(
                 "INSERT INTO spend (job_id, month, usd) VALUES (?, ?, ?)"
@@ -238,7 +233,7 @@ class Registry:
             JobError: If the job is no longer queued (cancelled meanwhile).
         """
         with self._transaction() as db:
-            job = self._row(db, job_id)
+            job = _row(db, job_id)
             if job.state is not JobState.QUEUED or job.pid != pid:
                 raise JobError(f"job {job_id} is {job.state}; it no longer waits for a place")
             places = db.execute(
@@ -262,7 +257,7 @@ class Registry:
             JobError: If the job has ended already.
         """
         with self._transaction() as db:
-            job = self._row(db, job_id)
+            job = _row(db, job_id)
             if job.state not in ACTIVE:
                 raise JobError(
                     f"job {job_id} is {job.state} already", fix="There is nothing to cancel; get_job shows its result"
@@ -277,7 +272,7 @@ class Registry:
             JobError: If it still runs, or has succeeded.
         """
         with self._transaction() as db:
-            job = self._row(db, job_id)
+            job = _row(db, job_id)
             if job.state in ACTIVE:
                 raise JobError(f"job {job_id} is {job.state}, so there is nothing to resume", fix="Use wait_for_job")
             if job.state not in RESUMABLE:
@@ -287,11 +282,14 @@ class Registry:
             _update(db, job_id, fields)
         return self.get(job_id)
 
-    def _row(self, db: sqlite3.Connection, job_id: str) -> Job:
-        row = db.execute(f"{_SELECT} WHERE id = ?", (job_id,)).fetchone()
-        if row is None:
-            raise JobError(f"there is no job '{job_id}'", fix="list_jobs shows the ids there are")
+
+def _row(db: sqlite3.Connection, job_id: str) -> Job:
+    row = db.execute(f"{_SELECT} WHERE id = ?", (job_id,)).fetchone()
+    if row is not None:
         return _job(row)
+    recent = [r[0] for r in db.execute("SELECT id FROM jobs ORDER BY created DESC LIMIT 200")]
+    fix = did_you_mean(job_id, recent) or "list_jobs shows the ids there are"
+    raise JobError(f"there is no job '{job_id}'", fix=fix)
 
 
 def _update(db: sqlite3.Connection, job_id: str, fields: Mapping[str, Any]) -> None:

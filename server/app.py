@@ -9,7 +9,8 @@ import functools
 import inspect
 import logging
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any, cast
 
@@ -180,19 +181,23 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     async def guarded_async(*args: Any, **named: Any) -> Any:
-        try:
+        with _errors_for_the_reader():
             return await function(*args, **named)
-        except (ResearcherError, OSError, sqlite3.Error, ModuleNotFoundError) as error:
-            raise _for_the_reader(error) from error
 
     @functools.wraps(function)
     def guarded(*args: Any, **named: Any) -> Any:
-        try:
+        with _errors_for_the_reader():
             return function(*args, **named)
-        except (ResearcherError, OSError, sqlite3.Error, ModuleNotFoundError) as error:
-            raise _for_the_reader(error) from error
 
     return guarded_async if inspect.iscoroutinefunction(function) else guarded
+
+
+@contextmanager
+def _errors_for_the_reader() -> Generator[None]:
+    try:
+        yield
+    except (ResearcherError, OSError, sqlite3.Error, ModuleNotFoundError) as error:
+        raise _for_the_reader(error) from error
 
 
 def _for_the_reader(error: Exception) -> ToolError:

@@ -65,7 +65,8 @@ def manage_checkpoints(
         backend, base_url = of.backend, of.base_url
         wanted = set(costs.superseded(job))
     connection = connect(backend, base_url)
-    delete_checkpoints(connection, delete or [])
+    if delete:
+        delete_checkpoints(connection, delete)
     stored = [c for c in stored_checkpoints(connection, load_prices()) if wanted is None or c.path in wanted]
     prices = [c.usd_month for c in stored]
     content = CheckpointList(

@@ -89,15 +89,13 @@ def pass_gate(launch: Launch, *, validate_only: bool, plan_id: str | None) -> St
         require_models(config.backend, config.base_url, trains=launch.trains, samples=launch.samples)
     if validate_only:
         return Standing(next=f"call {tool} again without validate_only to start it")
-    prices = f"{launch.price} {_price_table()}"
-    mark = plan_store.fingerprint(launch.kind, config.model_dump(mode="json"), launch.files, prices=prices)
-    if launch.charges and plan_id is None:
-        offered = plan_store.offer(launch.kind, mark)
-        again = f"call {tool} again with the same arguments and plan_id='{offered}'"
-        return Standing(plan_id=offered, next=f"show the user this plan; if they agree, {again}")
     require_packages("train" if needs_backend else None, KINDS[launch.kind].extra)
     if plan_id is not None:
-        plan_store.redeem(plan_id, launch.kind, mark)
+        plan_store.redeem(plan_id, launch.kind, _mark(launch))
+    elif launch.charges:
+        offered = plan_store.offer(launch.kind, _mark(launch))
+        again = f"call {tool} again with the same arguments and plan_id='{offered}'"
+        return Standing(plan_id=offered, next=f"show the user this plan; if they agree, {again}")
     job = start_job(
         Registry(),
         launch.kind,
@@ -147,10 +145,14 @@ def require_models(
                 raise ModelError(f"{backend} does not {verb} this model", where=name, fix=f"It serves: {names_served}")
 
 
-def _price_table() -> str:
+def _mark(launch: Launch) -> str:
+    """What a yes is bound to: every setting, every byte of the files, and the prices that were shown."""
     from ..backends.prices import load_prices
 
-    return load_prices().model_dump_json()
+    prices = f"{launch.price} {load_prices().model_dump_json()}"
+    return plan_store.fingerprint(
+        launch.kind, launch.settings.config.model_dump(mode="json"), launch.files, prices=prices
+    )
 
 
 class Cost(BaseModel):

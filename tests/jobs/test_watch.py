@@ -57,3 +57,12 @@ def test_a_live_but_silent_process_is_called_stuck_not_dead(registry: Registry) 
     later = job.heartbeat + 100
     assert control.silence_s(job, clock=lambda: later) == pytest.approx(100)
     assert control.look(registry, job.id, clock=lambda: later).state is JobState.RUNNING
+
+
+def test_a_job_that_waits_for_its_place_is_not_called_stuck(registry: Registry) -> None:
+    job = registry.create(kind="sft", name="", backend="embedded", base_model="demo", runs=registry.path.parent)
+    registry.set_process(job.id, os.getpid(), processes.start_time_of(os.getpid()))
+    job = registry.get(job.id)
+    assert job.heartbeat is not None
+    later = job.heartbeat + 100
+    assert control.silence_s(job, clock=lambda: later) is None

@@ -1,25 +1,13 @@
-from collections.abc import Callable
-from typing import Any
-
-import anyio
 import pytest
 from mcp import Client
 from mcp.shared.exceptions import MCPError
+from tool_calls import with_client
 
 from sota_ml_researcher.doctrine.topics import topics
-from sota_ml_researcher.server.app import build_server
 from sota_ml_researcher.server.install import install_command, training_requirements
 from sota_ml_researcher.server.prompts import TOOL_OF_COMMAND, read_command
 from sota_ml_researcher.templates.catalog import template_kinds
 from sota_ml_researcher.tools import TOOLS
-
-
-def with_client(work: Callable[[Client], Any]) -> Any:
-    async def run() -> Any:
-        async with Client(build_server()) as client:
-            return await work(client)
-
-    return anyio.run(run)
 
 
 def test_there_is_a_prompt_for_each_command_whose_tool_is_there() -> None:

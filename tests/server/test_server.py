@@ -3,7 +3,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +10,15 @@ import anyio
 import pytest
 from mcp import Client, StdioServerParameters
 from mcp.shared.exceptions import MCPError
-from mcp_types import CallToolResult, ResourceTemplateReference, TextContent
+from mcp_types import CallToolResult, ResourceTemplateReference
+from tool_calls import result_of, text_of, with_client
 
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.states import JobState
-from sota_ml_researcher.server.app import build_server
 from sota_ml_researcher.tools import TOOLS
 from sota_ml_researcher.tools.answers import MAX_TEXT
 
 SERVE = ["-m", "sota_ml_researcher.server", "serve"]
-
-
-def with_client(work: Callable[[Client], Any]) -> Any:
-    async def run() -> Any:
-        async with Client(build_server()) as client:
-            return await work(client)
-
-    return anyio.run(run)
-
-
-def call(tool: str, **arguments: Any) -> CallToolResult:
-    return with_client(lambda client: client.call_tool(tool, arguments))
-
-
-def text_of(result: CallToolResult) -> str:
-    assert isinstance(result.content[0], TextContent)
-    return result.content[0].text
 
 
 def test_the_list_of_tools_fits_6000_tokens_and_describes_each() -> None:
@@ -102,7 +84,7 @@ def test_the_list_of_tools_fits_6000_tokens_and_describes_each() -> None:
     ],
 )
 def test_a_wrong_input_comes_back_as_a_sentence(tool: str, arguments: dict[str, Any], message: str) -> None:
-    result = call(tool, **arguments)
+    result = result_of(tool, **arguments)
     assert result.is_error
     assert message in text_of(result)
     assert "Traceback" not in text_of(result)
@@ -110,7 +92,7 @@ def test_a_wrong_input_comes_back_as_a_sentence(tool: str, arguments: dict[str, 
 
 
 def test_checking_the_demo_data_counts_tokens_and_names_the_next_call() -> None:
-    result = call("check_dataset", train_file="demo:sft_train", base_model="demo", val_file="demo:sft_val")
+    result = result_of("check_dataset", train_file="demo:sft_train", base_model="demo", val_file="demo:sft_val")
     content = result.structured_content
     assert content is not None
     assert content["done"]
@@ -122,7 +104,7 @@ def test_checking_the_demo_data_counts_tokens_and_names_the_next_call() -> None:
 
 
 def test_capacity_of_a_known_model_has_plain_integers() -> None:
-    result = call(
+    result = result_of(
         "validate_capacity", base_model="meta-llama/Llama-3.1-8B", lora_rank=64, dataset_tokens=10**9, backend="tinker"
     )
     content = result.structured_content
@@ -136,7 +118,7 @@ def test_capacity_of_a_known_model_has_plain_integers() -> None:
 
 def test_a_plan_starts_nothing() -> None:
     overrides = {"base_model": "demo", "train_file": "demo:sft_train"}
-    result = call("start_sft", overrides=overrides, validate_only=True)
+    result = result_of("start_sft", overrides=overrides, validate_only=True)
     assert not result.is_error
     assert result.structured_content is not None
     assert result.structured_content["job_id"] is None
@@ -145,7 +127,7 @@ def test_a_plan_starts_nothing() -> None:
 
 
 def test_hosted_models_come_from_the_dated_table_without_a_key() -> None:
-    result = call("list_models", backend="tinker", search="qwen3-8b")
+    result = result_of("list_models", backend="tinker", search="qwen3-8b")
     assert result.structured_content is not None
     assert "the table of 20" in result.structured_content["source"]
     assert {m["name"] for m in result.structured_content["models"]} == {"Qwen/Qwen3-8B", "Qwen/Qwen3-8B-Base"}
@@ -218,10 +200,10 @@ def test_a_job_among_ten_thousand_is_found(tmp_path: Path) -> None:
             f"INSERT INTO jobs (id, created, {names}) SELECT ?, ?, {names} FROM jobs WHERE id = ?",
             [(f"sft-{n:06d}", float(n), job.id) for n in range(10_000)],
         )
-    result = call("get_job", job_id="sft-005000")
+    result = result_of("get_job", job_id="sft-005000")
     assert result.structured_content is not None
     assert result.structured_content["state"] == "cancelled"
-    listed = call("list_jobs", limit=100).structured_content
+    listed = result_of("list_jobs", limit=100).structured_content
     assert listed is not None
     assert len(listed["jobs"]) == 100
     assert listed["counts"] == {"cancelled": 10_001}
@@ -263,7 +245,7 @@ def test_stdout_carries_the_protocol_alone(own_home: Path) -> None:
 def test_no_secret_reaches_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINKER_API_KEY", "tml-very-secret")
     monkeypatch.setenv("TINKER_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
-    result = call("list_models", backend="tinker")
+    result = result_of("list_models", backend="tinker")
     assert result.is_error
     assert "no answer" in text_of(result)
     assert "very-secret" not in result.model_dump_json()
@@ -272,12 +254,12 @@ def test_no_secret_reaches_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_missing_package_is_a_sentence_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tinker", None)  # what an installation without the training packages looks like
     monkeypatch.delitem(sys.modules, "sota_ml_researcher.backends.sampling_client", raising=False)
-    result = call("sample_model", model="demo", prompts=["x"])
+    result = result_of("sample_model", model="demo", prompts=["x"])
     assert result.is_error
     assert "this needs tinker, which is not installed. Run once: " in text_of(result)
     assert text_of(result).endswith(" setup")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    refused = call("start_sft", overrides={"base_model": "demo", "train_file": "demo:sft_train"})
+    refused = result_of("start_sft", overrides={"base_model": "demo", "train_file": "demo:sft_train"})
     assert refused.is_error
     assert "needs packages that are not installed" in text_of(refused)
     assert Registry().find() == []

@@ -2,16 +2,14 @@ import base64
 import json
 import re
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
 import yaml
 from analysis_synthetic import FAULTS, faulty
-from mcp import Client
 from mcp_types import CallToolResult, ImageContent, TextContent
+from tool_calls import result_of
 
 from sota_ml_researcher.analysis.diagnosis import diagnose
 from sota_ml_researcher.analysis.report import as_html, as_markdown, make_report
@@ -19,19 +17,10 @@ from sota_ml_researcher.analysis.runs import load_run
 from sota_ml_researcher.core.paths import home
 from sota_ml_researcher.core.settings import render_config
 from sota_ml_researcher.jobs.registry import Registry
-from sota_ml_researcher.server.app import build_server
 from sota_ml_researcher.training.dpo.config import load_dpo_settings
 from sota_ml_researcher.training.sft.config import load_sft_settings
 
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def call(tool: str, **arguments: Any) -> CallToolResult:
-    async def run(work: Callable[[Client], Any]) -> Any:
-        async with Client(build_server()) as client:
-            return await work(client)
-
-    return anyio.run(run, lambda client: client.call_tool(tool, arguments))
 
 
 def parts(result: CallToolResult) -> tuple[str, bytes]:
@@ -44,7 +33,7 @@ def parts(result: CallToolResult) -> tuple[str, bytes]:
 def test_a_folder_is_analysed_into_a_short_answer_a_picture_and_a_report(tmp_path: Path) -> None:
     folder = faulty("overfitting", 4).write(tmp_path / "mine")
     before = sorted(p.name for p in folder.iterdir())
-    result = call("analyze_run", run=str(folder))
+    result = result_of("analyze_run", run=str(folder))
     text, png = parts(result)
     assert not result.is_error and len(text) <= 1500
     assert png.startswith(PNG)
@@ -58,7 +47,7 @@ def test_a_folder_is_analysed_into_a_short_answer_a_picture_and_a_report(tmp_pat
 
 @pytest.mark.parametrize("name", sorted(FAULTS)[::6])
 def test_answers_stay_short_and_end_with_the_next_step(name: str, tmp_path: Path) -> None:
-    result = call(
+    result = result_of(
         "analyze_run", run=str(faulty(name, 2).write(tmp_path / "a-rather-long-name-of-a-folder" / ("x" * 80)))
     )
     text, _ = parts(result)
@@ -87,7 +76,7 @@ def test_our_own_run_gets_its_report_with_settings_origins_and_how_to_repeat_it(
     }
     (folder / "environment.json").write_text(json.dumps(facts))
     (folder / "result.json").write_text(json.dumps({"cost_usd": 1.25, "wall_s": 60.0}))
-    content = call("analyze_run", run=folder.name).structured_content or {}
+    content = result_of("analyze_run", run=folder.name).structured_content or {}
     assert content["report"] == str(folder / "report.html")
     html, markdown = (folder / "report.html").read_text(), (folder / "analysis.md").read_text()
     assert (folder / "plots" / "run.png").read_bytes().startswith(PNG)
@@ -99,7 +88,7 @@ def test_our_own_run_gets_its_report_with_settings_origins_and_how_to_repeat_it(
 
 def test_a_plan_made_before_the_run_is_answered() -> None:
     folder = own_job(hypothesis="it learns", primary_metric="train_mean_nll", stop_rule="after 2 epochs")
-    call("analyze_run", run=folder.name)
+    result_of("analyze_run", run=folder.name)
     markdown = (folder / "analysis.md").read_text()
     assert re.search(
         r"\*\*Hypothesis: it learns\*\*\n\ntrain_mean_nll: [\d.]+ to [\d.]+, improved \(noise floor", markdown
@@ -109,7 +98,7 @@ def test_a_plan_made_before_the_run_is_answered() -> None:
 
 def test_a_primary_metric_that_was_not_logged_is_said() -> None:
     folder = own_job(hypothesis="it learns", primary_metric="test/nll")
-    call("analyze_run", run=folder.name)
+    result_of("analyze_run", run=folder.name)
     assert "test/nll was not logged, so the run cannot answer" in (folder / "analysis.md").read_text()
 
 
@@ -136,14 +125,14 @@ def test_answers_before_and_after_come_from_the_judge_evaluation_of_the_job() ->
     answers = [{"arm": arm, "id": "1", "text": text} for arm, text in (("baseline", "RU"), ("tuned", "<hu>"))]
     (job.folder / "items.jsonl").write_text(json.dumps(item) + "\n")
     (job.folder / "responses.jsonl").write_text("".join(json.dumps(a) + "\n" for a in answers))
-    call("analyze_run", run=folder.name)
+    result_of("analyze_run", run=folder.name)
     html = (folder / "report.html").read_text()
     assert "reverse uh" in html and "<pre>RU</pre>" in html and "&lt;hu&gt;" in html
 
 
 def test_runs_are_compared_through_the_tool(tmp_path: Path) -> None:
     folders = [str(faulty("plateau", seed).write(tmp_path / f"run{seed}")) for seed in (2, 3)]
-    result = call("compare_runs", runs=folders)
+    result = result_of("compare_runs", runs=folders)
     text, png = parts(result)
     assert len(text) <= 1500 and png.startswith(PNG)
     content = result.structured_content or {}
@@ -161,7 +150,7 @@ def test_runs_are_compared_through_the_tool(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_an_error_with_the_way_out(tool: str, arguments: dict[str, Any], message: str) -> None:
-    result = call(tool, **arguments)
+    result = result_of(tool, **arguments)
     assert result.is_error
     text = result.content[0]
     assert isinstance(text, TextContent) and message in text.text and "Traceback" not in text.text
@@ -173,6 +162,6 @@ def test_a_run_still_going_is_read_while_it_is_written(tmp_path: Path) -> None:
         rows = [json.dumps({"step": i, "loss": 2 / (1 + i)}) for i in range(n)]
         path.write_text("\n".join(rows) + '\n{"step": ')
         begun = time.monotonic()
-        text, _ = parts(call("analyze_run", run=str(tmp_path)))
+        text, _ = parts(result_of("analyze_run", run=str(tmp_path)))
         assert f"line {n + 1} is still being written" in text
         assert time.monotonic() - begun < 30

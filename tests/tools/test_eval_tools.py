@@ -8,23 +8,10 @@ import pytest
 from eval_helpers import sums
 from loopback_judges import KEY, MODEL, Judges, honest, serving
 from mcp import Client
-from mcp_types import CallToolResult, TextContent
+from tool_calls import result_of, text_of
 
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.server.app import build_server
-
-
-def call(tool: str, **arguments: Any) -> CallToolResult:
-    async def run() -> CallToolResult:
-        async with Client(build_server()) as client:
-            return await client.call_tool(tool, arguments)
-
-    return anyio.run(run)
-
-
-def text_of(result: CallToolResult) -> str:
-    assert isinstance(result.content[0], TextContent)
-    return result.content[0].text
 
 
 def test_a_paid_judge_is_planned_and_starts_only_with_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +19,7 @@ def test_a_paid_judge_is_planned_and_starts_only_with_its_plan(tmp_path: Path, m
     with serving(Judges()) as url:
         monkeypatch.setenv("ANTHROPIC_BASE_URL", url)
         monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
-        planned = call("run_judge_eval", overrides=overrides)
+        planned = result_of("run_judge_eval", overrides=overrides)
         assert not planned.is_error, text_of(planned)
         assert planned.structured_content is not None
         assert planned.structured_content["job_id"] is None
@@ -40,11 +27,13 @@ def test_a_paid_judge_is_planned_and_starts_only_with_its_plan(tmp_path: Path, m
         assert "Plan only, nothing was started" in shown
         assert "136 judge calls" in shown and "With 80% power" in shown and "prices of 2026-" in shown
         assert f"plan_id='{planned.structured_content['plan_id']}'" in shown
-        wrong = call("run_judge_eval", overrides=overrides | {"seed": 1}, plan_id=planned.structured_content["plan_id"])
+        wrong = result_of(
+            "run_judge_eval", overrides=overrides | {"seed": 1}, plan_id=planned.structured_content["plan_id"]
+        )
         assert wrong.is_error
         assert "are not those of plan" in text_of(wrong)
         monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-wrong-secret")
-        refused = call("run_judge_eval", overrides=overrides)
+        refused = result_of("run_judge_eval", overrides=overrides)
         assert refused.is_error
         assert "the key was refused (401)" in text_of(refused)
         assert "wrong-secret" not in refused.model_dump_json()
@@ -73,7 +62,7 @@ def test_a_paid_judge_is_planned_and_starts_only_with_its_plan(tmp_path: Path, m
     ],
 )
 def test_a_wrong_input_comes_back_as_a_sentence(tool: str, arguments: dict[str, Any], message: str) -> None:
-    result = call(tool, **arguments)
+    result = result_of(tool, **arguments)
     assert result.is_error
     assert message in text_of(result)
     assert "Traceback" not in text_of(result)
@@ -81,7 +70,7 @@ def test_a_wrong_input_comes_back_as_a_sentence(tool: str, arguments: dict[str, 
 
 def test_verdicts_are_for_evaluations_only(tmp_path: Path) -> None:
     job = Registry().create(kind="sft", name="a", backend="embedded", base_model="demo", runs=tmp_path)
-    result = call("submit_verdicts", job_id=job.id)
+    result = result_of("submit_verdicts", job_id=job.id)
     assert result.is_error
     assert "is not a judge evaluation" in text_of(result)
 

@@ -112,6 +112,16 @@ def test_rlhf_names_jobs_and_its_reference_is_where_it_starts() -> None:
     assert planned(kl_coef=0.0)["config"]["ref_model"] is None
 
 
+@pytest.mark.parametrize(("tool", "data"), [("start_sft", "demo:sft_train"), ("start_dpo", "demo:dpo_train")])
+def test_a_job_is_a_start_for_the_next_one(tool: str, data: str) -> None:
+    start = finished_job("sft")
+    overrides = {"base_model": "demo", "train_file": data, "load_checkpoint": start}
+    failed, text, content = call(tool, overrides=overrides, validate_only=True)
+    assert not failed, text
+    assert content["config"]["load_checkpoint"] == f"tinker://{start}/weights/final"
+    assert content["origins"]["load_checkpoint"] == f"override: of job {start}"
+
+
 def test_a_reward_model_of_another_model_is_refused() -> None:
     other = finished_job("reward_model", base_model="Qwen/Qwen3-8B")
     rewards = [{"type": "preference_model", "checkpoint": other}]
