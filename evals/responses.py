@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DataError
 from ..core.files import write_atomically
-from ..core.names import BackendName
 from ..core.paths import home, writable_folder
 from ..judges.prompt import EvalItem, prompt_key
 from ..models.model_ref import resolve_model
@@ -20,6 +19,8 @@ from .test_set import PROMPT_KEYS, conversation, read_each
 if TYPE_CHECKING:
     from ..backends.connection import Backend
     from ..models.chat import ChatRenderer
+    from .benchmark.benchmark_config import BenchmarkConfig
+    from .judge_config import JudgeEvalConfig
 
 _RESPONSE_KEYS = ("response", "completion", "output", "text")
 _SAMPLED_AT_ONCE = 32
@@ -73,17 +74,8 @@ class OpenedModel:
     sampling: ArmSampling
 
 
-def open_model(
-    model: str,
-    backend: BackendName,
-    base_url: str | None,
-    *,
-    renderer: str | None = None,
-    max_tokens: int,
-    temperature: float,
-    seed: int,
-) -> OpenedModel:
-    """Connect to a backend for a base model or a ``tinker://`` checkpoint; nothing is sampled yet.
+def open_model(model: str, config: JudgeEvalConfig | BenchmarkConfig, *, seed: int) -> OpenedModel:
+    """Connect to the backend for a base model or a ``tinker://`` checkpoint; nothing is sampled yet.
 
     Raises:
         ResearcherError: If there is no such model, checkpoint or renderer, or the backend does not answer.
@@ -92,21 +84,21 @@ def open_model(
     from ..backends.sampling_client import base_model_of
     from ..models.renderers import load_renderer
 
-    connected = connect(backend, base_url)
+    backend = connect(config.backend, config.base_url)
     is_checkpoint = model.startswith("tinker://")
-    base = base_model_of(connected, model) if is_checkpoint else model
-    chat = load_renderer(base, renderer)
+    base = base_model_of(backend, model) if is_checkpoint else model
+    renderer = load_renderer(base, config.renderer)
     sampling = ArmSampling(
         model=model if is_checkpoint else resolve_model(base).wire_name,
-        backend=backend,
-        base_url=base_url or "",
-        renderer=chat.name,
+        backend=config.backend,
+        base_url=config.base_url or "",
+        renderer=renderer.name,
         fingerprint=_fingerprint(base),
-        max_tokens=max_tokens,
-        temperature=temperature,
+        max_tokens=config.max_response_tokens,
+        temperature=config.temperature,
         seed=seed,
     )
-    return OpenedModel(connected, chat, sampling)
+    return OpenedModel(backend, renderer, sampling)
 
 
 def _fingerprint(base_model: str) -> str:
