@@ -11,6 +11,7 @@ from ..core.paths import home, writable_folder
 from ..doctrine.rules import integer
 from .comparison import Comparison
 from .plots import comparison_picture
+from .report import rendered
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,22 +67,10 @@ def write_comparison(comparison: Comparison) -> WrittenComparison:
 
 def as_markdown(comparison: Comparison) -> str:
     """The comparison as markdown."""
-    names = [run.name for run in comparison.runs]
-    lines = [f"# Comparison of {', '.join(names)}", "", settings_line(comparison), ""]
-    if comparison.config.changed:
-        lines += ["| setting | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1)]
-        for key, values in comparison.config.changed.items():
-            lines.append(f"| {key} | " + " | ".join(str(v).replace("|", "\\|") for v in values) + " |")
-        lines.append("")
-    better = "lower" if comparison.lower_is_better else "higher"
-    lines += [f"## {comparison.metric} ({better} is better), against {names[0]}", ""]
-    for pair in comparison.pairs:
-        tokens = f" At equal tokens: {pair.at_tokens:+.3g}." if pair.at_tokens is not None else ""
-        paired = f"{pair.points} common steps, value by value" if pair.points else "no common steps: the ends"
-        lines.append(f"- **{pair.run}: {pair.word}.** {pair.reading}. ({paired}.){tokens}")
-    lines += [f"- {finding.summary} (`{finding.rule}`) {finding.next_experiment}" for finding in comparison.findings]
-    if comparison.seed_spread is not None:
-        lines += ["", f"Spread between seeds (standard deviation): {comparison.seed_spread:.3g}."]
-    lines += ["", "![Curves](comparison.png)", "", f"Next experiment: {next_experiment(comparison)}"]
-    lines += ["", "Rules: `diagnosis.confounded`, `stats.noise_floor`, `stats.paired`, `diagnosis.noise`.", ""]
-    return "\n".join(lines)
+    return rendered(
+        "comparison.jinja",
+        c=comparison,
+        names=[run.name for run in comparison.runs],
+        settings=settings_line(comparison),
+        next_experiment=next_experiment(comparison),
+    )

@@ -235,23 +235,28 @@ def make_report(diagnosis: Diagnosis, png: bytes) -> RunReport:
 
 def as_html(report: RunReport) -> str:
     """The page; everything in it is escaped."""
-    return _rendered("report.jinja", report, escape=True)
+    return rendered("report.jinja", r=report)
 
 
 def as_markdown(report: RunReport) -> str:
     """The same for terminals and version control, without pictures inside."""
-    return _rendered("report_markdown.jinja", report, escape=False)
+    return rendered("report_markdown.jinja", r=report)
 
 
-def _rendered(template: str, report: RunReport, *, escape: bool) -> str:
+def rendered(template: str, **values: Any) -> str:
+    """A template of this folder with its values; ``report.jinja`` is HTML and escapes them, the others are markdown."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
-        autoescape=escape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        autoescape=template == "report.jinja",
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
     text = (files("sota_ml_researcher.analysis") / template).read_text(encoding="utf-8")
-    return environment.from_string(text).render(r=report)
+    return environment.from_string(text).render(values)
 
 
 def write_report(diagnosis: Diagnosis, png: bytes) -> Written:

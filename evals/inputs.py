@@ -53,16 +53,7 @@ class Arm:
         """
         if self.file is not None:
             return read_responses(self.file, items)
-        opened = open_model(
-            self.model,
-            connect(config.backend, config.base_url),
-            base_url=config.base_url,
-            renderer=config.renderer,
-            max_tokens=config.max_response_tokens,
-            temperature=config.temperature,
-            seed=seed,
-        )
-        return sample_responses(opened, items, on_done=on_done)
+        return sample_responses(open_model(self.model, config, connect, seed=seed), items, on_done=on_done)
 
 
 def resolve_arm(name: str, model: str) -> Arm:

@@ -8,7 +8,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
+from importlib.resources import files
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -18,13 +18,11 @@ from .statistics.estimates import Interval
 
 matplotlib.use("Agg")
 _BLUE, _GREY, _RED = "#2563eb", "#9ca3af", "#dc2626"
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#111827}
-pre.verdict{background:#f3f4f6;padding:1rem;white-space:pre-wrap;border-left:4px solid #2563eb}
-table{border-collapse:collapse;margin:1rem 0}td,th{border:1px solid #d1d5db;padding:.3rem .6rem;text-align:left;
-vertical-align:top}img{max-width:100%}.pair{display:grid;grid-template-columns:1fr 1fr;gap:1rem}
-.pair pre,.prompt{white-space:pre-wrap;background:#f9fafb;padding:.6rem;overflow-wrap:anywhere;max-height:24rem;
-overflow:auto}details{margin:.5rem 0}"""
+_CAPTIONS = {
+    "forest": "Win rates with their 95% intervals. The dashed line is no difference.",
+    "length": "Do longer answers win? Points are prompts, the line is the mean in fifths of the length difference.",
+    "orders": "The same pair in both orders: a flip says that the verdict was the order.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,48 +50,13 @@ def report_html(
         images: PNG files by name, as `pictures` makes them.
         pairs: Answers to show side by side.
     """
-    captions = {
-        "forest": "Win rates with their 95% intervals. The dashed line is no difference.",
-        "length": "Do longer answers win? Points are prompts, the line is the mean in fifths of the length difference.",
-        "orders": "The same pair in both orders: a flip says that the verdict was the order.",
-    }
-    parts = [f"<h1>{escape(title)}</h1>", f'<pre class="verdict">{escape(verdict)}</pre>']
-    for name, png in images.items():
-        data = base64.b64encode(png).decode()
-        caption = captions.get(name, name)
-        parts.append(f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">')
-        parts.append(f"<figcaption>{escape(caption)}</figcaption></figure>")
-    parts += [_criteria(result), "<h2>Answers side by side</h2>"]
-    parts += [_side_by_side(pair) for pair in pairs]
-    parts.append(f"<details><summary>All numbers</summary><pre>{escape(record_json(result).strip())}</pre></details>")
-    body = "\n".join(parts)
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
-    return f"<!doctype html>\n<html lang=en><head>{head}</head><body>\n{body}\n</body></html>\n"
+    from jinja2 import Environment, StrictUndefined
 
-
-def _criteria(result: EvalResult) -> str:
-    arms = list(result.arms)
-    rows = "".join(
-        f"<tr><td>{escape(name)}</td>" + "".join(f"<td>{_cell(by_arm.get(arm))}</td>" for arm in arms) + "</tr>"
-        for name, by_arm in result.criteria.items()
-    )
-    head = "".join(f"<th>{escape(arm)}</th>" for arm in arms)
-    return f"<h2>Mean scores by criterion</h2><table><tr><th>criterion</th>{head}</tr>{rows}</table>"
-
-
-def _cell(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
-
-
-def _side_by_side(pair: AnswerPair) -> str:
-    score = "unscored" if pair.score is None else f"score {pair.score:.2f}"
-    reference = f"<p>Reference: {escape(pair.reference[:2000])}</p>" if pair.reference else ""
-    reasons = "".join(f"<li>{escape(reason[:600])}</li>" for reason in pair.reasons if reason)
-    return (
-        f"<details><summary>{escape(pair.item)}: {score}</summary>"
-        f'<div class="prompt">{escape(pair.prompt[:4000])}</div>{reference}'
-        f'<div class="pair"><div><b>baseline</b><pre>{escape(pair.baseline[:6000])}</pre></div>'
-        f"<div><b>tuned</b><pre>{escape(pair.tuned[:6000])}</pre></div></div><ul>{reasons}</ul></details>"
+    template = (files("sota_ml_researcher.evals") / "eval_report.jinja").read_text(encoding="utf-8")
+    figures = [(_CAPTIONS.get(name, name), base64.b64encode(png).decode()) for name, png in images.items()]
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    return environment.from_string(template).render(
+        title=title, verdict=verdict, result=result, figures=figures, pairs=pairs, numbers=record_json(result).strip()
     )
 
 

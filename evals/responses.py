@@ -17,8 +17,10 @@ from ..models.model_ref import resolve_model
 from .test_set import PROMPT_KEYS, conversation, read_each
 
 if TYPE_CHECKING:
-    from ..backends.connection import Backend
+    from ..backends.connection import Backend, Connect
     from ..models.chat import ChatRenderer
+    from .benchmark.benchmark_config import BenchmarkConfig
+    from .judge_config import JudgeEvalConfig
 
 _RESPONSE_KEYS = ("response", "completion", "output", "text")
 _SAMPLED_AT_ONCE = 32
@@ -72,20 +74,8 @@ class OpenedModel:
     sampling: ArmSampling
 
 
-def open_model(
-    model: str,
-    backend: Backend,
-    *,
-    base_url: str | None,
-    renderer: str | None = None,
-    max_tokens: int,
-    temperature: float,
-    seed: int,
-) -> OpenedModel:
-    """A base model or a ``tinker://`` checkpoint on a backend, ready to be sampled.
-
-    The config's ``base_url`` and not the backend's is part of what an answer is kept under: the embedded engine's
-    changes with every start.
+def open_model(model: str, config: JudgeEvalConfig | BenchmarkConfig, connect: Connect, *, seed: int) -> OpenedModel:
+    """Connect to the backend for a base model or a ``tinker://`` checkpoint; nothing is sampled yet.
 
     Raises:
         ResearcherError: If there is no such model, checkpoint or renderer, or the backend does not answer.
@@ -93,20 +83,21 @@ def open_model(
     from ..backends.sampling_client import base_model_of
     from ..models.renderers import load_renderer
 
+    backend = connect(config.backend, config.base_url)
     is_checkpoint = model.startswith("tinker://")
     base = base_model_of(backend, model) if is_checkpoint else model
-    chat = load_renderer(base, renderer)
+    renderer = load_renderer(base, config.renderer)
     sampling = ArmSampling(
         model=model if is_checkpoint else resolve_model(base).wire_name,
-        backend=backend.name,
-        base_url=base_url or "",
-        renderer=chat.name,
+        backend=config.backend,
+        base_url=config.base_url or "",
+        renderer=renderer.name,
         fingerprint=_fingerprint(base),
-        max_tokens=max_tokens,
-        temperature=temperature,
+        max_tokens=config.max_response_tokens,
+        temperature=config.temperature,
         seed=seed,
     )
-    return OpenedModel(backend, chat, sampling)
+    return OpenedModel(backend, renderer, sampling)
 
 
 def _fingerprint(base_model: str) -> str:

@@ -18,7 +18,7 @@ import anthropic
 
 from ..core.errors import BackendError, ConfigError, ResearcherError, did_you_mean
 from .base import Judge, JudgeCallError, JudgeUsage, Repair, Reply, conversation_with
-from .judge_catalog import JudgeRef, known_models, takes_forced_tool, takes_temperature
+from .judge_catalog import JudgeRef, anthropic_model, known_models
 from .prompt import Question, with_tool_rule
 from .services import REFUSED, CallLimits, is_transient
 from .verdicts import TOOL
@@ -33,8 +33,9 @@ class AnthropicJudge(Judge):
 
     def __init__(self, ref: JudgeRef, schema: Mapping[str, Any], limits: CallLimits) -> None:
         """See `service_judge` for the arguments and errors."""
-        temperature = {"temperature": 0.0} if takes_temperature(ref.model) else {}
-        kind = {"type": "tool", "name": TOOL} if takes_forced_tool(ref.model) else {"type": "auto"}
+        model = anthropic_model(ref.model)  # one that is newer than the table takes neither
+        temperature = {"temperature": 0.0} if model and model.sampling else {}
+        kind = {"type": "tool", "name": TOOL} if model and model.forced_tool else {"type": "auto"}
         choice = {**temperature, "tool_choice": {**kind, "disable_parallel_tool_use": True}}
         super().__init__(ref, max_tokens=limits.max_tokens, **choice)
         self._fixed = {"model": ref.model, "max_tokens": limits.max_tokens, **choice}

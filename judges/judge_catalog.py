@@ -107,25 +107,13 @@ def judge_price(judge: JudgeRef, configured: JudgePrice | None) -> Price | None:
 
 
 def price_of(model: str) -> Price | None:
-    """The price of an Anthropic model (a dated id counts as its alias), or None if it is not in the table."""
-    row = _row(model)
+    """The price of an Anthropic model, or None if it is not in the table."""
+    row = anthropic_model(model)
     if row is None:
         return None
     long = row.long_prompt
     above = (long.above_tokens, long.input, long.output) if long else (None, 0.0, 0.0)
     return Price(row.input, row.output, str(catalog().as_of), *above)
-
-
-def takes_temperature(model: str) -> bool:
-    """Whether a temperature may be sent; models that are not in the table are taken to be newer and to refuse it."""
-    row = _row(model)
-    return row is not None and row.sampling
-
-
-def takes_forced_tool(model: str) -> bool:
-    """Whether a tool call can be forced; newer models refuse that with 400."""
-    row = _row(model)
-    return row is not None and row.forced_tool
 
 
 class _LongPrompt(BaseModel):
@@ -134,7 +122,9 @@ class _LongPrompt(BaseModel):
     output: float
 
 
-class _Model(BaseModel):
+class AnthropicModel(BaseModel):
+    """One model: US dollars per million tokens, and whether it takes a temperature and can be forced to a tool call."""
+
     input: float
     output: float
     long_prompt: _LongPrompt | None = None
@@ -149,7 +139,7 @@ class Catalog(BaseModel):
     batch_discount: float
     cache_read_share: float
     cache_write_share: float
-    models: dict[str, _Model]
+    models: dict[str, AnthropicModel]
 
 
 @cache
@@ -166,7 +156,8 @@ def known_models() -> list[str]:
     return list(catalog().models)
 
 
-def _row(model: str) -> _Model | None:
+def anthropic_model(model: str) -> AnthropicModel | None:
+    """A model of the table (a dated id counts as its alias), or None: then it is taken to be newer than the table."""
     models = catalog().models
     alias, _, day = model.rpartition("-")
     dated = len(day) == 8 and day.isdigit()

@@ -50,7 +50,8 @@ def run_benchmark_job(context: RunContext, config_file: Path) -> Outcome:
     with grader_of(context, config) as grader:
         for name, model in config.arms.items():
             task: Any = _task(config, items, grader) if items is not None else config.task
-            provider = _provider(context, config, model, progress)
+            opened = open_model(model, config, context.connect, seed=config.seed)
+            provider = _API(opened, should_stop=lambda: context.stop_requested() is not None, on_answer=progress.one)
             log = _run_arm(config, provider, task, context.folder / LOGS / name)
             if context.stop_requested() is not None:
                 return Outcome(False, context.stop_requested(), progress.done, {})
@@ -124,19 +125,6 @@ def _run_arm(config: BenchmarkConfig, provider: TinkerModelAPI, task: Any, log_d
             fix="Try it with `inspect eval` to see where it fails",
         ) from error
     return log
-
-
-def _provider(context: RunContext, config: BenchmarkConfig, model: str, progress: Progress) -> TinkerModelAPI:
-    opened = open_model(
-        model,
-        context.connect(config.backend, config.base_url),
-        base_url=config.base_url,
-        renderer=config.renderer,
-        max_tokens=config.max_response_tokens,
-        temperature=config.temperature,
-        seed=config.seed,
-    )
-    return _API(opened, should_stop=lambda: context.stop_requested() is not None, on_answer=progress.one)
 
 
 def _task(config: BenchmarkConfig, items: Sequence[EvalItem], grader: Model | None) -> Task:

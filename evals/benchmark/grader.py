@@ -92,13 +92,7 @@ def _load(context: RunContext, config: BenchmarkConfig) -> Model:
         key = os.environ.get("OPENAI_API_KEY", "none")
         name = f"openai/{judge.model}"
         return get_model(name, config=kept, base_url=address, api_key=key, responses_api=False)
-    opened = open_model(
-        judge.model,
-        context.connect(config.backend, config.base_url),
-        base_url=config.base_url,
-        max_tokens=_MAX_TOKENS,
-        temperature=0.0,
-        seed=0,
-    )
+    as_grader = {"renderer": None, "max_response_tokens": _MAX_TOKENS, "temperature": 0.0}
+    opened = open_model(judge.model, config.model_copy(update=as_grader), context.connect, seed=0)
     provider = _API(opened, should_stop=lambda: False, on_answer=lambda: None)
     return Model(provider, GenerateConfig(temperature=0.0, max_tokens=_MAX_TOKENS))
