@@ -138,9 +138,9 @@ class ServiceJudge(GroupScorer):
         lost: dict[str, str] = {}
         if new:
             async with self._places:
-                found = await self._judging.ask_all(new) or {}
-            self._known |= {key: self._scored(j) for key, j in found.items() if j.unscored is None}
-            lost = {key: judgment.unscored for key, judgment in found.items() if judgment.unscored is not None}
+                judgments = await self._judging.ask_all(new) or {}
+            self._known |= {key: self._scored(j) for key, j in judgments.items() if j.unscored is None}
+            lost = {key: j.unscored for key, j in judgments.items() if j.unscored is not None}
         return [self._known.get(call.key) or _unscored(problem, lost.get(call.key, "not asked")) for call in calls]
 
     async def close(self) -> None:
@@ -157,8 +157,8 @@ class ServiceJudge(GroupScorer):
         name = str(problem.line)
         item = EvalItem(name, problem.messages, reference, None, None, problem.line)
         settings = [self._judge.name, dict(self._judge.settings), self._prompter.prompt_hash]
-        whole = json.dumps(["reward", settings, item.prompt_key, reference, response.text], sort_keys=True)
-        key = hashlib.sha256(whole.encode("utf-8", "replace")).hexdigest()[:32]
+        asked = json.dumps(["reward", settings, item.prompt_key, reference, response.text], sort_keys=True)
+        key = hashlib.sha256(asked.encode("utf-8", "replace")).hexdigest()[:32]
         return Call(key, "absolute", item, _ARM, None, response.text, None)
 
 
