@@ -61,13 +61,13 @@ class PriceTable(_Frozen):
             base_model: As the user names it: an id, ``demo``, or a folder.
         """
         prices = self.backends.get(backend)
-        found = prices.models.get(base_model) if prices else None
-        if prices is None or found is None:
+        price = prices.models.get(base_model) if prices else None
+        if prices is None or price is None:
             return None
-        cached = found.cached_prefill
-        if cached is None and found.prefill is not None:
-            cached = found.prefill * prices.cached_prefill_factor
-        return found.model_copy(update={"cached_prefill": cached, "as_of": found.as_of or self.as_of})
+        cached = price.cached_prefill
+        if cached is None and price.prefill is not None:
+            cached = price.prefill * prices.cached_prefill_factor
+        return price.model_copy(update={"cached_prefill": cached, "as_of": price.as_of or self.as_of})
 
     def storage(self, backend: str) -> float | None:
         """USD per gigabyte and month, or None."""

@@ -11,7 +11,7 @@ ResearcherError            problem + where it is + what to do about it
 └── MissingDependencyError (ImportError)      an optional extra is not installed
 ```
 
-Anything else that escapes is a defect of ours: it is logged with its traceback and shown as one sentence.
+Any other exception that escapes is a bug of ours: it is logged with its traceback and shown as one sentence.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ class MissingDependencyError(ResearcherError, ImportError):
     """Something needs an optional extra that is not installed here."""
 
 
-def did_you_mean(wrong: str, known: Iterable[str], *, cutoff: float = 70.0) -> str:
-    """``Did you mean 'x'?`` for the closest known name, or an empty string when nothing is close."""
+def did_you_mean(wrong: str, names: Iterable[str], *, cutoff: float = 70.0) -> str:
+    """``Did you mean 'x'?`` for the closest name, or an empty string when nothing is close."""
     from rapidfuzz import fuzz, process  # 20 ms; only a mistake pays it
 
-    found = process.extractOne(wrong.lower(), list(known), scorer=fuzz.ratio, score_cutoff=cutoff)
-    return f"Did you mean '{found[0]}'?" if found else ""
+    closest = process.extractOne(wrong.lower(), list(names), scorer=fuzz.ratio, score_cutoff=cutoff)
+    return f"Did you mean '{closest[0]}'?" if closest else ""

@@ -38,7 +38,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace ``path`` by ``content`` in one step: temporary file, fsync, rename, fsync of the folder.
 
     Raises:
-        StorageError: If the disk is full or the folder not writable; the old file is then still whole.
+        StorageError: If the disk is full or the folder not writable; the old file is then intact.
     """
     payload = content.encode() if isinstance(content, str) else content
     with storage_errors(path):
@@ -112,9 +112,9 @@ def drop_torn_line(path: Path) -> None:
     """Cut off a last line that a kill or a power cut left without its end, so that the next one starts a line."""
     with storage_errors(path), path.open("rb+") as file:
         content = file.read()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            file.truncate(whole)
+        complete = content.rfind(b"\n") + 1
+        if complete < len(content):
+            file.truncate(complete)
 
 
 def sha256_of(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The few names that tools, configs and backends share. Light: the server has them in its tools' signatures."""
+"""The few names that tools, configs and backends share; they stand in the signatures of the server's tools."""
 
 from __future__ import annotations
 

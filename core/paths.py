@@ -1,4 +1,4 @@
-"""Where state lives on disk. The only module that reads ``ML_RESEARCHER_HOME``."""
+"""Where files lie: state, in ``ML_RESEARCHER_HOME``, which only this module reads, and the packaged demo data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HOME_VARIABLE = "ML_RESEARCHER_HOME"
 
 
 def home() -> Path:
-    """The root of everything we keep; created on first use.
+    """The root of all state; created on first use.
 
     Raises:
         StorageError: If the folder cannot be created or written to.

@@ -1,4 +1,4 @@
-"""From a YAML file and inline overrides to one checked config in which every value knows where it came from."""
+"""From a YAML file and inline overrides to one checked config that records the origin of every value."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class Settings(Generic[ConfigT]):
 
         if name.startswith("demo:"):
             return demo_data(name.removeprefix("demo:"), where=self.place(key))
-        given = Path(name).expanduser()
-        tried = [given] if given.is_absolute() else [b / given for b in self._bases()]
+        path = Path(name).expanduser()
+        tried = [path] if path.is_absolute() else [base / path for base in self._bases()]
         for candidate in tried:
             if candidate.exists():
                 return candidate.resolve()
@@ -94,24 +94,22 @@ def load_settings(
         ConfigError: For the first problem, with its file and line, and all further ones in the same message.
     """
     document = load_yaml(config_file) if config_file else None
-    given = dict(overrides or {})
-    values = {**(document.data if document else {}), **given}
-    origins = {key: Origin(kind="override" if key in given else "file") for key in values}
-    known = set(model.model_fields)
+    overrides = overrides or {}
+    values = {**(document.data if document else {}), **overrides}
+    origins = {key: Origin(kind="override" if key in overrides else "file") for key in values}
+    fields = set(model.model_fields)
 
     def place(key: str) -> str:
-        return document.place(key) if document and key not in given else key
+        return document.place(key) if document and key not in overrides else key
 
-    problems = [_unknown_key(key, place(key), known, retired) for key in values if key not in known]
+    problems = [_unknown_key(key, place(key), fields, retired) for key in values if key not in fields]
     if not problems:
         try:
             config = model.model_validate(values)
         except ValidationError as error:
             problems = [_invalid(e, place) for e in error.errors(include_url=False, include_context=False)]
         else:
-            for key in known - set(values):
-                rule = default_rules.get(key)
-                origins[key] = Origin(kind="default", rule=rule)
+            origins |= {key: Origin(kind="default", rule=default_rules.get(key)) for key in fields - set(values)}
             return Settings(config, origins, document)
     first, *rest = problems
     if rest:
@@ -119,11 +117,11 @@ def load_settings(
     raise first
 
 
-def _unknown_key(key: str, where: str, known: set[str], retired: Mapping[str, str]) -> ConfigError:
+def _unknown_key(key: str, where: str, fields: set[str], retired: Mapping[str, str]) -> ConfigError:
     if key in retired:
         return ConfigError("this key is no longer used", where=where, fix=retired[key])
-    hint = did_you_mean(key, known)
-    return ConfigError("unknown key", where=where, fix=hint or f"Known keys: {', '.join(sorted(known))}")
+    hint = did_you_mean(key, fields)
+    return ConfigError("unknown key", where=where, fix=hint or f"Known keys: {', '.join(sorted(fields))}")
 
 
 def _invalid(error: Any, place: Any) -> ConfigError:
@@ -134,9 +132,8 @@ def _invalid(error: Any, place: Any) -> ConfigError:
     where = place(str(location[0]))
     if error["type"] == "missing":
         return ConfigError("this key is required and missing", where=where)
-    shown = repr(error["input"])
     inner = "".join(f"[{part}]" for part in location[1:])
-    return ConfigError(f"{message[0].lower()}{message[1:]}, got {shown[:80]}", where=where + inner)
+    return ConfigError(f"{message[0].lower()}{message[1:]}, got {error['input']!r:.80}", where=where + inner)
 
 
 def render_config(config: BaseModel, origins: Mapping[str, Origin]) -> str:

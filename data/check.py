@@ -1,4 +1,4 @@
-"""Reading a whole training file once, as a careful person would, and saying what is wrong with it.
+"""One reading of a training file, as a careful person would do it, and what is wrong with the file.
 
 Rows are streamed: memory grows by about 300 bytes per row (sketches and hashes), not with the text.
 """

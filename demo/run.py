@@ -156,7 +156,7 @@ class Demo:
         grpo = await self._rewards(client)
         self._seconds["total"] = round(time.monotonic() - began, 1)
         nll = job.metric("test/nll")
-        matches = [sum(g == a for g, a in zip(given, answers, strict=True)) / len(answers) for given in (before, after)]
+        matches = [sum(s == a for s, a in zip(said, answers, strict=True)) / len(answers) for said in (before, after)]
         met = matches[0] < WORST_BEFORE and matches[1] > BEST_AFTER and nll[-1] <= NLL_RATIO * nll[0]
         met = met and judged.verdict == "better"
         met = met and dpo.after >= PAIR_ACCURACY and grpo.before <= REWARD_BEFORE and grpo.after >= REWARD_AFTER

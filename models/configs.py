@@ -1,4 +1,4 @@
-"""The numbers of a model's ``config.json``, from wherever they can be had: no torch, no transformers."""
+"""The numbers in a model's ``config.json``, from its folder, a cache, the hub or our table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Values = Mapping[str, Any]
 
 CONFIG_FILE = "config.json"
 HUB_TIMEOUT_S = 3.0
-# An answer of the hub, and also its silence, is believed for this long: a server on a train must not wait per call.
+# An answer of the hub, or its silence, is reused for this long: offline, not every call may wait for the timeout.
 HUB_MEMORY_S = 300.0
 
 _INNER_CONFIGS = ("text_config", "llm_config", "language_config")
@@ -66,7 +66,7 @@ class ModelConfig:
             if default is not None:
                 return default
             raise ModelError(
-                f"its {CONFIG_FILE} has no '{keys[0]}'", where=self.name, fix="Check that the file is whole"
+                f"its {CONFIG_FILE} has no '{keys[0]}'", where=self.name, fix="Check that the file is complete"
             )
         value: object = self.values[key]
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
@@ -136,10 +136,10 @@ def _cached_file(name: str) -> Path | None:
     except ImportError:
         return None
     try:
-        found = try_to_load_from_cache(name, CONFIG_FILE)
+        cached = try_to_load_from_cache(name, CONFIG_FILE)
     except HFValidationError:
         return None
-    return Path(found) if isinstance(found, str) else None
+    return Path(cached) if isinstance(cached, str) else None
 
 
 @lru_cache(maxsize=256)

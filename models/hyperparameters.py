@@ -139,14 +139,18 @@ def recommended_batch_size(rows: int, epochs: int = 1, *, usual: str = "sft.batc
 
 def derive_learning_rate(config: ModelConfig, *, steps: int | None = None) -> Derived:
     """The LoRA learning rate for SFT (see ``recommended_learning_rate``), to two significant digits."""
-    found = recommended_learning_rate(config, steps=steps)
-    return Derived(float(f"{found.value:.2g}"), found.rule_id, f"{found.note} Confidence: {found.confidence}.")
+    recommended = recommended_learning_rate(config, steps=steps)
+    return Derived(
+        float(f"{recommended.value:.2g}"),
+        recommended.rule_id,
+        f"{recommended.note} Confidence: {recommended.confidence}.",
+    )
 
 
 def derive_batch_size(rows: int, epochs: int = 1, *, usual: str = "sft.batch.default") -> Derived:
     """Rows per step (see ``recommended_batch_size``)."""
-    found = recommended_batch_size(rows, epochs, usual=usual)
-    return Derived(int(found.value), found.rule_id, found.note)
+    recommended = recommended_batch_size(rows, epochs, usual=usual)
+    return Derived(int(recommended.value), recommended.rule_id, recommended.note)
 
 
 def derive_epochs() -> Derived:

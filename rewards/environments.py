@@ -118,7 +118,7 @@ class Stepped(Answer):
 
 
 class Script(Environment):
-    """A user's ``step`` and ``reset``, in child processes that are shut in, killed when they hang, and replaced."""
+    """A user's ``step`` and ``reset``, in sandboxed child processes that are killed when they hang, and replaced."""
 
     def __init__(
         self, settings: EnvironmentConfig, scorers: Scorers, *, has_checks: bool, allow_unsandboxed: bool

@@ -112,9 +112,9 @@ class ServiceJudge(GroupScorer):
         lost: dict[str, str] = {}
         if new:
             async with self._places:
-                found = await self._judging.ask_all(new) or {}
-            self._known |= {key: self._scored(j) for key, j in found.items() if j.unscored is None}
-            lost = {key: judgment.unscored for key, judgment in found.items() if judgment.unscored is not None}
+                judgments = await self._judging.ask_all(new) or {}
+            self._known |= {key: self._scored(j) for key, j in judgments.items() if j.unscored is None}
+            lost = {key: j.unscored for key, j in judgments.items() if j.unscored is not None}
         return [self._known.get(call.key) or _unscored(problem, lost.get(call.key, "not asked")) for call in calls]
 
     async def close(self) -> None:

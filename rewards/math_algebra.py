@@ -3,7 +3,7 @@ r"""Whether two expressions of arithmetic are one and the same, decided exactly 
 An expression is a quotient of two polynomials with fractions as coefficients. They are made of letters, pi, square
 roots of primes (whose squares are written as the primes), and whatever else is a root or a function of an expression,
 taken as it is. Two quotients whose cross products have the same coefficients are equal. Where nothing but letters, pi
-and roots of numbers is in them the reverse holds too; a function may obey laws that are not known here.
+and roots of numbers is in them the reverse holds too; a function may obey laws that are not considered here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Quotient(NamedTuple):
 
 
 class BeyondAlgebraError(Exception):
-    """An expression that is no such quotient, or too large a one."""
+    """An expression that is not such a quotient, or too large a one."""
 
 
 def quotient_of(node: ast.AST) -> Quotient:
@@ -94,12 +94,12 @@ def _constant(quotient: Quotient) -> Fraction | None:
 def _product(one: Polynomial, other: Polynomial) -> Polynomial:
     if len(one) * len(other) > _TERMS:
         raise BeyondAlgebraError
-    found: dict[Powers, Fraction] = {}
+    terms: dict[Powers, Fraction] = {}
     for powers, factor in one.items():
         for others, times in other.items():
             term, extra = _together(powers, others)
-            found[term] = found.get(term, Fraction(0)) + factor * times * extra
-    return _tidy(found)
+            terms[term] = terms.get(term, Fraction(0)) + factor * times * extra
+    return _tidy(terms)
 
 
 def _together(one: Powers, other: Powers) -> tuple[Powers, int]:
@@ -158,10 +158,10 @@ def _power(base: Quotient, exponent: Quotient) -> Quotient:
         raise BeyondAlgebraError
     if power < 0:
         base = Quotient(base.under, base.over)
-    found = _number(Fraction(1))
+    result = _number(Fraction(1))
     for _ in range(abs(int(power))):
-        found = _times(found, base)
-    return found
+        result = _times(result, base)
+    return result
 
 
 def _root(value: Fraction) -> Quotient:

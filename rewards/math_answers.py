@@ -90,10 +90,10 @@ def exact_value(text: str) -> Fraction | None:
     """The number a text is, exactly, or None if it is not just a number."""
     mixed = _MIXED.fullmatch(text)
     if mixed:
-        sign, whole, over, under = mixed.groups()
+        sign, units, over, under = mixed.groups()
         if int(under) == 0:
             return None
-        value = int(whole) + Fraction(int(over), int(under))
+        value = int(units) + Fraction(int(over), int(under))
         return -value if sign == "-" else value
     plain = _PLAIN.fullmatch(text)
     if plain is None or len(text) > 60:
@@ -123,12 +123,12 @@ def computed(text: str) -> Computed | None:
 
     Sines, cosines, tangents and natural logarithms may be in it too. Other logarithms differ in what base is meant.
     """
-    found = _expression(text)
-    if found is None:
+    expression = _expression(text)
+    if expression is None:
         return None
-    values = {letter: _some_number(letter) for letter in found.variables} | {PI: math.pi}
+    values = {letter: _some_number(letter) for letter in expression.variables} | {PI: math.pi}
     try:
-        return Computed(_value_of(found.node, values), found.variables)
+        return Computed(_value_of(expression.node, values), expression.variables)
     except (ValueError, ArithmeticError, KeyError, RecursionError, TypeError):
         return None
 
@@ -167,11 +167,11 @@ def _expression(text: str) -> _Expression | None:
 @remembered
 def _quotient(text: str) -> Quotient | None:
     """What an expression is exactly, or None where that is too hard to say."""
-    found = None if _CALL.search(text) else _expression(text)
-    if found is None:
+    expression = None if _CALL.search(text) else _expression(text)
+    if expression is None:
         return None
     try:
-        return quotient_of(found.node)
+        return quotient_of(expression.node)
     except (BeyondAlgebraError, RecursionError):
         return None
 
@@ -225,14 +225,14 @@ def plainly_equal(one: str, other: str) -> bool | None:
 @remembered
 def _numbers(text: str) -> tuple[str, tuple[Fraction, ...]] | None:
     """The brackets of an interval, a tuple or a set and its numbers, a set's in order; None for anything else."""
-    found = _LIST.fullmatch(normal(text))
-    if found is None or (found[2].count(",") > 1 and _THOUSANDS.search(found[2])):
+    match = _LIST.fullmatch(normal(text))
+    if match is None or (match[2].count(",") > 1 and _THOUSANDS.search(match[2])):
         return None
-    values = [exact_value(part.strip()) for part in found[2].split(",")]
+    values = [exact_value(part.strip()) for part in match[2].split(",")]
     numbers = tuple(value for value in values if value is not None)
     if len(numbers) < len(values):
         return None
-    return found[1] + found[3], tuple(sorted(set(numbers))) if found[1] == "\\{" else numbers
+    return match[1] + match[3], tuple(sorted(set(numbers))) if match[1] == "\\{" else numbers
 
 
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
@@ -249,17 +249,17 @@ def answer_in(response: str) -> str | None:
     if boxed is not None:
         return boxed
     for pattern in (_TAG, _HASHES, _SENTENCE):
-        found = pattern.findall(text)
-        if found:
-            return str(found[-1]).strip()
-    whole = text.strip()
-    if "=" in whole and "\n" not in whole:
-        return whole.rsplit("=", 1)[1].strip()
-    if len(whole) <= 80 and len(NUMBER.findall(whole)) > 1 and "," in whole and exact_value(whole) is None:
+        answers = pattern.findall(text)
+        if answers:
+            return str(answers[-1]).strip()
+    text = text.strip()
+    if "=" in text and "\n" not in text:
+        return text.rsplit("=", 1)[1].strip()
+    if len(text) <= 80 and len(NUMBER.findall(text)) > 1 and "," in text and exact_value(text) is None:
         return None
-    if len(set(NUMBER.findall(whole))) == 1 and len(whole) > 24:
-        return str(NUMBER.findall(whole)[0])
-    return whole or None
+    if len(set(NUMBER.findall(text))) == 1 and len(text) > 24:
+        return str(NUMBER.findall(text)[0])
+    return text or None
 
 
 def _last_boxed(text: str) -> str | None:
@@ -279,21 +279,21 @@ def _last_boxed(text: str) -> str | None:
 
 def is_right(response: str, gold: str) -> bool:
     """Whether a response's answer equals the right one, numerically or symbolically."""
-    given = answer_in(response)
-    if given is None or not given.strip():
+    answer = answer_in(response)
+    if answer is None or not answer.strip():
         return False
     right, unit, percent = _measured(gold)
-    value, given_unit, given_percent = _measured(given)
+    value, their_unit, their_percent = _measured(answer)
     if right is not None and value is not None:
-        if unit and given_unit and unit != given_unit:
+        if unit and their_unit and unit != their_unit:
             return False
-        scales = {Fraction(1), Fraction(1, 100)} if percent != given_percent else {Fraction(1)}
+        scales = {Fraction(1), Fraction(1, 100)} if percent != their_percent else {Fraction(1)}
         return any(_close(value * scale, right) or _close(value, right * scale) for scale in scales)
-    if normal(given) == normal(gold):
+    if normal(answer) == normal(gold):
         return True
-    if (right is None) != (value is None) and len(given) > 200:
+    if (right is None) != (value is None) and len(answer) > 200:
         return False
-    return _verified(given, gold)
+    return _verified(answer, gold)
 
 
 def _close(one: Fraction, other: Fraction) -> bool:
@@ -319,16 +319,16 @@ def _measured(text: str) -> tuple[Fraction | None, str, bool]:
 
 
 @remembered
-def _verified(given: str, gold: str) -> bool:
-    settled = plainly_equal(given, gold)
-    return proved(given, gold) if settled is None else settled
+def _verified(answer: str, gold: str) -> bool:
+    settled = plainly_equal(answer, gold)
+    return proved(answer, gold) if settled is None else settled
 
 
-def proved(given: str, gold: str) -> bool:
-    """Symbolic equality by math-verify. Slow, and it may not end: the caller sees to a time limit."""
+def proved(answer: str, gold: str) -> bool:
+    """Symbolic equality by math-verify. Slow, and it may not end: the caller sets a time limit."""
     verifier: Any = importlib.import_module("math_verify")
     try:
-        return bool(verifier.verify(_parsed(gold), _parsed(given), timeout_seconds=None))
+        return bool(verifier.verify(_parsed(gold), _parsed(answer), timeout_seconds=None))
     except Exception:  # whatever a text does to a parser of mathematics, it is not the right answer
         return False
 

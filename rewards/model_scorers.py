@@ -32,7 +32,7 @@ JudgeMaker = Callable[[int], GroupScorer]
 _VERDICT = re.compile(r"\bscore\s*[:=]?\s*(10|\d)(?:\s*/\s*10)?\b", re.IGNORECASE)
 _LONE = re.compile(r"\b(10|\d)\b")
 _SHOWN = 8000
-# Answers kept in memory: those to the same response come soon after each other.
+# Answers kept in memory: repeats of a response come soon after each other.
 _REMEMBERED = 50_000
 
 
@@ -55,19 +55,19 @@ def model_scorers(
     Raises:
         ConfigError: If a service would have to be asked and may not.
     """
-    found: dict[int, GroupScorer] = {}
+    scorers: dict[int, GroupScorer] = {}
     for i, part in enumerate(parts):
         if part.is_service_judge:
             if judges is None:
                 raise asked_in_jobs_only(part)
-            found[i] = judges(i)
+            scorers[i] = judges(i)
         elif part.type == "judge":
             name = part.judge_model or base_model
             own = renderer if name.startswith("tinker://") or name == base_model else load_renderer(name)
-            found[i] = Judge(_Model(backend, name), own, str(part.rubric), part.style, part.judge_max_tokens)
+            scorers[i] = Judge(_Model(backend, name), own, str(part.rubric), part.style, part.judge_max_tokens)
         elif part.type == "preference_model":
-            found[i] = PreferenceModel(_Model(backend, str(part.checkpoint)), renderer)
-    return found
+            scorers[i] = PreferenceModel(_Model(backend, str(part.checkpoint)), renderer)
+    return scorers
 
 
 def asked_in_jobs_only(part: RewardPart) -> ConfigError:
@@ -107,7 +107,7 @@ class _Model:
 class Judge(GroupScorer):
     """A model that grades each response by a rubric (RLAIF: Bai et al. 2022, arXiv 2212.08073).
 
-    It answers alike to the same question, so that each is asked once and its verdict kept.
+    It gives the same answer to the same question, so each is asked once and its verdict kept.
     """
 
     model: _Model
@@ -120,16 +120,15 @@ class Judge(GroupScorer):
     async def score_group(self, problem: Problem, responses: Sequence[Response]) -> list[Score]:
         """Grades as shares of 1; a response whose verdict cannot be read has none."""
         keys = [(problem.prompt, response.text) for response in responses]
-        found = {key: self.verdicts[key] for key in keys if key in self.verdicts}
-        new = list(dict.fromkeys(key for key in keys if key not in found))
+        scores = {key: self.verdicts[key] for key in keys if key in self.verdicts}
+        new = list(dict.fromkeys(key for key in keys if key not in scores))
         if new:
             sampler = await self.model.sampler()
-            scores = await asyncio.gather(*[self._score(sampler, *key) for key in new])
-            found |= dict(zip(new, scores, strict=True))
-            for key in new:
-                if not found[key].failed:
-                    _keep(self.verdicts, key, found[key])
-        return [found[key] for key in keys]
+            for key, score in zip(new, await asyncio.gather(*[self._score(sampler, *key) for key in new]), strict=True):
+                scores[key] = score
+                if not score.failed:
+                    _keep(self.verdicts, key, score)
+        return [scores[key] for key in keys]
 
     async def _score(self, sampler: Sampler, prompt: str, response: str) -> Score:
         try:
@@ -180,8 +179,8 @@ def judge_prompt(rubric: str, prompt: str, response: str) -> str:
 
 def read_verdict(text: str) -> float | None:
     """The last score in a judge's answer as a share of 1, or None if there is none."""
-    found = _VERDICT.findall(text) or (_LONE.findall(text) if len(text.strip()) <= 4 else [])
-    return int(found[-1]) / 10 if found else None
+    scores = _VERDICT.findall(text) or (_LONE.findall(text) if len(text.strip()) <= 4 else [])
+    return int(scores[-1]) / 10 if scores else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +217,8 @@ class PreferenceModel(GroupScorer):
         if first == second:
             return 0.5
         key = (str([message["content"] for message in prompt]), first, second)
-        known = self.chances.get(key)
-        if known is not None:
-            return known
+        if key in self.chances:
+            return self.chances[key]
         sampler = await self.model.sampler()
         there, back = await asyncio.gather(
             self._says_a(sampler, prompt, first, second), self._says_a(sampler, prompt, second, first)
@@ -237,11 +235,11 @@ class PreferenceModel(GroupScorer):
         return math.exp(min(0.0, await _sum_from(sampler, answer.tokens, start)))
 
 
-def _keep(known: dict[K, V], key: K, value: V) -> None:
+def _keep(answers: dict[K, V], key: K, value: V) -> None:
     """Remember an answer, and forget the oldest when there are too many."""
-    known[key] = value
-    if len(known) > _REMEMBERED:
-        del known[next(iter(known))]
+    answers[key] = value
+    if len(answers) > _REMEMBERED:
+        del answers[next(iter(answers))]
 
 
 def compared_pairs(n: int) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Trying a reward out before any training: what it gives the untrained model, and what it gives cheats."""
+"""Trying a reward before any training: what the untrained model earns, and what cheats earn."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _STUFFING = "correct answer final result therefore solution is right boxed rewar
 
 
 class Probe(BaseModel):
-    """A response that should earn nothing, and the highest share of the attainable reward it got."""
+    """A response that should earn nothing, and the highest share of the attainable reward that it earned."""
 
     name: str
     share: float
@@ -63,6 +63,12 @@ class RewardReport(BaseModel):
     turns: float | None = None
 
     @property
+    def broken_tests(self) -> str | None:
+        """Says that tests fail on the data's own solutions, if they do."""
+        lines = ", ".join(map(str, self.references_failed[:5]))
+        return f"the tests fail on the row's own solution (lines {lines})" if lines else None
+
+    @property
     def constant(self) -> bool:
         """Whether every sample got the same reward: training would learn nothing."""
         return self.samples > 1 and len(self.distribution) == 1
@@ -93,7 +99,7 @@ async def check_reward(
         problems: The rows; the first few are probed.
         group_size: Samples that are compared with each other.
         sampled: Responses of the untrained model, scored.
-        warnings: What the caller knows already, told first.
+        warnings: The caller's own, which come first.
 
     Raises:
         ConfigError: If the reward cannot be used at all.
@@ -103,14 +109,14 @@ async def check_reward(
     seconds = (time.monotonic() - began) / max(1, calls)
     checked, broken = await _references(scorers, parts, problems)
     scores = [score for group in sampled for _, score in group.outcomes]
-    known = [score.reward for score in scores if not score.failed]
+    rewards = [score.reward for score in scores if not score.failed]
     notes = [s.note for s in scores if s.failed] + probe_notes
-    mean = fmean(known) if known else None
+    mean = fmean(rewards) if rewards else None
     report = RewardReport(
         samples=len(scores),
         mean=mean,
-        std=math.sqrt(fmean([(r - mean) ** 2 for r in known])) if mean is not None else None,
-        distribution={f"{v:g}": c for v, c in Counter(round(r, 2) for r in known).most_common(10)},
+        std=math.sqrt(fmean([(r - mean) ** 2 for r in rewards])) if mean is not None else None,
+        distribution={f"{v:g}": c for v, c in Counter(round(r, 2) for r in rewards).most_common(10)},
         constant_groups=_constant_share(sampled, group_size),
         failed=sum(score.failed for score in scores),
         failures=list(dict.fromkeys(notes))[:5],
@@ -131,18 +137,17 @@ def require_usable(report: RewardReport, *, force: bool) -> None:
         ConfigError: If it was constant on the dry run, or failed throughout, and the user did not insist.
         DataError: If tests fail on the data's own solutions.
     """
-    if report.references_failed and not force:
-        lines = ", ".join(map(str, report.references_failed[:5]))
-        raise DataError(
-            f"the tests fail on the row's own solution (lines {lines})", fix="Correct the tests, or set force: true"
-        )
-    if report.samples and report.failed == report.samples and not force:
+    if force:
+        return
+    if report.broken_tests:
+        raise DataError(report.broken_tests, fix="Correct the tests, or set force: true")
+    if report.samples and report.failed == report.samples:
         raise ConfigError(
             f"the reward could not be computed for any of the {report.samples} samples: {report.failures[0]}",
             where="reward_type",
             fix="Correct what it names; or set force: true",
         )
-    if report.constant and not force:
+    if report.constant:
         value = next(iter(report.distribution))
         raise ConfigError(
             f"the reward was {value} for all {report.samples} samples of the untrained model: nothing can be learnt",
@@ -160,7 +165,7 @@ async def _probe(
     scorers: GroupScorer, parts: Sequence[RewardPart], problems: Sequence[Problem]
 ) -> tuple[list[Probe], list[str], int]:
     most = attainable(parts)
-    found: dict[str, float] = {}
+    shares: dict[str, float] = {}
     notes: list[str] = []
     calls = 0
     for problem in problems:
@@ -171,12 +176,9 @@ async def _probe(
         for name, score in zip(texts, scores, strict=True):
             if score.failed:
                 notes.append(f"{name}: {score.note}")
-            found[name] = max(found.get(name, -math.inf), score.reward / most)
-    return (
-        [Probe(name=name, share=round(s, 3), suspicious=s >= _SUSPICIOUS) for name, s in found.items()],
-        notes,
-        calls,
-    )
+            shares[name] = max(shares.get(name, -math.inf), score.reward / most)
+    probes = [Probe(name=name, share=round(s, 3), suspicious=s >= _SUSPICIOUS) for name, s in shares.items()]
+    return probes, notes, calls
 
 
 def probe_texts(problem: Problem) -> dict[str, str]:
@@ -221,22 +223,21 @@ def _constant_share(sampled: Sequence[Sampled], group_size: int) -> float | None
 
 
 def _warnings(report: RewardReport) -> list[str]:
-    found: list[str] = []
+    warnings: list[str] = []
     if report.constant:
-        found.append(f"every sample got {next(iter(report.distribution))}: nothing can be learnt from this reward")
+        warnings.append(f"every sample got {next(iter(report.distribution))}: nothing can be learnt from this reward")
     elif report.constant_groups is not None and report.constant_groups > number("rl.constant_groups"):
-        found.append(
+        warnings.append(
             f"about {report.constant_groups:.0%} of the groups will have one reward throughout and teach nothing "
             "(rl.constant_groups): change the difficulty, or raise group_size"
         )
-    found += [
+    warnings += [
         f"the probe '{probe.name}' earns {probe.share:.0%} of the attainable reward: the model will find that"
         for probe in report.probes
         if probe.suspicious
     ]
     if report.failures:
-        found.append(f"the reward failed: {report.failures[0]}")
-    if report.references_failed:
-        lines = ", ".join(map(str, report.references_failed[:5]))
-        found.append(f"the tests fail on the row's own solution (lines {lines})")
-    return found
+        warnings.append(f"the reward failed: {report.failures[0]}")
+    if report.broken_tests:
+        warnings.append(report.broken_tests)
+    return warnings

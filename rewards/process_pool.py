@@ -34,7 +34,7 @@ _MOST_KEYS = 64
 
 
 class ScoringFailedError(Exception):
-    """A check that itself broke: an exception in a reward, a timeout. It is missing data, not a wrong answer."""
+    """A check broke: an exception in a reward, or a timeout. The score is missing, which is not a wrong answer."""
 
 
 class NotReadyError(ScoringFailedError):
@@ -46,7 +46,7 @@ class NotReadyError(ScoringFailedError):
 
 
 class RefusedError(ScoringFailedError):
-    """The process says in good order that there is no answer; ``again`` is whether it may be asked others."""
+    """The process says, by the protocol, that there is no answer; ``again`` is whether it may be asked for others."""
 
     def __init__(self, reason: str, *, again: bool) -> None:
         super().__init__(reason)

@@ -12,11 +12,9 @@ _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
 
 def exact(response: str, answer: str, *, ignore_case: bool = False) -> float:
     """1 if the response, or what it has in answer tags, is the answer (surrounding white space does not count)."""
-    found = re.findall(r"<answer>(.*?)</answer>", response, re.DOTALL)
-    given, wanted = (found[-1] if found else response).strip(), answer.strip()
-    if ignore_case:
-        given, wanted = given.casefold(), wanted.casefold()
-    return float(given == wanted)
+    said = [response, *re.findall(r"<answer>(.*?)</answer>", response, re.DOTALL)][-1].strip()
+    wanted = answer.strip()
+    return float(said.casefold() == wanted.casefold() if ignore_case else said == wanted)
 
 
 def matches(response: str, pattern: str) -> float:
@@ -27,9 +25,9 @@ def matches(response: str, pattern: str) -> float:
 def has_tags(response: str, tags: Sequence[str]) -> float:
     """1 if the response is these tags in this order, each once and none empty, with nothing between or around them."""
     body = r"\s*".join(rf"<{re.escape(tag)}>(.+?)</{re.escape(tag)}>" for tag in tags)
-    found = re.fullmatch(rf"\s*{body}\s*", response, re.DOTALL)
+    match = re.fullmatch(rf"\s*{body}\s*", response, re.DOTALL)
     once = all(response.count(f"<{tag}>") == 1 and response.count(f"</{tag}>") == 1 for tag in tags)
-    return float(found is not None and once and all(part.strip() for part in found.groups()))
+    return float(match is not None and once and all(part.strip() for part in match.groups()))
 
 
 def fits_schema(response: str, schema: Mapping[str, Any]) -> float:

@@ -1,7 +1,7 @@
 """The process that scores by rule, so that a regular expression or an equation without end can be killed.
 
 ``python -m sota_ml_researcher.rewards.scoring_process``: it says when it is ready, then answers each JSON line with a
-line ``NUMBER again JSON`` (`reward_process`). No text of a data file or a model runs here as code.
+line ``NUMBER again JSON`` (`process_pool`). No text of a data file or a model runs here as code.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from typing import Any
 from . import math_answers, reward_rules
 
 
-def score(kind: str, given: Mapping[str, Any]) -> float:
+def score(kind: str, request: Mapping[str, Any]) -> float:
     """The score of one response.
 
     Raises:
         ValueError: If there is no such rule.
     """
-    response = str(given["response"])
+    response = str(request["response"])
     if kind == "math":
-        return float(math_answers.is_right(response, str(given["answer"])))
+        return float(math_answers.is_right(response, str(request["answer"])))
     if kind == "exact":
-        return reward_rules.exact(response, str(given["answer"]), ignore_case=given["ignore_case"])
+        return reward_rules.exact(response, str(request["answer"]), ignore_case=request["ignore_case"])
     if kind == "regex":
-        return reward_rules.matches(response, given["pattern"])
-    if kind == "format" and given.get("json_schema") is not None:
-        return reward_rules.fits_schema(response, given["json_schema"])
+        return reward_rules.matches(response, request["pattern"])
+    if kind == "format" and request.get("json_schema") is not None:
+        return reward_rules.fits_schema(response, request["json_schema"])
     if kind == "format":
-        return reward_rules.has_tags(response, given["tags"])
+        return reward_rules.has_tags(response, request["tags"])
     raise ValueError(f"no rule is named {kind}")
 
 
@@ -48,12 +48,12 @@ def main() -> None:
 
     say(json.dumps({"ready": True}))
     for line in requests:
-        given = json.loads(line)
+        request = json.loads(line)
         try:
-            answer: dict[str, Any] = {"score": score(given["kind"], given)}
+            answer: dict[str, Any] = {"score": score(request["kind"], request)}
         except Exception as error:  # a broken check is told apart from a wrong answer by whoever asked
             answer = {"error": f"{type(error).__name__}: {error}"[:300].encode(errors="replace").decode()}
-        say(f"{given['id']} again {json.dumps(answer)}")
+        say(f"{request['id']} again {json.dumps(answer)}")
 
 
 if __name__ == "__main__":

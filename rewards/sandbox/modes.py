@@ -1,4 +1,4 @@
-"""Running code that nobody has read: which isolation this machine offers, and the command line that uses it.
+"""Running untrusted code: which isolation this machine offers, and the command line that uses it.
 
 The tests of a data file, programs that a model wrote, custom rewards and environments are untrusted text. They run as
 nobody in namespaces of their own, which bubblewrap makes where it is installed, else our launcher. Where neither works,
@@ -138,7 +138,7 @@ def sandboxed(
     site: bool = False,
     share: Sequence[int] = (),
 ) -> Sandboxed:
-    """The command that runs a Python script shut in.
+    """The command that runs a Python script in the sandbox.
 
     Before the script runs, a line ``{"unavailable": reason}`` on its standard output says that it will not.
 

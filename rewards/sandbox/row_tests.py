@@ -22,6 +22,7 @@ LONGEST = 1 << 20
 # An answer of the program's as it is sent: its text, escaped.
 LONGEST_LINE = LONGEST + (1 << 18)
 PASSED = '{"passed": true, "note": ""}'
+TOO_LATE = {"error": "the tests did not end in time"}
 # Ends an iteration quietly where it is raised: a program may not do that to the tests.
 ENDS_QUIETLY = (StopIteration, StopAsyncIteration, GeneratorExit)
 
@@ -69,6 +70,10 @@ class Program:
                 answer["value"]["plain"] = ast.literal_eval(answer["value"]["plain"])
             return answer
         finally:
+            # Python sees the alarm only after it has read the answer: that time is the program's all the same.
+            if time.monotonic() >= self.deadline:
+                self.over = True
+                raise ProgramFailedError("no answer in time")
             self.asked = False
 
     def late(self, *_):
@@ -228,7 +233,7 @@ def verdict(text, program, entry):
     except Exception as error:  # whatever a test raises is a failed test
         return failed(f"{type(error).__name__}: {error}")
     except LateError:
-        return {"error": "the tests did not end in time"}
+        return TOO_LATE
     except SystemExit as error:
         return {"error": f"the tests called exit({str(error)[:60]}) before their end"}
     except BaseException as error:
@@ -251,10 +256,13 @@ def main():
     program = Program(int(sys.argv[1]), time.monotonic() + request["wall_s"])
     signal.signal(signal.SIGALRM, program.late)
     signal.setitimer(signal.ITIMER_REAL, request["wall_s"])
-    said = verdict(request["tests"], program, request["entry"])
+    try:
+        said = verdict(request["tests"], program, request["entry"])
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except LateError:  # it came while a verdict was being put into words
+        said = TOO_LATE
     if os.getpid() != own:  # one process answers: a fork of it may be killed before or after it would have
         os._exit(0)
-    signal.setitimer(signal.ITIMER_REAL, 0)
     if said is not PASSED:
         import json
 

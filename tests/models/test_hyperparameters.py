@@ -31,7 +31,7 @@ def named(name: str, hidden_size: int, model_type: str = "") -> ModelConfig:
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_the_learning_rate_is_the_cookbooks_where_it_has_one_and_else_admits_low_confidence(name: str) -> None:
+def test_the_learning_rate_is_the_cookbooks_or_admits_low_confidence(name: str) -> None:
     found = recommended_learning_rate(MODELS[name])
     try:
         expected = get_lr(name)

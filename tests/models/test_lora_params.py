@@ -237,7 +237,7 @@ def test_the_platforms_count_wins_over_a_config_that_disagrees_and_says_so() -> 
     assert count_lora(shorter, backend="embedded").per_rank.mlp == 1_769_472 * 35 // 36
 
 
-def test_a_model_known_only_by_its_total_has_no_modules_on_tinker_and_is_refused_elsewhere() -> None:
+def test_a_model_known_by_its_total_alone_is_counted_on_tinker_only() -> None:
     flash = of("zai-org/GLM-5.3-Flash")
     count = count_lora(flash, backend="tinker")
     assert count.per_rank == ComponentCounts(mlp=75_755_520, attn=2_009_088, unembed=158_976)

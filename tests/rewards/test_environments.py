@@ -325,7 +325,7 @@ def group_of(config: RlConfig, renderer: ChatRenderer, row: Problem, replies: li
     return in_environment(config, work)
 
 
-def test_the_whole_episode_is_one_sequence_in_which_only_the_model_s_words_are_trained(renderer: ChatRenderer) -> None:
+def test_an_episode_is_one_sequence_in_which_the_model_s_words_are_trained(renderer: ChatRenderer) -> None:
     from tinker_cookbook.rl.data_processing import trajectory_to_data
 
     config = config_of(environment={"type": "retry", "feedback": "No."}, max_response_tokens=8)
