@@ -11,7 +11,6 @@ import threading
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from ..core.files import write_atomically
 from .prices import PER_TOKEN, ModelPrice
@@ -72,9 +71,8 @@ class Meter:
         self._price = ModelPrice(train=0, prefill=0, cached_prefill=0, sample=0) if free else price
         self.cap_usd = cap_usd
         # What judges outside the backend have cost; they bill in dollars, so it is kept as such.
-        self.judges_usd = _read(folder).get("judges_usd", 0.0)
+        self._usage, self.judges_usd = _read(folder)
         self._lock = threading.Lock()  # the loop's thread counts while the heartbeat's reads and writes
-        self._usage = read_usage(folder)
         self._written = (self._usage, self.judges_usd)
         self._written_at = float("-inf")
         self._step_began = self.cost_usd or 0.0
@@ -131,9 +129,13 @@ class Meter:
 
 def read_usage(folder: Path) -> Usage:
     """What a run's folder says was used so far."""
-    return Usage(**_read(folder).get("tokens", {}))
+    return _read(folder)[0]
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read(folder: Path) -> tuple[Usage, float]:
+    """The tokens counted so far, and what judges have cost (USD)."""
     path = folder / USAGE
-    return json.loads(path.read_bytes()) if path.exists() else {}
+    if not path.exists():
+        return Usage(), 0.0
+    record = json.loads(path.read_bytes())
+    return Usage(**record.get("tokens", {})), record.get("judges_usd", 0.0)
