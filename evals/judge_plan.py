@@ -26,7 +26,7 @@ from .test_set import read_labels
 
 # Low on purpose: newer tokenizers make more tokens of a text, and an estimate should not be too low.
 _CHARS_PER_TOKEN = 3.5
-_VERDICT_TOKENS = 400  # a reason of three sentences, the scores, and some thought
+_VERDICT_TOKENS = 400  # a reason of three sentences, the scores, and some reasoning
 _MANY_FOR_ASSISTANT = 50
 
 
@@ -47,7 +47,7 @@ class JudgePlan:
         prompts_for_wanted: Prompts that ``wanted_effect`` needs, or None.
         cost_usd: The judges' estimated cost; 0 when all are free, None when a price is not known.
         cost_note: How it was estimated, and the day of the prices.
-        needs_confirmation: Whether it may cost money, so that the plan has to be handed back.
+        needs_confirmation: Whether it may cost money, so that only its ``plan_id`` starts it.
         plan_id: Changes with every setting and every byte of the files.
         files: The data files.
         warnings: What to know before starting.
