@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from tests.same_model import not_distinguishable
+from tests.support.same_model import not_distinguishable
 
 from sota_ml_researcher.evals.judge_config import load_judge_settings
 from sota_ml_researcher.evals.judge_plan import plan_judge_eval

@@ -13,7 +13,7 @@ BEGIN, END = "<!-- table: made by scripts/make_analysis_table.py -->", "<!-- end
 
 def main() -> int:
     """Score every fault and every kind of healthy run; replace what stands between the two marks."""
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT / "tests" / "support"))
     from analysis_scoring import score_faults, score_healthy, table
 
     page = ROOT / "docs" / "analysis.md"
