@@ -35,7 +35,7 @@ class RunFinding:
 
     Attributes:
         kind: What it is, such as ``overfitting``.
-        level: ``error`` (the run is spoilt), ``warn`` (act on it), ``note`` (know it).
+        level: ``error`` (the run is unusable), ``warn`` (act on it), ``note`` (good to know).
         summary: One sentence with the numbers.
         evidence: Where it is seen.
         rule: The doctrine's rule.

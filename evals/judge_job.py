@@ -53,7 +53,7 @@ def run_judge_eval_job(context: RunContext, config_file: Path) -> Outcome:
     material = Material(inputs.items, answers, inputs.canaries, config.position_debias, config.seed)
     if not asyncio.run(_Evaluation(context, config, inputs.prompter, material, progress).run()):
         return _stopped(context, progress)
-    summary: dict[str, object] = _conclude(context.folder).model_dump()
+    summary: dict[str, object] = conclude(context.folder).model_dump()
     summary["wall_s"] = round(time.monotonic() - began, 2)
     return Outcome(True, None, progress.done, summary)
 
@@ -225,7 +225,7 @@ def _warn_about_answers(context: RunContext, answers: dict[str, list[Response]],
                 context.alert("warn", f"{number} of {len(responses)} answers of '{arm}' {what}")
 
 
-def _conclude(folder: Path) -> Verdict:
+def conclude(folder: Path) -> Verdict:
     """Statistics and report, then the log, in processes of their own: their libraries would double this one's memory.
 
     Raises:

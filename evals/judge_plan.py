@@ -23,7 +23,7 @@ from .responses import read_responses
 from .statistics.power import WORST_DEVIATION, items_needed, minimal_detectable_effect
 from .test_set import read_labels
 
-_VERDICT_TOKENS = 400  # a reason of three sentences, the scores, and some thought
+_VERDICT_TOKENS = 400  # a reason of three sentences, the scores, and some reasoning
 _MANY_FOR_ASSISTANT = 50
 
 

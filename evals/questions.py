@@ -19,7 +19,7 @@ GOOD, BAD = "good", "bad"
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """What is judged: prompts, each arm's answers in the order of the prompts, canaries, and the seed of orders."""
+    """What is judged: prompts, each arm's answers in their order, canaries, and the seed for orders and controls."""
 
     items: Sequence[EvalItem]
     answers: Mapping[str, Sequence[Response]]

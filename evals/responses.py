@@ -125,7 +125,7 @@ def read_responses(path: Path, items: Sequence[EvalItem]) -> list[Response]:
         raise DataError(
             f"{len(rows)} responses for {len(items)} prompts",
             where=path.name,
-            fix="Give one a prompt, in the test set's order, or name the prompt in each row",
+            fix="Give one per prompt, in the test set's order, or name the prompt in each row",
         )
     return [Response(text, "file", None) for _, _, text in rows]
 

@@ -51,9 +51,9 @@ def write_numbers(folder: Path) -> Verdict:
     from .compute_results import compute_results
 
     evidence = read_evidence(folder)
-    run = JudgingFacts.model_validate_json((folder / files.RUN).read_bytes())
+    asked = JudgingFacts.model_validate_json((folder / files.RUN).read_bytes())
     controls = TypeAdapter(list[ControlResult]).validate_json((folder / files.CONTROLS).read_bytes())
-    run = JudgingFacts.model_validate(run.model_dump(exclude_unset=True, exclude={"judge_system_prompt"}))
+    run = JudgingFacts(**asked.model_dump(exclude={"judge_system_prompt"}))
     result = compute_results(evidence).model_copy(update={"controls": controls, "run": run})
     text = verdict_text(result)
     write_record(folder / files.METRICS, result)

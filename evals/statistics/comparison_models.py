@@ -134,7 +134,7 @@ def length_adjusted(
         level: Confidence.
 
     Returns:
-        None with fewer than ten items, equal differences, or scores that are all equal or told by the length alone.
+        None with fewer than ten items, equal differences, or scores that are all equal or determined by length alone.
     """
     y, d = np.asarray(scores, dtype=float), np.asarray(length_differences, dtype=float)
     spread = float(d.std())
@@ -171,7 +171,7 @@ def _fit_logistic(
             fitted = model.fit(cov_type="cluster", cov_kwds={"groups": codes})
         except (PerfectSeparationError, PerfectSeparationWarning, np.linalg.LinAlgError):
             return None
-    # (Nearly) perfect separation: length tells the score, so there is no such thing as the score at equal length.
+    # (Nearly) perfect separation: length determines the score, so there is no such thing as the score at equal length.
     if float(fitted.deviance) < 1e-4 * len(y) or abs(float(fitted.params[1])) > _STEEPEST:
         return None
     errors = np.asarray(fitted.bse)

@@ -14,6 +14,7 @@ from loopback_judges import MODEL, Asked, Judges, honest
 from sota_ml_researcher.core.errors import BackendError, ConfigError, DataError
 from sota_ml_researcher.core.files import append_json_line, read_json_lines
 from sota_ml_researcher.evals.judge_job import JudgeFailedError
+from sota_ml_researcher.evals.results import EvalResult, record_json
 from sota_ml_researcher.evals.write_report import write_all
 from sota_ml_researcher.judges import anthropic_judge, asking
 from sota_ml_researcher.judges.journal import JUDGMENTS
@@ -351,6 +352,8 @@ def test_clusters_categories_and_peoples_labels_are_used(tmp_path: Path) -> None
 def test_the_analysis_can_be_run_again_and_finds_the_same(tmp_path: Path) -> None:
     _, context = evaluate(tmp_path, sums(tmp_path, 25, base_right=0.3))
     before = metrics(context)
+    file = context.folder / "metrics.json"
+    assert record_json(EvalResult.model_validate_json(file.read_bytes())) == file.read_text()
     write_all(context.folder)
     assert metrics(context) == before
 

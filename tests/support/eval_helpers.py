@@ -87,7 +87,7 @@ def evaluate(
     plan = plan_judge_eval(load_judge_settings(None, config))
     file = context.folder / "config.yaml"
     file.write_text(render_config(plan.settings.config, plan.settings.origins))
-    with nullcontext() if own_process else patch.object(judge_job, "_conclude", write_all):
+    with nullcontext() if own_process else patch.object(judge_job, "conclude", write_all):
         outcome = judge_job.run_judge_eval_job(context, file)
     if outcome.finished:
         assert context.step == context.total == plan.total_steps

@@ -1,6 +1,6 @@
 """Judges on loopback that answer as the real services do, errors included. Also a program of its own for benchmarks.
 
-``python tests/loopback_judges.py --port 0 --delay 0.2`` prints its address as JSON.
+``python tests/support/loopback_judges.py --port 0 --delay 0.2`` prints its address as JSON.
 """
 
 from __future__ import annotations
