@@ -63,9 +63,9 @@ def to_messages(row: Mapping[str, Any], form: SftFormat | None = None) -> list[M
     """
     form = form or detect_format(row)
     if form == "messages":
-        messages = _from_turns(row.get("messages"), "messages")
+        messages = _from_turns(row, "messages")
     elif form == "sharegpt":
-        messages = _from_turns(row.get("conversations"), "conversations", role="from", content="value")
+        messages = _from_turns(row, "conversations", role="from", content="value")
     elif form == "instruction":
         instruction, details = _text(row, "instruction"), row.get("input") or ""
         if not isinstance(details, str):
@@ -81,9 +81,9 @@ def to_messages(row: Mapping[str, Any], form: SftFormat | None = None) -> list[M
 def _pair(row: Mapping[str, Any], prompt: str, completion: str) -> list[Message]:
     """Prompt and completion, each as text or as a list of messages."""
     if isinstance(row.get(prompt), list):
-        messages = _from_turns(row.get(prompt), prompt)
+        messages = _from_turns(row, prompt)
         if isinstance(row.get(completion), list):
-            return messages + _from_turns(row.get(completion), completion)
+            return messages + _from_turns(row, completion)
         return [*messages, Message(role="assistant", content=_text(row, completion))]
     return _exchange(_text(row, prompt), _text(row, completion))
 
@@ -107,7 +107,8 @@ def _encodable(text: str, where: str) -> str:
     return text
 
 
-def _from_turns(turns: object, key: str, *, role: str = "role", content: str = "content") -> list[Message]:
+def _from_turns(row: Mapping[str, Any], key: str, *, role: str = "role", content: str = "content") -> list[Message]:
+    turns: object = row.get(key)
     if not isinstance(turns, Sequence) or isinstance(turns, str):
         raise DataError(f'"{key}" is {_kind(turns)}, and a list of turns is needed')
     return [_turn(turn, f"{key}[{i}]", role, content) for i, turn in enumerate(cast("Sequence[object]", turns))]
@@ -170,14 +171,10 @@ def _check_roles(messages: Sequence[Message]) -> None:
 
 
 def _kind(value: object) -> str:
+    """A value's type in the words of a person who writes JSON."""
     if value is None:
         return "missing"
-    names: dict[type[Any], str] = {
-        str: "text",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        list: "a list",
-        dict: "an object",
-    }
-    return names.get(type(value), type(value).__name__)
+    name = type(value).__name__
+    return {"str": "text", "bool": "true or false", "list": "a list", "dict": "an object"}.get(
+        name, "a number" if isinstance(value, int | float) else name
+    )

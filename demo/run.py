@@ -200,9 +200,9 @@ class Demo:
     async def _train(self, client: Client, tool: str, kind: str, **overrides: Any) -> Job:
         began = time.monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-        started = await self._start(client, tool, kind, overrides)
+        total_steps = await self._start(client, tool, kind, overrides)
         with Progress(*columns, TimeElapsedColumn(), console=self._console) as bars:
-            bar = bars.add_task(f"training ({kind})", total=started["total_steps"])
+            bar = bars.add_task(f"training ({kind})", total=total_steps)
 
             async def moved(progress: float, total: float | None, message: str | None) -> None:
                 bars.update(bar, completed=progress, total=total, description=(message or "training")[:60])
@@ -220,10 +220,11 @@ class Demo:
         self._step("judge", began)
         return Judged.model_validate_json((job.run_folder / "result.json").read_bytes())
 
-    async def _start(self, client: Client, tool: str, kind: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    async def _start(self, client: Client, tool: str, kind: str, overrides: Mapping[str, Any]) -> int | None:
+        """Start a job from its template; returns its steps, where it has them."""
         started = await self._call(client, tool, config=str(template_path(kind)), overrides=overrides)
         self._job_id = started["job_id"]
-        return started
+        return started.get("total_steps")
 
     async def _ended(self, client: Client, moved: ProgressFnT | None = None) -> Job:
         """The job that was started last, once it has succeeded.

@@ -88,7 +88,7 @@ def load_catalog() -> ModelCatalog:
     """The whole table, with the facts kept by hand merged in."""
     generated, facts = shipped_yaml("models", "model_catalog.yaml"), shipped_yaml("models", "model_facts.yaml")
 
-    def by_model(group: str, value: str) -> dict[str, Any]:
+    def by_model(group: str, value: str) -> Mapping[str, Any]:
         return {name: row[value] for row in facts[group] for name in row["models"]}
 
     retired, contexts = by_model("retirements", "retired"), by_model("contexts", "tokens")

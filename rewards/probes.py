@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 from pydantic import BaseModel
 
@@ -35,6 +34,14 @@ class Probe(BaseModel):
     suspicious: bool
 
 
+class ScoredExample(BaseModel):
+    """The beginning of a sampled response, and its reward."""
+
+    line: int
+    response: str
+    reward: float
+
+
 class RewardReport(BaseModel):
     """What a dry run found. Rewards are in the reward's own unit; shares are of 1.
 
@@ -58,7 +65,7 @@ class RewardReport(BaseModel):
     probes: list[Probe]
     references_checked: int
     references_failed: list[int]
-    examples: list[dict[str, Any]]
+    examples: list[ScoredExample]
     warnings: list[str]
     turns: float | None = None
 
@@ -156,9 +163,9 @@ def require_usable(report: RewardReport, *, force: bool) -> None:
         )
 
 
-def _example(group: Sampled) -> dict[str, Any]:
+def _example(group: Sampled) -> ScoredExample:
     response, score = group.outcomes[0]
-    return {"line": group.problem.line, "response": response.text[:200], "reward": score.reward}
+    return ScoredExample(line=group.problem.line, response=response.text[:200], reward=score.reward)
 
 
 async def _probe(

@@ -14,7 +14,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sized
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sized
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, ClassVar, TypeVar, cast
 
@@ -215,22 +215,11 @@ class Child:
         except asyncio.LimitOverrunError:
             raise ScoringFailedError("the scoring process wrote too much") from None
 
-    async def chunks(self, most: int) -> AsyncIterator[bytes]:
-        """What it still writes, as it comes, until it ends or has written more than ``most`` bytes."""
-        written = 0
-        while written <= most:
-            try:
-                chunk = await self._reader.read(most + 1 - written)
-            except ConnectionError:
-                return
-            if not chunk:
-                return
-            written += len(chunk)
-            yield chunk
-
-    async def rest(self, most: int) -> bytes:
-        """All that it still writes until it ends, or the first ``most + 1`` bytes of it."""
-        return b"".join([chunk async for chunk in self.chunks(most)])
+    async def rest(self, most: int, into: bytearray) -> None:
+        """Add what it still writes to ``into``, as it comes, until it ends or has written more than ``most`` bytes."""
+        with contextlib.suppress(ConnectionError):
+            while len(into) <= most and (chunk := await self._reader.read(most + 1 - len(into))):
+                into += chunk
 
     async def status(self) -> int:
         """Wait for its end; its exit status as a shell would give it."""

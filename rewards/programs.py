@@ -79,6 +79,7 @@ async def run_tests(
 
 
 async def _run_asserts(code: str, tests: str, mode: Mode, limits: Limits, wall_s: float, entry: str | None) -> Verdict:
+    said = bytearray()
     ours, theirs = socket.socketpair()
     with ours, theirs:
         # They look at the clock themselves: a program that keeps them busy past its time has failed.
@@ -97,13 +98,13 @@ async def _run_asserts(code: str, tests: str, mode: Mode, limits: Limits, wall_s
                 async with asyncio.timeout(wall_s + GRACE_S):
                     await program.send(marshal.dumps({"mode": "functions", "code": code}))
                     await tester.send(marshal.dumps({"id": 1, "tests": tests, "entry": entry, "wall_s": wall_s}))
-                    said = await tester.rest(_LONGEST_VERDICT)
+                    await tester.rest(_LONGEST_VERDICT, into=said)
                     status = 0 if said else await tester.status()
             except TimeoutError:
                 raise ScoringFailedError(f"the tests came to no verdict within {wall_s:g} s") from None
     if not said:
         raise ScoringFailedError(f"the tests ended their process, or went beyond its limits (status {status})")
-    verdict, _ = read_answer(said, 1, Verdict, who="the tests")
+    verdict, _ = read_answer(bytes(said), 1, Verdict, who="the tests")
     return verdict
 
 
@@ -129,8 +130,7 @@ async def _ran(request: dict[str, Any], mode: Mode, limits: Limits, *, wall_s: f
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wall_s):
                 await program.send(marshal.dumps(request))
-                async for chunk in program.chunks(most):
-                    out += chunk
+                await program.rest(most, into=out)
                 if len(out) <= most:
                     status = await program.status()
         seconds = time.monotonic() - began
