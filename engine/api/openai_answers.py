@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from ..interface import Continuation, SampleOutput, SampleSettings
 
 
-class TokenCounts(BaseModel):
+class CompletionUsage(BaseModel):
     """The ``usage`` of an answer."""
 
     prompt_tokens: int = 0

@@ -25,7 +25,7 @@ from ..service.service import Engine
 from ..service.state import SamplingSession
 from ..service.store import NoSuchCheckpointError
 from .http_answers import engine_of, json_of
-from .openai_answers import ChatChoice, Choices, TextChoice, TokenCounts
+from .openai_answers import ChatChoice, Choices, CompletionUsage, TextChoice
 
 # Ends of a turn in the chat templates of common model families, beside the tokenizer's own end token.
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
@@ -135,7 +135,7 @@ async def _chat(request: Request) -> Response:
     settings = _settings(body, _rendered(body, tokenizer), tokenizer, topk, None)
     output = await _result(engine, sampler, settings)
     choices = Choices(tokenizer, settings, logprobs=bool(body.get("logprobs")))
-    counts = TokenCounts()
+    counts = CompletionUsage()
     counts.add(len(settings.prompt_T), output)
     return _reply(
         body, "chat.completion", [choices.chat(index, one) for index, one in enumerate(output.continuations)], counts
@@ -179,7 +179,7 @@ async def _completions(request: Request) -> Response:
     tokenizer = await engine.tokenizer(sampler.base_model)
     topk = _integer(body, "logprobs", 0) or 0
     answers: list[TextChoice] = []
-    counts = TokenCounts()
+    counts = CompletionUsage()
     for prompt in _prompts(body, tokenizer):
         settings = _settings(body, prompt, tokenizer, topk, _DEFAULT_TOKENS)
         output = await _result(engine, sampler, settings)
@@ -200,7 +200,7 @@ def _prompts(body: Mapping[str, Any], tokenizer: Any) -> list[list[int]]:
 
 
 def _reply(
-    body: Mapping[str, Any], kind: str, choices: Sequence[ChatChoice | TextChoice], counts: TokenCounts
+    body: Mapping[str, Any], kind: str, choices: Sequence[ChatChoice | TextChoice], counts: CompletionUsage
 ) -> Response:
     head = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": body["model"], "object": kind}
     every = [choice.model_dump() for choice in choices]

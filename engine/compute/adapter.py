@@ -27,7 +27,7 @@ from .custom_loss import CustomLoss
 from .lora import LoraLayout, LoraWeights, optimizer_tensors
 from .loss_pass import ForwardCache, LossPass, Objective
 from .optimizer import AdamState, adamw_step, check_settings
-from .packing import Limits, check_items, check_loss
+from .packing import ModelLimits, check_items, check_loss
 
 
 @contextmanager
@@ -53,7 +53,7 @@ class TrainedAdapter(Adapter):
     """fp32 masters, the gradient accumulated since the last step, and AdamW's moments, each one flat vector [P]."""
 
     def __init__(
-        self, backbone: Backbone, layout: LoraLayout, limits: Limits, budget_tokens: int, forwards: ForwardCache
+        self, backbone: Backbone, layout: LoraLayout, limits: ModelLimits, budget_tokens: int, forwards: ForwardCache
     ) -> None:
         self.spec: LoraSpec = layout.spec
         self.nbytes = 4 * 4 * layout.size  # weights, gradient and two moments

@@ -26,7 +26,7 @@ from .loading import Loaded, load_pretrained, set_threads, tune_allocator
 from .lora import LoraLayout, LoraWeights, peft_config
 from .loss_pass import ForwardCache
 from .packed import PackedBackbone, is_supported
-from .packing import Limits
+from .packing import ModelLimits
 from .sampling import Sampler, check_request
 from .transformers_backbone import TransformersBackbone
 
@@ -42,7 +42,7 @@ class LoadedModel(BaseModel):
         text = loaded.config.get_text_config()
         self._path = path
         self._backbone = backbone
-        self._limits = Limits(backbone.head.weight_VD.shape[0], _context_length(text))
+        self._limits = ModelLimits(backbone.head.weight_VD.shape[0], _context_length(text))
         self._fan_in_fan_out = text.model_type == "gpt2"
         self._budget_tokens = int(options.extra.get("batch_tokens", _BATCH_TOKENS))
         self._forwards = ForwardCache()

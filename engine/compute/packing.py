@@ -24,7 +24,7 @@ from .prefix_trees import Tree, lay_out
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ModelLimits:
     """What a model can take: token ids below ``vocabulary`` and at most ``context`` positions."""
 
     vocabulary: int
@@ -80,7 +80,7 @@ def check_loss(loss: str | CustomLoss, config: Mapping[str, float] | None) -> di
     return settings
 
 
-def check_items(data: Sequence[TrainItem], loss: str | CustomLoss, limits: Limits) -> None:
+def check_items(data: Sequence[TrainItem], loss: str | CustomLoss, limits: ModelLimits) -> None:
     """Refuse data that could not be trained on, naming the datum and the key.
 
     Raises:
@@ -99,7 +99,7 @@ def check_items(data: Sequence[TrainItem], loss: str | CustomLoss, limits: Limit
             _check_loss_inputs(item, loss, LOSSES[loss], where)
 
 
-def check_tokens(tokens_T: NDArray[Any], limits: Limits, where: str) -> None:
+def check_tokens(tokens_T: NDArray[Any], limits: ModelLimits, where: str) -> None:
     """Refuse an empty, overlong or out-of-vocabulary sequence.
 
     Raises:
@@ -114,7 +114,7 @@ def check_tokens(tokens_T: NDArray[Any], limits: Limits, where: str) -> None:
     _check_vocabulary(tokens_T, limits, f"{where}: token")
 
 
-def _check_vocabulary(tokens: NDArray[Any], limits: Limits, what: str) -> None:
+def _check_vocabulary(tokens: NDArray[Any], limits: ModelLimits, what: str) -> None:
     bad = np.flatnonzero((tokens < 0) | (tokens >= limits.vocabulary))
     if len(bad):
         raise RequestRejectedError(
@@ -123,7 +123,7 @@ def _check_vocabulary(tokens: NDArray[Any], limits: Limits, what: str) -> None:
         )
 
 
-def _check_targets(item: TrainItem, limits: Limits, where: str) -> None:
+def _check_targets(item: TrainItem, limits: ModelLimits, where: str) -> None:
     targets = item.loss_inputs.get(TARGETS)
     if targets is None:
         raise RequestRejectedError(f"{where}: loss_fn_inputs has no {TARGETS!r}")

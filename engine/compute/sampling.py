@@ -17,7 +17,7 @@ import numpy as np
 from ..interface import Arrivals, Finished, RequestRejectedError, SampleAsk, SampleOutput, SampleSettings, Weights
 from .backbone import Backbone
 from .lora import LoraWeights
-from .packing import Limits, check_tokens
+from .packing import ModelLimits, check_tokens
 from .sampling_batch import Batch, Piece
 from .sampling_prompt import check_prompt_questions
 
@@ -31,7 +31,7 @@ _PREFILL_TOKENS = 8192
 class Sampler:
     """Sampling on one base model."""
 
-    def __init__(self, backbone: Backbone, limits: Limits, tokenizer: Any, cache_tokens: int) -> None:
+    def __init__(self, backbone: Backbone, limits: ModelLimits, tokenizer: Any, cache_tokens: int) -> None:
         self._backbone = backbone
         self._limits = limits
         self._tokenizer = tokenizer
@@ -94,12 +94,12 @@ def _joined(before: SampleOutput | None, piece: SampleOutput) -> SampleOutput:
     return piece if before is None else replace(before, continuations=[*before.continuations, *piece.continuations])
 
 
-def _limit(request: SampleSettings, limits: Limits) -> int:
+def _limit(request: SampleSettings, limits: ModelLimits) -> int:
     room = limits.context - len(request.prompt_T) + 1
     return room if request.max_tokens is None else request.max_tokens
 
 
-def check_request(request: SampleSettings, limits: Limits, where: str) -> None:
+def check_request(request: SampleSettings, limits: ModelLimits, where: str) -> None:
     """Refuse what could not be sampled.
 
     Raises:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..interface import RequestRejectedError, SampleOutput, SampleSettings
 from .head import LoraHead
-from .packing import Limits
+from .packing import ModelLimits
 from .sampling_choice import Cuts, RandomRow, choose, uniforms
 
 
@@ -32,7 +32,7 @@ def wants_prompt(request: SampleSettings) -> bool:
     )
 
 
-def check_prompt_questions(request: SampleSettings, limits: Limits, where: str) -> None:
+def check_prompt_questions(request: SampleSettings, limits: ModelLimits, where: str) -> None:
     """Refuse questions that cannot be answered.
 
     Raises:

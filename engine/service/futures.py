@@ -51,7 +51,7 @@ class Promise:
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
+class FinishedRequest:
     """A sampling request that ended: what is kept of it for those who poll their session."""
 
     request_id: str
@@ -64,7 +64,7 @@ class Promises:
 
     def __init__(self) -> None:
         self._all: dict[str, Promise] = {}
-        self._finished: dict[str, list[Completion]] = {}
+        self._finished: dict[str, list[FinishedRequest]] = {}
         self._news: dict[str, asyncio.Event] = {}
         self._kept_bytes = 0
 
@@ -83,7 +83,7 @@ class Promises:
         """Note a finished promise for those who poll its sampling session."""
         self._kept_bytes += promise.nbytes
         if promise.sampler is not None:
-            done = Completion(promise.request_id, promise.failure is not None, promise.nbytes)
+            done = FinishedRequest(promise.request_id, promise.failure is not None, promise.nbytes)
             self._finished.setdefault(promise.sampler, []).append(done)
             self._news.setdefault(promise.sampler, asyncio.Event()).set()
 
@@ -100,7 +100,7 @@ class Promises:
         self._finished.pop(sampler, None)
         self._news.pop(sampler, None)
 
-    def since(self, sampler: str, cursor: int) -> list[Completion]:
+    def since(self, sampler: str, cursor: int) -> list[FinishedRequest]:
         """What a sampling session finished after the first ``cursor``."""
         return self._finished.get(sampler, [])[cursor:]
 
