@@ -276,6 +276,7 @@ def shut_in(spec):
 def main():
     """Read the specification and carry it out."""
     spec = eval(sys.argv[1], {})  # written by `sandbox.modes`
+    os.umask(0o022)  # the new root is built by the one who starts this, and read by nobody
     if sys.platform == "linux":
         libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
     try:

@@ -4,6 +4,7 @@ import asyncio
 import marshal
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -206,3 +207,12 @@ def test_the_loop_is_free_while_programs_run() -> None:
         return ticks
 
     assert asyncio.run(both()) > 20
+
+
+def test_a_private_umask_takes_nothing_from_the_sandbox() -> None:
+    code = "import os; os.umask({}); from sota_ml_researcher.rewards.sandbox.modes import isolation; print(isolation())"
+    modes = [
+        subprocess.run([sys.executable, "-c", code.format(mask)], capture_output=True, text=True, check=True).stdout
+        for mask in (0o022, 0o077)
+    ]
+    assert modes[0] == modes[1] == f"{isolation()}\n"
