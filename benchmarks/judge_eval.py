@@ -35,7 +35,6 @@ from sota_ml_researcher.jobs import control
 from sota_ml_researcher.jobs.create import start_job
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.states import ACTIVE, Job
-from tests.support.same_model import not_distinguishable
 
 PARTS = ("undisturbed", "with_20_percent_faults", "killed_and_resumed", "statistics", "same_model")
 SUPPORT = Path(__file__).parents[1] / "tests" / "support"

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
-from typing import Any
 
 from ..core.files import appending
 from . import run_files
@@ -16,6 +15,8 @@ from .states import Job
 
 # Clock readings of one process differ by rounding alone; two processes with one pid are seconds apart.
 _SAME_START_S = 2.0
+_POSIX = os.name == "posix"
+_DETACHED = 0x00000008 | 0x00000200  # DETACHED_PROCESS | CREATE_NEW_PROCESS_GROUP, of Windows
 
 
 def start_time_of(pid: int) -> float | None:
@@ -71,14 +72,10 @@ def spawn_worker(registry: Registry, job: Job) -> Job:
             stderr=output,
             cwd=job.folder,
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
-            **_apart(),
+            # A session of its own, so that the job outlives this process; what it writes is for its owner alone.
+            start_new_session=_POSIX,
+            umask=0o077 if _POSIX else -1,
+            creationflags=0 if _POSIX else _DETACHED,
         )
     registry.set_process(job.id, process.pid, start_time_of(process.pid))
     return registry.get(job.id)
-
-
-def _apart() -> dict[str, Any]:
-    """A session of its own, so that the job outlives this process; what it writes is for its owner alone."""
-    if os.name == "posix":
-        return {"start_new_session": True, "umask": 0o077}
-    return {"creationflags": 0x00000008 | 0x00000200}  # DETACHED_PROCESS | CREATE_NEW_PROCESS_GROUP

@@ -14,7 +14,6 @@ from ...core.files import append_json_line, read_json_lines, write_json_lines
 from ...doctrine.rules import number
 from ...jobs.run_files import ROLLOUTS
 from ...rewards.episodes import Episode
-from ...rewards.scorers import Score
 from ..loop import Metrics
 from .rollouts import PlayedGroup
 
@@ -127,7 +126,8 @@ def _record(step: int, group: PlayedGroup, member: int) -> dict[str, Any]:
         "line": group.problem.line,
         "prompt": group.problem.prompt[:_KEPT_TEXT],
         "response": response.text[:_KEPT_TEXT],
-        **_reward(score),
+        "reward": None if score.failed else score.reward,
+        "parts": dict(score.parts),
         "tokens": response.tokens,
         "cut": response.cut,
         "note": score.note,
@@ -139,16 +139,13 @@ def _record(step: int, group: PlayedGroup, member: int) -> dict[str, Any]:
         {
             "reply": turn.reply[:_KEPT_TEXT],
             "tokens": turn.tokens,
-            **_reward(turn.score),
+            "reward": None if turn.score.failed else turn.score.reward,
+            "parts": dict(turn.score.parts),
             "environment": [{**m, "content": m["content"][:_KEPT_TEXT]} for m in turn.messages],
         }
         for turn in episode.turns
     ]
     return {**record, "opening": list(episode.opening.messages), "turns": turns, "ended": episode.stop}
-
-
-def _reward(score: Score) -> dict[str, Any]:
-    return {"reward": None if score.failed else score.reward, "parts": dict(score.parts)}
 
 
 def forget_rollouts(folder: Path, next_step: int) -> None:
