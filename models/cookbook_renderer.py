@@ -46,9 +46,17 @@ def load_cookbook_renderer(model: ModelRef, name: str) -> CookbookRenderer:
             fix="Go online once so that it is cached, or give dataset_tokens (validate_capacity) or a model folder",
         ) from error
     try:
-        return CookbookRenderer(name, renderers.get_renderer(name, tokenizer, model_name=model.name), tokenizer)
+        renderer = renderers.get_renderer(name, tokenizer, model_name=model.name)
     except RendererError as error:
         raise ModelError(f"the cookbook has no renderer '{name}'", where="renderer", fix=str(error)) from error
+    try:
+        return CookbookRenderer(name, renderer, tokenizer)
+    except (ValueError, AssertionError) as error:
+        raise ModelError(
+            f"the renderer '{name}' ends a turn with a token that the tokenizer of {model.name} does not have",
+            where="renderer",
+            fix="Name the renderer of this model's family (list_models shows it), or leave it out",
+        ) from error
 
 
 class CookbookRenderer(ChatRenderer):
@@ -58,8 +66,8 @@ class CookbookRenderer(ChatRenderer):
         self.name = name
         self._renderer = renderer
         self._tokenizer = tokenizer
-        self.stop = renderer.get_stop_sequences()
         self.vocabulary = len(tokenizer)
+        self.stop = renderer.get_stop_sequences()
 
     @property
     def special_tokens(self) -> Sequence[int]:

@@ -51,15 +51,10 @@ class Scripted:
         self._renderer, self._script = renderer, script
         self.prompts: list[str] = []
 
-    def sample(self, prompt: Any, count: int, params: Any) -> Any:
+    async def sample(self, prompt: Any, samples: int, params: Any) -> Any:
         self.prompts.append(self._renderer.text_of(prompt.to_ints()))
         said = self._renderer._tokenizer.encode(self._script(self.prompts[-1]), add_special_tokens=False)
-        answer = SimpleNamespace(sequences=[SimpleNamespace(tokens=said, stop_reason="stop")])
-
-        async def result() -> Any:
-            return answer
-
-        return SimpleNamespace(result_async=result)
+        return [SimpleNamespace(tokens=said, stop_reason="stop")]
 
 
 def model_saying(
@@ -70,7 +65,7 @@ def model_saying(
     backend = Backend("cluster", "http://x", "tml-x")
     provider = API(OpenedModel(backend, renderer, sampling), should_stop=lambda: False, on_answer=lambda: None)
     scripted = Scripted(renderer, script)
-    provider._client = scripted
+    provider._opened = scripted
     return Model(provider, GenerateConfig()), scripted
 
 
@@ -111,12 +106,12 @@ def test_a_call_that_cannot_be_read_comes_back_as_an_error(tmp_path: Path, tiny_
 
 @pytest.mark.parametrize(
     ("renderer", "message"),
-    [(None, "a chat template does not say how the model's calls are read"), ("llama3", "has no form for tools")],
+    [(None, "a chat template does not say how the model's calls are read"), ("role_colon", "has no form for tools")],
 )
 def test_tools_without_a_form_for_them_are_refused_with_the_way_out(
     tmp_path: Path, tiny_model: Path, renderer: str | None, message: str
 ) -> None:
-    if renderer == "llama3":
+    if renderer == "role_colon":
         with pytest.raises(ModelError, match=message):
             load_renderer(str(tiny_model), renderer).tool_prompt([], [{"name": "add"}])  # type: ignore[attr-defined]
         return

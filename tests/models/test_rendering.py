@@ -165,3 +165,8 @@ def test_the_cookbooks_renderer_agrees_on_a_plain_chat_template(tiny_model: Path
     ours = render(load_renderer(str(tiny_model)), CHAT[:3])
     assert list(ours.tokens) == theirs.to_ints()
     assert [float(w) for w in ours.weights] == weights.tolist()
+
+
+def test_a_renderer_of_another_family_is_refused_with_the_way_out(tiny_model: Path) -> None:
+    with pytest.raises(ModelError, match="'llama3' ends a turn with a token that the tokenizer of .* does not have"):
+        load_renderer(str(tiny_model), "llama3")
