@@ -168,5 +168,5 @@ def test_the_cookbooks_renderer_agrees_on_a_plain_chat_template(tiny_model: Path
 
 
 def test_a_renderer_of_another_family_is_refused_with_the_way_out(tiny_model: Path) -> None:
-    with pytest.raises(ModelError, match="'llama3' ends a turn with a token that the tokenizer of .* does not have"):
+    with pytest.raises(ModelError, match=r"'llama3' ends a turn with a token that the tokenizer of .* does not have"):
         load_renderer(str(tiny_model), "llama3")
