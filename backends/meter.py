@@ -18,7 +18,7 @@ from .prices import PER_TOKEN, ModelPrice
 USAGE = "usage.json"
 # The share of a cap at which whoever watches is told.
 ALERT_SHARE = 0.8
-# Judges answer hundreds of times a second, and what each call took is kept with its verdict: a resume counts it again
+# Judges answer hundreds of times per second, and what each call took is kept with its verdict: a resume counts it again
 # from there. Only what the backend is sent has to be on disk before the next step.
 _JUDGES_SAVED_EVERY_S = 1.0
 

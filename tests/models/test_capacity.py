@@ -85,7 +85,7 @@ def test_a_measured_nll_replaces_the_one_bit_rule() -> None:
     assert "not measured" in assumed.explanation
 
 
-def test_loss_tokens_count_before_all_tokens_and_all_tokens_alone_are_called_a_bound() -> None:
+def test_loss_tokens_count_before_all_tokens_which_alone_are_called_a_bound() -> None:
     assert information_of(DataSize(loss_tokens=10, all_tokens=1_000)).bits == 10
     only_all = capacity_report(TINY, lora_rank=8, data=DataSize(all_tokens=1_000), backend="embedded")
     assert only_all.data_bits == 1_000

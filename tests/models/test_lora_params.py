@@ -195,7 +195,7 @@ def of(name: str) -> ModelConfig:
     return ModelConfig(name, {"hidden_size": entry.hidden_size, **(entry.config or {})}, "table")
 
 
-def test_llama_at_rank_64_has_the_167_8_million_and_not_the_117_of_the_naive_formula() -> None:
+def test_llama_at_rank_64_has_167_8_million_and_not_the_naive_formula_s_117() -> None:
     # 32 layers x 64 x [q, o: 2 x 8192; k, v: 2 x 5120; gate, up, down: 3 x 18432] = 32 x 64 x 81,920
     count = count_lora(of("meta-llama/Llama-3.1-8B"), backend="tinker")
     assert count.parameters(64, ("mlp", "attn")).total == 167_772_160

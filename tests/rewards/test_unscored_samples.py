@@ -105,7 +105,7 @@ class Letters:
         return "".join(map(chr, tokens))
 
 
-def test_a_judge_on_the_backend_is_asked_once_for_each_response_and_may_fail_for_one() -> None:
+def test_a_judge_on_the_backend_is_asked_once_per_response_and_may_fail_for_one() -> None:
     weights = Weights({"good": "Fine.\nScore: 9", "odd": "I would rather not", "bad": "Score: 1"})
     model: Any = SimpleNamespace(sampler=None)
 
