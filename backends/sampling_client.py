@@ -94,6 +94,17 @@ def base_model_of(backend: Backend, path: str) -> str:
         return rest.get_weights_info_by_tinker_path(path).result().base_model
 
 
+def renderer_of(backend: Backend, path: str) -> str | None:
+    """The chat format that a ``tinker://`` checkpoint was trained with, where its run recorded it.
+
+    Raises:
+        BackendError: If there is no such checkpoint, or the backend keeps no such records.
+    """
+    with backend_errors(backend):
+        rest = tinker.RestClient(base_url=backend.base_url, api_key=backend.api_key)
+        return (rest.get_training_run_by_tinker_path(path).result().user_metadata or {}).get("renderer_name")
+
+
 def sample(
     backend: Backend,
     renderer: ChatRenderer,

@@ -14,13 +14,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from ..backends.connection import Backend, backend_errors
 from ..backends.embedded import engine_died
-from ..backends.sampling_client import base_model_of
+from ..backends.sampling_client import base_model_of, renderer_of
 from ..core.errors import BackendError, ConfigError
 from ..core.files import append_json_line, read_json_lines
 from ..jobs.context import Outcome, RunContext, StopReason
@@ -68,6 +69,10 @@ class Run:
     def must_stop(self) -> bool:
         """Whether the worker asked for a checkpoint and an end."""
         return self.context.stop_requested() is not None
+
+    def must_give_up(self) -> bool:
+        """Whether the step under way is not worth finishing: somebody waits. A budget had room for it when it began."""
+        return self.context.stop_requested() not in {None, StopReason.BUDGET}
 
     def learning_rate(self, step: int, schedule: str) -> float:
         """The learning rate of a step: decayed from the peak over the whole run."""
@@ -134,6 +139,8 @@ def train(run: Run, method: Method[BatchT]) -> Outcome:
     prepare_folder(run.folder, first_step)
     if point:
         context.alert("info", f"going on from the checkpoint with {first_step} steps", step=first_step)
+    elif run.config.load_checkpoint:
+        _warn_of_another_format(run, run.config.load_checkpoint)
     context.started(run.total_steps)
     context.progress(first_step)
     loop = _Loop(run, method, first_step)
@@ -313,6 +320,15 @@ def check_same_base(backend: Backend, base_model: str, checkpoints: Mapping[str,
                 where=key,
                 fix=f"Give a checkpoint of {name}, or set base_model to {other}",
             )
+
+
+def _warn_of_another_format(run: Run, checkpoint: str) -> None:
+    """Say so when the weights a run starts from were trained with another chat format, where that is known."""
+    with suppress(BackendError):
+        other = renderer_of(run.backend, checkpoint)
+        if other not in {None, run.renderer}:
+            message = f"load_checkpoint was trained with renderer {other}, and this run uses {run.renderer}"
+            run.context.alert("warn", f"{message}: the same renderer is the safe choice", step=0)
 
 
 def _watched(run: Callable[[], T], backend: Backend, step: Callable[[], int]) -> T:

@@ -60,7 +60,7 @@ def run_grpo_job(context: RunContext, config_file: Path) -> Outcome:
         allow_unsandboxed=config.allow_unsandboxed,
         models=model_scorers(config.parts(), config.base_model, backend, renderer, _service_judges(context, config)),
     )
-    rollouts = Rollouts(config, renderer, scorers, make_environment(config, scorers), run.must_stop)
+    rollouts = Rollouts(config, renderer, scorers, make_environment(config, scorers), run.must_give_up)
     return train(run, Reinforcement(run, config, rollouts, problems, held_out))
 
 
