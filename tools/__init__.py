@@ -12,7 +12,7 @@ from .data import check_dataset
 from .evaluate import run_judge_eval, submit_verdicts
 from .export_model import export_checkpoint
 from .jobs import cancel_job, get_job, list_jobs, resume_job, wait_for_job
-from .list_checkpoints import manage_checkpoints
+from .manage_checkpoints import manage_checkpoints
 from .models import list_models, sample_model
 from .start import start_dpo, start_grpo, start_sft
 from .validate_capacity import validate_capacity
