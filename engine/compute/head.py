@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import kernels
 from .backbone import ActiveLora, Head, LoraPair
+from .packed_layers import with_enough_rows
 
 # Blocks of logits stay in cache where the vocabulary is small; below so many rows the product itself gets slow.
 _BLOCK_BYTES = 1 << 23
@@ -88,7 +89,7 @@ class LoraHead:
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Logits [N, V], in compute dtype or fp32."""
-        return _post(self._raw(hidden_ND), self.head)
+        return _post(with_enough_rows(self._raw, hidden_ND), self.head)
 
     @torch.no_grad()
     def score(self, hidden_ND: Tensor, rows_M: Tensor, targets_M: Tensor, *, keep: bool) -> Scores:

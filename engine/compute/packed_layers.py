@@ -8,6 +8,7 @@ pass is not kept. Axes: ``N`` packed tokens, ``D`` hidden size, ``I`` intermedia
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -19,8 +20,23 @@ from torch import Tensor
 from . import kernels
 from .backbone import ActiveLora, LoraPair
 
+# Products of fewer rows take other ways through a CPU's BLAS, which round differently.
+_LEAST_ROWS = 8
 # First rows and counts for ``is_batch_invariant``.
 _SOME_ROWS = ((0, 1), (3, 2), (0, 7), (11, 33), (64, 64), (5, 130))
+
+
+def with_enough_rows(product: Callable[..., Tensor], *operands: Tensor) -> Tensor:
+    """A product whose rows do not depend on how few there are: on a CPU a few are computed with zeros below them.
+
+    Args:
+        product: Of the operands, row by row.
+        operands: Each of shape [N, ...].
+    """
+    rows = len(operands[0])
+    if rows >= _LEAST_ROWS or operands[0].device.type != "cpu":
+        return product(*operands)
+    return product(*(F.pad(each, (0, 0, 0, _LEAST_ROWS - rows)) for each in operands))[:rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +60,11 @@ class Linear:
             if residual is None:
                 return torch.ops.mkldnn._linear_pointwise(x, self.packed[0], self.bias, "none", [], "")
             return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.packed[0], self.bias, "add")
-        assert self.weight is not None
+        weight = self.weight
+        assert weight is not None
         if residual is None:
-            return F.linear(x, self.weight, self.bias)
-        y = torch.addmm(residual, x, self.weight.t())
+            return with_enough_rows(lambda rows: F.linear(rows, weight, self.bias), x)
+        y = with_enough_rows(lambda rows, added: torch.addmm(added, rows, weight.t()), x, residual)
         return y if self.bias is None else y.add_(self.bias)
 
     def transposed(self, grad: Tensor) -> Tensor:
@@ -160,8 +177,9 @@ def lora_forward(x: Tensor, linear: Linear, lora: Lora, residual: Tensor | None 
         return y, kernels.lora_add(x, lora.forward, lora.scaling, y)
     if lora.a is None or lora.b is None:
         return y, None
-    low = x @ lora.a.t()
-    return y.addmm_(low, lora.b.t(), alpha=lora.scaling), low
+    a_t, b_t = lora.a.t(), lora.b.t()
+    low = with_enough_rows(lambda rows: rows @ a_t, x)
+    return with_enough_rows(lambda total, rows: torch.addmm(total, rows, b_t, alpha=lora.scaling), y, low), low
 
 
 def lora_backward(

@@ -115,6 +115,9 @@ class Batch:
         self._active: list[_Row] = []
         self._hidden_BD: Tensor | None = None
         self._cuts: Cuts | None = None
+        # Where a CPU's products round by how many rows go together, each scored prompt is computed by itself: which
+        # requests meet is a matter of the clock, and no bit of a score may be.
+        self._scores_together = backbone.rowwise_length > 0 or backbone.device.type != "cpu"
         self.places = 0
 
     @property
@@ -126,8 +129,9 @@ class Batch:
     def advance(self, joining: Sequence[Piece]) -> bool:
         """Let ``joining`` in, then write one token to every row. False when there is none."""
         short = [piece for piece in joining if piece.limit == 1]
-        if short:
-            self._write_one(short)
+        for together in [short] if self._scores_together else [[piece] for piece in short]:
+            if together:
+                self._write_one(together)
         long = [piece for piece in joining if piece.limit > 1]
         if long:
             self._join(*self._prefill(long))
