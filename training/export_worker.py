@@ -157,7 +157,8 @@ def _external_copy(service: Any, checkpoint: str) -> Generator[str]:
     try:
         yield copy
     finally:
-        tinker.RestClient().delete_checkpoint_from_tinker_path(copy).result()
+        rest = tinker.RestClient()  # kept until the answer is there: a client that is let go takes its requests with it
+        rest.delete_checkpoint_from_tinker_path(copy).result()
 
 
 def _convert(request: ExportRequest, adapter: Path, made: Path, work: Path) -> None:
