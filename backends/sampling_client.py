@@ -42,14 +42,7 @@ async def open_sampler(backend: Backend, weights: str, *, service: tinker.Servic
         weights: A ``tinker://`` sampler path, or a base model's wire name.
         service: A client that is open already.
     """
-    service = service or tinker.ServiceClient(base_url=backend.base_url, api_key=backend.api_key)
-    is_path = weights.startswith("tinker://")
-    future = (
-        service.create_sampling_client(model_path=weights)
-        if is_path
-        else service.create_sampling_client(base_model=weights)
-    )
-    return Sampler(await future, backend.count)
+    return Sampler(await _sampling_client(service or _service(backend), weights), backend.count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +126,7 @@ def sample(
     )
     prompts = [tinker.ModelInput.from_ints(renderer.generation_prompt(c)) for c in conversations]
     with backend_errors(backend), _service(backend) as service:
-        client = _sampling_client(service, model)
+        client = _sampling_client(service, model).result()
         futures = [client.sample(prompt, options.num_samples, params) for prompt in prompts]
         answers = [future.result().sequences for future in futures]
     sampled = sum(len(sequence.tokens) for sequences in answers for sequence in sequences)
@@ -144,9 +137,10 @@ def sample(
 def measure_nll(backend: Backend, renderer: ChatRenderer, model: str, rows: Sequence[Rendered]) -> Nll:
     """How many nats the model needs per trained token of ``rows``: the information in them, from its view."""
     with backend_errors(backend), _service(backend) as service:
-        client = _sampling_client(service, model)
+        client = _sampling_client(service, model).result()
         futures = [client.compute_logprobs(tinker.ModelInput.from_ints([int(t) for t in r.tokens])) for r in rows]
         measured = [_row_nll(row, future.result()) for row, future in zip(rows, futures, strict=True)]
+    backend.count(prefill=sum(len(row.tokens) for row in rows), sample=len(rows))
     measured = [(nll, tokens) for nll, tokens in measured if tokens]
     total = sum(tokens for _, tokens in measured)
     mean = sum(nll for nll, _ in measured) / total if total else math.nan
@@ -157,10 +151,10 @@ def _service(backend: Backend) -> tinker.ServiceClient:
     return tinker.ServiceClient(base_url=backend.base_url, api_key=backend.api_key)
 
 
-def _sampling_client(service: tinker.ServiceClient, model: str) -> tinker.SamplingClient:
-    if model.startswith("tinker://"):
-        return service.create_sampling_client(model_path=model).result()
-    return service.create_sampling_client(base_model=model).result()
+def _sampling_client(service: tinker.ServiceClient, weights: str) -> tinker.APIFuture[tinker.SamplingClient]:
+    if weights.startswith("tinker://"):
+        return service.create_sampling_client(model_path=weights)
+    return service.create_sampling_client(base_model=weights)
 
 
 def _completion(renderer: ChatRenderer, sequence: tinker.SampledSequence) -> Completion:

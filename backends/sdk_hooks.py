@@ -1,6 +1,6 @@
 # pyright: basic
 # Reason: it listens inside the SDK, which has no public way to hear of a pause.
-"""The one place that reaches inside the Tinker SDK; checked on 0.38 and 0.39.
+"""The one place that reaches inside the Tinker SDK; checked on 0.38.
 
 The SDK retries capacity pauses, rate limits and unpaid bills by itself and only logs them. Its queue observers are
 built inside its clients, so they are listened to where they are defined.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -39,6 +40,12 @@ class Example:
         return int(self.weights[1:].sum())
 
 
+@lru_cache(maxsize=4)
+def epoch_order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order in which an epoch visits the rows, shape [rows]: it depends on the seed and the epoch alone."""
+    return np.random.default_rng([seed, epoch]).permutation(rows)
+
+
 class Batches(ABC, Generic[RowT]):
     """Rows in batches, shuffled anew for each epoch; the last batch of an epoch may be smaller.
 
@@ -49,8 +56,6 @@ class Batches(ABC, Generic[RowT]):
         self.rows = rows
         self._batch_size = batch_size
         self._seed = seed
-        self._epoch = -1
-        self._order: NDArray[np.int64] = np.arange(0)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -59,9 +64,8 @@ class Batches(ABC, Generic[RowT]):
     def batch(self, step: int) -> list[RowT]:
         """The rows of a step, counted from the start of the first epoch."""
         epoch, index = divmod(step, len(self))
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, np.random.default_rng([self._seed, epoch]).permutation(self.rows)
-        return [self.row(int(i)) for i in self._order[index * self._batch_size : (index + 1) * self._batch_size]]
+        order = epoch_order(self.rows, self._seed, epoch)
+        return [self.row(int(i)) for i in order[index * self._batch_size : (index + 1) * self._batch_size]]
 
     @abstractmethod
     def row(self, index: int) -> RowT:

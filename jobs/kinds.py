@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +57,3 @@ KINDS: Mapping[str, JobKind] = {
         "evals",
     ),
 }
-
-
-def resolve(name: str) -> Callable[..., Any]:
-    """The function that ``package.module:function`` names."""
-    module, _, function = name.partition(":")
-    return getattr(import_module(module), function)

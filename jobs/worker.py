@@ -19,6 +19,7 @@ from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from pkgutil import resolve_name
 from types import FrameType
 
 from ..backends.connection import Backend, connect
@@ -30,7 +31,7 @@ from . import run_files
 from .backend_waits import BackendWaits
 from .budget import Budget, open_meter
 from .context import AlertLevel, Outcome, RunContext, StopReason
-from .kinds import KINDS, resolve
+from .kinds import KINDS
 from .processes import is_alive, start_time_of
 from .registry import Registry
 from .states import CancelRequest, Job, JobState
@@ -268,7 +269,7 @@ def run_recipe(worker: Worker, kind: str, folder: Path) -> Outcome:
     if kind not in KINDS:
         raise JobError(f"jobs of kind '{kind}' cannot be run by this version")
     config = folder / run_files.CONFIG
-    recipe: Callable[[RunContext, Path], Outcome] = resolve(KINDS[kind].run)
+    recipe: Callable[[RunContext, Path], Outcome] = resolve_name(KINDS[kind].run)
     with worker.metered(config):
         return recipe(worker, config)
 

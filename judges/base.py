@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
@@ -66,7 +67,7 @@ class JudgeCallError(Exception):
         self.transient = transient
 
 
-class Judge:
+class Judge(ABC):
     """A judge that answers one question at a time.
 
     Attributes:
@@ -87,13 +88,14 @@ class Judge:
         """Its name in every result."""
         return self.ref.name
 
-    async def check(self) -> None:
+    async def check(self) -> None:  # noqa: B027 (a judge without a service has nothing to check)
         """See that it can be asked: the key, the model, the address. Costs nothing.
 
         Raises:
             ResearcherError: If it cannot; the message says what to do.
         """
 
+    @abstractmethod
     async def ask(self, key: str, question: Question, repair: Repair | None) -> Reply:
         """Ask one question.
 
@@ -106,9 +108,8 @@ class Judge:
             JudgeCallError: If this call failed and others may not.
             ResearcherError: If no call can work.
         """
-        raise NotImplementedError
 
-    async def close(self) -> None:
+    async def close(self) -> None:  # noqa: B027 (nor to close)
         """Close connections."""
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated, Any
 
 from mcp_types import CallToolResult
 from pydantic import Field
 
 from ..jobs.job_results import measured_pace
-from ..jobs.kinds import KINDS, resolve
+from ..jobs.kinds import KINDS
 from ..jobs.registry import Registry
 from .answers import answer, duration, number
 from .model_arguments import with_reference, with_reward_models, with_start
@@ -86,8 +87,8 @@ def _start(
     kind: str, config: str | None, overrides: dict[str, Any] | None, *, validate_only: bool, plan_id: str | None
 ) -> CallToolResult:
     file = Path(config).expanduser() if config else None
-    settings, parents = _with_jobs(kind, resolve(KINDS[kind].load)(file, overrides))
-    plan: Plan[Any] = resolve(KINDS[kind].plan)(settings)
+    settings, parents = _with_jobs(kind, resolve_name(KINDS[kind].load)(file, overrides))
+    plan: Plan[Any] = resolve_name(KINDS[kind].plan)(settings)
     plan.check_services()
     launch = Launch(
         kind=plan.kind,

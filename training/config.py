@@ -102,6 +102,13 @@ class TrainingConfig(BaseModel):
             raise ValueError("base_url belongs to backend: cluster (or tinker); the embedded engine finds its own")
         return self
 
+    def total_steps(self, rows: int) -> int:
+        """Steps of the whole run over so many rows, once batch size and length are set.
+
+        The last step of an epoch may hold fewer rows than the others.
+        """
+        return self.num_steps or -(-rows // (self.batch_size or 1)) * (self.num_epochs or 1)
+
 
 class OfflineConfig(TrainingConfig):
     """What a method adds that learns from texts it is given and samples none: SFT and DPO."""

@@ -113,7 +113,7 @@ class Method(Protocol[BatchT]):
     async def step(self, client: TrainingClient, step: int, batch: BatchT) -> Metrics:
         """Send the batch and the optimizer step, await both, and say what to log.
 
-        Everything is sent before the first await, so that steps sent ahead stay in order.
+        Where ``ahead`` is above 0, everything is sent before the first await, so that the steps stay in order.
         """
         ...
 
@@ -303,7 +303,7 @@ def check_same_base(backend: Backend, base_model: str, checkpoints: Mapping[str,
     Args:
         backend: Where the checkpoints are.
         base_model: The model the run trains.
-        checkpoints: Paths by the setting that names them; what is no ``tinker://`` path is passed over.
+        checkpoints: Paths by the setting that names them; other names than ``tinker://`` paths are left alone.
 
     Raises:
         ConfigError: Naming the setting and both models.

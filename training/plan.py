@@ -122,13 +122,11 @@ class Defaults:
         epochs: Passes over the data.
         batch_size: Rows per step, from the passes.
         learning_rate: From the number of steps.
-        across_epochs: Whether a batch may hold rows of two passes, so that no pass ends in a smaller one.
     """
 
     epochs: Derived
     batch_size: Callable[[int], Derived]
     learning_rate: Callable[[int], Derived]
-    across_epochs: bool = False
 
 
 def derive_schedule(settings: Settings[AnyConfig], rows: int, defaults: Defaults) -> tuple[Settings[AnyConfig], int]:
@@ -147,12 +145,9 @@ def derive_schedule(settings: Settings[AnyConfig], rows: int, defaults: Defaults
     epochs = config.num_epochs
     if config.num_steps is None and epochs is None:
         epochs = fill("num_epochs", defaults.epochs)
-    batch = config.batch_size or int(fill("batch_size", defaults.batch_size(epochs or 1)))
-    if defaults.across_epochs:
-        steps_of_data = -(-rows * (epochs or 1) // min(batch, rows))
-    else:
-        steps_of_data = -(-rows // batch) * (epochs or 1)
-    total_steps = config.num_steps or steps_of_data
+    if config.batch_size is None:
+        fill("batch_size", defaults.batch_size(epochs or 1))
+    total_steps = settings.derived(changes).config.total_steps(rows)
     if config.learning_rate is None:
         fill("learning_rate", defaults.learning_rate(total_steps))
     if config.eval_every is None:

@@ -13,8 +13,8 @@ from typing import Any
 
 import anyio
 import pytest
+from job_helpers import dpo_settings, tiny_rl, wait_until
 from job_helpers import settings as sft_settings
-from job_helpers import tiny_rl, wait_until, write_pairs
 from mcp import Client
 
 from sota_ml_researcher.core.paths import engine_folder
@@ -90,17 +90,7 @@ def same_end(job_id: str, whole_id: str, steps: int) -> None:
 
 
 def dpo_config(folder: Path, model: Path) -> dict[str, Any]:
-    return {
-        "base_model": str(model),
-        "train_file": str(write_pairs(folder / "train.jsonl", 200, 1)),
-        "val_file": str(write_pairs(folder / "val.jsonl", 8, 2)),
-        "num_steps": 60,
-        "batch_size": 8,
-        "lora_rank": 4,
-        "learning_rate": 2e-2,
-        "checkpoint_every": 7,
-        "eval_every": 11,
-    }
+    return dpo_settings(folder, model, rows=200, num_steps=60, checkpoint_every=7, eval_every=11)
 
 
 def rl_config(folder: Path, model: Path) -> dict[str, Any]:

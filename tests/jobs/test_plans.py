@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,10 +22,10 @@ def test_a_plan_starts_its_job_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"steps": 2}, {"data": "b"}, {"prices": "q"}])
-def test_a_change_of_settings_data_or_prices_needs_a_new_plan(change: dict[str, object], tmp_path: Path) -> None:
+def test_a_change_of_settings_data_or_prices_needs_a_new_plan(change: dict[str, Any], tmp_path: Path) -> None:
     plan_id = plan_store.offer("sft", mark(tmp_path))
     with pytest.raises(JobError, match="are not those of plan"):
-        plan_store.redeem(plan_id, "sft", mark(tmp_path, **change))  # type: ignore[arg-type]
+        plan_store.redeem(plan_id, "sft", mark(tmp_path, **change))
     plan_store.redeem(plan_id, "sft", mark(tmp_path))
 
 

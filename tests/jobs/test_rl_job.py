@@ -76,6 +76,8 @@ def test_every_variant_runs_to_its_end(tmp_path: Path, tiny_weights: Path, chang
     records = run_files.recent_metrics(job.folder, limit=100)
     if "kl_coef" in changes:
         assert {"kl/k1", "kl/k3", "reward/overlong"} <= set(records[0])
+    if "max_steps_off_policy" in changes:  # six steps, a checkpoint before every second
+        assert [r["sampling_client/step_mean"] for r in records if "reward/mean" in r] == [0, 0, 2, 2, 4, 4]
 
 
 @pytest.mark.slow

@@ -1,22 +1,21 @@
 """Environments of several turns: their settings, their files, what they say, and which tokens are trained."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from environment_calls import in_environment
 from tiny_models import CHATML, write_tiny_model
 
 from sota_ml_researcher.core.errors import ConfigError, DataError
 from sota_ml_researcher.doctrine.rules import rule
 from sota_ml_researcher.models.chat import ChatRenderer
 from sota_ml_researcher.models.renderers import load_renderer
-from sota_ml_researcher.rewards.environments import Retry, Script, ScriptedPlayer, advance, make_environment
+from sota_ml_researcher.rewards.environments import Retry, Script, ScriptedPlayer, advance
 from sota_ml_researcher.rewards.episodes import Episode
 from sota_ml_researcher.rewards.problems import Problem
 from sota_ml_researcher.rewards.sandbox.modes import isolation
-from sota_ml_researcher.rewards.scorers import Response, Score, Scorers
+from sota_ml_researcher.rewards.scorers import Response, Score
 from sota_ml_researcher.training.rl.config import RlConfig, load_rl_settings
 from sota_ml_researcher.training.rl.cost import Workload, rl_cost
 from sota_ml_researcher.training.rl.plan import plan_rl
@@ -46,20 +45,6 @@ def config_of(**changes: Any) -> RlConfig:
 
 def problem(**row: Any) -> Problem:
     return Problem(40, ({"role": "user", "content": str(row.get("prompt", "1+1="))},), row)
-
-
-def in_environment(config: RlConfig, work: Callable[[Any], Awaitable[T]]) -> T:
-    async def run() -> T:
-        scorers = Scorers(config.parts(), max_tokens=config.max_response_tokens)
-        environment = make_environment(config, scorers)
-        assert environment is not None
-        try:
-            return await work(environment)
-        finally:
-            await environment.close()
-            await scorers.close()
-
-    return asyncio.run(run())
 
 
 def scripted(tmp_path: Path, text: str, **changes: Any) -> RlConfig:

@@ -1,19 +1,19 @@
 """The environment that runs programs: what is run, what is shown of it, what is scored, and what is refused."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import pytest
+from environment_calls import in_environment
 
 from sota_ml_researcher.core.errors import ConfigError
-from sota_ml_researcher.rewards.environments import ScriptedPlayer, advance, make_environment
+from sota_ml_researcher.rewards.environments import ScriptedPlayer, advance
 from sota_ml_researcher.rewards.episodes import Episode
 from sota_ml_researcher.rewards.problems import Problem
 from sota_ml_researcher.rewards.process_pool import ScoringFailedError
 from sota_ml_researcher.rewards.programs import program_in, run
 from sota_ml_researcher.rewards.sandbox import modes
-from sota_ml_researcher.rewards.scorers import Response, Score, Scorers
+from sota_ml_researcher.rewards.scorers import Response, Score
 from sota_ml_researcher.training.rl.config import RlConfig, load_rl_settings
 from sota_ml_researcher.training.rl.cost import Workload, rl_cost
 from sota_ml_researcher.training.rl.plan import plan_rl
@@ -30,20 +30,6 @@ def config_of(environment: Any = "interpreter", **changes: Any) -> RlConfig:
 
 def block(code: str) -> str:
     return f"Let me see.\n```python\n{code}\n```\n"
-
-
-def in_environment(config: RlConfig, work: Callable[[Any], Awaitable[T]]) -> T:
-    async def whole() -> T:
-        scorers = Scorers(config.parts(), max_tokens=config.max_response_tokens)
-        environment = make_environment(config, scorers)
-        assert environment is not None
-        try:
-            return await work(environment)
-        finally:
-            await environment.close()
-            await scorers.close()
-
-    return asyncio.run(whole())
 
 
 def played(config: RlConfig, *episodes: list[str], cut: bool = False) -> tuple[list[Episode], list[Score]]:

@@ -108,10 +108,10 @@ def write_pairs(path: Path, count: int, seed: int) -> Path:
     return path
 
 
-def start_dpo(folder: Path, model: Path, **changes: Any) -> Job:
-    config = {
+def dpo_settings(folder: Path, model: Path, rows: int = 40, **changes: Any) -> dict[str, Any]:
+    return {
         "base_model": str(model),
-        "train_file": str(write_pairs(folder / "train.jsonl", 40, 1)),
+        "train_file": str(write_pairs(folder / "train.jsonl", rows, 1)),
         "val_file": str(write_pairs(folder / "val.jsonl", 8, 2)),
         "num_steps": 14,
         "batch_size": 8,
@@ -121,7 +121,10 @@ def start_dpo(folder: Path, model: Path, **changes: Any) -> Job:
         "eval_every": 5,
         **changes,
     }
-    return start_planned("dpo", plan_dpo(load_dpo_settings(None, config)))
+
+
+def start_dpo(folder: Path, model: Path, **changes: Any) -> Job:
+    return start_planned("dpo", plan_dpo(load_dpo_settings(None, dpo_settings(folder, model, **changes))))
 
 
 def start_rl(config_file: Path | None, **config: Any) -> Job:

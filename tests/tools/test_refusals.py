@@ -3,13 +3,14 @@
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
 from eval_helpers import sums, write_lines
 from tool_calls import call
 
-from sota_ml_researcher.jobs.kinds import KINDS, resolve
+from sota_ml_researcher.jobs.kinds import KINDS
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.tools import TOOLS
 from sota_ml_researcher.tools.plan_gate import require_models
@@ -103,6 +104,6 @@ def test_a_model_that_the_backend_does_not_take_is_refused(
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_of_job_names_its_tool_and_functions_that_exist(kind: str) -> None:
     assert KINDS[kind].tool in {spec.function.__name__ for spec in TOOLS}
-    assert callable(resolve(KINDS[kind].load))
-    assert callable(resolve(KINDS[kind].plan))
-    assert callable(resolve(KINDS[kind].run))
+    assert callable(resolve_name(KINDS[kind].load))
+    assert callable(resolve_name(KINDS[kind].plan))
+    assert callable(resolve_name(KINDS[kind].run))

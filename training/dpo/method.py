@@ -34,8 +34,7 @@ def run_dpo_job(context: RunContext, config_file: Path) -> Outcome:
     backend = context.connect(config.backend, config.base_url)
     checkpoints = {"ref_model": config.ref_model, "load_checkpoint": config.load_checkpoint}
     check_same_base(backend, config.base_model, checkpoints)
-    total_steps = config.num_steps or len(data) * (config.num_epochs or 1)
-    run = Run(context, config, backend, renderer.name, total_steps)
+    run = Run(context, config, backend, renderer.name, config.total_steps(data.rows))
     return train(run, Preferences(run, config, data, held_out))
 
 

@@ -157,6 +157,10 @@ class RlConfig(TrainingConfig):
         of_environment = self.environment is not None and self.environment.type in {"interpreter", "custom"}
         return of_environment or any(part.type in CODE_PARTS for part in self.parts())
 
+    def total_steps(self, rows: int) -> int:
+        """Steps of the whole run: all alike, since an epoch's last prompts are joined by the next one's first."""
+        return self.num_steps or -(-rows * (self.num_epochs or 1) // min(self.batch_size or 1, rows))
+
     def parts(self) -> tuple[RewardPart, ...]:
         """What is rewarded, however it was written."""
         if self.rewards is not None:

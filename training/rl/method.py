@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-import numpy as np
 import tinker
 from tinker_cookbook.rl.data_processing import remove_constant_reward_groups, trajectory_to_data
 from tinker_cookbook.rl.metric_util import compute_trajectory_metrics
@@ -17,6 +16,7 @@ from tinker_cookbook.utils.misc_utils import split_list
 from torch import Tensor
 
 from ...backends.sampling_client import Sampler, open_sampler
+from ...data.examples import epoch_order
 from ...jobs.context import Outcome, RunContext
 from ...models.model_ref import resolve_model
 from ...models.renderers import load_renderer
@@ -35,6 +35,8 @@ from .rollouts import PlayedGroup, Rollouts
 from .turns import seed_of
 
 HELD_OUT = "test/reward"
+# The groups of a step are all sampled from the same weights; the names are the cookbook's.
+_STALENESS = ("sampling_client/step_min", "sampling_client/step_mean", "sampling_client/step_max")
 # Seeds of held-out samples are of a kind of their own, so that none is a seed of training.
 _HELD_OUT_SEEDS = -1
 
@@ -52,8 +54,7 @@ def run_grpo_job(context: RunContext, config_file: Path) -> Outcome:
     checkpoints = {"ref_model": _reference_path(config), "load_checkpoint": config.load_checkpoint}
     check_same_base(backend, config.base_model, checkpoints)
     renderer = load_renderer(config.base_model, config.renderer)
-    total_steps = config.num_steps or steps_of(config, len(problems))
-    run = Run(context, config, backend, renderer.name, total_steps)
+    run = Run(context, config, backend, renderer.name, config.total_steps(len(problems)))
     scorers = Scorers(
         config.parts(),
         max_tokens=config.max_response_tokens,
@@ -87,12 +88,6 @@ def _service_judges(context: RunContext, config: RlConfig) -> JudgeMaker:
 def _reference_path(config: RlConfig) -> str | None:
     """The sampler path of the KL's reference; None for the base model."""
     return None if config.ref_model == "base" else config.ref_model
-
-
-def steps_of(config: RlConfig, prompts: int) -> int:
-    """Steps of the config's epochs: the last one is filled up from the next epoch."""
-    batch = min(config.batch_size or 1, prompts)
-    return -(-prompts * (config.num_epochs or 1) // batch)
 
 
 def loss_settings(config: RlConfig) -> Mapping[str, float]:
@@ -242,7 +237,7 @@ class Reinforcement:
 
     def _problem(self, position: int) -> Problem:
         epoch, place = divmod(position, len(self._problems))
-        order = np.random.default_rng([self._config.seed, epoch]).permutation(len(self._problems))
+        order = epoch_order(len(self._problems), self._config.seed, epoch)
         return self._problems[int(order[place])]
 
     def _next_checkpoint(self, step: int) -> int:
@@ -252,7 +247,7 @@ class Reinforcement:
 
     def _staleness(self, step: int) -> Metrics:
         sampled_at = self._sampled_at.pop(step, step)
-        return {} if self._config.max_steps_off_policy is None else {"sampling_client/step": sampled_at}
+        return {} if self._config.max_steps_off_policy is None else dict.fromkeys(_STALENESS, sampled_at)
 
     def _data(self, groups: Sequence[TrajectoryGroup]) -> list[tinker.Datum]:
         """One datum per sequence: with ``logprobs`` of the sampler, ``advantages``, and ``mask`` on sampled tokens."""

@@ -288,7 +288,6 @@ def _with_schedule(settings: Settings[RlConfig], rows: int) -> tuple[Settings[Rl
         Derived(1, "", "one pass over the prompts"),
         lambda _: _batch(rows),
         lambda _: Derived(number("rl.lr"), "rl.lr", "the start for LoRA and RL"),
-        across_epochs=True,
     )
     settings, total_steps = derive_schedule(settings, rows, defaults)
     config = settings.config

@@ -40,8 +40,7 @@ def run_sft(context: RunContext, config: SftConfig) -> Outcome:
     data, held_out = load_batches(load_sft_data, config, renderer)
     backend = context.connect(config.backend, config.base_url)
     check_same_base(backend, config.base_model, {"load_checkpoint": config.load_checkpoint})
-    total_steps = config.num_steps or len(data) * (config.num_epochs or 1)
-    run = Run(context, config, backend, renderer.name, total_steps)
+    run = Run(context, config, backend, renderer.name, config.total_steps(data.rows))
     return train(run, Supervised(run, config.lr_schedule, renderer, data, held_out))
 
 
