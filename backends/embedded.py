@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from ..core.errors import BackendError, MissingDependencyError
+from ..core.errors import BackendError
+from ..core.extras import require_packages
 from ..core.files import storage_errors
 from ..core.paths import engine_folder
 
@@ -53,25 +54,10 @@ def ensure_engine() -> str:
 
     if url := running_engine():
         return url
-    check_installed()
+    require_packages("train", by="the embedded engine")
     folder = engine_folder()
     with FileLock(folder / "start.lock", timeout=_START_TIMEOUT_S):
         return running_engine() or _start(folder)
-
-
-def check_installed() -> None:
-    """See that the engine could start here.
-
-    Raises:
-        MissingDependencyError: If a package of the training extra is missing.
-    """
-    import importlib.util
-
-    if not all(importlib.util.find_spec(name) for name in ("torch", "transformers", "tinker", "fastapi")):
-        raise MissingDependencyError(
-            "the embedded engine needs packages that are not installed",
-            fix="Run: ml-researcher setup",
-        )
 
 
 def _discovered(folder: Path) -> _Engine | None:

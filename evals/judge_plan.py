@@ -20,7 +20,12 @@ from ..judges.prompt import EvalItem
 from .inputs import FILE_ENDINGS, EvalInputs, load_inputs
 from .judge_config import JudgeEvalConfig
 from .responses import read_responses
-from .statistics.power import WORST_DEVIATION, items_needed, minimal_detectable_effect
+from .statistics.power import (
+    WORST_DEVIATION,
+    WORST_DEVIATION_OF_DIFFERENCES,
+    items_needed,
+    minimal_detectable_effect,
+)
 from .test_set import read_labels
 
 _VERDICT_TOKENS = 400  # a reason of three sentences, the scores, and some reasoning
@@ -44,7 +49,7 @@ class JudgePlan:
         prompts_for_wanted: Prompts that ``wanted_effect`` needs, or None.
         cost_usd: The judges' estimated cost; 0 when all are free, None when a price is not known.
         cost_note: How it was estimated, and the day of the prices.
-        needs_confirmation: Whether it may cost money, so that the plan has to be handed back.
+        bills_elsewhere: Whether a judge's service may charge for it, besides the backend.
         sampled_models: The arms that have to be sampled: base models and tinker:// paths.
         files: The data files.
         warnings: What to know before starting.
@@ -62,7 +67,7 @@ class JudgePlan:
     prompts_for_wanted: int | None
     cost_usd: float | None
     cost_note: str
-    needs_confirmation: bool
+    bills_elsewhere: bool
     sampled_models: tuple[str, ...]
     files: tuple[Path, ...]
     warnings: tuple[str, ...]
@@ -102,7 +107,7 @@ def plan_judge_eval(settings: Settings[JudgeEvalConfig], *, default_base_url: st
         prompts_for_wanted=wanted,
         cost_usd=cost,
         cost_note=note,
-        needs_confirmation=_may_cost(config, inputs.answers_to_sample, default_base_url),
+        bills_elsewhere=any(j.may_cost(config.judge_base_url or default_base_url) for j in config.judges),
         sampled_models=tuple(arm.model for arm in inputs.arms.values() if arm.file is None),
         files=_files(config, inputs),
         warnings=tuple(_warnings(config, inputs, wanted)),
@@ -168,6 +173,9 @@ def _deviation(settings: Settings[JudgeEvalConfig]) -> tuple[float, str]:
     if config.expected_deviation is not None:
         return config.expected_deviation, "expected_deviation of the config"
     if config.pilot is None:
+        if config.mode == "absolute":
+            worst = "the worst case, all differences as large as the scale; a pilot's is often smaller"
+            return WORST_DEVIATION_OF_DIFFERENCES, worst
         return WORST_DEVIATION, "the worst case, no ties; a pilot's is often smaller"
     try:
         pilot = _Pilot.model_validate_json(Path(config.pilot).read_bytes())
@@ -204,17 +212,9 @@ def _cost(config: JudgeEvalConfig, inputs: EvalInputs, answer_chars: float) -> t
         if price is None:
             return None, f"unknown: no price of {judge.name} here; give judge_price: {{input: .., output: ..}}"
         dates.add(price.as_of)
-        batch = config.judge_batch and judge.kind == "anthropic"
-        total += inputs.calls_per_judge * price.cost(tokens, _VERDICT_TOKENS, batch=batch)
+        total += inputs.calls_per_judge * price.cost(tokens, _VERDICT_TOKENS, batch=config.in_batches(judge))
     as_of = ", ".join(sorted(dates))
     return total, f"about {tokens:,.0f} tokens in and {_VERDICT_TOKENS} out per call, prices of {as_of}"
-
-
-def _may_cost(config: JudgeEvalConfig, sampled: int, default_base_url: str | None) -> bool:
-    if config.backend == "tinker" and (sampled or any(j.kind == "tinker" for j in config.judges)):
-        return True
-    base_url = config.judge_base_url or default_base_url
-    return any(judge.may_cost(base_url) for judge in config.judges)
 
 
 def _files(config: JudgeEvalConfig, inputs: EvalInputs) -> tuple[Path, ...]:

@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     checkpoints.add_argument("--base-url", help="for backend cluster")
     throw = checkpoints.add_mutually_exclusive_group()
     throw.add_argument("--delete", nargs="+", metavar="PATH", help="delete these tinker:// paths for good")
-    throw.add_argument("--keep-best", metavar="JOB", help="of this job keep only the final and the best")
+    throw.add_argument("--keep-best", metavar="JOB", help="of this job keep only the latest and the best")
     checkpoints.add_argument("--yes", action="store_true", help="really delete; without it they are only named")
     checkpoints.set_defaults(run=_checkpoints)
 

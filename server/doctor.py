@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import shutil
@@ -18,11 +17,11 @@ from rich.table import Table
 from ..backends.connection import TINKER_KEY, remote, supported_models
 from ..backends.embedded import running_engine
 from ..core.errors import ResearcherError
+from ..core.extras import missing_packages
 from ..core.paths import home
 from ..jobs import control
 from ..jobs.registry import Registry
 
-_TRAINING = ("tinker", "tinker-cookbook", "torch", "transformers", "datasets", "fastapi", "safetensors")
 _LOW_DISK_GB = 5.0
 
 
@@ -51,7 +50,9 @@ def _safely(check: Callable[[], Check]) -> Check:
     try:
         return check()
     except ResearcherError as error:
-        return Check(check.__name__.removeprefix("check_").replace("_", " "), False, str(error), error.fix)
+        topic = check.__name__.removeprefix("check_").replace("_", " ")
+        place = f"{error.where}: " if error.where else ""
+        return Check(topic, False, f"{place}{error.problem}", error.fix)
 
 
 def check_python() -> Check:
@@ -67,8 +68,7 @@ def check_server_packages() -> Check:
 
 def check_training_packages() -> Check:
     """What workers and the engine need."""
-    missing = [name for name in _TRAINING if importlib.util.find_spec(name.replace("-", "_")) is None]
-    if missing:
+    if missing := missing_packages("train"):
         return Check("training packages", False, f"missing: {', '.join(missing)}", "ml-researcher setup")
     versions = ", ".join(f"{name} {_version(name)}" for name in ("tinker", "tinker-cookbook", "torch", "transformers"))
     return Check("training packages", True, versions)

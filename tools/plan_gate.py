@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from ..backends.connection import remote, supported_models
-from ..core.errors import MissingDependencyError, ModelError
+from ..core.errors import ModelError
+from ..core.extras import require_packages
 from ..core.names import BackendName
 from ..jobs import plan_store
 from ..jobs.create import start_job
@@ -24,12 +24,6 @@ if TYPE_CHECKING:
     from ..backends.estimate import CostEstimate
     from ..core.settings import Settings
 
-_PACKAGES = {
-    "train": ("torch", "transformers", "tinker", "tinker_cookbook", "fastapi"),
-    "evals": ("scipy", "statsmodels", "matplotlib", "inspect_ai"),
-}
-_INSTALL = {"train": "Run: ml-researcher setup", "evals": "Run: pip install 'sota-ml-researcher[evals]'"}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
@@ -41,7 +35,7 @@ class Launch:
         files: Every data file it reads; the first names a job without ``run_name``.
         total_steps: Its length.
         price: What it is shown to cost, in any form that changes with it.
-        charges: Whether it may cost money.
+        bills_elsewhere: Whether somebody besides the backend may charge for it, such as a judge's service.
         trains: The base models it trains.
         samples: The models it samples: base models and tinker:// paths. Without either it needs no backend.
         parents: The jobs it builds on.
@@ -52,7 +46,7 @@ class Launch:
     files: Sequence[Path]
     total_steps: int
     price: object
-    charges: bool
+    bills_elsewhere: bool
     trains: Sequence[str] = ()
     samples: Sequence[str] = ()
     parents: Sequence[Link] = ()
@@ -89,10 +83,10 @@ def pass_gate(launch: Launch, *, validate_only: bool, plan_id: str | None) -> St
         require_models(config.backend, config.base_url, trains=launch.trains, samples=launch.samples)
     if validate_only:
         return Standing(next=f"call {tool} again without validate_only to start it")
-    require_packages("train" if needs_backend else None, KINDS[launch.kind].extra)
+    require_packages("train" if needs_backend else None, KINDS[launch.kind].extra, by="this job")
     if plan_id is not None:
         plan_store.redeem(plan_id, launch.kind, _mark(launch))
-    elif launch.charges:
+    elif launch.bills_elsewhere or (needs_backend and _charges(config.backend)):
         offered = plan_store.offer(launch.kind, _mark(launch))
         again = f"call {tool} again with the same arguments and plan_id='{offered}'"
         return Standing(plan_id=offered, next=f"show the user this plan; if they agree, {again}")
@@ -107,20 +101,6 @@ def pass_gate(launch: Launch, *, validate_only: bool, plan_id: str | None) -> St
     )
     following = f"wait_for_job(job_id='{job.id}')"
     return Standing(job_id=job.id, state=job.state.value, run_folder=str(job.folder), next=following)
-
-
-def require_packages(*extras: str | None) -> None:
-    """Refuse a job whose worker would die at its first import.
-
-    Raises:
-        MissingDependencyError: If a package of these extras is missing; names it.
-    """
-    for extra in filter(None, extras):
-        missing = [name for name in _PACKAGES[extra] if importlib.util.find_spec(name) is None]
-        if missing:
-            raise MissingDependencyError(
-                f"this job needs packages that are not installed ({', '.join(missing)})", fix=_INSTALL[extra]
-            )
 
 
 def require_models(
@@ -143,6 +123,12 @@ def require_models(
             if model is None or (model.trainable if verb == "train" else model.sampleable) is False:
                 names_served = ", ".join(sorted(served)[:10]) or "none"
                 raise ModelError(f"{backend} does not {verb} this model", where=name, fix=f"It serves: {names_served}")
+
+
+def _charges(backend: str) -> bool:
+    from ..backends.prices import load_prices
+
+    return load_prices().charges(backend)
 
 
 def _mark(launch: Launch) -> str:

@@ -96,7 +96,7 @@ def _start(
         files=plan.files,
         total_steps=plan.total_steps,
         price=plan.cost,
-        charges=plan.bills_elsewhere or _charges(plan.settings.config.backend),
+        bills_elsewhere=plan.bills_elsewhere,
         trains=[plan.settings.config.base_model],
         parents=parents,
     )
@@ -113,12 +113,6 @@ def _with_jobs(kind: str, settings: Settings[Any]) -> tuple[Settings[Any], list[
         settings, rewards = with_reward_models(settings)
     settings, start = with_start(settings)
     return settings, [*start, *rewards, *reference]
-
-
-def _charges(backend: str) -> bool:
-    from ..backends.prices import load_prices
-
-    return load_prices().charges(backend)
 
 
 def _started(plan: Plan[Any], standing: Standing) -> Started:

@@ -78,10 +78,19 @@ class BenchmarkConfig(BaseModel):
             raise ValueError("data rows need a scorer: exact, includes, math or model_graded")
         if not self.has_rows and self.scorer is not None:
             raise ValueError("scorer belongs to data rows: a task has its own")
+        if self.has_rows and self.task_args:
+            raise ValueError("task_args belong to a task: data rows take none")
         if self.max_cost_usd is not None and grader_price(self) is None:
             raise ValueError("max_cost_usd holds the grader's cost, and there is no grader with a known price")
         if self.max_cost_usd is not None and self.backend == "tinker":
             raise ValueError("max_cost_usd cannot be held on hosted Tinker: what a benchmark samples has no price here")
+        return self
+
+    @model_validator(mode="after")
+    def _grader_is_whole(self) -> BenchmarkConfig:
+        for key in ("judge_base_url", "judge_price"):
+            if getattr(self, key) is not None and self.judge_model is None:
+                raise ValueError(f"{key} belongs to judge_model, and none is given")
         if (self.scorer == "model_graded") != (self.judge_model is not None):
             raise ValueError("scorer: model_graded and judge_model belong together")
         if self.grader and self.grader.kind not in {"anthropic", "openai", "tinker"}:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from ...core.errors import ConfigError, DataError, MissingDependencyError
+from ...core.errors import ConfigError, DataError
+from ...core.extras import require_packages
 from ...core.settings import Origin, Settings
 from ..inputs import resolve_arm
 from ..test_set import load_items
@@ -26,7 +27,7 @@ class BenchmarkPlan:
         answers: Answers to sample, or None.
         grader_usd: What the grader may cost: 0 without one that is paid, None where it is not known.
         grader_note: How that was estimated, and the day of the prices.
-        needs_confirmation: Whether it may cost money.
+        bills_elsewhere: Whether the grader may cost money.
         files: The task's file, if it is one.
     """
 
@@ -35,7 +36,7 @@ class BenchmarkPlan:
     answers: int | None
     grader_usd: float | None
     grader_note: str
-    needs_confirmation: bool
+    bills_elsewhere: bool
     files: tuple[Path, ...]
 
 
@@ -46,8 +47,7 @@ def plan_benchmark(settings: Settings[BenchmarkConfig]) -> BenchmarkPlan:
         ResearcherError: For a task or model that does not exist here.
         MissingDependencyError: If Inspect, or the package of the task, is not installed.
     """
-    if find_spec("inspect_ai") is None:
-        raise MissingDependencyError("benchmarks need inspect_ai", fix="Run: pip install 'sota-ml-researcher[evals]'")
+    require_packages("evals", by="a benchmark")
     settings = _named(settings.derived({"task": (_task(settings), settings.origins["task"])}))
     config = settings.config
     for name, model in config.arms.items():
@@ -58,7 +58,7 @@ def plan_benchmark(settings: Settings[BenchmarkConfig]) -> BenchmarkPlan:
     files = (path,) if path.is_file() else ()
     answers = None if items is None else items * config.epochs * len(config.arms)
     usd, note = _grader_cost(config, answers)
-    return BenchmarkPlan(settings, items, answers, usd, note, _may_cost(config), files)
+    return BenchmarkPlan(settings, items, answers, usd, note, grader_may_cost(config), files)
 
 
 def _task(settings: Settings[BenchmarkConfig]) -> str:
@@ -101,10 +101,6 @@ def _grader_cost(config: BenchmarkConfig, answers: int | None) -> tuple[float | 
     tokens_in = _GRADING_PROMPT_TOKENS + config.max_response_tokens
     usd = answers * price.cost(tokens_in, _GRADE_TOKENS)
     return usd, f"at most about {tokens_in:,} tokens in and {_GRADE_TOKENS} out per answer, prices of {price.as_of}"
-
-
-def _may_cost(config: BenchmarkConfig) -> bool:
-    return config.backend == "tinker" or grader_may_cost(config)
 
 
 def _named(settings: Settings[BenchmarkConfig]) -> Settings[BenchmarkConfig]:

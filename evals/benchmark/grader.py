@@ -52,7 +52,7 @@ def _count(model: str, used: ModelUsage) -> None:
     spending = _Counter.spending
     if spending is not None and model in spending.price:
         cached = used.input_tokens_cache_read or 0, used.input_tokens_cache_write or 0
-        spending.add(model, JudgeUsage(used.input_tokens, used.output_tokens, *cached))
+        spending.count(model, JudgeUsage(used.input_tokens, used.output_tokens, *cached))
 
 
 @contextmanager

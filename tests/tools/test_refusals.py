@@ -107,3 +107,17 @@ def test_each_kind_of_job_names_its_tool_and_functions_that_exist(kind: str) -> 
     assert callable(resolve_name(KINDS[kind].load))
     assert callable(resolve_name(KINDS[kind].plan))
     assert callable(resolve_name(KINDS[kind].run))
+
+
+@every_tool
+def test_on_a_backend_with_prices_every_job_is_planned_first(
+    tool: str, config: Callable[[Path], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("backends: {cluster: {models: {}}}\n")
+    monkeypatch.setenv("ML_RESEARCHER_PRICES", str(prices))
+    monkeypatch.setattr("sota_ml_researcher.tools.plan_gate.require_models", lambda *_, **__: None)
+    failed, text, content = call(tool, overrides=config(tmp_path) | PLACE)
+    assert not failed, text
+    assert content["job_id"] is None and content["plan_id"].startswith("plan-")
+    assert Registry().find() == []
