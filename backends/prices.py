@@ -97,7 +97,7 @@ def load_prices() -> PriceTable:
         raise ConfigError(
             f"{key}: {first['msg']}, got {first['input']!r:.60}",
             where=document.place(top),
-            fix="template: the shipped prices.yaml, which list_models and doctor name",
+            fix=f"Write it as the shipped table has it: {Path(__file__).with_name('prices.yaml')}",
         ) from error
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import tinker
 
+from ..core.errors import BackendError
 from ..models.chat import ChatRenderer, Message, Rendered
 from .connection import Backend, TokenCounter, backend_errors
 
@@ -88,14 +90,11 @@ def base_model_of(backend: Backend, path: str) -> str:
 
 
 def renderer_of(backend: Backend, path: str) -> str | None:
-    """The chat format that a ``tinker://`` checkpoint was trained with, where its run recorded it.
-
-    Raises:
-        BackendError: If there is no such checkpoint, or the backend keeps no such records.
-    """
-    with backend_errors(backend):
+    """The chat format that a ``tinker://`` checkpoint was trained with; None where no record of it can be had."""
+    with suppress(BackendError), backend_errors(backend):
         rest = tinker.RestClient(base_url=backend.base_url, api_key=backend.api_key)
         return (rest.get_training_run_by_tinker_path(path).result().user_metadata or {}).get("renderer_name")
+    return None
 
 
 def sample(

@@ -26,8 +26,22 @@ class StoredCheckpoint:
     usd_month: float | None
 
 
+def monthly_usd(stored: Sequence[StoredCheckpoint]) -> float | None:
+    """What these checkpoints cost per month; None where a price is not known."""
+    prices = [checkpoint.usd_month for checkpoint in stored]
+    return None if None in prices else sum(price or 0.0 for price in prices)
+
+
+def described(stored: Sequence[StoredCheckpoint]) -> str:
+    """How many checkpoints there are, how large, and what they cost per month."""
+    sizes = [checkpoint.size_bytes for checkpoint in stored if checkpoint.size_bytes is not None]
+    unsized, price = len(stored) - len(sizes), monthly_usd(stored)
+    size = f"{sum(sizes) / 1e9:.3g} GB" + (f" and {unsized} of unknown size" if unsized else "")
+    return f"{len(stored)} checkpoints, {size}, " + ("price unknown" if price is None else f"${price:.4g} per month")
+
+
 def stored_checkpoints(backend: Backend, table: PriceTable) -> list[StoredCheckpoint]:
-    """Every checkpoint of the account, largest monthly price first, then largest, then oldest."""
+    """Every checkpoint of the account, largest first, then oldest."""
     rate = table.storage(backend.name) if table.charges(backend.name) else 0.0
     checkpoints: list[StoredCheckpoint] = []
     with backend_errors(backend):

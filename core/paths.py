@@ -33,11 +33,6 @@ def jobs_database() -> Path:
     return home() / "jobs.db"
 
 
-def run_folder(job_id: str) -> Path:
-    """The folder with everything of one job (not created here)."""
-    return home() / "runs" / job_id
-
-
 def engine_folder() -> Path:
     """The embedded engine's checkpoints, lock and discovery file."""
     return writable_folder(home() / "engine")

@@ -33,10 +33,6 @@ T = TypeVar("T")
 Progress = Callable[[int, str], None]
 
 
-class CheckCancelledError(Exception):
-    """The caller no longer wants the answer."""
-
-
 def check_dataset(
     train_file: Path,
     *,
@@ -44,7 +40,6 @@ def check_dataset(
     max_seq_len: int | None = None,
     val_file: Path | None = None,
     progress: Progress | None = None,
-    cancelled: Callable[[], bool] | None = None,
 ) -> DatasetReport:
     """Check every row of a supervised training file.
 
@@ -54,17 +49,13 @@ def check_dataset(
         max_seq_len: Tokens at which training will cut rows.
         val_file: Held-out rows that must not be in the training file.
         progress: Called with the rows read and what is being done, after each batch.
-        cancelled: Called after each batch; True ends the check.
 
     Raises:
         DataError: If the file as a whole cannot be read; bad rows are findings, not errors.
-        CheckCancelledError: If ``cancelled`` said so.
     """
     began = time.monotonic()
     check = _Check(renderer, max_seq_len)
     for prepared in _ahead(check.prepare, _chunks(train_file)):
-        if cancelled is not None and cancelled():
-            raise CheckCancelledError
         check.add(prepared)
         if progress is not None:
             progress(check.rows, "rows read")

@@ -62,9 +62,13 @@ def reconcile(jobs: Sequence[Job], billed: Mapping[str, Billed]) -> list[Reconci
 
 
 def superseded(job: Job) -> list[str]:
-    """Checkpoint paths of a job besides its final and its best: what a keep-best policy lets go."""
-    result = run_files.result(job.folder)
-    kept_whole = [c for c in (result.final_checkpoint, result.best_checkpoint) if c] if result else []
-    kept = {path for checkpoint in kept_whole for path in checkpoint.paths}
-    stored = dict.fromkeys(path for checkpoint in run_files.checkpoints(job.folder) for path in checkpoint.paths)
+    """Checkpoint paths of a job besides its latest and its best: what a keep-best policy lets go.
+
+    A job that has not finished goes on from its latest checkpoint, so that one is kept at any moment.
+    """
+    saved = run_files.checkpoints(job.folder)
+    latest = [checkpoint for checkpoint in saved if checkpoint.state_path and not checkpoint.best][-1:]
+    best = [checkpoint for checkpoint in saved if checkpoint.best][-1:]
+    kept = {path for checkpoint in (*latest, *best) for path in checkpoint.paths}
+    stored = dict.fromkeys(path for checkpoint in saved for path in checkpoint.paths)
     return [path for path in stored if path not in kept]

@@ -49,6 +49,20 @@ def trained_model(job: Job) -> TrainedModel:
     )
 
 
+def require_place_of_job(job: Job, trained: TrainedModel, backend: BackendName | None, base_url: str | None) -> None:
+    """Refuse another place for a job's checkpoint than the one it lies in.
+
+    Raises:
+        ConfigError: If ``backend`` or ``base_url`` is given and is not the job's.
+    """
+    if backend not in {None, trained.backend} or base_url not in {None, trained.base_url}:
+        raise ConfigError(
+            f"the checkpoints of job {job.id} are on backend {trained.backend}",
+            where="backend",
+            fix="Leave backend and base_url out",
+        )
+
+
 def job_of(name: str) -> tuple[str, str] | None:
     """The job that ``JOB``, ``JOB:final`` or ``JOB:best`` names, and ``final`` or ``best``; None for anything else."""
     match = _JOB.fullmatch(name)

@@ -23,7 +23,6 @@ BILLING = "billing.json"
 METRICS = "metrics.jsonl"
 DISCARDED = "metrics.discarded.jsonl"
 CHECKPOINTS = "checkpoints.jsonl"
-STATES = "states.jsonl"
 README = "README"
 
 _EVERY = {
@@ -39,8 +38,7 @@ _EVERY = {
 _TRAINING = _EVERY | {
     METRICS: "losses, rewards and validations, one line per step",
     DISCARDED: "metrics of steps that a resumed job took again",
-    CHECKPOINTS: "the saved checkpoints and their tinker:// paths",
-    STATES: "the states a resumed job can go on from",
+    CHECKPOINTS: "the saved checkpoints and their tinker:// paths; a resumed job goes on from one",
 }
 # What each kind of job writes; a file that never came about was not needed.
 _FILES: Mapping[str, Mapping[str, str]] = {

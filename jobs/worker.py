@@ -194,6 +194,7 @@ class Worker:
 
     def run(self) -> int:
         """Run to the end; returns the process's exit code."""
+        (self.folder / run_files.WAITING).unlink(missing_ok=True)  # of an attempt that was killed while it waited
         heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         try:
             if not self.wait_for_place():

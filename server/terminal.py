@@ -22,7 +22,7 @@ from ..jobs.job_results import trained_model
 from ..jobs.registry import Registry
 from ..jobs.states import ACTIVE, Job, JobState
 from ..tools.answers import number
-from ..tools.job_view import age, summary, view
+from ..tools.job_view import SERIES, age, summary, view
 
 if TYPE_CHECKING:
     from ..backends.billing import Billed
@@ -63,10 +63,11 @@ def show_job(job_id: str) -> int:
     job = view(control.look(Registry(), job_id))
     console.print(summary(job), highlight=False, markup=False)
     if job.series:
-        table = Table("step", "train NLL", "test NLL", "learning rate")
-        for record in job.series[-10:]:
-            names = ("train_mean_nll", "test/nll", "learning_rate")
-            table.add_row(str(record.get("step")), *(number(record[n]) if n in record else "" for n in names))
+        latest = job.series[-10:]
+        names = [name for name in SERIES if any(name in record for record in latest)]
+        table = Table(*names)
+        for record in latest:
+            table.add_row(*(number(record[name]) if name in record else "" for name in names))
         console.print(table)
     return 0
 
@@ -133,7 +134,7 @@ def show_costs(*, days: int, offline: bool) -> int:
 
 def list_checkpoints(backend: BackendName, base_url: str | None) -> int:
     """Print every stored checkpoint with its size, age, expiry and monthly price."""
-    from ..backends.stored_checkpoints import stored_checkpoints
+    from ..backends.stored_checkpoints import described, stored_checkpoints
 
     stored = stored_checkpoints(connect(backend, base_url), load_prices())
     table = Table("MB", "created", "expires", "$ per month")
@@ -143,15 +144,14 @@ def list_checkpoints(backend: BackendName, base_url: str | None) -> int:
         table.add_row(size, _day(each.created), _day(each.expires) or "never", _usd(each.usd_month), each.path)
     console = Console()
     console.print(table)
-    size, price = sum(each.size_bytes or 0 for each in stored), sum(each.usd_month or 0.0 for each in stored)
-    console.print(f"{len(stored)} checkpoints, {size / 1e9:.3g} GB, ${price:.4g} per month.")
+    console.print(f"{described(stored)}.")
     return 0
 
 
 def delete_checkpoints(
     backend: BackendName, base_url: str | None, *, paths: Sequence[str] | None, keep_best: str | None, really: bool
 ) -> int:
-    """Delete checkpoints by name, or all of a job but its final and best; without ``really`` only name them."""
+    """Delete checkpoints by name, or all of a job but its latest and best; without ``really`` only name them."""
     from ..backends import stored_checkpoints
 
     console = Console()

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -41,7 +41,6 @@ class Work(Generic[T]):
 
     future: Future[T]
     report: WorkProgress
-    cancelled: threading.Event = field(default_factory=threading.Event)
 
 
 _works: dict[Hashable, Work[Any]] = {}
@@ -50,7 +49,7 @@ _lock = threading.Lock()  # two calls for one key must share one piece of work
 
 async def run_in_background(
     key: Hashable,
-    work: Callable[[WorkProgress, threading.Event], T],
+    work: Callable[[WorkProgress], T],
     context: Context,
     *,
     patience_s: float = PATIENCE_S,
@@ -86,7 +85,7 @@ def forget(key: Hashable) -> None:
             del _works[key]
 
 
-def _join_or_start(key: Hashable, work: Callable[[WorkProgress, threading.Event], T]) -> Work[T]:
+def _join_or_start(key: Hashable, work: Callable[[WorkProgress], T]) -> Work[T]:
     with _lock:
         if key in _works:
             return _works[key]
@@ -98,17 +97,17 @@ def _join_or_start(key: Hashable, work: Callable[[WorkProgress, threading.Event]
     return started
 
 
-def _run(current: Work[T], work: Callable[[WorkProgress, threading.Event], T]) -> None:
+def _run(current: Work[T], work: Callable[[WorkProgress], T]) -> None:
     try:
-        current.future.set_result(work(current.report, current.cancelled))
+        current.future.set_result(work(current.report))
     except BaseException as error:  # it belongs to the call that waits, which raises it
         current.future.set_exception(error)
 
 
-def data_path(name: str) -> Path:
-    """The file a tool argument names: ``demo:NAME``, or a path (``~`` is expanded)."""
+def data_path(name: str, where: str = "train_file") -> Path:
+    """The file that the tool argument ``where`` names: ``demo:NAME``, or a path (``~`` is expanded)."""
     if name.startswith("demo:"):
-        return demo_data(name.removeprefix("demo:"), where="train_file")
+        return demo_data(name.removeprefix("demo:"), where=where)
     return Path(name).expanduser().absolute()
 
 

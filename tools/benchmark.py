@@ -40,7 +40,7 @@ def run_benchmark(
         files=plan.files,
         total_steps=plan.answers or 1,
         price=plan.grader_usd,
-        charges=plan.needs_confirmation,
+        bills_elsewhere=plan.bills_elsewhere,
         samples=list(plan.settings.config.arms.values()),
     )
     facts = {"items": plan.items, "answers": plan.answers, "grader_usd": plan.grader_usd}

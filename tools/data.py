@@ -1,8 +1,7 @@
-"""Checking data, and whether an adapter has room for them."""
+"""Checking data, and rewards on them."""
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +10,7 @@ from mcp_types import CallToolResult
 from pydantic import BaseModel, Field
 
 from .answers import answer, number
-from .background import CALL_AGAIN, WorkProgress, data_path, file_identity, run_in_background
+from .background import CALL_AGAIN, WorkProgress, data_path, file_identity, forget, run_in_background
 from .model_arguments import with_reward_models
 
 if TYPE_CHECKING:
@@ -48,18 +47,17 @@ async def check_dataset(
     constant groups, failures, and whether cheats score. Use it first on any new file; it says nothing about models or
     ranks. Next: validate_capacity.
     """
-    train, val = data_path(train_file), data_path(val_file) if val_file else None
+    train, val = data_path(train_file), data_path(val_file, "val_file") if val_file else None
     if reward_config is not None:
         return await _check_reward(reward_config, train, base_model, ctx)
-    if train.exists() and train.suffix != ".parquet":
-        from ..data.preference_check import kind_of, preference_report
+    from ..data.preference_check import PreferenceReport, kind_of, preference_report
 
-        if kind_of(train) == "preferences":
-            return _preferences_answer(preference_report(train, val))
-
-    def work(report: WorkProgress, cancelled: threading.Event) -> DatasetReport:
+    def work(report: WorkProgress) -> DatasetReport | PreferenceReport:
         from ..data.check import check_dataset as check
         from ..models.renderers import load_renderer
+
+        if kind_of(train) == "preferences":
+            return preference_report(train, val)
 
         def progress(rows: int, doing: str) -> None:
             report.done, report.message = rows, f"{rows:,} {doing}"
@@ -70,7 +68,6 @@ async def check_dataset(
             max_seq_len=max_seq_len,
             val_file=val,
             progress=progress,
-            cancelled=cancelled.is_set,
         )
 
     key = ("check", file_identity(train), file_identity(val), base_model, max_seq_len, renderer)
@@ -78,6 +75,8 @@ async def check_dataset(
     if checked is None:
         waiting = DatasetAnswer(done=False, rows_read=int(progress.done), report=None, next=CALL_AGAIN)
         return answer(waiting, f"Still reading: {progress.message}. {CALL_AGAIN}")
+    if isinstance(checked, PreferenceReport):
+        return _preferences_answer(checked)
     following = _after_check(checked, base_model)
     content = DatasetAnswer(done=True, rows_read=checked.rows, report=checked.model_dump(mode="json"), next=following)
     return answer(content, _dataset_text(checked, following))
@@ -90,7 +89,7 @@ async def _check_reward(reward_config: str, train: Path, base_model: str | None,
     settings, _ = with_reward_models(load_rl_settings(Path(reward_config).expanduser(), changes))
     config_path = file_identity(Path(reward_config).expanduser())
 
-    def work(report: WorkProgress, cancelled: threading.Event) -> RewardReport:
+    def work(report: WorkProgress) -> RewardReport:
         from ..training.rl.plan import prepared, reward_report
 
         report.message = "scoring samples and probes"
@@ -101,6 +100,7 @@ async def _check_reward(reward_config: str, train: Path, base_model: str | None,
     if tried is None:
         waiting = DatasetAnswer(done=False, rows_read=0, report=None, next=CALL_AGAIN)
         return answer(waiting, f"Still {progress.message}. {CALL_AGAIN}")
+    forget(key)  # the reward's own files may change before the next call
     following = f"start_grpo(config='{reward_config}')" if not tried.constant else "change the reward or the task"
     content = DatasetAnswer(done=True, rows_read=tried.samples, report=tried.model_dump(mode="json"), next=following)
     return answer(content, _reward_text(tried, following))

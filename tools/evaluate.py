@@ -85,7 +85,7 @@ async def run_judge_eval(
         files=plan.files,
         total_steps=plan.total_steps,
         price=plan.cost_usd,
-        charges=plan.needs_confirmation,
+        bills_elsewhere=plan.bills_elsewhere,
         samples=[*plan.sampled_models, *(judge.model for judge in judges if judge.kind == "tinker")],
     )
     evaluation = await anyio.to_thread.run_sync(

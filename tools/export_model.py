@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +16,7 @@ from ..backends.connection import connect
 from ..core.errors import ConfigError
 from ..core.names import BackendName
 from ..core.paths import home
-from ..jobs.job_results import checkpoint_of, job_of, trained_model
+from ..jobs.job_results import checkpoint_of, job_of, require_place_of_job, trained_model
 from ..jobs.registry import Registry
 from ..training.export import ExportFormat, ExportRequest
 from .answers import answer
@@ -82,7 +81,7 @@ async def export_checkpoint(
         about=source.about,
     )
 
-    def work(report: WorkProgress, cancelled: threading.Event) -> ExportResult:
+    def work(report: WorkProgress) -> ExportResult:
         return _export(source, request, report)
 
     key = ("export", source.backend, source.base_url, request)
@@ -99,9 +98,9 @@ def find_source(model: str, backend: BackendName | None, base_url: str | None) -
 
     Raises:
         JobError: If it names no job, or one without a checkpoint.
-        ConfigError: If it is neither a job nor a checkpoint.
+        ConfigError: If it is neither a job nor a checkpoint, or a job that trained elsewhere.
     """
-    if model.startswith("tinker://"):
+    if re.fullmatch(r"tinker://[^/]+/[^/]+/.+", model):
         return ExportSource(model, backend or "embedded", base_url, None, home() / "exports")
     named = job_of(model)
     if named is None:
@@ -113,6 +112,7 @@ def find_source(model: str, backend: BackendName | None, base_url: str | None) -
     job_id, which = named
     job = Registry().get(job_id)
     saved, trained = checkpoint_of(job, "state_path", which), trained_model(job)
+    require_place_of_job(job, trained, backend, base_url)
     about = (f"job {job.id}: {job.kind}, LoRA rank {trained.lora_rank}", f"checkpoint after step {saved.step}")
     folder = job.folder / "export"
     return ExportSource(str(saved.state_path), trained.backend, trained.base_url, trained.base_model, folder, about)
@@ -137,7 +137,7 @@ def _export(source: ExportSource, request: ExportRequest, report: WorkProgress) 
 
 
 def _name(source: ExportSource) -> str:
-    run, _, name = source.checkpoint.removeprefix("tinker://").split("/")[:3]
+    run, _, name = source.checkpoint.removeprefix("tinker://").split("/", 2)
     return name if source.base_model else f"{run.replace(':', '-')}-{name}"
 
 

@@ -23,7 +23,7 @@ _EVALUATIONS = {"judge_eval": "report.html", "benchmark": "inspect"}
 _SUPERVISED = ("train_mean_nll", "test/nll")
 _PREFERENCES = ("dpo_loss", "accuracy", "margin", "test/accuracy", "test/pair_accuracy")
 _REWARDS = ("reward/mean", "test/reward", "reward/constant_groups", "response/tokens", "episode/turns")
-_SERIES = ("step", *_SUPERVISED, *_PREFERENCES, *_REWARDS, "learning_rate")
+SERIES = ("step", *_SUPERVISED, *_PREFERENCES, *_REWARDS, "learning_rate")
 
 
 class JobLine(BaseModel):
@@ -82,7 +82,7 @@ def view(job: Job, *, since_step: int | None = None) -> JobView:
         waiting=_waiting(job),
         billed_usd=run_files.billed_usd(job.folder),
         metrics=run_files.latest_values(records),
-        series=[{name: r[name] for name in _SERIES if name in r} for r in records],
+        series=[{name: r[name] for name in SERIES if name in r} for r in records],
         alerts=run_files.alerts(job.folder, limit=10),
         checkpoints=run_files.checkpoints(job.folder)[-_SHOWN_CHECKPOINTS:],
         final_checkpoint=result.final_checkpoint if result else None,
@@ -96,7 +96,10 @@ def view(job: Job, *, since_step: int | None = None) -> JobView:
 
 def _waiting(job: Job) -> str | None:
     held_up = run_files.waiting(job.folder) if job.state in ACTIVE else None
-    return f"waiting for {held_up.reason} since {iso(held_up.since)}" if held_up else None
+    if held_up is None:
+        return None
+    explained = f" ({held_up.detail})" if held_up.detail else ""
+    return f"waiting for {held_up.reason}{explained} since {iso(held_up.since)}"
 
 
 def iso(seconds: float) -> str:
@@ -126,6 +129,9 @@ def next_step(job: Job) -> str:
     """The sensible next call for a job in this state."""
     if job.state is JobState.SUCCEEDED and job.kind in _EVALUATIONS:
         return f"read the answers behind the number before you believe it: {job.folder / _EVALUATIONS[job.kind]}"
+    if job.state is JobState.SUCCEEDED and job.kind == "reward_model":
+        part = f"{{'type': 'preference_model', 'checkpoint': '{job.id}'}}"
+        return f"start_grpo(overrides={{'rewards': [{part}], ...}}) to train against it"
     if job.state is JobState.SUCCEEDED:
         return f"sample_model(model='{job.id}', prompts=[...]) to try the result"
     if job.state is JobState.FAILED:

@@ -14,7 +14,7 @@ from ..core.names import BackendName
 from ..jobs import control
 from ..jobs.job_results import trained_model
 from ..jobs.registry import Registry
-from .answers import answer, number
+from .answers import answer
 
 _SHOWN = 15
 
@@ -50,10 +50,10 @@ def manage_checkpoints(
     """List stored checkpoints with size, age, expiry and monthly price; or delete those named, for good.
 
     Use it for storage and its cost; to take one home use export_checkpoint. Ask the user before deleting. superseded_of
-    lists all of a job but its final and its best.
+    lists all of a job but its latest and its best.
     """
     from ..backends.prices import load_prices
-    from ..backends.stored_checkpoints import delete_checkpoints, stored_checkpoints
+    from ..backends.stored_checkpoints import delete_checkpoints, described, monthly_usd, stored_checkpoints
     from ..jobs import costs
 
     if delete and superseded_of:
@@ -68,24 +68,21 @@ def manage_checkpoints(
     if delete:
         delete_checkpoints(connection, delete)
     stored = [c for c in stored_checkpoints(connection, load_prices()) if wanted is None or c.path in wanted]
-    prices = [c.usd_month for c in stored]
     content = CheckpointList(
         checkpoints=[Stored.model_validate(checkpoint, from_attributes=True) for checkpoint in stored],
         deleted=delete or [],
         total_bytes=sum(c.size_bytes or 0 for c in stored),
-        usd_month=None if None in prices else sum(price or 0.0 for price in prices),
+        usd_month=monthly_usd(stored),
         next="manage_checkpoints(delete=[...]) with what the user agreed to lose" if stored else "nothing to do",
     )
-    return answer(content, _text(content))
+    return answer(content, _text(content, described(stored)))
 
 
-def _text(content: CheckpointList) -> str:
+def _text(content: CheckpointList, all_of_them: str) -> str:
     lines = [f"{len(content.deleted)} deleted."] if content.deleted else []
-    lines.append(
-        f"{len(content.checkpoints)} checkpoints, {content.total_bytes / 1e9:.3g} GB, "
-        f"${number(content.usd_month)} per month."
-    )
+    lines.append(f"{all_of_them}.")
     for each in content.checkpoints[:_SHOWN]:
         lasts = f"expires {each.expires:%Y-%m-%d}" if each.expires else "never expires"
-        lines.append(f"{each.path}  {(each.bytes or 0) / 1e6:.1f} MB, {lasts}")
+        size = "size unknown" if each.bytes is None else f"{each.bytes / 1e6:.1f} MB"
+        lines.append(f"{each.path}  {size}, {lasts}")
     return "\n".join([*lines, f"Next: {content.next}"])

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from ..backends.connection import LOCAL_KEY, TINKER_KEY, Backend, SupportedModel, connect, remote, supported_models
 from ..core.errors import BackendError, ConfigError
 from ..core.names import BackendName
-from ..jobs.job_results import checkpoint_path, job_of, trained_model
+from ..jobs.job_results import checkpoint_path, job_of, require_place_of_job, trained_model
 from ..jobs.registry import Registry
 from .answers import answer, number
 
@@ -184,14 +184,15 @@ def sample_model(
 
     Use it to look at answers before and after training. Not for "is it better?": a few samples prove nothing.
     """
-    from ..backends.sampling_client import SampleOptions, base_model_of, sample
+    from ..backends.sampling_client import SampleOptions, base_model_of, renderer_of, sample
     from ..models.renderers import load_renderer
 
     conversations = _conversations(prompts, messages)
     target = resolve_target(model, backend, base_url)
     connection = connect(target.backend, target.base_url)
     base_model = target.base_model or base_model_of(connection, target.wire_name)
-    renderer = load_renderer(base_model, target.renderer)
+    trained_with = target.renderer or (renderer_of(connection, target.wire_name) if target.is_checkpoint else None)
+    renderer = load_renderer(base_model, trained_with)
     options = SampleOptions(max_tokens, temperature, top_p, num_samples, seed)
     completions = sample(connection, renderer, target.wire_name, conversations, options)
     samples = [
@@ -223,6 +224,7 @@ def resolve_target(model: str, backend: BackendName | None, base_url: str | None
     """Find the weights that ``model`` names.
 
     Raises:
+        ConfigError: If it names a job, and the place is not the job's.
         JobError: If it names a job that does not exist or has no checkpoint.
         ModelError: If it names no model.
     """
@@ -233,6 +235,7 @@ def resolve_target(model: str, backend: BackendName | None, base_url: str | None
     if named := job_of(model):
         job = Registry().get(named[0])
         of = trained_model(job)
+        require_place_of_job(job, of, backend, base_url)
         path = checkpoint_path(job, "sampler_path", named[1])
         return Target(path, of.backend, of.base_url, of.base_model, of.renderer)
     name = resolve_model(model).wire_name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -78,7 +77,7 @@ async def validate_capacity(
         measured_rows=_MEASURED_ROWS if measure else 0,
     )
 
-    def work(report: WorkProgress, cancelled: threading.Event) -> tuple[CapacityReport, int, int | None]:
+    def work(report: WorkProgress) -> tuple[CapacityReport, int, int | None]:
         report.message = "counting tokens"
         return question.answer()
 

@@ -16,10 +16,9 @@ from typing import Any
 import tinker
 
 from ..core.files import append_json_line, drop_torn_line, read_json_lines, write_json_lines
-from ..jobs.run_files import CHECKPOINTS, METRICS
+from ..jobs.run_files import CHECKPOINTS, DISCARDED, METRICS
 from .client import SavedWeights, TrainingClient
 
-DISCARDED = "metrics.discarded.jsonl"
 BEST = "best-"
 FINAL = "final"
 # Versions before this one kept the states to resume from in a file of their own.

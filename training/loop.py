@@ -14,7 +14,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -37,6 +36,7 @@ BatchT = TypeVar("BatchT")
 BatchesT = TypeVar("BatchesT")
 Metrics = dict[str, float]
 _WATCH_S = 2.0
+_OF_A_CHECKPOINT = ("name", "next_step", "state_path", "sampler_path")
 
 
 class StopTrainingError(Exception):
@@ -265,9 +265,16 @@ def summarize(folder: Path, method: Method[BatchT]) -> dict[str, object]:
     last = next((r for r in reversed(saved) if r.get("state_path") and r.get("sampler_path")), None)
     best = read_best(folder, method.held_out)
     summary: dict[str, object] = {
-        "final_checkpoint": {k: last[k] for k in ("name", "state_path", "sampler_path")} if last else None,
+        "final_checkpoint": {k: last.get(k) for k in ("name", "next_step", "state_path", "sampler_path")}
+        if last
+        else None,
         "best_checkpoint": best
-        and {"state_path": best.state_path, "sampler_path": best.sampler_path, "step": best.step},
+        and {
+            "name": f"{BEST}{best.step:06d}",
+            "step": best.step,
+            "state_path": best.state_path,
+            "sampler_path": best.sampler_path,
+        },
     }
     for name, metric in method.summarized.items():
         values = [r[metric] for r in records if metric in r]
@@ -324,11 +331,10 @@ def check_same_base(backend: Backend, base_model: str, checkpoints: Mapping[str,
 
 def _warn_of_another_format(run: Run, checkpoint: str) -> None:
     """Say so when the weights a run starts from were trained with another chat format, where that is known."""
-    with suppress(BackendError):
-        other = renderer_of(run.backend, checkpoint)
-        if other not in {None, run.renderer}:
-            message = f"load_checkpoint was trained with renderer {other}, and this run uses {run.renderer}"
-            run.context.alert("warn", f"{message}: the same renderer is the safe choice", step=0)
+    other = renderer_of(run.backend, checkpoint)
+    if other not in {None, run.renderer}:
+        message = f"load_checkpoint was trained with renderer {other}, and this run uses {run.renderer}"
+        run.context.alert("warn", f"{message}: the same renderer is the safe choice", step=0)
 
 
 def _watched(run: Callable[[], T], backend: Backend, step: Callable[[], int]) -> T:

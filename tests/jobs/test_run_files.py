@@ -8,6 +8,7 @@ import pytest
 
 from sota_ml_researcher.core.files import append_json_line, write_json_lines
 from sota_ml_researcher.jobs import run_files
+from sota_ml_researcher.jobs.costs import superseded
 from sota_ml_researcher.jobs.create import start_job
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.training.sft.config import load_sft_settings
@@ -68,7 +69,7 @@ def test_what_a_job_writes_is_for_its_owner_alone(own_home: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("kind", "there", "absent"), [("sft", "states.jsonl", "rollouts"), ("benchmark", "inspect", "states")]
+    ("kind", "there", "absent"), [("sft", "checkpoints.jsonl", "rollouts"), ("benchmark", "inspect", "checkpoints")]
 )
 def test_a_run_folder_says_what_its_kind_of_job_writes(kind: str, there: str, absent: str) -> None:
     text = run_files.readme(kind)
@@ -93,3 +94,22 @@ def test_records_of_a_run_are_read_into_what_they_mean(tmp_path: Path) -> None:
     assert read is not None and read.final_checkpoint == saved
     assert read.best_checkpoint is not None and (read.best_checkpoint.best, read.best_checkpoint.step) == (True, 2)
     assert (read.wall_s, read.tokens_trained, read.numbers["x"]) == (2.5, None, 1)
+
+
+def test_what_a_job_goes_on_from_and_its_best_are_never_superseded(tmp_path: Path) -> None:
+    def saved(name: str, **more: Any) -> dict[str, Any]:
+        return {"name": name, "sampler_path": f"tinker://a/sampler_weights/{name}", **more}
+
+    def resumable(step: int) -> dict[str, Any]:
+        return saved(f"{step:06d}", next_step=step, state_path=f"tinker://a/weights/{step:06d}")
+
+    best = [saved(f"best-{step}", step=step, best_state_path=f"tinker://a/weights/best-{step}") for step in (3, 8)]
+    job: Any = SimpleNamespace(folder=tmp_path)
+    assert superseded(job) == []
+    write_json_lines(tmp_path / run_files.CHECKPOINTS, [resumable(5), best[0], resumable(10), best[1]])
+    assert superseded(job) == [
+        "tinker://a/weights/000005",
+        "tinker://a/sampler_weights/000005",
+        "tinker://a/weights/best-3",
+        "tinker://a/sampler_weights/best-3",
+    ]

@@ -30,6 +30,9 @@ def test_a_job_trains_keeps_its_best_and_can_be_cancelled_and_resumed(tmp_path: 
     assert result is not None
     assert result.final_checkpoint and result.final_checkpoint.paths[1].endswith("/sampler_weights/final")
     assert result.best_checkpoint and result.best_checkpoint.step == min(validated, key=lambda step: validated[step])
+    # What the job says of them in the end is what it recorded when it saved them.
+    saved = run_files.checkpoints(whole.folder)
+    assert result.final_checkpoint in saved and result.best_checkpoint in saved
 
     cut = cancelled(cut, after=6, of=100)
     assert run_files.checkpoints(cut.folder)[-1].name == f"stopped-{cut.step:06d}"

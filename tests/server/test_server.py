@@ -42,6 +42,8 @@ def test_the_list_of_tools_fits_6000_tokens_and_describes_each() -> None:
         ("check_dataset", {"train_file": "/nowhere.jsonl"}, "no such file"),
         ("check_dataset", {}, "train_file is required and missing"),
         ("check_dataset", {"train_file": "demo:sft_trian"}, "there is no demo data set 'sft_trian'"),
+        ("check_dataset", {"train_file": "demo:sft_train", "val_file": "demo:x"}, "val_file: there is no demo data"),
+        ("export_checkpoint", {"model": "tinker://abc"}, "'tinker://abc' names no checkpoint"),
         ("check_dataset", {"train_file": "demo:sft_train", "base_model": "demmo"}, "demmo: no such model"),
         ("validate_capacity", {"base_model": "demo"}, "give either train_file or dataset_tokens"),
         ("validate_capacity", {"base_model": "demo", "dataset_tokens": 9, "lora_rank": 0}, "at least 1, got 0"),

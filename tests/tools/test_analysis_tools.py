@@ -120,7 +120,10 @@ def test_everything_in_the_page_is_escaped(tmp_path: Path) -> None:
 def test_answers_before_and_after_come_from_the_judge_evaluation_of_the_job() -> None:
     folder = own_job()
     job = Registry().create(kind="judge_eval", name="e", backend="embedded", base_model="demo", runs=home() / "runs")
-    (job.folder / "config.yaml").write_text(yaml.safe_dump({"finetuned_model": f"{folder.name}:best"}))
+    best = "tinker://x/sampler_weights/best"
+    record = {"name": "best", "step": 3, "best_state_path": "tinker://x/weights/best", "sampler_path": best}
+    (folder / "checkpoints.jsonl").write_text(json.dumps(record) + "\n")
+    (job.folder / "config.yaml").write_text(yaml.safe_dump({"finetuned_model": best}))
     item = {"id": "1", "messages": [{"role": "user", "content": "reverse uh"}]}
     answers = [{"arm": arm, "id": "1", "text": text} for arm, text in (("baseline", "RU"), ("tuned", "<hu>"))]
     (job.folder / "items.jsonl").write_text(json.dumps(item) + "\n")

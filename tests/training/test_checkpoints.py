@@ -2,8 +2,8 @@ import json
 from pathlib import Path
 
 from sota_ml_researcher.core.files import append_json_line, read_json_lines
-from sota_ml_researcher.jobs.run_files import CHECKPOINTS, METRICS
-from sota_ml_researcher.training.checkpoints import DISCARDED, ResumePoint, find_resume_point, prepare_folder
+from sota_ml_researcher.jobs.run_files import CHECKPOINTS, DISCARDED, METRICS
+from sota_ml_researcher.training.checkpoints import ResumePoint, find_resume_point, prepare_folder
 
 
 def log_steps(folder: Path, *steps: int) -> None:
