@@ -41,11 +41,16 @@ class ConfigDifference:
         """Whether more settings changed than show a cause."""
         return len(self.changed) > number("diagnosis.confounded")
 
+    @property
+    def shown(self) -> dict[str, list[str]]:
+        """``changed`` with each value as text."""
+        return {key: [_text(value) for value in values] for key, values in self.changed.items()}
+
     def lines(self, names: Sequence[str]) -> list[str]:
         """Each difference in words."""
         return [
-            f"{key}: " + ", ".join(f"{name} {_short(value)}" for name, value in zip(names, values, strict=True))
-            for key, values in self.changed.items()
+            f"{key}: " + ", ".join(f"{name} {_short(text)}" for name, text in zip(names, texts, strict=True))
+            for key, texts in self.shown.items()
         ]
 
 
@@ -94,6 +99,9 @@ def _frozen(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def _short(value: Any) -> str:
-    text = "unset" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+def _text(value: Any) -> str:
+    return "unset" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _short(text: str) -> str:
     return text if len(text) <= 40 else text[:37] + "…"

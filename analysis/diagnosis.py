@@ -17,6 +17,14 @@ from .series import Series
 LEVELS = ("error", "warn", "note")
 # Shorter runs have no shape to read.
 SHORT = 5
+# What a run is judged by, the first that it logged, and whether lower is better.
+_COUNTING = (
+    ("val_reward", False),
+    ("reward", False),
+    ("val_loss", True),
+    ("val_accuracy", False),
+    ("train_loss", True),
+)
 
 
 @dataclass(slots=True)
@@ -84,31 +92,13 @@ def diagnose(run: Run) -> Diagnosis:
     return Diagnosis(run, findings, change_of(run), notes)
 
 
-def counting_metric(run: Run) -> tuple[str, bool] | None:
-    """The quantity a run is judged by, and whether lower is better."""
-    for quantity, lower in (
-        ("val_reward", False),
-        ("reward", False),
-        ("val_loss", True),
-        ("val_accuracy", False),
-        ("train_loss", True),
-    ):
-        if run.get(quantity, least=2) is not None:
-            return quantity, lower
+def change_of(run: Run) -> Change | None:
+    """How far the metric that counts moved, and what would have been noise; None where none has two values."""
+    for quantity, lower in _COUNTING:
+        series = run.get(quantity, least=2)
+        if series is not None:
+            return measure_change(series, lower=lower)
     return None
-
-
-def change_of(run: Run, quantity: str | None = None, *, lower: bool = True) -> Change | None:
-    """How far a metric moved, and what would have been noise."""
-    if quantity is None:
-        counting = counting_metric(run)
-        if counting is None:
-            return None
-        quantity, lower = counting
-    series = run.get(quantity, least=2)
-    if series is None:
-        return None
-    return measure_change(series, lower=lower)
 
 
 def measure_change(series: Series, *, lower: bool) -> Change:

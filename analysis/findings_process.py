@@ -21,7 +21,7 @@ def process_findings(run: Run) -> list[RunFinding]:
 def data_findings(run: Run) -> list[RunFinding]:
     """Findings on the loss that point at the data rather than at the optimizer (SFT)."""
     train = run.get("train_loss", least=1)
-    if train is None or run.kind != "sft":
+    if train is None:
         return []
     findings = [_strange_start(train), _level_shift(train), _epoch_steps(run, train), _leakage(run, train)]
     return [f for f in findings if f is not None][:2]

@@ -36,7 +36,8 @@ def _entropy_collapse(run: Run) -> RunFinding | None:
     at = int(below[0]) if len(below) else -1
     return finding(
         "entropy_collapse",
-        f"Entropy falls from {first:.3g} to {end:.3g} nats, under a tenth of its start from step {entropy.at(at)[0]}.",
+        f"Entropy falls from {first:.3g} to {end:.3g} nats, under {share:.0%} of its start from step "
+        f"{entropy.at(at)[0]}.",
         (point(entropy, 0), point(entropy, at)),
         "Go back to the checkpoint before that step with learning_rate / 3; if it falls again, clip higher (0.28).",
     )

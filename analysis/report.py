@@ -96,12 +96,16 @@ def _data_card(environment: Mapping[str, Any], run: Run) -> ReportTable | None:
     return ReportTable("Data", ("what", "facts"), rows)
 
 
-def _checkpoints(folder: Path) -> ReportTable | None:
+def _saved(folder: Path) -> list[run_files.Checkpoint]:
+    """A run's checkpoints; none where their list cannot be read."""
     try:
-        saved = run_files.checkpoints(folder)
+        return run_files.checkpoints(folder)
     except (ValueError, OSError):
-        return None
-    rows = [(c.name, c.sampler_path or c.state_path or "") for c in saved[-8:]]
+        return []
+
+
+def _checkpoints(folder: Path) -> ReportTable:
+    rows = [(c.name, c.sampler_path or c.state_path or "") for c in _saved(folder)[-8:]]
     return ReportTable("Checkpoints (the last ones)", ("name", "path"), rows)
 
 
@@ -133,14 +137,13 @@ def samples(run: Run) -> list[BeforeAfter]:
     """Answers before and after training, from the newest judge evaluation of this job; training itself stores none."""
     if run.job is None:
         return []
-    for job in Registry().find(limit=_EVALUATIONS_SEARCHED):
-        if job.kind != "judge_eval" or not (job.folder / RESPONSES).exists():
+    # A job's config names the checkpoint that was sampled, whatever the user wrote.
+    own = [checkpoint.sampler_path for checkpoint in _saved(run.job.folder) if checkpoint.sampler_path]
+    for job in Registry().find(kind="judge_eval", limit=_EVALUATIONS_SEARCHED):
+        if not (job.folder / RESPONSES).exists():
             continue
         try:
-            config = load_yaml(job.folder / run_files.CONFIG).data
-            tuned = config.get("finetuned_model")
-            names = cast("list[Any]", tuned) if isinstance(tuned, list) else [tuned]
-            if any(str(name).split(":")[0] == run.job.id for name in names):
+            if load_yaml(job.folder / run_files.CONFIG).data.get("finetuned_model") in own:
                 return _pairs(job.folder)
         except (ResearcherError, ValueError, KeyError, OSError):
             continue
@@ -208,10 +211,9 @@ def verdict(diagnosis: Diagnosis) -> str:
         opening += ", still going: preliminary"
     if change is None:
         return f"{opening}: no metric with two values yet."
-    best = f"; best {change.best:.4g} at step {change.best_step}" if change.metric else ""
     return (
         f"{opening}: {change.metric} {change.first:.4g} to {change.last:.4g}, {change.word} "
-        f"(noise floor {change.floor:.2g}){best}."
+        f"(noise floor {change.floor:.2g}); best {change.best:.4g} at step {change.best_step}."
     )
 
 

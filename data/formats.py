@@ -78,6 +78,20 @@ def to_messages(row: Mapping[str, Any], form: SftFormat | None = None) -> list[M
     return messages
 
 
+def open_messages(turns: Sequence[object]) -> list[Message]:
+    """Turns as messages that a model can answer.
+
+    Raises:
+        DataError: If a turn cannot be read, or the last one is the assistant's.
+    """
+    messages = _from_turns({"messages": turns}, "messages")
+    if messages and messages[-1]["role"] == "assistant":
+        raise DataError("the prompt ends with the assistant's turn", fix="End it with the user's")
+    # A made-up answer lets the checks of a whole conversation judge the prompt alone.
+    _check_roles([*messages, Message(role="assistant", content="x")])
+    return messages
+
+
 def _pair(row: Mapping[str, Any], prompt: str, completion: str) -> list[Message]:
     """Prompt and completion, each as text or as a list of messages."""
     if isinstance(row.get(prompt), list):

@@ -17,10 +17,14 @@ from .row_files import at_line, read_rows, usable_rows
 
 @dataclass(frozen=True, slots=True)
 class RenderedPair:
-    """The better and the worse answer to one prompt, each with its prompt and weight 1 on the answer's tokens."""
+    """The better and the worse answer to one prompt, each with its prompt and weight 1 on the answer's tokens.
+
+    ``cut``: whether a side was longer than ``max_seq_len``.
+    """
 
     chosen: Example
     rejected: Example
+    cut: bool
 
 
 class PreferenceData(Batches[RenderedPair]):
@@ -94,10 +98,9 @@ def count_pairs(path: Path, renderer: ChatRenderer, *, max_seq_len: int | None) 
                 problems.append(at_line(path, number, outcome))
             continue
         chosen, rejected = outcome.chosen.trained_tokens, outcome.rejected.trained_tokens
-        lengths = len(outcome.chosen.tokens), len(outcome.rejected.tokens)
-        rows, answers, tokens = rows + 1, answers + chosen + rejected, tokens + sum(lengths)
+        rows, answers, truncated = rows + 1, answers + chosen + rejected, truncated + outcome.cut
+        tokens += len(outcome.chosen.tokens) + len(outcome.rejected.tokens)
         longer, shorter = longer + (chosen > rejected), shorter + (chosen < rejected)
-        truncated += max_seq_len is not None and max(lengths) >= max_seq_len
     if not rows:
         raise problems[0] if problems else DataError("no pair can be used", where=str(path))
     return PreferenceCounts(rows, tokens, answers, truncated, longer, shorter, tuple(problems))
@@ -125,7 +128,8 @@ def _render(renderer: ChatRenderer, pair: PreferencePair, max_seq_len: int | Non
         )
     if np.array_equal(chosen.tokens, rejected.tokens):
         return DataError("both answers are the same tokens after truncation", fix="Raise max_seq_len")
-    return RenderedPair(chosen, rejected)
+    cut = max_seq_len is not None and any(len(side.tokens) > max_seq_len for side in both)
+    return RenderedPair(chosen, rejected, cut)
 
 
 def _answer(side: Rendered, prompt_tokens: int, max_seq_len: int | None) -> Example:

@@ -65,10 +65,12 @@ class JudgeEvalConfig(BaseModel):
     renderer: str | None = Field(None, description="Cookbook renderer of the arms; null: the model's own template")
 
     expected_deviation: PositiveReal | None = Field(
-        None, description="Of item scores, for planning; null: pilot or 0.5"
+        None, description="Of item scores, for planning; null: pilot or the worst case"
     )
     pilot: str | None = Field(None, description="metrics.json of an earlier evaluation, for its deviation")
-    wanted_effect: PositiveReal | None = Field(None, description="Win-rate points above 0.5 worth finding, such as 0.1")
+    wanted_effect: PositiveReal | None = Field(
+        None, description="Points of win rate (absolute: of mean score) worth finding"
+    )
     bootstrap_draws: Annotated[int, Field(ge=200, le=100_000)] = 10_000
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Sampling, orders and bootstrap")
 
@@ -92,6 +94,10 @@ class JudgeEvalConfig(BaseModel):
         """The judges in order."""
         return [parse_judge(name) for name in self.judge_model]
 
+    def in_batches(self, judge: JudgeRef) -> bool:
+        """Whether this judge is asked through Message Batches."""
+        return self.judge_batch and judge.kind == "anthropic"
+
     @field_validator("judge_model", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
@@ -110,6 +116,8 @@ class JudgeEvalConfig(BaseModel):
             raise ValueError("backend: cluster needs base_url, the address of a Tinker-compatible server")
         if self.judge_batch and not any(j.kind == "anthropic" for j in map(parse_judge, self.judge_model)):
             raise ValueError("judge_batch belongs to Anthropic judges (claude-...)")
+        if self.mode == "absolute" and not self.position_debias:
+            raise ValueError("position_debias is about the order of two answers: it belongs to mode: pairwise")
         if self.mode == "absolute" and self.human_labels:
             raise ValueError("human_labels say which of two answers is better: they belong to mode: pairwise")
         return self

@@ -81,7 +81,8 @@ class _Evaluation:
         self._controls: list[ControlResult] = []
         self._judging_s: float | None = None
         prices = {ref.name: judge_price(ref, config.judge_price) for ref in config.judges}
-        self._spending = Spending(prices, config.max_cost_usd, config.judge_batch, tell=context.judged)
+        batched = {ref.name for ref in config.judges if config.in_batches(ref)}
+        self._spending = Spending(prices, config.max_cost_usd, batched, tell=context.judged)
 
     async def run(self) -> bool:
         """Judge everything; False when told to stop.
@@ -157,7 +158,7 @@ class _Evaluation:
         todo = list({c.key: c for c in calls if c.key not in earlier}.values())
         if not todo:
             return before
-        if self._config.judge_batch and judge.ref.kind == "anthropic":
+        if self._config.in_batches(judge.ref):
             from ..judges.anthropic_judge import AnthropicJudge
 
             assert isinstance(judge, AnthropicJudge)

@@ -60,23 +60,23 @@ def report_html(
     )
 
 
-def pictures(result: EvalResult, lengths: Sequence[tuple[float, float]]) -> dict[str, bytes]:
+def pictures(result: EvalResult, lengths: Sequence[tuple[float, float]], *, null: float) -> dict[str, bytes]:
     """PNG files by name: the forest of win rates, length against score, and the judges' order.
 
     Args:
         result: All numbers.
         lengths: For each scored item the length difference in characters (tuned - baseline) and the score.
+        null: The effect of no difference.
     """
-    images = {"forest": _png(_forest(result))}
+    images = {"forest": _png(_forest(result, null))}
     if result.mode == "pairwise" and lengths:
         images["length"] = _png(_length_scatter(lengths))
         images["orders"] = _png(_orders(result.judges))
     return images
 
 
-def _forest(result: EvalResult) -> Figure:
+def _forest(result: EvalResult, null: float) -> Figure:
     """Each comparison, judge and category as a point with its interval; the line is no difference."""
-    null = 0.5 if result.mode == "pairwise" else 0.0
     rows: list[tuple[str, float, Interval | None, str]] = []
     for c in result.comparisons:
         if c.mean is None:
@@ -96,8 +96,8 @@ def _forest(result: EvalResult) -> Figure:
     axes.axvline(null, color=_RED, linewidth=1, linestyle="--")
     axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
     axes.invert_yaxis()
-    axes.set_xlabel("win rate against the baseline" if null else "difference of mean scores")
-    if null:
+    axes.set_xlabel("win rate against the baseline" if result.mode == "pairwise" else "difference of mean scores")
+    if result.mode == "pairwise":
         axes.set_xlim(-0.02, 1.02)
     return figure
 

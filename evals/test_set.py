@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from ..core.errors import DataError
-from ..data.row_files import at_line, read_rows
+from ..data.formats import open_messages, to_messages
+from ..data.row_files import Row, read_rows, usable_rows
 from ..judges.prompt import EvalItem, prompt_key
 from ..models.chat import Message
 
 PROMPT_KEYS = ("messages", "prompt", "question", "input")
 _REFERENCE_KEYS = ("reference", "answer", "completion", "output")
 WINNERS = ("baseline", "tuned", "tie")
-_ROLES = ("system", "user", "assistant")
 T = TypeVar("T")
 
 
@@ -58,15 +58,11 @@ def read_each(path: Path, read: Callable[[Mapping[str, Any], int], T]) -> list[T
     Raises:
         DataError: If a row cannot be read, or ``read`` refuses it.
     """
-    results: list[T] = []
-    for row in read_rows(path):
-        if row.value is None:
-            raise row.problem or DataError("not a readable row", where=f"{path.name}:{row.number}")
-        try:
-            results.append(read(row.value, row.number))
-        except DataError as error:
-            raise at_line(path, row.number, error) from error
-    return results
+
+    def outcome(row: Row) -> T | DataError:
+        return row.parsed(lambda content: read(content, row.number))
+
+    return list(usable_rows(path, ((row.number, outcome(row)) for row in read_rows(path)), skip_bad_rows=False))
 
 
 def read_labels(path: Path, items: Sequence[EvalItem]) -> dict[str, str]:
@@ -102,15 +98,12 @@ def conversation(row: Mapping[str, Any]) -> tuple[list[Message], str | None]:
     if key is None:
         raise DataError("no prompt in this row", fix='Give "prompt": "..." or "messages": [{"role", "content"}, ...]')
     value = row[key]
-    if isinstance(value, str):
-        if not value.strip():
-            raise DataError(f'"{key}" is empty')
-        messages = [Message(role="user", content=value)]
-    else:
-        messages = _turns(value, key)
-    reference = messages.pop()["content"] if messages and messages[-1]["role"] == "assistant" else None
-    if not messages or messages[-1]["role"] != "user":
-        raise DataError(f'"{key}" must end with a user\'s turn (or with the reference answer after it)')
+    if isinstance(value, str) and not value.strip():
+        raise DataError(f'"{key}" is empty')
+    turns: object = [Message(role="user", content=value)] if isinstance(value, str) else value
+    if not isinstance(turns, list) or not turns:
+        raise DataError(f'"{key}" must be text or a list of turns with role and content')
+    messages, reference = _with_reference(cast("list[object]", turns))
     system = row.get("system")
     if isinstance(system, str) and system.strip():
         if messages[0]["role"] == "system":
@@ -137,17 +130,13 @@ def _label(row: Mapping[str, Any], key: str) -> str | None:
     return None if value in (None, "") else str(value)
 
 
-def _turns(value: object, key: str) -> list[Message]:
-    if not isinstance(value, list) or not value:
-        raise DataError(f'"{key}" must be text or a list of turns with role and content')
-    turns: list[Message] = []
-    for index, turn in enumerate(cast("list[object]", value)):
-        fields: Mapping[str, Any] = cast("Mapping[str, Any]", turn) if isinstance(turn, Mapping) else {}
-        role, content = fields.get("role"), fields.get("content")
-        if role not in _ROLES or not isinstance(content, str) or not content.strip():
-            raise DataError(f'"{key}[{index}]" needs a role ({", ".join(_ROLES)}) and a content that is not empty')
-        turns.append(Message(role=str(role), content=content))
-    return turns
+def _with_reference(turns: Sequence[object]) -> tuple[list[Message], str | None]:
+    """The turns to answer, and the answer that stands after them, if one does."""
+    last = turns[-1]
+    if not isinstance(last, Mapping) or cast("Mapping[str, object]", last).get("role") != "assistant":
+        return open_messages(turns), None
+    *messages, answer = to_messages({"messages": turns}, "messages")
+    return messages, answer["content"] or None
 
 
 def _only_once(seen: dict[str, int], value: str, number: int, what: str) -> None:

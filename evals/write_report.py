@@ -31,13 +31,6 @@ if TYPE_CHECKING:
 _SIDE_BY_SIDE = 10
 
 
-def write_all(folder: Path) -> Verdict:
-    """Compute and write everything; returns what ``verdict.json`` holds."""
-    verdict = write_numbers(folder)
-    write_log(folder)
-    return verdict
-
-
 def write_log(folder: Path) -> None:
     """Write the evaluation as a log of Inspect, from what `write_numbers` computed."""
     from .inspect_log import write_inspect_log
@@ -46,8 +39,8 @@ def write_log(folder: Path) -> None:
     write_inspect_log(folder / files.INSPECT_LOG, read_evidence(folder), result)
 
 
-def write_numbers(folder: Path) -> Verdict:
-    """Compute and write everything but the log; returns what ``verdict.json`` holds."""
+def write_numbers(folder: Path) -> None:
+    """Compute and write everything but the log."""
     from .compute_results import compute_results
 
     evidence = read_evidence(folder)
@@ -68,7 +61,6 @@ def write_numbers(folder: Path) -> Verdict:
         inspect_log=str(folder / files.INSPECT_LOG),
     )
     write_record(folder / files.VERDICT, verdict)
-    return verdict
 
 
 def _write_report(folder: Path, evidence: Evidence, result: EvalResult, text: str) -> None:
@@ -81,7 +73,7 @@ def _write_report(folder: Path, evidence: Evidence, result: EvalResult, text: st
         for i, item in enumerate(evidence.items)
         if item.id in effects
     ]
-    images = pictures(result, lengths)
+    images = pictures(result, lengths, null=evidence.null)
     (folder / files.PLOTS).mkdir(exist_ok=True)
     for name, png in images.items():
         write_atomically(folder / files.PLOTS / f"{name}.png", png)
@@ -98,7 +90,7 @@ def _answer_pairs(evidence: Evidence, effects: Mapping[str, float]) -> list[Answ
     for j in evidence.judgments:
         if j.kind in {"pair", "absolute"}:
             reasons[j.item].append(f"{j.judge} ({j.first} shown first): {j.verdict or j.unscored or ''} {j.reason}")
-    order = sorted(range(len(evidence.items)), key=lambda i: effects.get(evidence.items[i].id, 0.5))
+    order = sorted(range(len(evidence.items)), key=lambda i: effects.get(evidence.items[i].id, evidence.null))
     rest = order[_SIDE_BY_SIDE:]
     random.Random(evidence.config.seed).shuffle(rest)
     return [
@@ -117,7 +109,7 @@ def _answer_pairs(evidence: Evidence, effects: Mapping[str, float]) -> list[Answ
 
 def main(arguments: list[str]) -> int:
     """Entry point: ``RUN_FOLDER`` and perhaps one of the two parts."""
-    parts: dict[str, Callable[[Path], object]] = {"numbers": write_numbers, "log": write_log}
+    parts: dict[str, Callable[[Path], None]] = {"numbers": write_numbers, "log": write_log}
     try:
         for part in arguments[1:] or parts:
             parts[part](Path(arguments[0]))

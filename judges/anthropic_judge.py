@@ -20,7 +20,7 @@ from ..core.errors import BackendError, ConfigError, ResearcherError, did_you_me
 from .base import Judge, JudgeCallError, JudgeUsage, Repair, Reply, conversation_with
 from .judge_catalog import JudgeRef, anthropic_model, known_models
 from .prompt import Question, with_tool_rule
-from .services import REFUSED, CallLimits, is_transient
+from .services import REFUSED, CallLimits, is_transient, refusal
 from .verdicts import TOOL
 
 MAX_RETRIES = 8
@@ -126,13 +126,8 @@ class AnthropicJudge(Judge):
     def _refused(self, error: anthropic.APIStatusError) -> ResearcherError:
         if error.status_code == 404 and _error_type(error) == "not_found_error":
             return self._no_such_model()
-        causes = {
-            401: ("the key was refused (401)", f"Check {_KEY}"),
-            402: ("billing is blocked (402)", "Set up billing in the Anthropic console"),
-            403: ("this key may not do that (403)", f"Check what {_KEY} is allowed to do"),
-        }
-        problem, fix = causes.get(error.status_code, (f"status {error.status_code}: {_message(error)}", ""))
-        return BackendError(problem, where=str(self._client.base_url), fix=fix)
+        message = f"status {error.status_code}: {_message(error)}"
+        return refusal(error.status_code, message, key=_KEY, where=str(self._client.base_url))
 
     def _no_such_model(self) -> ConfigError:
         model = self.ref.model

@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -78,14 +78,14 @@ class Spending:
     Attributes:
         price: The price of each judge by name; None where none is known, and the judge is not counted.
         limit: The most they may cost, or None.
-        batch: Whether calls are charged at the batch discount.
+        batched: The judges whose calls are charged at the batch discount.
         spent: The sum.
         tell: Told each new sum.
     """
 
     price: dict[str, Price | None]
     limit: float | None
-    batch: bool = False
+    batched: Collection[str] = ()
     spent: float = 0.0
     tell: Callable[[float], None] | None = None
 
@@ -96,17 +96,16 @@ class Spending:
             return
         table = catalog()
         cached = usage.cache_read_tokens * table.cache_read_share + usage.cache_write_tokens * table.cache_write_share
-        self.spent += price.cost(usage.input_tokens + cached, usage.output_tokens, batch=self.batch)
+        self.spent += price.cost(usage.input_tokens + cached, usage.output_tokens, batch=judge in self.batched)
         if self.tell is not None:
             self.tell(self.spent)
 
-    def add(self, judge: str, usage: JudgeUsage) -> None:
-        """Count one call and check the limit.
+    def check(self) -> None:
+        """See that the limit is not reached.
 
         Raises:
-            BackendError: If the limit is reached. What was judged is kept.
+            BackendError: If it is. What was judged is kept.
         """
-        self.count(judge, usage)
         if self.limit is not None and self.spent >= self.limit:
             raise BackendError(
                 f"the judges have cost {self.spent:.2f} USD, and max_cost_usd is {self.limit:g}",
@@ -130,6 +129,7 @@ class Judging:
     ) -> None:
         self._judge = judge
         self._prompter = prompter
+        self._prompt_hash = prompter.prompt_hash
         self._journal = journal
         self._spending = spending
         self._concurrency = judge.at_once or concurrency
@@ -176,8 +176,14 @@ class Judging:
             second = await self._batch(judge, {k: chunk[k] for k in repairs}, repairs, folder) if repairs else {}
             if first is None or second is None:
                 return None
-            outcomes = first | second
-            judged |= {key: self._note(o) for key, o in outcomes.items() if isinstance(o, Judgment)}
+            judgments = [o for o in (first | second).values() if isinstance(o, Judgment)]
+            # All of them are paid for: they are kept before one of them can end the job.
+            for judgment in judgments:
+                self._keep(judgment)
+            append_json_line(folder / BATCHES, {"noted": list(chunk)})
+            for judgment in judgments:
+                self._check(judgment)
+            judged |= {judgment.key: judgment for judgment in judgments}
         return judged
 
     async def _turn(self) -> None:
@@ -220,16 +226,28 @@ class Judging:
         raise AssertionError("the second attempt always ends in a judgment")
 
     def _note(self, judgment: Judgment) -> Judgment:
+        self._keep(judgment)
+        self._check(judgment)
+        return judgment
+
+    def _keep(self, judgment: Judgment) -> None:
         self._journal.write(judgment)
         self._on_judged()
+        self._spending.count(judgment.judge, judgment.usage)
+
+    def _check(self, judgment: Judgment) -> None:
+        """See whether to go on after this one.
+
+        Raises:
+            BackendError: If too many have failed in a row, or the judges have cost too much.
+        """
         self._failures = self._failures + 1 if judgment.transient else 0
         if self._failures >= GIVE_UP_AFTER:
             raise BackendError(
                 f"{GIVE_UP_AFTER} calls of {judgment.judge} in a row have failed, the last: {judgment.unscored}",
                 fix="resume_job asks again for what is missing, and for nothing else",
             )
-        self._spending.add(judgment.judge, judgment.usage)
-        return judgment
+        self._spending.check()
 
     def _outcome(
         self, call: Call, answer: Reply | JudgeCallError, attempt: int, repair: Repair | None
@@ -250,7 +268,7 @@ class Judging:
 
     def _judgment(self, call: Call, attempts: int, **outcome: Any) -> Judgment:
         who = self._judge.name, call.kind, call.item.id, call.first, call.second
-        return Judgment(call.key, *who, attempts=attempts, **outcome)
+        return Judgment(call.key, *who, attempts=attempts, prompt_hash=self._prompt_hash, **outcome)
 
     def _verdict(self, reply: Reply) -> Mapping[str, Any]:
         """The fields of a `Judgment` that a readable answer fills."""
@@ -266,15 +284,14 @@ class Judging:
     async def _batch(
         self, judge: AnthropicJudge, chunk: dict[str, Call], repairs: dict[str, Repair], folder: Path
     ) -> dict[str, Judgment | Repair] | None:
-        """One batch; each result is a judgment, or the repair to ask for. None when told to stop."""
-        mark = hashlib.sha256(json.dumps([sorted(chunk), bool(repairs)]).encode()).hexdigest()[:32]
-        submitted = {r["mark"]: str(r["batch_id"]) for r in read_json_lines(folder / BATCHES)}
-        batch_id = submitted.get(mark)
-        if batch_id is None:
-            questions = [(k, c.question(self._prompter), repairs.get(k)) for k, c in chunk.items()]
+        """These calls in a batch; each result is a judgment, or the repair to ask for. None when told to stop."""
+        batch_of = _submitted(folder, chunk, repairs=bool(repairs))
+        if new := [key for key in chunk if key not in batch_of]:
+            questions = [(key, chunk[key].question(self._prompter), repairs.get(key)) for key in new]
             batch_id = await judge.create_batch(questions)
-            append_json_line(folder / BATCHES, {"mark": mark, "batch_id": batch_id, "calls": len(chunk)})
-        collecting = asyncio.create_task(self._collect(judge, batch_id, chunk, repairs))
+            append_json_line(folder / BATCHES, {"batch_id": batch_id, "repairs": bool(repairs), "keys": new})
+            batch_of |= dict.fromkeys(new, batch_id)
+        collecting = asyncio.create_task(self._collect(judge, batch_of, chunk, repairs))
         while not collecting.done():
             await asyncio.wait({collecting}, timeout=_WATCH_S)
             if self._should_stop():
@@ -283,13 +300,30 @@ class Judging:
         return collecting.result()
 
     async def _collect(
-        self, judge: AnthropicJudge, batch_id: str, chunk: dict[str, Call], repairs: dict[str, Repair]
+        self, judge: AnthropicJudge, batch_of: Mapping[str, str], chunk: dict[str, Call], repairs: dict[str, Repair]
     ) -> dict[str, Judgment | Repair]:
         lost = JudgeCallError("the batch has no result for it", transient=True)
         answers: dict[str, Reply | JudgeCallError] = dict.fromkeys(chunk, lost)
-        answers |= {key: answer async for key, answer in judge.batch_results(batch_id)}
+        for batch_id in dict.fromkeys(batch_of.values()):
+            results = judge.batch_results(batch_id)
+            answers |= {key: answer async for key, answer in results if batch_of.get(key) == batch_id}
         attempt = 2 if repairs else 1
         return {key: self._outcome(chunk[key], a, attempt, repairs.get(key)) for key, a in answers.items()}
+
+
+def _submitted(folder: Path, keys: Collection[str], *, repairs: bool) -> dict[str, str]:
+    """The batch that holds each of these calls, of those that were submitted and not noted since."""
+    whole = hashlib.sha256(json.dumps([sorted(keys), repairs]).encode()).hexdigest()[:32]
+    batch_of: dict[str, str] = {}
+    for record in read_json_lines(folder / BATCHES):
+        if "noted" in record:
+            for key in record["noted"]:
+                batch_of.pop(key, None)
+        elif record.get("mark") == whole:  # as earlier versions wrote it
+            batch_of |= dict.fromkeys(keys, str(record["batch_id"]))
+        elif record.get("repairs") == repairs:
+            batch_of |= dict.fromkeys(record["keys"], str(record["batch_id"]))
+    return {key: batch_of[key] for key in keys if key in batch_of}
 
 
 def _why_unreadable(reply: Reply, error: UnreadableVerdictError) -> str:

@@ -38,6 +38,7 @@ class Judgment:
         stop_reason: Why its answer ended.
         attempts: Calls it took: 2 after a repair.
         usage: Tokens of all attempts.
+        prompt_hash: Of the wording and rubric it was asked with; empty in journals of older versions.
     """
 
     key: str
@@ -55,6 +56,7 @@ class Judgment:
     stop_reason: str = ""
     attempts: int = 1
     usage: JudgeUsage = field(default_factory=JudgeUsage)
+    prompt_hash: str = ""
 
     def weighted(self, rubric: Rubric) -> float | None:
         """An absolute verdict's weighted score, 0 to 1; None when unscored."""

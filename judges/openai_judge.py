@@ -15,7 +15,7 @@ from ..core.errors import BackendError, ConfigError, ResearcherError, did_you_me
 from .base import Judge, JudgeCallError, JudgeUsage, Repair, Reply, conversation_with
 from .judge_catalog import JudgeRef
 from .prompt import Question, with_tool_rule
-from .services import REFUSED, CallLimits, is_transient
+from .services import REFUSED, CallLimits, is_transient, refusal
 from .verdicts import TOOL
 
 MAX_RETRIES = 8
@@ -101,7 +101,7 @@ class OpenAIJudge(Judge):
                 where="judge_model",
                 fix=f"Check the model and judge_base_url ({address})",
             )
-        return BackendError(f"the key was refused ({error.status_code})", where=address, fix=f"Check {_KEY}")
+        return refusal(error.status_code, f"status {error.status_code}", key=_KEY, where=address)
 
 
 def _reply(completion: Any) -> Reply:

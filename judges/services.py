@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.errors import MissingDependencyError
+from ..core.errors import BackendError, MissingDependencyError
 from .base import Judge
 from .judge_catalog import JudgeRef
 
-# The key is wrong, unpaid or not allowed to do this: no call can work.
-REFUSED = frozenset({401, 402, 403})
+# HTTP statuses after which no call can work: why, and what to do.
+REFUSED: Mapping[int, tuple[str, str]] = {
+    401: ("the key was refused (401)", "Check {key}"),
+    402: ("billing is blocked (402)", "Top up or set up billing with the service"),
+    403: ("this key may not do that (403)", "Check what {key} is allowed to do"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,12 @@ class CallLimits:
 
     max_tokens: int
     timeout_s: float
+
+
+def refusal(status: int, message: str, *, key: str, where: str) -> BackendError:
+    """The error for an HTTP status: ``message`` unless it is one of `REFUSED`; ``key`` names the key's variable."""
+    problem, fix = REFUSED.get(status, (message, ""))
+    return BackendError(problem, where=where, fix=fix.format(key=key))
 
 
 def is_transient(status: int) -> bool:

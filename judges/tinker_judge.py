@@ -8,7 +8,7 @@ from typing import Any
 import tinker
 
 from ..backends.connection import Backend, backend_errors
-from ..backends.sampling_client import Sampler, base_model_of, open_sampler
+from ..backends.sampling_client import Sampler, base_model_of, open_sampler, renderer_of
 from ..core.errors import BackendError
 from ..models.model_ref import resolve_model
 from ..models.renderers import load_renderer
@@ -39,7 +39,8 @@ class TinkerJudge(Judge):
         is_checkpoint = ref.model.startswith("tinker://")
         base = base_model_of(backend, ref.model) if is_checkpoint else ref.model
         self._wire_name = ref.model if is_checkpoint else resolve_model(ref.model).wire_name
-        self._renderer = load_renderer(base)
+        # A checkpoint is asked in the chat format that it was trained with.
+        self._renderer = load_renderer(base, renderer_of(backend, ref.model) if is_checkpoint else None)
         self._sampler: Sampler | None = None
         super().__init__(ref, max_tokens=max_tokens, temperature=0.0)
         self.settings = {**self.settings, "model": self._wire_name}
@@ -55,9 +56,7 @@ class TinkerJudge(Judge):
 
     async def ask(self, key: str, question: Question, repair: Repair | None) -> Reply:
         """Ask one question (see `Judge.ask`)."""
-        if self._sampler is None:
-            await self.check()
-        assert self._sampler is not None
+        assert self._sampler is not None, "check opens it"
         system = with_json_rule(question.system, self._schema)
         prompt = self._renderer.generation_prompt(conversation_with(f"{system}\n\n{question.user}", repair))
         params = tinker.SamplingParams(

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from ..doctrine.rules import integer, number
+from .reward_config import refuse_unread
 
 EnvironmentType = Literal["retry", "interpreter", "custom"]
 MOST_TURNS = 64
@@ -62,9 +63,7 @@ class EnvironmentConfig(BaseModel, extra="forbid", frozen=True):
     def _complete(self) -> EnvironmentConfig:
         if self.type == "custom" and not self.script:
             raise ValueError("environment custom needs script, a Python file with step(messages, reply, row)")
-        for key, types in _READ_BY.items():
-            if self.type not in types and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key} belongs to environment {' or '.join(types)}, not to {self.type}")
+        refuse_unread(self, "environment", self.type, _READ_BY)
         return self
 
     @property

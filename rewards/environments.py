@@ -10,11 +10,12 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from ..core.errors import DataError
+from ..data.formats import open_messages
 from ..models.chat import Message
 from .environment_config import EnvironmentConfig
 from .episodes import Environment, Episode, Opening, Turn, discounted
 from .interpreter import Interpreter
-from .problems import Problem, open_messages
+from .problems import Problem
 from .process_pool import Answer, AnswerT, Number, Parts, PlainData, ScoringFailedError, ScoringPool, at_most
 from .reward_config import RewardPart
 from .sandbox.modes import require_isolation

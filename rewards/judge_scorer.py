@@ -82,12 +82,13 @@ class ServiceJudge(GroupScorer):
         self._judge = judge_of(part)
         self._prompter = prompter_of(part)
         path = folder / JUDGMENTS
-        earlier = [j for j in read_judgments(path) if j.judge == self._judge.name]
+        asked_with = {self._prompter.prompt_hash, ""}  # other rewards may ask the same judge
+        earlier = [j for j in read_judgments(path) if j.judge == self._judge.name and j.prompt_hash in asked_with]
         self._known = {j.key: self._scored(j) for j in earlier if j.unscored is None}
         self._journal = Journal(path)
         spending = Spending({self._judge.name: price_of_judge(part)}, None, tell=judged)
         for judgment in earlier:
-            spending.add(judgment.judge, judgment.usage)
+            spending.count(judgment.judge, judgment.usage)
         self._judging = Judging(
             self._judge,
             self._prompter,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..core.errors import DataError
-from ..data.formats import key_list, to_messages
+from ..data.formats import key_list, open_messages
 from ..data.row_files import Row, read_rows, usable_rows
 from ..models.chat import Message
 from .reward_config import NEEDS_KEY, RewardPart
@@ -49,19 +49,6 @@ def to_problem(row: Mapping[str, Any], line: int, *, system_prompt: str | None =
     if system_prompt is not None and messages[0]["role"] != "system":
         messages = [Message(role="system", content=system_prompt), *messages]
     return Problem(line, tuple(messages), row)
-
-
-def open_messages(turns: Sequence[object]) -> list[Message]:
-    """Turns as messages that the model can answer.
-
-    Raises:
-        DataError: If a turn cannot be read, or the last one is the assistant's.
-    """
-    # A made-up answer lets the checks of a whole conversation judge the prompt alone.
-    messages = to_messages({"messages": [*turns, {"role": "assistant", "content": "x"}]}, "messages")[:-1]
-    if messages[-1]["role"] == "assistant":
-        raise DataError("the prompt ends with the assistant's turn", fix="End it with the user's")
-    return messages
 
 
 def missing_key(row: Mapping[str, Any], parts: Iterable[RewardPart]) -> DataError | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
@@ -18,6 +19,35 @@ _PositiveSeconds = Annotated[float, Field(gt=0, le=600)]
 OPPONENTS = 6
 # How the names of judges behind a service begin; `judges.judge_catalog` reads the whole name.
 _SERVICES = ("claude-", "anthropic:", "openai:")
+# Keys that not every type reads.
+_READ_BY: Mapping[str, Sequence[RewardType]] = {
+    "pattern": ("regex",),
+    "ignore_case": ("exact",),
+    "tags": ("format",),
+    "json_schema": ("format",),
+    "target_tokens": ("length",),
+    "script": ("custom",),
+    "rubric": ("judge",),
+    "judge_model": ("judge",),
+    "judge_style": ("judge",),
+    "judge_base_url": ("judge",),
+    "judge_price": ("judge",),
+    "judge_max_tokens": ("judge",),
+    "judge_timeout_s": ("judge",),
+    "checkpoint": ("preference_model",),
+    "timeout_s": ("math", "exact", "regex", "format", "code", "custom"),
+}
+
+
+def refuse_unread(settings: BaseModel, what: str, kind: str, read_by: Mapping[str, Sequence[str]]) -> None:
+    """Refuse a key that is set to something and that this kind of reward or environment does not read.
+
+    Raises:
+        ValueError: With the key and the kinds that read it.
+    """
+    for key, kinds in read_by.items():
+        if kind not in kinds and getattr(settings, key) != type(settings).model_fields[key].default:
+            raise ValueError(f"{key} belongs to {what} {' or '.join(kinds)}, not to {kind}")
 
 
 class RewardPart(BaseModel, extra="forbid", frozen=True):
@@ -63,6 +93,7 @@ class RewardPart(BaseModel, extra="forbid", frozen=True):
         name, value = needed.get(self.type, ("", "given"))
         if not value:
             raise ValueError(f"reward {self.type} needs {name}")
+        refuse_unread(self, "reward", self.type, _READ_BY)
         if self.is_service_judge and self.judge_style == "yes_no":
             raise ValueError(
                 f"judge_style yes_no reads probabilities, which {self.judge_model} does not give: use score"

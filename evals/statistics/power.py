@@ -10,6 +10,8 @@ from statistics import NormalDist
 
 # The largest standard deviation a score of 0, 1/2 or 1 can have: no ties, both sides win equally often.
 WORST_DEVIATION = 0.5
+# The same for a difference of two scores of 0 to 1.
+WORST_DEVIATION_OF_DIFFERENCES = 1.0
 
 
 def minimal_detectable_effect(

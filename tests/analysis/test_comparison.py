@@ -132,9 +132,11 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_report_begins_with_the_settings(tmp_path: Path) -> None:
-    found = compared(make(tmp_path, "a", 1.0), make(tmp_path, "b", 0.8, learning_rate=3e-4))
+    found = compared(make(tmp_path, "a", 1.0), make(tmp_path, "b", 0.8, learning_rate=3e-4, kl_coef=0.1))
     written = write_comparison(found)
     text = written.report.read_text()
     assert text == as_markdown(found)
     assert text.index("learning_rate") < text.index("train_mean_nll")
+    assert settings_line(found) in text and "kl_coef: a unset, b 0.1" in text
+    assert "| kl_coef | unset | 0.1 |" in text and "| learning_rate | 0.0001 | 0.0003 |" in text
     assert (written.report.parent / "comparison.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

@@ -7,6 +7,8 @@ import pytest
 from sota_ml_researcher.core.errors import DataError
 from sota_ml_researcher.data.preference_check import check_preferences
 from sota_ml_researcher.data.preference_rows import detect_preference_format, to_pair
+from sota_ml_researcher.data.preferences import count_pairs
+from sota_ml_researcher.models.renderers import load_renderer
 
 USER = {"role": "user", "content": "q"}
 GOOD, BAD = {"role": "assistant", "content": "good"}, {"role": "assistant", "content": "bad"}
@@ -78,6 +80,16 @@ def test_contradictions_repeats_leaks_and_a_taste_for_length_are_found(tmp_path:
     assert found.leaked == [4]
     assert found.longer_share == 0.9  # 9 of 10 pairs of unequal length
     assert any("longer answer is the chosen one in 90%" in warning for warning in found.warnings())
+
+
+def test_a_pair_that_just_fits_is_not_cut(tmp_path: Path, tiny_model: Path) -> None:
+    row = {"prompt": "q", "chosen": "longer than that", "rejected": "short"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
+    renderer = load_renderer(str(tiny_model))
+    (side,) = renderer.render_many([[USER, {"role": "assistant", "content": row["chosen"]}]])
+    length = len(side.tokens)
+    for most, cut in ((None, 0), (length + 1, 0), (length, 0), (length - 1, 1)):
+        assert count_pairs(tmp_path / "pairs.jsonl", renderer, max_seq_len=most).truncated == cut
 
 
 def test_the_kind_of_a_file_is_seen_from_its_first_row(tmp_path: Path) -> None:

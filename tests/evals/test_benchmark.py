@@ -82,6 +82,12 @@ def test_unscored_items_are_counted_and_too_many_forbid_a_verdict() -> None:
     [
         ({"task": "demo:sft_test"}, "data rows need a scorer"),
         ({"task": "task.py", "scorer": "exact"}, "scorer belongs to data rows"),
+        ({"task": "demo:sft_test", "scorer": "exact", "task_args": {"n": 1}}, "task_args belong to a task"),
+        (
+            {"task": "demo:sft_test", "scorer": "exact", "judge_base_url": "http://x"},
+            "judge_base_url belongs to",
+        ),
+        ({"task": "task.py", "judge_price": {"input": 1, "output": 1}}, "judge_price belongs to judge_model"),
         ({"task": "demo:sft_test", "scorer": "model_graded"}, "belong together"),
         ({"task": "demo:sft_test", "scorer": "model_graded", "judge_model": "assistant"}, "needs a model"),
         ({"task": "nowhere.py"}, "no such file: nowhere.py"),
@@ -109,10 +115,8 @@ def test_a_paid_benchmark_is_planned_first(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "t.jsonl", [{"prompt": "a", "answer": "b"}])
     config = {"model": "demo", "task": str(path), "scorer": "model_graded", "judge_model": "claude-haiku-5-5"}
     plan = plan_benchmark(load_benchmark_settings(None, config))
-    assert plan.needs_confirmation
-    assert not plan_benchmark(
-        load_benchmark_settings(None, {**config, "judge_model": "tinker:demo"})
-    ).needs_confirmation
+    assert plan.bills_elsewhere
+    assert not plan_benchmark(load_benchmark_settings(None, {**config, "judge_model": "tinker:demo"})).bills_elsewhere
 
 
 @pytest.mark.slow

@@ -168,8 +168,8 @@ def test_the_plan_says_what_the_grader_may_cost() -> None:
     plan = plan_benchmark(graded(num_samples=10, epochs=2, max_response_tokens=200, baseline_model="demo"))
     # 10 items x 2 epochs x 2 models, 800 + 200 tokens in and 400 out
     assert plan.grader_usd == pytest.approx(40 * (1000 * 0.1 + 400 * 0.5) / 1e6)
-    assert plan.needs_confirmation and "prices of 2026" in plan.grader_note
+    assert plan.bills_elsewhere and "prices of 2026" in plan.grader_note
     local = plan_benchmark(graded(judge_model="openai:x", judge_base_url="http://127.0.0.1:9/v1"))
-    assert local.grader_usd == 0 and not local.needs_confirmation
+    assert local.grader_usd == 0 and not local.bills_elsewhere
     unknown = plan_benchmark(graded(judge_model="openai:x", judge_base_url="https://example.com/v1"))
     assert unknown.grader_usd is None and "give judge_price" in unknown.grader_note

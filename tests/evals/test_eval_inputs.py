@@ -45,9 +45,11 @@ def plan(config: dict[str, Any]) -> Any:
         ([{"prompt": "a", "id": "x"}, {"prompt": "b", "id": "x"}], "the id 'x' stands on line 1 already"),
         ([{"prompt": " "}], r't\.jsonl:1: "prompt" is empty'),
         ([{"text": "a"}], "no prompt in this row"),
-        ([{"messages": [{"role": "user", "content": ""}]}], r'"messages\[0\]" needs a role'),
-        ([{"messages": [{"role": "system", "content": "x"}]}], "must end with a user's turn"),
-        ([{"messages": "x", "system": 3}, {"prompt": ["x"]}], r't\.jsonl:2: "prompt\[0\]" needs a role'),
+        ([{"messages": [{"role": "user", "content": ""}]}], r"t\.jsonl:1: messages\[0\] \(user\) is empty"),
+        ([{"messages": [{"role": "system", "content": "x"}]}], "the conversation opens with assistant, not user"),
+        ([{"messages": [{"role": "assistant", "content": "x"}]}], "the conversation opens with assistant, not user"),
+        ([{"messages": []}], '"messages" must be text or a list of turns'),
+        ([{"messages": "x", "system": 3}, {"prompt": ["x"]}], r"t\.jsonl:2: messages\[0\] is text, and"),
     ],
 )
 def test_a_test_set_that_cannot_be_used_says_where(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
@@ -73,11 +75,13 @@ def test_conversations_references_and_labels_are_read(tmp_path: Path) -> None:
     rows = [
         {"messages": turns, "cluster_id": 7, "category": "x", "system": "be brief"},
         {"question": "q", "answer": 42, "id": "n"},
+        {"messages": [{"role": r, "content": [{"type": "text", "text": r}]} for r in ("user", "assistant")]},
     ]
-    first, second = read_test_set(write_lines(tmp_path / "t.jsonl", rows))
+    first, second, parts = read_test_set(write_lines(tmp_path / "t.jsonl", rows))
     assert [m["role"] for m in first.messages] == ["system", "user", "assistant", "user"]
     assert (first.reference, first.cluster, first.category, first.id) == ("d", "7", "x", "1")
     assert (second.reference, second.id, second.prompt_text) == ("42", "n", "q")
+    assert (parts.reference, parts.prompt_text) == ("assistant", "user")
 
 
 @pytest.mark.parametrize(
@@ -166,6 +170,7 @@ def test_rubric_scores_are_weighted_on_their_own_scales(tmp_path: Path) -> None:
         ({"judge_batch": True}, "judge_batch belongs to Anthropic"),
         ({"mode": "triples"}, "mode"),
         ({"mode": "absolute", "human_labels": "x"}, "belong to mode: pairwise"),
+        ({"mode": "absolute", "position_debias": False}, "position_debias .* belongs to mode: pairwise"),
         ({"finetuned_model": "nothing.jsonl"}, "no such file: nothing.jsonl"),
         ({"finetuned_model": "no-such-model"}, "no such model"),
         ({"test_set": "demo:nothing"}, "there is no demo data set 'nothing'"),
@@ -185,16 +190,16 @@ def test_the_plan_counts_calls_says_what_it_can_show_and_what_it_costs(tmp_path:
     assert found.calls == 200 * 2 + 16 + 20
     assert found.detectable_effect == pytest.approx(0.099, abs=1e-3)
     assert found.prompts_for_wanted == 785
-    assert found.needs_confirmation and 0.5 < found.cost_usd < 5
+    assert found.bills_elsewhere and 0.5 < found.cost_usd < 5
     assert "2026-" in found.cost_note
     assert "an effect of 0.05 needs 785 prompts" in found.warnings[0]
     half = plan(config | {"judge_batch": True})
     assert half.cost_usd == pytest.approx(found.cost_usd / 2)
     assert mark(half) != mark(found)
     assert plan(config | {"judge_model": "claude-new-9"}).cost_usd is None
-    assert not plan(config | {"judge_model": "check:exact"}).needs_confirmation
-    assert not plan(config | {"judge_model": "openai:x", "judge_base_url": "http://localhost:1/v1"}).needs_confirmation
-    assert plan(config | {"judge_model": "openai:x", "judge_base_url": "https://example.com/v1"}).needs_confirmation
+    assert not plan(config | {"judge_model": "check:exact"}).bills_elsewhere
+    assert not plan(config | {"judge_model": "openai:x", "judge_base_url": "http://localhost:1/v1"}).bills_elsewhere
+    assert plan(config | {"judge_model": "openai:x", "judge_base_url": "https://example.com/v1"}).bills_elsewhere
 
 
 def mark(planned: JudgePlan) -> str:
@@ -220,6 +225,14 @@ def test_a_pilots_deviation_makes_the_plan_sharper(tmp_path: Path) -> None:
     )
 
 
+def test_a_difference_of_scores_may_vary_twice_as_much_as_a_win_rate(tmp_path: Path) -> None:
+    config = sums(tmp_path, 200)
+    pairs, scores = plan(config), plan(config | {"mode": "absolute"})
+    assert (pairs.deviation, scores.deviation) == (0.5, 1.0)
+    assert "no ties" in pairs.deviation_from and "as large as the scale" in scores.deviation_from
+    assert scores.warnings == pairs.warnings
+
+
 def test_a_drawn_part_of_the_prompts_is_the_same_for_one_seed(tmp_path: Path) -> None:
     config = sums(tmp_path, 30) | {"num_samples": 10}
     assert plan(config).prompts == 10
@@ -228,9 +241,9 @@ def test_a_drawn_part_of_the_prompts_is_the_same_for_one_seed(tmp_path: Path) ->
 def test_the_shipped_template_plans(own_home: Path) -> None:
     settings = load_judge_settings(template_path("eval"), None)
     found = plan_judge_eval(settings)
-    assert (found.prompts, found.answers_to_sample, found.needs_confirmation) == (100, 100, False)
+    assert (found.prompts, found.answers_to_sample, found.bills_elsewhere) == (100, 100, False)
     claude = load_judge_settings(template_path("eval"), {"judge_model": "claude-sonnet-5-5"})
-    assert plan_judge_eval(claude).needs_confirmation
+    assert plan_judge_eval(claude).bills_elsewhere
 
 
 def test_the_planned_number_of_calls_is_the_number_made(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Whole evaluations, with judges on loopback that answer as the real services do."""
 
+import hashlib
 import json
 import threading
 import time
@@ -8,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eval_helpers import Context, comparison, evaluate, is_test, lines, metrics, sums, write_lines
+from eval_helpers import Context, comparison, conclude, evaluate, is_test, lines, metrics, sums, write_lines
 from loopback_judges import MODEL, Asked, Judges, honest
 
 from sota_ml_researcher.core.errors import BackendError, ConfigError, DataError
 from sota_ml_researcher.core.files import append_json_line, read_json_lines
 from sota_ml_researcher.evals.judge_job import JudgeFailedError
 from sota_ml_researcher.evals.results import EvalResult, record_json
-from sota_ml_researcher.evals.write_report import write_all
 from sota_ml_researcher.judges import anthropic_judge, asking
+from sota_ml_researcher.judges.asking import BATCHES
+from sota_ml_researcher.judges.base import JudgeCallError
 from sota_ml_researcher.judges.journal import JUDGMENTS
+from sota_ml_researcher.judges.judge_catalog import price_of
 from sota_ml_researcher.judges.local_judges import PACKETS, SUBMISSIONS
 
 
@@ -223,10 +226,76 @@ def test_batches_give_the_same_result_and_are_found_again(
     assert len(judges.batches) == 4  # tests of the judge, pairs, and the repairs of each
     assert comparison(context)["mean"] == pytest.approx(0.85)
     assert metrics(context)["judges"][0]["repaired"] == 2 + 1
-    (context.folder / JUDGMENTS).unlink()  # killed after the batches were handed in, before anything was noted
+    spent = spent_usd(context)
+    price = price_of(MODEL)
+    assert price is not None and spent == pytest.approx((76 + 3) * price.cost(700, 90, batch=True), abs=1e-6)
+    submitted = read_batches(context)
+    assert [(r["repairs"], len(r["keys"])) for r in submitted] == [(False, 36), (True, 1), (False, 40), (True, 2)]
+    journal = (context.folder / JUDGMENTS).read_bytes().splitlines(keepends=True)
+    by_mark = [{"mark": old_mark(r), "batch_id": r["batch_id"], "calls": len(r["keys"])} for r in submitted]
+    done = {"noted": submitted[0]["keys"]}
+    # Killed after the batches were handed in and before anything was noted (the second by an earlier version), and
+    # while the last ones were noted.
+    for kept, batches in ((0, submitted), (0, by_mark), (50, [*submitted[:2], done, *submitted[2:]])):
+        (context.folder / JUDGMENTS).write_bytes(b"".join(journal[:kept]))
+        write_lines(context.folder / BATCHES, batches)
+        evaluate(tmp_path, config, context)
+        assert len(judges.batches) == 4
+        assert comparison(context)["mean"] == pytest.approx(0.85)
+        assert len(lines(context)) == 76
+        assert spent_usd(context) == spent
+
+
+def read_batches(context: Context) -> list[dict[str, Any]]:
+    return [record for record in read_json_lines(context.folder / BATCHES) if "batch_id" in record]
+
+
+def old_mark(record: dict[str, Any]) -> str:
+    """What stood for the keys of a batch in files of earlier versions."""
+    return hashlib.sha256(json.dumps([sorted(record["keys"]), record["repairs"]]).encode()).hexdigest()[:32]
+
+
+def spent_usd(context: Context) -> float:
+    return json.loads((context.folder / "judges.json").read_text())["spent_usd"]
+
+
+def test_a_batch_that_passes_the_limit_is_kept_whole(
+    tmp_path: Path, judges: Judges, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(anthropic_judge, "_BATCH_POLL_S", 0.05)
+    config = sums(tmp_path, 5) | {"judge_model": MODEL, "judge_batch": True, "max_cost_usd": 0.001}
+    context = Context(tmp_path / "run")
+    with pytest.raises(BackendError, match=r"max_cost_usd is 0\.001"):
+        evaluate(tmp_path, config, context)
+    assert len(lines(context)) == 16 + 5
+
+
+def test_calls_of_a_batch_that_failed_are_submitted_again(
+    tmp_path: Path, judges: Judges, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(anthropic_judge, "_BATCH_POLL_S", 0.05)
+    config = sums(tmp_path, 5) | {"judge_model": MODEL, "judge_batch": True}
+    context = Context(tmp_path / "run")
+    with monkeypatch.context() as down:
+        expired = JudgeCallError("the batch ended with this request expired", transient=True)
+        down.setattr(anthropic_judge, "_batch_reply", lambda result: expired)
+        with pytest.raises(BackendError, match="20 calls of claude-haiku-5-5 in a row have failed"):
+            evaluate(tmp_path, config, context)
+    assert len(lines(context)) == 16 + 5
     evaluate(tmp_path, config, context)
-    assert len(judges.batches) == 4
-    assert comparison(context)["mean"] == pytest.approx(0.85)
+    assert len(judges.batches) == 1 + 2
+    assert comparison(context)["verdict"] == "better"
+
+
+def test_only_judges_asked_in_batches_get_the_discount(
+    tmp_path: Path, judges: Judges, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(anthropic_judge, "_BATCH_POLL_S", 0.05)
+    both = {"judge_model": [MODEL, "openai:local-judge"], "judge_batch": True}
+    config = sums(tmp_path, 5) | both | {"judge_price": {"input": 10.0, "output": 10.0}}
+    _, context = evaluate(tmp_path, config)
+    calls = 16 + 5 + 5 * 2
+    assert spent_usd(context) == pytest.approx(calls * 790 * 10.0 / 1e6 * (0.5 + 1.0), abs=1e-6)
 
 
 def test_cost_is_counted_and_limited(tmp_path: Path, judges: Judges) -> None:
@@ -354,7 +423,7 @@ def test_the_analysis_can_be_run_again_and_finds_the_same(tmp_path: Path) -> Non
     before = metrics(context)
     file = context.folder / "metrics.json"
     assert record_json(EvalResult.model_validate_json(file.read_bytes())) == file.read_text()
-    write_all(context.folder)
+    conclude(context.folder)
     assert metrics(context) == before
 
 

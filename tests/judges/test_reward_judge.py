@@ -79,6 +79,32 @@ def test_a_response_is_scored_paid_once_and_never_asked_again(
     assert total == pytest.approx(3 * each)
 
 
+def test_two_rewards_with_one_judge_count_each_call_once(tmp_path: Path, judges: Judges) -> None:
+    rewards = part(), part(rubric="Is it short?")
+    first = sum(asked(tmp_path, reward, "abc", "ABC")[1] for reward in rewards)
+    again = sum(asked(tmp_path, reward, "abc")[1] for reward in rewards)
+    price = price_of(MODEL)
+    assert price is not None and sum(judges.answered.values()) == 4
+    assert [first, again] == pytest.approx([4 * price.cost(700, 90)] * 2)
+
+
+@pytest.mark.parametrize("model", [MODEL, "openai:local-judge"])
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (401, r"the key was refused \(401\). Check (ANTHROPIC|OPENAI)_API_KEY"),
+        (402, r"billing is blocked \(402\). Top up"),
+        (403, r"this key may not do that \(403\). Check what (ANTHROPIC|OPENAI)_API_KEY is allowed to do"),
+    ],
+)
+def test_a_refusal_says_whether_key_credit_or_permission_is_missing(
+    tmp_path: Path, judges: Judges, model: str, status: int, message: str
+) -> None:
+    judges.faults, judges.fault_statuses = 1.0, (status,)
+    with pytest.raises(BackendError, match=message):
+        asked(tmp_path, part(judge_model=model), "abc")
+
+
 def test_the_judge_sees_the_rubric_the_prompt_the_answer_and_the_reference(tmp_path: Path, judges: Judges) -> None:
     asked(tmp_path, part(), "abc")
     body = json.dumps(judges.bodies[0])

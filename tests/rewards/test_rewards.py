@@ -29,6 +29,30 @@ def part(**given: Any) -> RewardPart:
     return RewardPart.model_validate(given)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"type": "math", "pattern": "x"}, "pattern belongs to reward regex, not to math"),
+        ({"type": "math", "rubric": "Good?"}, "rubric belongs to reward judge, not to math"),
+        ({"type": "exact", "target_tokens": 4}, "target_tokens belongs to reward length, not to exact"),
+        (
+            {"type": "judge", "rubric": "Good?", "timeout_s": 5},
+            "timeout_s belongs to reward math or .*, not to judge",
+        ),
+        ({"type": "code", "tags": ["a"]}, "tags belongs to reward format, not to code"),
+    ],
+)
+def test_a_key_that_a_reward_does_not_read_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        part(**given)
+
+
+def test_a_resolved_reward_can_be_given_again() -> None:
+    for given in ({"type": "math", "timeout_s": 3}, {"type": "judge", "rubric": "Good?"}, {"type": "format"}):
+        once = part(**given)
+        assert part(**once.model_dump(mode="json")) == once
+
+
 def scored(parts: list[RewardPart], row: Problem, *texts: str, max_tokens: int = 100) -> list[Score]:
     async def run() -> list[Score]:
         scorers = Scorers(parts, max_tokens=max_tokens)

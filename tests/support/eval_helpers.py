@@ -18,7 +18,8 @@ from sota_ml_researcher.core.settings import render_config
 from sota_ml_researcher.evals import evidence, judge_job
 from sota_ml_researcher.evals.judge_config import load_judge_settings
 from sota_ml_researcher.evals.judge_plan import plan_judge_eval
-from sota_ml_researcher.evals.write_report import write_all
+from sota_ml_researcher.evals.results import Verdict
+from sota_ml_researcher.evals.write_report import main as write_report
 from sota_ml_researcher.jobs.context import Outcome
 from sota_ml_researcher.judges.journal import JUDGMENTS
 
@@ -87,11 +88,17 @@ def evaluate(
     plan = plan_judge_eval(load_judge_settings(None, config))
     file = context.folder / "config.yaml"
     file.write_text(render_config(plan.settings.config, plan.settings.origins))
-    with nullcontext() if own_process else patch.object(judge_job, "conclude", write_all):
+    with nullcontext() if own_process else patch.object(judge_job, "conclude", conclude):
         outcome = judge_job.run_judge_eval_job(context, file)
     if outcome.finished:
         assert context.step == context.total == plan.total_steps
     return outcome, context
+
+
+def conclude(folder: Path) -> Verdict:
+    """As the job does it, in this process."""
+    assert write_report([str(folder)]) == 0
+    return Verdict.model_validate_json((folder / evidence.VERDICT).read_bytes())
 
 
 def metrics(context: Context) -> dict[str, Any]:
