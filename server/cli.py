@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     checkpoints.set_defaults(run=_checkpoints)
 
     doctor = commands.add_parser("doctor", help="check this installation and say what to fix")
+    doctor.add_argument("--repair", action="store_true", help="first make a damaged job registry again")
     doctor.set_defaults(run=_doctor)
     return parser
 
@@ -156,6 +157,8 @@ def _checkpoints(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from .doctor import run_doctor
+    from .doctor import repair, run_doctor
 
+    if options.repair:
+        repair()
     return run_doctor()

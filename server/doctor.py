@@ -46,6 +46,23 @@ def run_doctor() -> int:
     return 1 if any(check.ok is False for check in checks) else 0
 
 
+def repair() -> None:
+    """Make a damaged job registry again, and say what came of it.
+
+    Raises:
+        StorageError: If it cannot be done; nothing is changed then.
+    """
+    from ..jobs.repair import repair_registry
+
+    done = repair_registry()
+    say = Console(soft_wrap=True).print
+    say(f"Job registry: {done.read} jobs read, {len(done.restored)} made again from their run folders.")
+    for job_id in done.restored:
+        say(f"  {job_id}")
+    if done.kept_as:
+        say(f"The damaged file is kept as {done.kept_as}. What was spent is known for the jobs above alone.")
+
+
 def _safely(check: Callable[[], Check]) -> Check:
     try:
         return check()

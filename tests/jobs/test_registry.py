@@ -147,7 +147,7 @@ def test_pages_of_the_list_meet_without_gap_or_overlap(registry: Registry) -> No
 
 def test_a_database_that_is_not_one_is_named(tmp_path: Path) -> None:
     (tmp_path / "jobs.db").write_text("not a database, but long enough to be looked at " * 20)
-    with pytest.raises(StorageError, match=r"jobs\.db.*cannot be used"):
+    with pytest.raises(StorageError, match=r"jobs\.db.*is damaged.*doctor --repair"):
         Registry(tmp_path / "jobs.db")
 
 
