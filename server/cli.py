@@ -40,6 +40,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--port", type=int, help="with --http: the port (default 8765; 0 takes a free one)")
     serve.add_argument("--allow-host", action="append", metavar="NAME", help="a further name clients call it by")
+    serve.add_argument(
+        "--no-key", action="store_true", help="with --http on loopback: answer every user of this machine"
+    )
     serve.set_defaults(run=_serve)
 
     setup = commands.add_parser("setup", help="install what training on this machine needs, into this environment")
@@ -84,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(options: argparse.Namespace) -> int:
     flags = [f"--{name}" for name in ("host", "port", "allow_host") if getattr(options, name) is not None]
+    flags += ["--no_key"] * options.no_key
     if flags and not options.http:
         raise ConfigError(f"{flags[0].replace('_', '-')} goes with --http", where="serve")
     gc.disable()  # the classes made at start-up stay: looking through them again and again costs a tenth of a second
@@ -99,7 +103,7 @@ def _serve(options: argparse.Namespace) -> int:
     from . import http_transport as http
 
     host, port = options.host or http.DEFAULT_HOST, http.DEFAULT_PORT if options.port is None else options.port
-    http.serve(server, host, port, options.allow_host or ())
+    http.serve(server, host, port, options.allow_host or (), needs_key=not options.no_key)
     return 0
 
 
