@@ -44,15 +44,14 @@ class Registry:
             with appending(self.path):  # private from the start; SQLite gives its other files the same mode
                 pass
         with self._open() as db:
+            db.execute("PRAGMA journal_mode = WAL")  # kept in the file
             migrate(db, where=str(self.path))
 
     @contextmanager
-    def _open(self, *, durable: bool = True) -> Generator[sqlite3.Connection]:
+    def _open(self) -> Generator[sqlite3.Connection]:
         try:
             db = sqlite3.connect(self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
             try:
-                db.execute("PRAGMA journal_mode = WAL")
-                db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
                 yield db
             finally:
                 db.close()
@@ -61,7 +60,8 @@ class Registry:
 
     @contextmanager
     def _transaction(self, *, durable: bool = True) -> Generator[sqlite3.Connection]:
-        with self._open(durable=durable) as db:
+        with self._open() as db:
+            db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
@@ -95,19 +95,12 @@ class Registry:
 
     def parents(self, job_id: str) -> list[Link]:
         """The jobs that a job was made from, in the order they were started."""
-        return self._links("parent_id", "job_id", job_id)
+        return self.family(job_id)[0]
 
-    def children(self, job_id: str) -> list[Link]:
-        """The jobs that were made from a job, in the order they were started."""
-        return self._links("job_id", "parent_id", job_id)
-
-    def _links(self, wanted: str, key: str, job_id: str) -> list[Link]:
-        query = (
-            f"SELECT {wanted}, role FROM lineage LEFT JOIN jobs ON jobs.id = {wanted}"
-            f" WHERE {key} = ? ORDER BY jobs.created, role"
-        )
+    def family(self, job_id: str) -> tuple[list[Link], list[Link]]:
+        """The jobs that a job was made from, and those made from it, each in the order they were started."""
         with self._open() as db:
-            return [Link(*row) for row in db.execute(query, (job_id,))]
+            return _links(db, "parent_id", "job_id", job_id), _links(db, "job_id", "parent_id", job_id)
 
     def get(self, job_id: str) -> Job:
         """The job with this id.
@@ -322,6 +315,14 @@ def _row(db: sqlite3.Connection, job_id: str) -> Job:
     recent = [r[0] for r in db.execute("SELECT id FROM jobs ORDER BY created DESC LIMIT 200")]
     fix = did_you_mean(job_id, recent) or "list_jobs shows the ids there are"
     raise JobError(f"there is no job '{job_id}'", fix=fix)
+
+
+def _links(db: sqlite3.Connection, wanted: str, key: str, job_id: str) -> list[Link]:
+    query = (
+        f"SELECT {wanted}, role FROM lineage LEFT JOIN jobs ON jobs.id = {wanted}"
+        f" WHERE {key} = ? ORDER BY jobs.created, role"
+    )
+    return [Link(*row) for row in db.execute(query, (job_id,))]
 
 
 def _update(db: sqlite3.Connection, job_id: str, fields: Mapping[str, Any]) -> None:

@@ -161,7 +161,7 @@ def test_a_job_knows_what_it_was_made_from_and_what_was_made_from_it(registry: R
     assert policy.parent == start.id
     expected = [Link(start.id, "reference"), Link(start.id, "weights"), Link(reward.id, "reward")]
     assert registry.parents(policy.id) == expected
-    assert {link.job_id for link in registry.children(start.id)} == {reward.id, policy.id}
+    assert {link.job_id for link in registry.family(start.id)[1]} == {reward.id, policy.id}
     assert registry.parents(start.id) == []
 
 
