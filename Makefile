@@ -1,17 +1,23 @@
 # The two commands a newcomer needs: `make demo` and `make test`.
+# `make install TORCH=cpu` takes a torch without CUDA: 1.6 GB in all instead of 6.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-slow lint types format bench drill clean
+TORCH ?=
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH_NEEDED = $(shell sed -n 's/^ *"\(torch>=.*\)",$$/\1/p' pyproject.toml)
+
+.PHONY: install installs demo test test-slow lint types format bench drill clean
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install -qq --upgrade pip
-	$(BIN)/python -m pip install -qq --editable '.[train,evals,analysis,dev]'
+	test "$(TORCH)" != cpu || $(BIN)/python -m pip install -qq --index-url $(TORCH_INDEX) "$(TORCH_NEEDED)"
+	$(BIN)/python -m pip install -qq --editable '.[all,dev]'
 	mkdir -p .venv/links && ln -sfn ../.. .venv/links/sota_ml_researcher
 	touch $(STAMP)
 
@@ -34,12 +40,16 @@ lint: install
 	$(BIN)/lint-imports
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# Minutes long: every documented way to install, in clean environments.
+installs:
+	.ci/installs
+
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 bench: install
-	$(BIN)/python -m pip install -qq --editable '.[train,bench]'
+	$(BIN)/python -m pip install -qq --editable '.[all,bench]'
 	$(BIN)/python -m benchmarks --page docs/benchmarks.md
 
 clean:

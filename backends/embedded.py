@@ -16,7 +16,8 @@ from ..core.files import storage_errors
 from ..core.paths import engine_folder
 
 IDLE_TIMEOUT_VARIABLE = "ML_RESEARCHER_ENGINE_IDLE_S"
-_DEFAULT_IDLE_S = 900
+# It holds some GB, and a start takes seconds: two minutes after its last job they are given back.
+_DEFAULT_IDLE_S = 100
 _START_TIMEOUT_S = 120.0
 _POLL_S = 0.1
 _HEALTH_TIMEOUT_S = 5.0

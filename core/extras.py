@@ -1,18 +1,27 @@
-"""The optional packages of this distribution: which are missing, and how they are installed."""
+"""The optional packages of this distribution: which are missing, and the command that installs them here."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+import json
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from importlib.metadata import distribution
+from pathlib import Path
 
 from .errors import MissingDependencyError
 
+DISTRIBUTION = "sota-ml-researcher"
 # What is imported of each extra of pyproject.toml; the rest comes with these.
 PACKAGES: Mapping[str, tuple[str, ...]] = {
-    "train": ("torch", "transformers", "tinker", "tinker_cookbook", "fastapi", "datasets", "safetensors"),
-    "evals": ("scipy", "statsmodels", "matplotlib", "inspect_ai"),
-}
-_INSTALL = {"train": "Run: ml-researcher setup", "evals": "Run: pip install 'sota-ml-researcher[evals]'"}
+    "train": (
+        "torch", "transformers", "tinker", "tinker_cookbook", "peft", "fastapi", "uvicorn", "datasets", "safetensors",
+        "jsonschema", "math_verify",
+    ),
+    "evals": ("scipy", "statsmodels", "matplotlib", "inspect_ai", "anthropic", "openai"),
+    "analysis": ("matplotlib", "ruptures", "pyarrow"),
+}  # fmt: skip
 
 
 def missing_packages(extra: str) -> list[str]:
@@ -26,8 +35,39 @@ def require_packages(*extras: str | None, by: str) -> None:
     Raises:
         MissingDependencyError: If a package of these extras is missing; names it, and ``by`` as what needs it.
     """
-    for extra in filter(None, extras):
-        if missing := missing_packages(extra):
-            raise MissingDependencyError(
-                f"{by} needs packages that are not installed ({', '.join(missing)})", fix=_INSTALL[extra]
-            )
+    missing = dict.fromkeys(name for extra in filter(None, extras) for name in missing_packages(extra))
+    if missing:
+        raise not_installed(missing, by=by)
+
+
+def not_installed(packages: Iterable[str], *, by: str) -> MissingDependencyError:
+    """The error for missing packages: who needs them, and the one command that installs all there are."""
+    return MissingDependencyError(
+        f"{by} needs packages that are not installed ({', '.join(packages)})", fix=f"Run once: {setup_command()}"
+    )
+
+
+def setup_command() -> str:
+    """The command that makes this installation a full one, fitting the way it was made.
+
+    An environment of uvx lasts for one command, and one of pipx or uv is theirs to change: those are made anew. Any
+    other is completed where it is.
+    """
+    place = Path(sys.prefix).as_posix()
+    if "/uv/tools/" in place:
+        return f"uv tool install --force '{_source()}'"
+    if "/archive-v0/" in place:  # uv's cache
+        return f"uvx --from '{_source()}' ml-researcher serve"
+    if "/pipx/venvs/" in place:
+        return f"pipx install --force '{_source()}'"
+    command = shutil.which("ml-researcher")
+    if command and Path(command).resolve().parent == Path(sys.executable).parent:
+        return "ml-researcher setup"
+    return f'"{sys.executable}" -m sota_ml_researcher.server setup'
+
+
+def _source() -> str:
+    """This distribution with all its extras, from where it was installed: a file, a folder, or the index."""
+    origin = distribution(DISTRIBUTION).read_text("direct_url.json")  # PEP 610; none when it came from an index
+    url = str(json.loads(origin)["url"]) if origin else ""
+    return f"{DISTRIBUTION}[all] @ {url}" if url else f"{DISTRIBUTION}[all]"

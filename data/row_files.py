@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from ..core.errors import DataError, MissingDependencyError
+from ..core.errors import DataError
+from ..core.extras import not_installed
 from ..core.files import storage_errors
 
 T = TypeVar("T")
@@ -182,7 +183,7 @@ def _parquet(path: Path) -> Iterator[Row]:
         pyarrow: Any = importlib.import_module("pyarrow")
         parquet: Any = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
-        raise MissingDependencyError("reading .parquet needs pyarrow", fix="Run: ml-researcher setup") from error
+        raise not_installed(["pyarrow"], by="reading .parquet") from error
     try:
         table: Any = parquet.ParquetFile(path)
         number = 0

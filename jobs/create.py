@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
@@ -75,7 +76,8 @@ def start_job(
     )
     try:
         write_atomically(job.folder / run_files.CONFIG, render_config(cast("BaseModel", config), origins))
-        write_atomically(job.folder / run_files.ENVIRONMENT, environment(files))
+        about = JobFacts(job.name, total_steps, [asdict(link) for link in parents])
+        write_atomically(job.folder / run_files.ENVIRONMENT, environment(files, about))
         write_atomically(job.folder / run_files.README, run_files.readme(kind))
         registry.set_total_steps(job.id, total_steps)
         return spawn_worker(registry, job)
@@ -84,9 +86,19 @@ def start_job(
         raise
 
 
-def environment(data_files: Sequence[Path]) -> str:
+@dataclass(frozen=True, slots=True)
+class JobFacts:
+    """What the registry knows of a job from its start and its config does not say (see `jobs.repair`)."""
+
+    name: str
+    total_steps: int
+    parents: Sequence[Mapping[str, str]]
+
+
+def environment(data_files: Sequence[Path], job: JobFacts) -> str:
     """What a later reader needs to repeat the run: versions, machine, code revision, and the data's SHA-256."""
     facts = {
+        "job": asdict(job),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in _RECORDED},

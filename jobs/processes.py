@@ -7,20 +7,44 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 from ..core.files import appending
 from . import run_files
 from .registry import Registry
 from .states import Job
 
-# Clock readings of one process differ by rounding alone; two processes with one pid are seconds apart.
+# Seconds since the epoch differ by rounding alone for one process; two processes with one pid are seconds apart.
 _SAME_START_S = 2.0
+# Below it a start is counted from the machine's boot; above it, from the epoch.
+_EPOCH_TIMES_FROM = 1e9
 _POSIX = os.name == "posix"
 _DETACHED = 0x00000008 | 0x00000200  # DETACHED_PROCESS | CREATE_NEW_PROCESS_GROUP, of Windows
 
 
 def start_time_of(pid: int) -> float | None:
-    """When ``pid`` started (seconds since the epoch), or None if there is no such live process."""
+    """When ``pid`` started, as the system keeps it; None if there is no such live process, 0 if it may not be asked.
+
+    Seconds: since boot on Linux, where those since the epoch move with every step of the clock, since the epoch
+    elsewhere, where they are noted at the start.
+    """
+    if sys.platform == "linux":
+        return _started_since_boot(pid)
+    return _started_since_epoch(pid)
+
+
+def _started_since_boot(pid: int) -> float | None:
+    try:
+        facts = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    except PermissionError:
+        return 0.0
+    state, *numbers = facts.rpartition(")")[2].split()  # the name before it may hold anything
+    return None if state in {"Z", "X"} else int(numbers[18]) / os.sysconf("SC_CLK_TCK")
+
+
+def _started_since_epoch(pid: int) -> float | None:
     import psutil
 
     try:
@@ -41,7 +65,11 @@ def is_alive(pid: int | None, pid_started: float | None) -> bool:
     started = start_time_of(pid)
     if started is None:
         return False
-    return pid_started is None or started == 0.0 or abs(started - pid_started) < _SAME_START_S
+    if pid_started is None or started == 0.0:
+        return True
+    if started < _EPOCH_TIMES_FROM <= pid_started:  # noted by an earlier version
+        started = _started_since_epoch(pid) or 0.0
+    return abs(started - pid_started) < (_SAME_START_S if started >= _EPOCH_TIMES_FROM else 1e-3)
 
 
 def kill_session(pid: int, pid_started: float | None) -> bool:

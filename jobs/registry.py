@@ -21,9 +21,12 @@ from ..core.paths import jobs_database
 from .schema import migrate
 from .states import ACTIVE, OCCUPYING, RESUMABLE, TRANSITIONS, CancelRequest, Job, JobState, Link
 
-_COLUMNS = tuple(Job.__dataclass_fields__)
-_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM jobs"
+COLUMNS = tuple(Job.__dataclass_fields__)
+_SELECT = f"SELECT {', '.join(COLUMNS)} FROM jobs"
 _BUSY_TIMEOUT_S = 30.0
+# Among them a table that is missing: no statement of ours is malformed.
+_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
+REPAIR = "'ml-researcher doctor --repair' makes it again from what can be read of it and from the run folders"
 
 
 class Registry:
@@ -41,28 +44,24 @@ class Registry:
             with appending(self.path):  # private from the start; SQLite gives its other files the same mode
                 pass
         with self._open() as db:
-            migrate(db)
+            db.execute("PRAGMA journal_mode = WAL")  # kept in the file
+            migrate(db, where=str(self.path))
 
     @contextmanager
-    def _open(self, *, durable: bool = True) -> Generator[sqlite3.Connection]:
+    def _open(self) -> Generator[sqlite3.Connection]:
         try:
             db = sqlite3.connect(self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
             try:
-                db.execute("PRAGMA journal_mode = WAL")
-                db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
                 yield db
             finally:
                 db.close()
-        except (sqlite3.OperationalError, sqlite3.DatabaseError) as error:
-            raise StorageError(
-                f"the job registry cannot be used ({error})",
-                where=str(self.path),
-                fix="Check that the folder is writable and the disk not full",
-            ) from error
+        except sqlite3.DatabaseError as error:
+            raise _explained(error, self.path) from error
 
     @contextmanager
     def _transaction(self, *, durable: bool = True) -> Generator[sqlite3.Connection]:
-        with self._open(durable=durable) as db:
+        with self._open() as db:
+            db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
@@ -96,19 +95,12 @@ class Registry:
 
     def parents(self, job_id: str) -> list[Link]:
         """The jobs that a job was made from, in the order they were started."""
-        return self._links("parent_id", "job_id", job_id)
+        return self.family(job_id)[0]
 
-    def children(self, job_id: str) -> list[Link]:
-        """The jobs that were made from a job, in the order they were started."""
-        return self._links("job_id", "parent_id", job_id)
-
-    def _links(self, wanted: str, key: str, job_id: str) -> list[Link]:
-        query = (
-            f"SELECT {wanted}, role FROM lineage LEFT JOIN jobs ON jobs.id = {wanted}"
-            f" WHERE {key} = ? ORDER BY jobs.created, role"
-        )
+    def family(self, job_id: str) -> tuple[list[Link], list[Link]]:
+        """The jobs that a job was made from, and those made from it, each in the order they were started."""
         with self._open() as db:
-            return [Link(*row) for row in db.execute(query, (job_id,))]
+            return _links(db, "parent_id", "job_id", job_id), _links(db, "job_id", "parent_id", job_id)
 
     def get(self, job_id: str) -> Job:
         """The job with this id.
@@ -143,7 +135,8 @@ class Registry:
     def counts(self) -> dict[JobState, int]:
         """How many jobs are in each state."""
         with self._open() as db:
-            return {JobState(s): n for s, n in db.execute("SELECT state, COUNT(*) FROM jobs GROUP BY state")}
+            rows = db.execute("SELECT state, COUNT(*) FROM jobs GROUP BY state").fetchall()
+        return {JobState(state): count for state, count in rows if state in set(JobState)}
 
     def move(
         self,
@@ -265,6 +258,19 @@ class Registry:
             _update(db, job_id, {"cancel": request})
         return self.get(job_id)
 
+    def is_sound(self) -> bool:
+        """Whether SQLite finds its file in order."""
+        with self._open() as db:
+            return db.execute("PRAGMA integrity_check(1)").fetchone() == ("ok",)
+
+    def put_back(self, tables: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
+        """Add rows of each table (see `jobs.repair`); those whose key is there already are left as they are."""
+        with self._transaction() as db:
+            for table, rows in tables.items():
+                columns = [name for _, name, *_ in db.execute(f"PRAGMA table_info({table})")]
+                marks = ", ".join(f":{name}" for name in columns)
+                db.executemany(f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({marks})", rows)
+
     def requeue(self, job_id: str) -> Job:
         """Put a stopped job back into the queue for another attempt.
 
@@ -283,6 +289,25 @@ class Registry:
         return self.get(job_id)
 
 
+class DamagedRegistryError(StorageError):
+    """The file is not a registry any more, or not all of it."""
+
+
+def _explained(error: sqlite3.DatabaseError, path: Path) -> StorageError:
+    """What is wrong with the file, and the way out. Codes: sqlite.org/rescode.html; the low byte is the kind."""
+    kind = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    if kind in _DAMAGE:
+        return DamagedRegistryError(f"the job registry is damaged ({error})", where=str(path), fix=REPAIR)
+    if kind in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+        problem = f"has been held by another process for {_BUSY_TIMEOUT_S:g} s"
+        fix = "Nothing is lost: try again, and end the program that holds the file if it goes on"
+    elif kind in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}:
+        problem, fix = "could not be read or written", "Check that the disk is not full"
+    else:
+        problem, fix = "cannot be opened", "Check that it is a file and that its folder is writable"
+    return StorageError(f"the job registry {problem} ({error})", where=str(path), fix=fix)
+
+
 def _row(db: sqlite3.Connection, job_id: str) -> Job:
     row = db.execute(f"{_SELECT} WHERE id = ?", (job_id,)).fetchone()
     if row is not None:
@@ -290,6 +315,14 @@ def _row(db: sqlite3.Connection, job_id: str) -> Job:
     recent = [r[0] for r in db.execute("SELECT id FROM jobs ORDER BY created DESC LIMIT 200")]
     fix = did_you_mean(job_id, recent) or "list_jobs shows the ids there are"
     raise JobError(f"there is no job '{job_id}'", fix=fix)
+
+
+def _links(db: sqlite3.Connection, wanted: str, key: str, job_id: str) -> list[Link]:
+    query = (
+        f"SELECT {wanted}, role FROM lineage LEFT JOIN jobs ON jobs.id = {wanted}"
+        f" WHERE {key} = ? ORDER BY jobs.created, role"
+    )
+    return [Link(*row) for row in db.execute(query, (job_id,))]
 
 
 def _update(db: sqlite3.Connection, job_id: str, fields: Mapping[str, Any]) -> None:
@@ -306,8 +339,11 @@ def _fresh_id(db: sqlite3.Connection, kind: str) -> str:
 
 
 def _job(row: tuple[Any, ...]) -> Job:
-    values = dict(zip(_COLUMNS, row, strict=True))
-    values["state"] = JobState(values["state"])
-    values["cancel"] = CancelRequest(values["cancel"])
+    values = dict(zip(COLUMNS, row, strict=True))
+    try:
+        values["state"] = JobState(values["state"])
+        values["cancel"] = CancelRequest(values["cancel"])
+    except ValueError as error:
+        raise DamagedRegistryError(f"the row of job {values['id']} is damaged ({error})", fix=REPAIR) from error
     values["folder"] = Path(values["folder"])
     return Job(**values)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
-
-from ..core.files import read_json_lines
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -191,11 +189,11 @@ def recent_metrics(folder: Path, *, since_step: int | None = None, limit: int = 
     return records[::-1]
 
 
-def latest_values(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+def latest_values(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The last finite value of each numeric metric in ``records``."""
     values: dict[str, float] = {}
-    for record in records:
-        values |= {name: value for name, value in record.items() if _is_finite_number(value)}
+    for record in reversed(records):  # the last one has nearly all of them
+        values |= {name: v for name, v in record.items() if name not in values and _is_finite_number(v)}
     values.pop("step", None)
     return values
 
@@ -204,9 +202,10 @@ def _is_finite_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def checkpoints(folder: Path) -> list[Checkpoint]:
-    """What was saved, oldest first."""
-    return [Checkpoint.of(record) for record in read_json_lines(folder / CHECKPOINTS)]
+def checkpoints(folder: Path, *, limit: int | None = None) -> list[Checkpoint]:
+    """What was saved, oldest first; the newest ``limit``, if that is given."""
+    newest = islice(lines_backwards(folder / CHECKPOINTS), limit)
+    return [Checkpoint.of(json.loads(line)) for line in newest if line.strip()][::-1]
 
 
 def alerts(folder: Path, *, limit: int = 20) -> list[Alert]:

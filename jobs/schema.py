@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 
+from ..core.errors import StorageError
+
 
 def m001_jobs(db: sqlite3.Connection) -> None:
     """One row per job."""
@@ -58,9 +60,20 @@ def m003_lineage(db: sqlite3.Connection) -> None:
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (m001_jobs, m002_spend, m003_lineage)
 
 
-def migrate(db: sqlite3.Connection) -> None:
-    """Bring the database up to date; safe when several processes open it at once."""
-    if _version(db) >= len(MIGRATIONS):
+def migrate(db: sqlite3.Connection, *, where: str) -> None:
+    """Bring the database up to date; safe when several processes open it at once.
+
+    Raises:
+        StorageError: If a later version of this program made it. ``where``: the file, for the message.
+    """
+    if _version(db) > len(MIGRATIONS):
+        raise StorageError(
+            f"a newer version of ml-researcher made this registry (schema {_version(db)}; this one knows"
+            f" {len(MIGRATIONS)})",
+            where=where,
+            fix="Use that version, or set ML_RESEARCHER_HOME to another folder",
+        )
+    if _version(db) == len(MIGRATIONS):
         return
     db.execute("BEGIN IMMEDIATE")
     try:

@@ -216,7 +216,8 @@ class Worker:
 
     def _conclude(self, outcome: Outcome) -> None:
         self._step = outcome.step
-        write_atomically(self.folder / run_files.RESULT, json.dumps(outcome.summary, indent=2) + "\n")
+        result = {**outcome.summary, "finished": outcome.finished}
+        write_atomically(self.folder / run_files.RESULT, json.dumps(result, indent=2) + "\n")
         if outcome.finished:
             self._finish(JobState.SUCCEEDED, "")
         elif outcome.stopped_for == StopReason.CANCEL:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.errors import BackendError, MissingDependencyError
+from ..core.extras import not_installed
 from .base import Judge
 from .judge_catalog import JudgeRef
 
@@ -61,6 +62,4 @@ def service_judge(ref: JudgeRef, schema: Mapping[str, Any], limits: CallLimits, 
     except ImportError as error:
         if isinstance(error, MissingDependencyError):
             raise
-        raise MissingDependencyError(
-            f"the judge {ref.name} needs {error.name}", fix="Run: pip install 'sota-ml-researcher[evals]'"
-        ) from error
+        raise not_installed([error.name or "a client"], by=f"the judge {ref.name}") from error

@@ -10,7 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
-from ..core.errors import DataError, MissingDependencyError, ModelError
+from ..core.errors import DataError, ModelError
+from ..core.extras import not_installed
 from .chat import ChatRenderer, Message, Rendered
 
 # tokenizers ships no types.
@@ -67,9 +68,7 @@ def load_chat_template(folder: Path) -> ChatTemplate:
         import jinja2.sandbox
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise MissingDependencyError(
-            "counting tokens needs tokenizers and jinja2", fix="Run: ml-researcher setup"
-        ) from error
+        raise not_installed(["tokenizers", "jinja2"], by="counting tokens") from error
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ModelError(

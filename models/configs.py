@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from ..core.errors import ModelError, did_you_mean
+from ..core.extras import setup_command
 from .model_catalog import base_name, catalog_entry, config_defaults, load_catalog
 from .model_ref import DEMO_NAME, ModelRef
 
@@ -152,7 +153,7 @@ def _ask_hub(name: str, period: int) -> Values | str:
         from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
         from huggingface_hub.utils import build_hf_headers  # pyright: ignore[reportUnknownVariableType]
     except ImportError:
-        return "huggingface_hub is not installed (run ml-researcher setup)"
+        return f"huggingface_hub is not installed (run {setup_command()})"
     try:
         # One plain request: hf_hub_download retries an unreachable hub for 23 seconds.
         response = get_session().get(

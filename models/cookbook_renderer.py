@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..core.errors import DataError, MissingDependencyError, ModelError
+from ..core.errors import DataError, ModelError
+from ..core.extras import not_installed
 from .chat import ChatRenderer, Message, Rendered
 from .model_ref import ModelRef
 
@@ -34,9 +35,7 @@ def load_cookbook_renderer(model: ModelRef, name: str) -> CookbookRenderer:
         from tinker_cookbook import renderers, tokenizer_utils
         from tinker_cookbook.exceptions import RendererError
     except ImportError as error:
-        raise MissingDependencyError(
-            f"the renderer '{name}' needs tinker-cookbook", fix="Run: ml-researcher setup"
-        ) from error
+        raise not_installed(["tinker-cookbook"], by=f"the renderer '{name}'") from error
     try:
         tokenizer: Any = tokenizer_utils.get_tokenizer(model.wire_name)
     except (OSError, ValueError, ModuleNotFoundError) as error:

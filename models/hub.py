@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
-from ..core.errors import MissingDependencyError, ModelError
+from ..core.errors import ModelError
+from ..core.extras import not_installed
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json")
 _TIMEOUT_S = "10"
@@ -25,9 +26,7 @@ def hub_file(repository: str, name: str) -> Path:
         import huggingface_hub
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError as error:
-        raise MissingDependencyError(
-            "models on the hub need huggingface_hub", fix="Run: ml-researcher setup"
-        ) from error
+        raise not_installed(["huggingface_hub"], by="a model on the hub") from error
     try:
         return Path(cast("Any", huggingface_hub).hf_hub_download(repository, name))
     except LocalEntryNotFoundError as error:

@@ -28,7 +28,7 @@ npm install --silent --no-audit --no-fund --prefix "$work" \
 }
 export ML_RESEARCHER_HOME=$work/state
 unset ML_RESEARCHER_HTTP_KEY
-"$command" serve --http --port 0 2> "$work/server.log" &
+"$command" serve --http --no-key --port 0 2> "$work/server.log" &
 server=$!
 for _ in $(seq 100); do
   url=$(sed -n 's/.*serving \(http.*\)/\1/p' "$work/server.log")

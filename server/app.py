@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import os
 import sqlite3
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -22,10 +23,10 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import INVALID_PARAMS, Resource, Tool, ToolAnnotations
 from pydantic import ValidationError
 
-from ..core.errors import MissingDependencyError, ResearcherError, did_you_mean
+from ..core.errors import ResearcherError, did_you_mean
+from ..core.extras import not_installed
 from ..tools import TOOLS, ToolSpec
 from . import prompts, resources
-from .install import setup_command
 
 INSTRUCTIONS = (
     "Expert post-training research: LoRA fine-tuning on Tinker, on this machine, or on a cluster. "
@@ -34,6 +35,9 @@ INSTRUCTIONS = (
     "research facts with their sources; template://{kind} holds configs that run as they are. Numbers come from the "
     "tools: never invent one."
 )
+
+# Set by the plugin's launcher: after an update of the plugin the environment holds the server of before.
+PLUGIN_VARIABLE = "ML_RESEARCHER_PLUGIN_VERSION"
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +157,7 @@ def build_server() -> ResearcherServer:
         "ml-researcher",
         title="ML researcher",
         version=version("sota-ml-researcher"),
-        instructions=INSTRUCTIONS,
+        instructions=INSTRUCTIONS + _version_note(),
         log_level="WARNING",
     )
     for tool in TOOLS:
@@ -166,6 +170,16 @@ def build_server() -> ResearcherServer:
     resources.register(server)
     prompts.register(server, [tool.function.__name__ for tool in TOOLS])
     return server
+
+
+def _version_note() -> str:
+    plugin, own = os.environ.get(PLUGIN_VARIABLE), version("sota-ml-researcher")
+    if plugin in {None, own}:
+        return ""
+    return (
+        f" This server is of version {own} and its plugin of {plugin}: tell the user to run the plugin's "
+        "scripts/plugin_server.py --setup again."
+    )
 
 
 def _logging_is_set_up(level: Any = "INFO") -> None:
@@ -201,13 +215,10 @@ def _errors_for_the_reader() -> Generator[None]:
 
 
 def _for_the_reader(error: Exception) -> ToolError:
-    if isinstance(error, MissingDependencyError):
-        return ToolError(str(error).replace("ml-researcher setup", setup_command()))
+    if isinstance(error, ModuleNotFoundError) and not isinstance(error, ResearcherError):
+        error = not_installed([(error.name or "a package").partition(".")[0]], by="this")
     if isinstance(error, ResearcherError):
         return ToolError(str(error))
-    if isinstance(error, ModuleNotFoundError):
-        missing = (error.name or "a package").partition(".")[0]
-        return ToolError(f"this needs {missing}, which is not installed. Run once: {setup_command()}")
     return ToolError(f"the system refused: {error.__class__.__name__}: {error}")
 
 

@@ -40,10 +40,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--port", type=int, help="with --http: the port (default 8765; 0 takes a free one)")
     serve.add_argument("--allow-host", action="append", metavar="NAME", help="a further name clients call it by")
+    serve.add_argument(
+        "--no-key", action="store_true", help="with --http on loopback: answer every user of this machine"
+    )
     serve.set_defaults(run=_serve)
 
-    setup = commands.add_parser("setup", help="install what training on this machine needs, into this environment")
-    setup.add_argument("--dry-run", action="store_true", help="only print the command")
+    setup = commands.add_parser("setup", help="install what training, evaluation and analysis need, where this runs")
+    setup.add_argument("--cpu", action="store_true", help="take a torch without CUDA: 1.6 GB in all instead of 6")
+    setup.add_argument("--dry-run", action="store_true", help="only print the commands")
     setup.set_defaults(run=_setup)
 
     commands.add_parser("engine", help="run the embedded Tinker-compatible engine (engine --help)", add_help=False)
@@ -77,12 +81,14 @@ def _parser() -> argparse.ArgumentParser:
     checkpoints.set_defaults(run=_checkpoints)
 
     doctor = commands.add_parser("doctor", help="check this installation and say what to fix")
+    doctor.add_argument("--repair", action="store_true", help="first make a damaged job registry again")
     doctor.set_defaults(run=_doctor)
     return parser
 
 
 def _serve(options: argparse.Namespace) -> int:
     flags = [f"--{name}" for name in ("host", "port", "allow_host") if getattr(options, name) is not None]
+    flags += ["--no_key"] * options.no_key
     if flags and not options.http:
         raise ConfigError(f"{flags[0].replace('_', '-')} goes with --http", where="serve")
     gc.disable()  # the classes made at start-up stay: looking through them again and again costs a tenth of a second
@@ -98,14 +104,14 @@ def _serve(options: argparse.Namespace) -> int:
     from . import http_transport as http
 
     host, port = options.host or http.DEFAULT_HOST, http.DEFAULT_PORT if options.port is None else options.port
-    http.serve(server, host, port, options.allow_host or ())
+    http.serve(server, host, port, options.allow_host or (), needs_key=not options.no_key)
     return 0
 
 
 def _setup(options: argparse.Namespace) -> int:
-    from .install import install_training
+    from .install import install_extras
 
-    return install_training(dry_run=options.dry_run)
+    return install_extras(cpu=options.cpu, dry_run=options.dry_run)
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -156,6 +162,8 @@ def _checkpoints(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from .doctor import run_doctor
+    from .doctor import repair, run_doctor
 
+    if options.repair:
+        repair()
     return run_doctor()

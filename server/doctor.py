@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ from rich.table import Table
 from ..backends.connection import TINKER_KEY, remote, supported_models
 from ..backends.embedded import running_engine
 from ..core.errors import ResearcherError
-from ..core.extras import missing_packages
+from ..core.extras import missing_packages, setup_command
 from ..core.paths import home
 from ..jobs import control
 from ..jobs.registry import Registry
+from ..rewards.sandbox.modes import isolation
 
 _LOW_DISK_GB = 5.0
 
@@ -46,6 +48,23 @@ def run_doctor() -> int:
     return 1 if any(check.ok is False for check in checks) else 0
 
 
+def repair() -> None:
+    """Make a damaged job registry again, and say what came of it.
+
+    Raises:
+        StorageError: If it cannot be done; nothing is changed then.
+    """
+    from ..jobs.repair import repair_registry
+
+    done = repair_registry()
+    say = Console(soft_wrap=True).print
+    say(f"Job registry: {done.read} jobs read, {len(done.restored)} made again from their run folders.")
+    for job_id in done.restored:
+        say(f"  {job_id}")
+    if done.kept_as:
+        say(f"The damaged file is kept as {done.kept_as}. What was spent is known for the jobs above alone.")
+
+
 def _safely(check: Callable[[], Check]) -> Check:
     try:
         return check()
@@ -66,12 +85,25 @@ def check_server_packages() -> Check:
     return Check("server packages", True, f"sota-ml-researcher {version('sota-ml-researcher')}, mcp {version('mcp')}")
 
 
-def check_training_packages() -> Check:
+def check_training() -> Check:
     """What workers and the engine need."""
-    if missing := missing_packages("train"):
-        return Check("training packages", False, f"missing: {', '.join(missing)}", "ml-researcher setup")
-    versions = ", ".join(f"{name} {_version(name)}" for name in ("tinker", "tinker-cookbook", "torch", "transformers"))
-    return Check("training packages", True, versions)
+    return _packages("training", "train", ("tinker", "tinker-cookbook", "torch", "transformers"))
+
+
+def check_evaluation() -> Check:
+    """What judge evaluations and benchmarks need."""
+    return _packages("evaluation", "evals", ("scipy", "statsmodels", "inspect-ai"))
+
+
+def check_analysis() -> Check:
+    """What analyze_run and compare_runs need."""
+    return _packages("analysis", "analysis", ("matplotlib", "ruptures", "pyarrow"))
+
+
+def _packages(topic: str, extra: str, shown: tuple[str, ...]) -> Check:
+    if missing := missing_packages(extra):
+        return Check(topic, False, f"missing: {', '.join(missing)}", setup_command())
+    return Check(topic, True, ", ".join(f"{name} {_version(name)}" for name in shown))
 
 
 def _version(distribution: str) -> str:
@@ -117,8 +149,37 @@ def check_processor() -> Check:
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text(encoding="utf-8").split() if cpuinfo.exists() else []
     fast = "bf16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "fp32"
-    gpu = "an NVIDIA GPU, " if shutil.which("nvidia-smi") else ""
-    return Check("processor", True, f"{gpu}{os.cpu_count()} cores, fast in {fast}")
+    return Check("processor", True, f"{os.cpu_count()} cores, fast in {fast}")
+
+
+def check_gpu() -> Check:
+    """The GPUs there are, and whether the installed torch is a build that can use them."""
+    listing = _output("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader")
+    if not listing:
+        return Check("GPU", None, "none found: the embedded engine computes on the processor")
+    names = "; ".join(line.strip() for line in listing.splitlines())
+    torch = _version("torch")
+    if torch.endswith("+cpu"):
+        return Check("GPU", False, f"{names}; torch {torch} cannot use it", f"Uninstall torch, then {setup_command()}")
+    return Check("GPU", True, names)
+
+
+def _output(*command: str) -> str:
+    """What a program prints; nothing if it is not there or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def check_sandbox() -> Check:
+    """Whether rewards that run programs have a sandbox here."""
+    found = isolation()
+    if found.mode is None:
+        why = f"none, so rewards that run programs are refused ({found.reason})"
+        return Check("sandbox", None, why, "Install bubblewrap")
+    return Check("sandbox", True, found.mode)
 
 
 def check_compiler() -> Check:
@@ -132,11 +193,15 @@ def check_compiler() -> Check:
 _CHECKS: tuple[Callable[[], Check], ...] = (
     check_python,
     check_server_packages,
-    check_training_packages,
+    check_training,
+    check_evaluation,
+    check_analysis,
     check_state_folder,
     check_job_registry,
     check_embedded_engine,
     check_hosted_tinker,
     check_processor,
+    check_gpu,
     check_compiler,
+    check_sandbox,
 )

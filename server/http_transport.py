@@ -1,19 +1,27 @@
-"""Streamable HTTP: loopback unless told otherwise, host and origin checked, a bearer key beyond loopback."""
+"""Streamable HTTP: loopback unless told otherwise, host and origin checked, and a bearer key.
+
+Loopback is open to every user of the machine, and the tools read and start what their own user may: so there is a key
+there too, made at the first start and kept where only that user can read it.
+"""
 
 from __future__ import annotations
 
 import hmac
 import ipaddress
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcp.server import MCPServer
 from mcp.server.transport_security import TransportSecuritySettings
 
 from ..core.errors import ConfigError
+from ..core.files import storage_errors, write_atomically
+from ..core.paths import home
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -25,7 +33,9 @@ MIN_KEY_LENGTH = 16
 _LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 
-def serve(server: MCPServer[Any], host: str, port: int, allow_hosts: Sequence[str] = ()) -> None:
+def serve(
+    server: MCPServer[Any], host: str, port: int, allow_hosts: Sequence[str] = (), *, needs_key: bool = True
+) -> None:
     """Answer MCP clients over HTTP until interrupted.
 
     Args:
@@ -33,17 +43,26 @@ def serve(server: MCPServer[Any], host: str, port: int, allow_hosts: Sequence[st
         host: The address to listen on.
         port: The port; 0 takes a free one, which is printed.
         allow_hosts: Further names that clients may call it by.
+        needs_key: False answers every user of this machine; refused beyond loopback.
 
     Raises:
-        ConfigError: If the address cannot be had, or a key is needed and missing.
+        ConfigError: If the address cannot be had, or a key is needed beyond loopback and not set.
+        StorageError: If the key of this machine cannot be read or kept.
     """
     import uvicorn
 
     key = os.environ.pop(KEY_VARIABLE, "")  # workers and the engine inherit the environment; this is not for them
+    if not needs_key and key:
+        raise ConfigError(f"--no-key contradicts {KEY_VARIABLE}, which is set", where="serve", fix="Leave one out")
+    note = ""
+    if needs_key and not key and is_loopback(host):
+        key, kept = own_key()
+        note = f"; clients send 'Authorization: Bearer KEY', the key in {kept}"
     app = build_app(server, host, allow_hosts, key)
     with _listen(host, port) as listener:
         address = f"[{host}]" if ":" in host else host
-        print(f"ml-researcher: serving http://{address}:{listener.getsockname()[1]}{PATH}", file=sys.stderr, flush=True)
+        url = f"http://{address}:{listener.getsockname()[1]}{PATH}"
+        print(f"ml-researcher: serving {url}{note}", file=sys.stderr, flush=True)
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
 
 
@@ -63,6 +82,19 @@ def build_app(server: MCPServer[Any], host: str, allow_hosts: Sequence[str], key
         streamable_http_path=PATH, host=host, transport_security=_security(host, allow_hosts)
     )
     return BearerKey(app, key) if key else app
+
+
+def own_key() -> tuple[str, Path]:
+    """The key of this user's servers on loopback, made at the first call, and the file it is kept in (mode 600).
+
+    Raises:
+        StorageError: If the file cannot be read or written.
+    """
+    path = home() / "http.key"
+    with storage_errors(path):
+        if not path.exists():
+            write_atomically(path, secrets.token_urlsafe(24) + "\n")
+        return path.read_text(encoding="utf-8").strip(), path
 
 
 def is_loopback(host: str) -> bool:
@@ -88,7 +120,8 @@ class BearerKey:
                 from starlette.responses import PlainTextResponse
 
                 refused = PlainTextResponse(
-                    f"This server needs the header 'Authorization: Bearer KEY', KEY being its {KEY_VARIABLE}.\n",
+                    f"This server needs the header 'Authorization: Bearer KEY', KEY being its {KEY_VARIABLE}, or on the"
+                    " machine it runs on the one in http.key in its state folder (ml-researcher doctor names that).\n",
                     status_code=401,
                     headers={"WWW-Authenticate": "Bearer"},
                 )

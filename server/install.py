@@ -1,58 +1,76 @@
-"""``ml-researcher setup``: the training packages, into the environment that this command runs in."""
+"""``ml-researcher setup``: every optional package, into the environment that this command runs in."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from importlib.metadata import requires
-from pathlib import Path
 
 from ..core.errors import MissingDependencyError
+from ..core.extras import DISTRIBUTION, PACKAGES
 
-_DISTRIBUTION, _EXTRA = "sota-ml-researcher", "train"
-
-
-def setup_command() -> str:
-    """What a user types to run this: the command's name, or the interpreter where it is not on the PATH."""
-    command = shutil.which("ml-researcher")
-    if command and Path(command).resolve().parent == Path(sys.executable).parent:
-        return "ml-researcher setup"
-    return f'"{sys.executable}" -m sota_ml_researcher.server setup'
+# Where PyTorch keeps builds without CUDA; those of the package index bring 4 GB of it on Linux.
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+INDEX_VARIABLE = "ML_RESEARCHER_TORCH_INDEX"
 
 
-def install_training(*, dry_run: bool) -> int:
+def install_extras(*, cpu: bool, dry_run: bool) -> int:
     """Install them with pip, or with uv where there is no pip; returns the installer's exit code.
 
+    Args:
+        cpu: Take a torch without CUDA.
+        dry_run: Only print the commands.
+
     Raises:
-        MissingDependencyError: If there is neither.
+        MissingDependencyError: If there is neither pip nor uv.
     """
-    command = install_command()
-    print(shlex.join(command), file=sys.stderr, flush=True)
-    return 0 if dry_run else subprocess.run(command, check=False).returncode
+    for command in install_commands(cpu=cpu):
+        print(shlex.join(command), file=sys.stderr, flush=True)
+        code = 0 if dry_run else subprocess.run(command, check=False).returncode
+        if code:
+            again = "What was installed is kept: run the same command again once the cause above is gone."
+            hint = f" {INDEX_VARIABLE} names another index with CPU builds of torch." if cpu else ""
+            print(f"ml-researcher: the installer ended with code {code}. {again}{hint}", file=sys.stderr)
+            return code
+    return 0
 
 
-def install_command() -> list[str]:
-    """The command that installs the training extra's requirements, as the installed release states them.
+def install_commands(*, cpu: bool) -> list[list[str]]:
+    """The commands that install the extras' requirements, as the installed release states them.
 
-    Not ``pip install sota-ml-researcher[train]``: that could replace an editable or unpublished copy by another one.
+    Not ``pip install sota-ml-researcher[all]``: that could replace an editable or unpublished copy by another one.
 
     Raises:
         MissingDependencyError: If neither pip nor uv is there.
     """
+    installer = _installer()
+    everything = requirements()
+    commands = [[*installer, *everything]]
+    if cpu:  # first and alone: what is installed already fits, and the other packages are not on that index
+        index = os.environ.get(INDEX_VARIABLE) or CPU_INDEX
+        torch = next(r for r in everything if re.match(r"torch\b", r))
+        commands.insert(0, [*installer, "--index-url", index, torch])
+    return commands
+
+
+def _installer() -> list[str]:
     if importlib.util.find_spec("pip"):
-        return [sys.executable, "-m", "pip", "install", *training_requirements()]
+        return [sys.executable, "-m", "pip", "install"]
     if uv := shutil.which("uv"):
-        return [uv, "pip", "install", "--python", sys.executable, *training_requirements()]
+        return [uv, "pip", "install", "--python", sys.executable]
     raise MissingDependencyError(
         "this environment has no pip, and there is no uv to install with", fix=f"Run: {sys.executable} -m ensurepip"
     )
 
 
-def training_requirements() -> list[str]:
-    """The requirements of the training extra, such as ``torch<2.14,>=2.11``."""
-    optional = [line.split(";", 1) for line in requires(_DISTRIBUTION) or [] if ";" in line]
-    return [name.strip() for name, marker in optional if re.search(rf"extra\s*==\s*['\"]{_EXTRA}['\"]", marker)]
+def requirements() -> list[str]:
+    """What the extras need, each once, such as ``torch<2.14,>=2.11``."""
+    wanted = "|".join(PACKAGES)
+    optional = [line.split(";", 1) for line in requires(DISTRIBUTION) or [] if ";" in line]
+    own = [name.strip() for name, marker in optional if re.search(rf"extra\s*==\s*['\"]({wanted})['\"]", marker)]
+    return list(dict.fromkeys(own))

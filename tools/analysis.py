@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
@@ -12,7 +11,7 @@ import anyio.to_thread
 from mcp_types import CallToolResult, ImageContent
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from ..core.errors import MissingDependencyError
+from ..core.extras import require_packages
 from .answers import MAX_TEXT, answer
 
 if TYPE_CHECKING:
@@ -108,10 +107,11 @@ async def compare_runs(
 
 
 def _compared(targets: Sequence[str], metric: str | None) -> tuple[RunsCompared, bytes]:
-    with _analysis_packages():
-        from ..analysis.comparison import compare
-        from ..analysis.comparison_report import next_experiment, settings_line, write_comparison
-        from ..analysis.runs import load_run
+    require_packages("analysis", by="a comparison")
+    from ..analysis.comparison import compare
+    from ..analysis.comparison_report import next_experiment, settings_line, write_comparison
+    from ..analysis.runs import load_run
+
     extra = [metric] if metric else []
     comparison = compare([load_run(target, extra=extra) for target in targets], metric)
     written = write_comparison(comparison)
@@ -128,11 +128,12 @@ def _compared(targets: Sequence[str], metric: str | None) -> tuple[RunsCompared,
 
 
 def _analyzed(target: str) -> tuple[Analysis, bytes]:
-    with _analysis_packages():
-        from ..analysis.diagnosis import diagnose
-        from ..analysis.plots import run_picture
-        from ..analysis.report import verdict, write_report
-        from ..analysis.runs import load_run
+    require_packages("analysis", by="an analysis")
+    from ..analysis.diagnosis import diagnose
+    from ..analysis.plots import run_picture
+    from ..analysis.report import verdict, write_report
+    from ..analysis.runs import load_run
+
     diagnosis = diagnose(load_run(target))
     png = run_picture(diagnosis)
     written = write_report(diagnosis, png)
@@ -146,17 +147,6 @@ def _analyzed(target: str) -> tuple[Analysis, bytes]:
         next=findings[0].next_experiment if findings else _healthy(diagnosis),
     )
     return analysis, png
-
-
-@contextmanager
-def _analysis_packages() -> Generator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"analysis needs {error.name or 'a package'} that is not installed",
-            fix="pip install 'sota-ml-researcher[analysis]'",
-        ) from error
 
 
 def _healthy(diagnosis: Diagnosis) -> str:

@@ -74,7 +74,7 @@ def view(job: Job, *, since_step: int | None = None) -> JobView:
     """Everything about one job that fits an answer; the series holds what came after ``since_step``."""
     records = run_files.recent_metrics(job.folder, since_step=since_step, limit=_SHOWN_STEPS)
     result = run_files.result(job.folder) if job.state not in ACTIVE else None
-    registry = Registry()
+    parents, children = Registry().family(job.id)
     return JobView(
         **row(job),
         eta_s=_eta_s(job),
@@ -84,12 +84,12 @@ def view(job: Job, *, since_step: int | None = None) -> JobView:
         metrics=run_files.latest_values(records),
         series=[{name: r[name] for name in SERIES if name in r} for r in records],
         alerts=run_files.alerts(job.folder, limit=10),
-        checkpoints=run_files.checkpoints(job.folder)[-_SHOWN_CHECKPOINTS:],
+        checkpoints=run_files.checkpoints(job.folder, limit=_SHOWN_CHECKPOINTS),
         final_checkpoint=result.final_checkpoint if result else None,
         best_checkpoint=result.best_checkpoint if result else None,
         verdict=result.verdict_text if result else None,
-        parents=registry.parents(job.id),
-        children=registry.children(job.id),
+        parents=parents,
+        children=children,
         next=next_step(job),
     )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from ..backends.connection import remote, supported_models
-from ..core.errors import ModelError
+from ..core.errors import MissingDependencyError, ModelError
 from ..core.extras import require_packages
 from ..core.names import BackendName
 from ..jobs import plan_store
@@ -81,9 +81,15 @@ def pass_gate(launch: Launch, *, validate_only: bool, plan_id: str | None) -> St
     needs_backend = bool(launch.trains or launch.samples)
     if needs_backend:
         require_models(config.backend, config.base_url, trains=launch.trains, samples=launch.samples)
+    extras = ("train" if needs_backend else None, KINDS[launch.kind].extra)
     if validate_only:
-        return Standing(next=f"call {tool} again without validate_only to start it")
-    require_packages("train" if needs_backend else None, KINDS[launch.kind].extra, by="this job")
+        again = f"call {tool} again without validate_only to start it"
+        try:
+            require_packages(*extras, by="a start")
+        except MissingDependencyError as error:
+            again = f"{error} Then {again}"
+        return Standing(next=again)
+    require_packages(*extras, by="this job")
     if plan_id is not None:
         plan_store.redeem(plan_id, launch.kind, _mark(launch))
     elif launch.bills_elsewhere or (needs_backend and _charges(config.backend)):

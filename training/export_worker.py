@@ -17,7 +17,8 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import BackendError, ConfigError, MissingDependencyError, ModelError, ResearcherError, StorageError
+from ..core.errors import BackendError, ConfigError, ModelError, ResearcherError, StorageError
+from ..core.extras import not_installed
 from ..core.files import storage_errors, sync_folder, write_atomically
 from .export import MARKER, ExportRequest, ExportResult
 
@@ -127,7 +128,7 @@ def _download(request: ExportRequest, folder: Path) -> Path:
         from tinker_cookbook import weights
         from tinker_cookbook.exceptions import WeightsDownloadError
     except ImportError as error:
-        raise MissingDependencyError("an export needs the training packages", fix="Run: ml-researcher setup") from error
+        raise not_installed(["tinker", "tinker-cookbook"], by="an export") from error
     try:
         if _is_state(request.checkpoint):
             with tinker.ServiceClient() as service, _external_copy(service, request.checkpoint) as path:

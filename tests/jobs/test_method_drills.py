@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import anyio
+import psutil
 import pytest
 from job_helpers import dpo_settings, tiny_rl, wait_until
 from job_helpers import settings as sft_settings
-from mcp import Client
+from mcp import Client, StdioServerParameters
 
 from sota_ml_researcher.core.paths import engine_folder
-from sota_ml_researcher.jobs import run_files
+from sota_ml_researcher.jobs import control, run_files
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.states import ACTIVE, Job
 from sota_ml_researcher.server.app import build_server
 
 pytestmark = [pytest.mark.drill, pytest.mark.usefixtures("stop_engine")]
 
+# Of workers, engines and servers together, per method, with and without compiled loops.
+KILLS = 18
 # What depends on the clock or on the name of a run; everything else must repeat.
 _OF_THE_MOMENT = ("time/",)
 
@@ -196,3 +202,61 @@ def test_an_engine_that_dies_before_the_first_step_is_noticed(
     call("resume_job", job_id=job_id)
     assert finished(job_id)["state"] == "succeeded"
     assert [r["step"] for r in records(Registry().get(job_id))] == list(range(settings["num_steps"] + 1))
+
+
+def through_a_server_that_is_killed(tool: str, **arguments: Any) -> dict[str, Any]:
+    """Call a tool of a server of its own, which does not outlive its answer."""
+    command = [sys.executable, "-m", "sota_ml_researcher.server"]
+    parameters = StdioServerParameters(command=command[0], args=[*command[1:], "serve"], env=dict(os.environ))
+    answers: list[dict[str, Any]] = []
+
+    async def run() -> None:
+        async with Client(parameters) as client:
+            result = await client.call_tool(tool, arguments)
+            answers.append(dict(result.structured_content or {"error": result.content}))
+            for child in psutil.Process().children():
+                if child.cmdline()[1:4] == [*command[1:], "serve"]:
+                    child.kill()
+
+    with suppress(BaseExceptionGroup):  # the client notices that its server is gone
+        anyio.run(run)
+    assert answers and "error" not in answers[0], answers
+    return answers[0]
+
+
+@pytest.mark.parametrize("kernels", ["on", "off"])
+@pytest.mark.parametrize(
+    ("tool", "config"),
+    [("start_sft", sft_config), ("start_dpo", dpo_config), ("start_grpo", rl_config)],
+    ids=["sft", "dpo", "rl"],
+)
+def test_kills_at_any_moment_lose_and_double_nothing(
+    tool: str,
+    config: Callable[[Path, Path], dict[str, Any]],
+    kernels: str,
+    tmp_path: Path,
+    tiny_weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ML_RESEARCHER_KERNELS", kernels)
+    settings = config(tmp_path, tiny_weights)
+    whole = call(tool, overrides=settings)["job_id"]
+    assert finished(whole)["state"] == "succeeded"
+    rng = random.Random(f"{tool} {kernels}")
+    kills = 0
+    while kills < KILLS:
+        job_id = through_a_server_that_is_killed(tool, overrides=settings)["job_id"]
+        kills += 1
+        while kills < KILLS and Registry().get(job_id).state in ACTIVE:
+            time.sleep(rng.uniform(0.0, 8.0))  # while it starts, trains, saves or validates
+            job = control.look(Registry(), job_id)
+            if job.state in ACTIVE:
+                with suppress(ProcessLookupError, FileNotFoundError):
+                    kill_engine() if rng.random() < 0.4 else kill_worker(job)
+                    kills += 1
+            if finished(job_id)["state"] != "succeeded":
+                through_a_server_that_is_killed("resume_job", job_id=job_id)
+                kills += 1
+        while finished(job_id)["state"] != "succeeded":  # the last kill
+            call("resume_job", job_id=job_id)
+        same_end(job_id, whole, settings["num_steps"])

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sota_ml_researcher.jobs import control, processes
@@ -43,6 +44,20 @@ def test_a_dead_process_leaves_an_interrupted_job(registry: Registry) -> None:
 def test_a_pid_used_again_by_another_process_is_not_mistaken(registry: Registry) -> None:
     job = running(registry, os.getpid(), 1000.0)
     assert control.look(registry, job.id).state is JobState.INTERRUPTED
+
+
+def test_a_step_of_the_system_clock_leaves_a_live_job_alone(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = running(registry, os.getpid(), processes.start_time_of(os.getpid()))
+    told = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: told(process) + 3600)  # it moves with the clock
+    assert control.look(registry, job.id).state is JobState.RUNNING
+
+
+def test_a_job_started_by_an_earlier_version_is_still_known(registry: Registry) -> None:
+    job = running(registry, os.getpid(), psutil.Process().create_time())
+    assert control.look(registry, job.id).state is JobState.RUNNING
 
 
 def test_a_job_whose_process_never_came_is_given_up_after_the_grace(registry: Registry) -> None:

