@@ -65,7 +65,8 @@ class PreferenceFindings:
             which = "longer" if share > 0.5 else "shorter"
             warnings.append(
                 f"the {which} answer is the chosen one in {max(share, 1 - share):.0%} of pairs of unequal length: "
-                "length may be all that is learnt (dpo.length); loss: dpo_norm, or balance the data"
+                "length may be all that is learnt (dpo.length): balance the data, or take loss: dpo_norm, which has "
+                "a beta of its own (dpo.beta.norm)"
             )
         return warnings
 

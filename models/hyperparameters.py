@@ -71,15 +71,17 @@ def recommended_learning_rate(
     base = number("lora.lr.base") * (number("lora.lr.over_full") if method == "sft" else 1.0)
     shared = ("lora.lr.base", "lora.lr.over_full") if method == "sft" else ("lora.lr.base",)
     if family is None:
+        value = number("lora.lr.uncalibrated") / (1.0 if method == "sft" else number("lora.lr.over_full"))
         note = (
-            f"no rate was fitted for this family ({config.model_type or 'unknown'}): this is the formula without its "
-            "width factor. Compare a third and three times the value on a short run before trusting it."
+            f"no rate was fitted for this family ({config.model_type or 'unknown'}): this is the start that lost least "
+            "over ten models of other families. Compare a third and three times the value on a short run before "
+            "trusting it."
         )
         return Recommendation(
-            value=base,
-            rule_ids=("lora.lr.uncalibrated", *shared),
+            value=value,
+            rule_ids=("lora.lr.uncalibrated", *(("lora.lr.over_full",) if method == "full" else ())),
             confidence="low",
-            note=note + _short_run(base, steps),
+            note=note + _short_run(value, steps),
         )
     decider = f"lora.lr.exponent.{family}"
     reference = integer("lora.lr.reference_hidden")

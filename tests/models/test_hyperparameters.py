@@ -5,7 +5,7 @@ from tinker_cookbook.exceptions import ConfigurationError
 from tinker_cookbook.hyperparam_utils import get_lr
 
 from sota_ml_researcher.core.errors import ConfigError
-from sota_ml_researcher.doctrine.rules import load_rules
+from sota_ml_researcher.doctrine.rules import load_rules, number
 from sota_ml_researcher.models.configs import ModelConfig
 from sota_ml_researcher.models.hyperparameters import (
     derive_batch_size,
@@ -38,6 +38,7 @@ def test_the_learning_rate_is_the_cookbooks_or_admits_low_confidence(name: str) 
     except (NotImplementedError, ConfigurationError):
         assert (found.confidence, found.rule_id) == ("low", "lora.lr.uncalibrated")
         assert "no rate was fitted" in found.note
+        assert found.value == number("lora.lr.uncalibrated")
     else:
         assert found.value == pytest.approx(expected, rel=1e-12)
         assert found.confidence == "high"

@@ -17,7 +17,6 @@ PreferenceLoss = Literal[DpoLoss, "reward_model"]
 
 DEFAULT_RULES: Mapping[str, str] = {
     **SHARED_RULES,
-    "beta": "dpo.beta",
     "lr_schedule": "dpo.schedule",
     "ref_model": "dpo.reference",
     "loss": "dpo.variants",
@@ -25,10 +24,18 @@ DEFAULT_RULES: Mapping[str, str] = {
 }
 
 
+# The usual beta of each loss: one holds for log-ratios summed over an answer, the others for their mean per token.
+BETA_RULES: Mapping[PreferenceLoss, str] = {"dpo": "dpo.beta", "dpo_norm": "dpo.beta.norm", "ipo": "dpo.beta.ipo"}
+
+
 class DpoConfig(OfflineConfig):
     """Settings of one DPO or reward-model job. ``train_file`` holds pairs: prompt, chosen, rejected."""
 
-    beta: PositiveReal = Field(0.1, description="Strength of the pull to the reference; smaller moves further from it")
+    beta: PositiveReal | None = Field(
+        None,
+        description="Strength of the pull to the reference; smaller moves further from it. Null: 0.1 for dpo, 5 for "
+        "dpo_norm and 1 for ipo, whose log-ratios are per token",
+    )
     loss: PreferenceLoss = Field(
         "dpo",
         description="dpo: sigmoid; ipo: squared, on log-ratios per token; dpo_norm: sigmoid, on log-ratios per token; "

@@ -102,6 +102,7 @@ class Preferences:
         """The loss of interleaved pairs, and what is logged of it."""
         config = self._config
         scores = pair_scores(data, policy, reference)
+        assert config.beta is not None, "the plan fills it in"
         loss = preference_loss(scores, loss=config.loss, beta=config.beta, label_smoothing=config.label_smoothing)
         return loss, preference_metrics(scores, loss, beta=config.beta)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ...backends.estimate import CostEstimate
 from ...backends.meter import Usage
-from ...core.settings import Settings
+from ...core.settings import Origin, Settings
 from ...data.preference_check import check_preferences
 from ...data.preferences import PreferenceCounts, count_pairs
 from ...doctrine.rules import integer, number
@@ -15,7 +15,7 @@ from ...models.hyperparameters import Derived, derive_batch_size, derive_learnin
 from ...models.renderers import load_renderer
 from .. import plan as shared
 from ..plan import Plan
-from .config import DpoConfig
+from .config import BETA_RULES, DpoConfig
 
 # A custom loss is a forward pass, then the gradient: the SDK sends the batch twice.
 _CUSTOM_PASSES = 2
@@ -31,7 +31,7 @@ def plan_dpo(settings: Settings[DpoConfig]) -> Plan[DpoConfig]:
         DataError: If the data cannot be used.
         ModelError: If the model, its tokenizer or its chat template cannot be had.
     """
-    settings, model = shared.with_model(settings)
+    settings, model = shared.with_model(_with_beta(settings))
     config = settings.config
     renderer = load_renderer(config.base_model, config.renderer)
     counts = count_pairs(Path(config.train_file), renderer, max_seq_len=config.max_seq_len)
@@ -65,10 +65,20 @@ def plan_dpo(settings: Settings[DpoConfig]) -> Plan[DpoConfig]:
     )
 
 
+def _with_beta(settings: Settings[DpoConfig]) -> Settings[DpoConfig]:
+    loss, beta = settings.config.loss, settings.config.beta
+    if beta is not None or loss not in BETA_RULES:
+        return settings
+    rule_id = BETA_RULES[loss]
+    origin = Origin(kind="derived", rule=rule_id, reason=f"usual for loss {loss}")
+    return settings.derived({"beta": (number(rule_id), origin)})
+
+
 def _learning_rate(config: DpoConfig, model: ModelConfig, steps: int) -> Derived:
     if config.loss == "reward_model":  # supervised learning of a label
         return derive_learning_rate(model, steps=steps)
-    return Derived(number("dpo.lr"), "dpo.lr", "the start for LoRA; far below the rate of SFT")
+    rule_id = "dpo.lr.norm" if config.loss == "dpo_norm" else "dpo.lr"
+    return Derived(number(rule_id), rule_id, "the start for LoRA; far below the rate of SFT")
 
 
 def _warnings(config: DpoConfig, counts: PreferenceCounts, total_steps: int) -> list[str]:

@@ -76,7 +76,7 @@ class RlConfig(TrainingConfig):
         "mean", description="mean: reward - group mean (Dr. GRPO); grpo: also divided by the group's deviation"
     )
     drop_constant_groups: bool = Field(
-        True, description="Leave groups with one reward out of the update (DAPO's dynamic sampling)"
+        True, description="Leave groups with one reward out of the update; DAPO would draw others in their place"
     )
     overlong_buffer_tokens: Annotated[int, Field(ge=0)] = Field(
         0, description="DAPO: within this many tokens of the limit the reward falls, by up to 1"

@@ -318,7 +318,10 @@ def _warnings(config: RlConfig, total_steps: int, report: RewardReport | None, l
             "another temperature than 1 makes the sampled and the trained distribution differ (rl.temperature)"
         )
     if (config.max_steps_off_policy or 0) > integer("rl.staleness"):
-        warnings.append(f"samples may be {config.max_steps_off_policy} steps old; under 5 is safe (rl.staleness)")
+        warnings.append(
+            f"samples may be {config.max_steps_off_policy} steps old: start under {integer('rl.staleness')}, and bound "
+            "what stale ones can do by loss_fn ppo or cispo (rl.staleness)"
+        )
     if config.val_file is None:
         warnings.append("no val_file: held-out reward cannot be seen and no best checkpoint is kept")
     if total_steps < 10:

@@ -5,7 +5,7 @@ import pytest
 
 from sota_ml_researcher.core.errors import ConfigError, DataError
 from sota_ml_researcher.doctrine.rules import rule
-from sota_ml_researcher.training.dpo.config import DpoConfig, load_dpo_settings
+from sota_ml_researcher.training.dpo.config import load_dpo_settings
 from sota_ml_researcher.training.dpo.plan import plan_dpo
 
 BASE = {"base_model": "demo", "train_file": "demo:dpo_train", "val_file": "demo:dpo_val"}
@@ -20,7 +20,18 @@ def test_the_plan_derives_what_was_left_out_from_the_rules() -> None:
     assert config.batch_size == 4  # 400 pairs in at least 100 steps
     assert plan.settings.origins["batch_size"].rule == "sft.steps.min"
     assert plan.total_steps == 100
-    assert DpoConfig.model_fields["beta"].default == rule("dpo.beta").value
+
+
+@pytest.mark.parametrize(
+    ("loss", "beta", "rate"), [("dpo", "dpo.beta", "dpo.lr"), ("dpo_norm", "dpo.beta.norm", "dpo.lr.norm"),
+                               ("ipo", "dpo.beta.ipo", "dpo.lr")]
+)  # fmt: skip
+def test_each_loss_has_a_beta_and_a_rate_of_its_own(loss: str, beta: str, rate: str) -> None:
+    settings = plan_dpo(load_dpo_settings(None, {**BASE, "loss": loss})).settings
+    assert (settings.config.beta, settings.config.learning_rate) == (rule(beta).value, rule(rate).value)
+    assert settings.origins["beta"].rule == beta
+    given = plan_dpo(load_dpo_settings(None, {**BASE, "loss": loss, "beta": 0.3})).settings
+    assert given.config.beta == 0.3
 
 
 @pytest.mark.parametrize(
