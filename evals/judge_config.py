@@ -125,4 +125,11 @@ class JudgeEvalConfig(BaseModel):
 
 def load_judge_settings(config_file: Path | None, overrides: Mapping[str, Any] | None) -> Settings[JudgeEvalConfig]:
     """Read and check a judge evaluation's config (see `load_settings` for the errors)."""
-    return load_settings(JudgeEvalConfig, config_file, overrides, retired=RETIRED_KEYS, default_rules=DEFAULT_RULES)
+    return load_settings(
+        JudgeEvalConfig,
+        config_file,
+        overrides,
+        retired=RETIRED_KEYS,
+        default_rules=DEFAULT_RULES,
+        kinds=("judge_eval",),
+    )

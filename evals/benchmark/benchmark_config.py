@@ -126,4 +126,11 @@ def grader_price(config: BenchmarkConfig) -> Price | None:
 
 def load_benchmark_settings(config_file: Path | None, overrides: Mapping[str, Any] | None) -> Settings[BenchmarkConfig]:
     """Read and check a benchmark's config (see `load_settings` for the errors)."""
-    return load_settings(BenchmarkConfig, config_file, overrides, retired={}, default_rules=DEFAULT_RULES)
+    return load_settings(
+        BenchmarkConfig,
+        config_file,
+        overrides,
+        retired={},
+        default_rules=DEFAULT_RULES,
+        kinds=("benchmark",),
+    )
