@@ -7,6 +7,7 @@ from typing import Any
 
 from ..core.errors import DataError, MissingDependencyError, ModelError
 from .chat import ChatRenderer, Message, Rendered
+from .hub import cache_if_offline
 from .model_ref import ModelRef
 
 
@@ -38,7 +39,8 @@ def load_cookbook_renderer(model: ModelRef, name: str) -> CookbookRenderer:
             f"the renderer '{name}' needs tinker-cookbook", fix="Run: ml-researcher setup"
         ) from error
     try:
-        tokenizer: Any = tokenizer_utils.get_tokenizer(model.wire_name)
+        with cache_if_offline():
+            tokenizer: Any = tokenizer_utils.get_tokenizer(model.wire_name)
     except (OSError, ValueError, ModuleNotFoundError) as error:
         raise ModelError(
             "its tokenizer is not on this machine and the Hugging Face hub is out of reach",

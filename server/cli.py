@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import sqlite3
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -48,8 +47,12 @@ class Commands(click.Group):
         except (KeyboardInterrupt, click.Abort):
             click.echo(err=True)
             ctx.exit(130)
-        except (ModuleNotFoundError, sqlite3.Error, OSError) as error:
+        except (ModuleNotFoundError, OSError) as error:
             raise _of_the_system(error) from error
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except Exception as error:
+            raise Refused(_bug(error)) from error
         ctx.exit(int(code or 0))
 
 
@@ -65,6 +68,19 @@ def _of_the_system(error: Exception) -> Exception:
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would try to write the rest at its end, and say so
     return Refused(f"the system refused: {type(error).__name__}: {error}")
+
+
+def _bug(error: Exception) -> str:
+    """One sentence; the traceback is kept where it can be sent from."""
+    from traceback import format_exception
+
+    from ..core.files import appending
+    from ..core.paths import home
+
+    path = home() / "errors.txt"
+    with appending(path) as file:
+        file.write("".join(format_exception(error)).encode())
+    return f"this is a bug of this program ({type(error).__name__}: {error}). Its traceback is in {path}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

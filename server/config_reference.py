@@ -48,6 +48,10 @@ def keys_of(kind: str) -> list[Key]:
     rules: Mapping[str, str] = getattr(sys.modules[resolve_name(KINDS[kind].load).__module__], "DEFAULT_RULES", {})
     schema = model.model_json_schema(mode="validation")
     keys = list(_keys(schema, schema.get("$defs", {}), rules))
+    for key in keys:
+        field = model.model_fields[key.name]
+        if field.default_factory:  # such a default is not in the schema
+            key.default = field.get_default(call_default_factory=True)
     if kind == "reward_model":
         keys = [key.model_copy(update={"default": kind, "rule": None}) if key.name == "loss" else key for key in keys]
     return keys

@@ -34,6 +34,7 @@ COMMANDS: Mapping[str, str] = {
 }
 _CALL = re.compile(rf"\b({'|'.join(COMMANDS)})\b(\((?:[^()]|\([^()]*\))*\))?")
 _NAMED = re.compile(r"(?:job_id|model|run)='([^']+)'")
+_JOB = re.compile(r"\b[a-z_]+-[0-9a-f]{6}\b")
 _TUNED = re.compile(r"finetuned_model='([^']+)'")
 # Escapes that would move the cursor or turn text around; tabs and line ends stay.
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -71,7 +72,7 @@ def confirmed(question: str, *, yes: bool, otherwise: str, error: bool) -> bool:
         raise Misused(f"{otherwise}: without a terminal to ask at, it needs --yes.")
     if click.confirm(question, err=error):
         return True
-    show(f"{otherwise}.", error=True)
+    show(f"{otherwise.capitalize()}.", error=True)
     return False
 
 
@@ -99,14 +100,18 @@ def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def in_commands(text: str) -> str:
-    """An answer's text with the commands of a terminal in the place of the tools it names."""
-    return _CALL.sub(_command, text)
+    """A text with the commands of a terminal in the place of the tools it names.
+
+    Of the job that the call names, or else the text.
+    """
+    mentioned = _JOB.search(text)
+    return _CALL.sub(lambda call: _command(call, mentioned[0] if mentioned else "JOB"), text)
 
 
-def _command(call: re.Match[str]) -> str:
+def _command(call: re.Match[str], mentioned: str) -> str:
     arguments = call[2] or ""
     named = _NAMED.search(arguments)
-    command = COMMANDS[call[1]].format(named[1] if named else "JOB")
+    command = COMMANDS[call[1]].format(named[1] if named else mentioned)
     if tuned := _TUNED.search(arguments):
         command += f" finetuned_model={tuned[1]}"
     return f"`{command}`"
