@@ -31,8 +31,8 @@ WORST_BEFORE, BEST_AFTER, NLL_RATIO = 0.2, 0.9, 0.5
 PAIR_ACCURACY, REWARD_BEFORE, REWARD_AFTER = 0.9, 0.3, 0.8
 # The reward of so many steps is averaged: one step is a few hundred samples.
 _LAST_STEPS = 4
-# The quick demo's fine-tuning: about the fewest steps in which the model learns the task.
-_QUICK = {"num_epochs": None, "num_steps": 200, "run_name": "sft-quick-demo"}
+# The quick demo's fine-tuning: a third of the steps at three times the learning rate, which the tiny model bears.
+_QUICK = {"num_epochs": None, "num_steps": 200, "learning_rate": 2e-3, "run_name": "sft-quick-demo"}
 
 
 class Stage(BaseModel):

@@ -376,10 +376,14 @@ def engine(ctx: click.Context) -> int:
 
 
 @engine.command("serve", add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.option("--model", "models", multiple=True, metavar="NAME_OR_PATH", help="demo, a model folder or id; repeat.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
-def engine_serve(options: tuple[str, ...]) -> int:
-    """Serve models of this machine (--help lists the options)."""
-    return _become("engine", options)
+def engine_serve(models: tuple[str, ...], options: tuple[str, ...]) -> int:
+    """Serve models of this machine (--help lists all options)."""
+    from ..models.model_ref import PACKAGED, resolve_model
+
+    named = [f"{name}={resolve_model(name).wire_name}" if name in PACKAGED else name for name in models]
+    return _become("engine", [*(word for name in named for word in ("--model", name)), *options])
 
 
 @engine.command("status")

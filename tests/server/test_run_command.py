@@ -96,3 +96,25 @@ def test_an_interrupted_server_ends_at_once() -> None:
         serving.send_signal(signal.SIGINT)
         assert serving.wait() == 130
         assert b"Traceback" not in serving.stderr.read()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is a signal of POSIX")
+def test_an_engine_of_ones_own_knows_the_demo_model_and_ends_on_ctrl_c(tmp_path: Path) -> None:
+    command = [*ML, "engine", "--model", "demo", "--port", "0", "--store", str(tmp_path / "store")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as serving:
+        assert serving.stdout is not None and serving.stdout.readline().startswith("listening on http://127.0.0.1:")
+        serving.send_signal(signal.SIGINT)
+        _, said = serving.communicate()
+    assert serving.returncode == 130 and "Traceback" not in said
+
+
+def test_the_engine_that_jobs_use_is_stopped(own_home: Path, config: str) -> None:
+    (own_home / "engine").unlink()  # not the one that other tests share
+    job_id = json_of("run", config, "num_steps=100000", "--yes")["job_id"]
+    wait_until(job_id, lambda job: job.step > 0)
+    assert json_of("engine", "status")["jobs"] == [job_id]
+    result = typed("engine", "stop")
+    assert result.exit_code == 2 and f"In use by: {job_id}" in result.stdout
+    typed("jobs", job_id, "--kill")
+    assert json_of("engine", "stop") == {"stopped": True}
+    assert "No engine is running" in typed("engine", "status").stdout
