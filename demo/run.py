@@ -315,4 +315,5 @@ def _show_table(result: DemoResult) -> None:
     jobs = ", ".join([result.job_id, *(stage.job_id for _, stage in stages)])
     console.print(f"Trained in {trained:.0f} s, {seconds['total']:.0f} s in all. Jobs {jobs}.", soft_wrap=True)
     console.print(f"Everything of this run: {result.run_folder}", highlight=False, soft_wrap=True)
-    console.print(f"Next: `ml-researcher analyze {result.job_id}`; `ml-researcher engine stop` frees its memory now")
+    following = f"Next: `ml-researcher analyze {result.job_id}`; `ml-researcher engine stop` gives its memory back now"
+    console.print(following, highlight=False, soft_wrap=True)

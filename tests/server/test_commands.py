@@ -1,5 +1,6 @@
 """The commands of a terminal that need no engine: what they print, what they refuse, and how they end."""
 
+import contextlib
 import json
 import os
 import re
@@ -429,6 +430,29 @@ def run_shell(script: str) -> "subprocess.CompletedProcess[str]":
 def test_a_reader_that_has_enough_is_no_error() -> None:
     done = run_shell("$ML config grpo | head -n 1")
     assert done.stdout.count("\n") == 1 and done.stderr == ""
+
+
+def on_a_terminal(*words: str, **environment: str) -> str:
+    """What a command writes to a pseudo-terminal."""
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "sota_ml_researcher", *words]
+    with subprocess.Popen(command, stdout=theirs, env=os.environ | {"TERM": "xterm"} | environment):
+        os.close(theirs)
+        written = b""
+        with contextlib.suppress(OSError):  # Linux says so when the other end is closed
+            while block := os.read(ours, 65536):
+                written += block
+    os.close(ours)
+    return written.decode()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals are POSIX's")
+def test_a_terminal_gets_colours_and_a_bar_unless_it_wants_none(own_home: Path) -> None:
+    job = recorded(own_home, JobState.FAILED)
+    assert "\x1b[31mfailed" in on_a_terminal("jobs", NO_COLOR="")
+    assert "\x1b[31m" not in on_a_terminal("jobs", NO_COLOR="1")
+    followed = on_a_terminal("jobs", job.id, "--follow", COLUMNS="60")
+    assert f"{job.id} failed" in followed and "Next: " in followed
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")

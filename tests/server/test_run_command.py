@@ -25,8 +25,9 @@ def config(tmp_path: Path, tiny_weights: Path) -> str:
     return str(path)
 
 
-def test_a_job_is_run_followed_sampled_exported_and_removed(config: str, tmp_path: Path) -> None:
-    result = typed("run", config, "num_steps=2", "--yes", "--follow")
+def test_a_template_is_run_followed_sampled_exported_and_removed(tmp_path: Path) -> None:
+    short = ("num_epochs=null", "num_steps=2", "batch_size=4", "val_file=null")
+    result = typed("run", "template://sft", *short, "--yes", "--follow")
     assert result.exit_code == 0, result.output
     (job,) = Registry().find()
     lines = result.stdout.splitlines()
