@@ -7,13 +7,17 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..core.errors import BackendError
 from ..core.extras import require_packages
 from ..core.files import storage_errors
 from ..core.paths import engine_folder
+
+if TYPE_CHECKING:
+    import psutil
 
 IDLE_TIMEOUT_VARIABLE = "ML_RESEARCHER_ENGINE_IDLE_S"
 # It holds some GB, and a start takes seconds: two minutes after its last job they are given back.
@@ -21,6 +25,8 @@ _DEFAULT_IDLE_S = 100
 _START_TIMEOUT_S = 120.0
 _POLL_S = 0.1
 _HEALTH_TIMEOUT_S = 5.0
+# It lets requests under way end for 30 s.
+_STOP_TIMEOUT_S = 40.0
 
 
 class _Engine(NamedTuple):
@@ -28,6 +34,17 @@ class _Engine(NamedTuple):
 
     url: str
     pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """The engine's process. ``answers``: whether it does now; a busy or starting one may not. ``started``: epoch."""
+
+    url: str
+    pid: int
+    answers: bool
+    memory_bytes: int
+    started: float
 
 
 def running_engine() -> str | None:
@@ -40,6 +57,53 @@ def engine_died(url: str) -> bool:
     """Whether the engine that served ``url`` has ended. Looks at its process, so a busy engine is not mistaken."""
     engine = _discovered(engine_folder())
     return engine is None or engine.url != url or not _lives(engine)
+
+
+def engine_status() -> EngineStatus | None:
+    """The engine of this state folder, or None if none runs."""
+    process = _process()
+    if process is None:
+        return None
+    engine, running = process
+    answers = _healthy(engine.url)
+    return EngineStatus(engine.url, engine.pid, answers, running.memory_info().rss, running.create_time())
+
+
+def stop_engine() -> bool:
+    """End the engine of this state folder and wait until it is gone; False if none runs.
+
+    Raises:
+        BackendError: If it does not end.
+    """
+    import psutil
+
+    process = _process()
+    if process is None:
+        return False
+    engine, running = process
+    running.terminate()
+    try:
+        running.wait(_STOP_TIMEOUT_S)
+    except psutil.TimeoutExpired as error:
+        raise BackendError(
+            f"the embedded engine (pid {engine.pid}) did not end within {_STOP_TIMEOUT_S:.0f} s",
+            fix=f"Look at {engine_folder() / 'log.txt'}, or kill {engine.pid}",
+        ) from error
+    return True
+
+
+def _process() -> tuple[_Engine, psutil.Process] | None:
+    """The engine and its process. A file left by an engine that was killed may name a pid that is another's now."""
+    import psutil
+
+    engine = _discovered(engine_folder())
+    if engine is None or not _lives(engine):
+        return None
+    try:
+        running = psutil.Process(engine.pid)
+        return (engine, running) if "sota_ml_researcher.engine" in running.cmdline() else None
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return None
 
 
 def ensure_engine() -> str:

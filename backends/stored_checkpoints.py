@@ -9,7 +9,7 @@ from datetime import datetime
 import tinker
 
 from ..core.errors import JobError
-from .connection import Backend, backend_errors
+from .connection import Backend, backend_errors, supported_models
 from .prices import PriceTable
 
 _BYTES_PER_GB, _PAGE = 1e9, 500
@@ -41,7 +41,13 @@ def described(stored: Sequence[StoredCheckpoint]) -> str:
 
 
 def stored_checkpoints(backend: Backend, table: PriceTable) -> list[StoredCheckpoint]:
-    """Every checkpoint of the account, largest first, then oldest."""
+    """Every checkpoint of the account, largest first, then oldest.
+
+    Raises:
+        BackendError: If the backend does not answer or refuses the key.
+    """
+    if backend.name != "embedded":  # `connect` has just seen that one answer; the SDK asks another for five minutes
+        supported_models(backend)
     rate = table.storage(backend.name) if table.charges(backend.name) else 0.0
     checkpoints: list[StoredCheckpoint] = []
     with backend_errors(backend):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -71,6 +71,8 @@ class Settings(Generic[ConfigT]):
 
 
 _UNSET = Origin(kind="default")
+# In a config it says what kind of job it is for.
+KIND_KEY = "kind"
 
 
 def load_settings(
@@ -80,6 +82,7 @@ def load_settings(
     *,
     retired: Mapping[str, str],
     default_rules: Mapping[str, str],
+    kinds: Collection[str],
 ) -> Settings[ConfigT]:
     """Read and check a config.
 
@@ -89,6 +92,7 @@ def load_settings(
         overrides: Settings that win over the file's.
         retired: Keys of older files and, for each, what to do instead.
         default_rules: For each key with a default from the doctrine, the rule's id.
+        kinds: The kinds of job that may stand in the file's key ``kind``, which says what the config is for.
 
     Raises:
         ConfigError: For the first problem, with its file and line, and all further ones in the same message.
@@ -96,6 +100,7 @@ def load_settings(
     document = load_yaml(config_file) if config_file else None
     overrides = overrides or {}
     values = {**(document.data if document else {}), **overrides}
+    _check_kind(values.pop(KIND_KEY, None), kinds, document)
     origins = {key: Origin(kind="override" if key in overrides else "file") for key in values}
     fields = set(model.model_fields)
 
@@ -115,6 +120,12 @@ def load_settings(
     if rest:
         first = ConfigError("; ".join([str(first).rstrip("."), *(str(p).rstrip(".") for p in rest)]))
     raise first
+
+
+def _check_kind(named: object, kinds: Collection[str], document: YamlDocument | None) -> None:
+    if named is not None and named not in kinds:
+        where = document.place(KIND_KEY) if document and KIND_KEY in document.data else KIND_KEY
+        raise ConfigError(f"this is a config for '{named}', and {' or '.join(kinds)} is to be started", where=where)
 
 
 def _unknown_key(key: str, where: str, fields: set[str], retired: Mapping[str, str]) -> ConfigError:

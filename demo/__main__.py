@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 import anyio
+import click
 
 from ..core.errors import ResearcherError
 from .run import Demo, show_result
@@ -16,25 +16,25 @@ def _innermost(error: BaseException) -> BaseException:
     return _innermost(inner[0]) if inner else error
 
 
-def main() -> int:
-    """Run the demo; exit code 0 when every target was met."""
-    parser = argparse.ArgumentParser(prog="ml-researcher demo")
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
-    options = parser.parse_args()
-    demo = Demo(quiet=options.json)
+@click.command()
+@click.option("--quick", is_flag=True, help="Only a short fine-tuning and its evaluation: under a minute.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+def main(quick: bool, as_json: bool) -> None:
+    """Run the demo; exit code 0 if every target was met."""
+    demo = Demo(quiet=as_json, quick=quick)
     try:
         result = anyio.run(demo.run)
     except ResearcherError as error:
-        return _failed(error)
+        sys.exit(_failed(error))
     except BaseExceptionGroup as group:  # the client's task group wraps what its body raised
         error = _innermost(group)
         if isinstance(error, ResearcherError):
-            return _failed(error)
+            sys.exit(_failed(error))
         raise
     except KeyboardInterrupt:
         print("\nStopped. The job was asked to save a checkpoint and end.", file=sys.stderr)
-        return 130
-    return show_result(result, as_json=options.json)
+        sys.exit(130)
+    sys.exit(show_result(result, as_json=as_json))
 
 
 def _failed(error: ResearcherError) -> int:
@@ -43,4 +43,4 @@ def _failed(error: ResearcherError) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(prog_name="ml-researcher demo")

@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ResearcherError as error:
         print(f"ml-researcher engine: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # uvicorn has ended in order and passes the signal on
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -71,7 +71,7 @@ class JudgeEvalConfig(BaseModel):
     wanted_effect: PositiveReal | None = Field(
         None, description="Points of win rate (absolute: of mean score) worth finding"
     )
-    bootstrap_draws: Annotated[int, Field(ge=200, le=100_000)] = 10_000
+    bootstrap_draws: Annotated[int, Field(ge=200, le=100_000)] = Field(10_000, description="Resamples of an interval")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Sampling, orders and bootstrap")
 
     backend: BackendName = Field("embedded", description="Where the arms are sampled")
@@ -125,4 +125,11 @@ class JudgeEvalConfig(BaseModel):
 
 def load_judge_settings(config_file: Path | None, overrides: Mapping[str, Any] | None) -> Settings[JudgeEvalConfig]:
     """Read and check a judge evaluation's config (see `load_settings` for the errors)."""
-    return load_settings(JudgeEvalConfig, config_file, overrides, retired=RETIRED_KEYS, default_rules=DEFAULT_RULES)
+    return load_settings(
+        JudgeEvalConfig,
+        config_file,
+        overrides,
+        retired=RETIRED_KEYS,
+        default_rules=DEFAULT_RULES,
+        kinds=("judge_eval",),
+    )

@@ -288,6 +288,18 @@ class Registry:
             _update(db, job_id, fields)
         return self.get(job_id)
 
+    def remove(self, job_id: str) -> None:
+        """Forget a job that has ended, and that others were made from it; what it cost still counts for its months.
+
+        Raises:
+            JobError: If there is no such job, or it is active.
+        """
+        with self._transaction() as db:
+            if (job := _row(db, job_id)).state in ACTIVE:
+                raise JobError(f"job {job_id} is {job.state}, so it cannot be removed", fix="cancel_job stops it")
+            db.execute("DELETE FROM lineage WHERE ? IN (job_id, parent_id)", (job_id,))
+            db.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+
 
 class DamagedRegistryError(StorageError):
     """The file is not a registry any more, or not all of it."""

@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 from ..core.errors import ModelError, did_you_mean
 from ..core.extras import setup_command
+from .hub import HUB_MEMORY_S, HUB_TIMEOUT_S
 from .model_catalog import base_name, catalog_entry, config_defaults, load_catalog
 from .model_ref import DEMO_NAME, ModelRef
 
@@ -19,9 +20,6 @@ ConfigSource = Literal["folder", "hub cache", "hub", "table"]
 Values = Mapping[str, Any]
 
 CONFIG_FILE = "config.json"
-HUB_TIMEOUT_S = 3.0
-# An answer of the hub, or its silence, is reused for this long: offline, not every call may wait for the timeout.
-HUB_MEMORY_S = 300.0
 
 _INNER_CONFIGS = ("text_config", "llm_config", "language_config")
 

@@ -8,6 +8,7 @@ from typing import Any
 from ..core.errors import DataError, ModelError
 from ..core.extras import not_installed
 from .chat import ChatRenderer, Message, Rendered
+from .hub import cache_if_offline
 from .model_ref import ModelRef
 
 
@@ -37,7 +38,8 @@ def load_cookbook_renderer(model: ModelRef, name: str) -> CookbookRenderer:
     except ImportError as error:
         raise not_installed(["tinker-cookbook"], by=f"the renderer '{name}'") from error
     try:
-        tokenizer: Any = tokenizer_utils.get_tokenizer(model.wire_name)
+        with cache_if_offline():
+            tokenizer: Any = tokenizer_utils.get_tokenizer(model.wire_name)
     except (OSError, ValueError, ModuleNotFoundError) as error:
         raise ModelError(
             "its tokenizer is not on this machine and the Hugging Face hub is out of reach",

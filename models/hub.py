@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +15,39 @@ from ..core.extras import not_installed
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json")
 _TIMEOUT_S = "10"
+HUB_TIMEOUT_S = 3.0
+# An answer of the hub, or its silence, is reused for this long: offline, not every call may wait for the timeout.
+HUB_MEMORY_S = 300.0
+
+
+@contextmanager
+def cache_if_offline() -> Generator[None]:
+    """Within it the hub's client asks its cache alone if the hub is out of reach; `huggingface_hub` must be installed.
+
+    By itself it asks an unreachable hub six times in 23 seconds, for each file, whether it is cached or not.
+    """
+    from huggingface_hub import constants
+
+    was_offline = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = was_offline or not _hub_answers(int(time.monotonic() // HUB_MEMORY_S))
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = was_offline
+
+
+@lru_cache(maxsize=1)
+def _hub_answers(period: int) -> bool:
+    """Whether the hub answers one plain request, with whatever. ``period`` makes an old answer expire."""
+    del period
+    import httpx
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
+    except httpx.HTTPError:
+        return False
+    return True
 
 
 def hub_file(repository: str, name: str) -> Path:
@@ -28,7 +65,8 @@ def hub_file(repository: str, name: str) -> Path:
     except ImportError as error:
         raise not_installed(["huggingface_hub"], by="a model on the hub") from error
     try:
-        return Path(cast("Any", huggingface_hub).hf_hub_download(repository, name))
+        with cache_if_offline():
+            return Path(cast("Any", huggingface_hub).hf_hub_download(repository, name))
     except LocalEntryNotFoundError as error:
         raise ModelError(
             f"{name} is not in the local cache and the Hugging Face hub is out of reach",

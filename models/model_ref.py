@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +13,7 @@ from ..core.errors import ModelError
 DEMO_NAME = "demo"
 # Judges the demo's answers by a rubric (`scripts/make_demo_judge.py`); it can do nothing else.
 DEMO_JUDGE = "demo-judge"
+PACKAGED: Mapping[str, str] = {DEMO_NAME: "model", DEMO_JUDGE: "judge"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +45,8 @@ def resolve_model(name: str) -> ModelRef:
     Raises:
         ModelError: If it looks like a path but is not a model folder, or is not of the form ``org/model``.
     """
-    packaged = {DEMO_NAME: "model", DEMO_JUDGE: "judge"}
-    if name in packaged:
-        return ModelRef(name, Path(str(files("sota_ml_researcher.demo") / packaged[name])))
+    if name in PACKAGED:
+        return ModelRef(name, Path(str(files("sota_ml_researcher.demo") / PACKAGED[name])))
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():

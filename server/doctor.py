@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from ..core.paths import home
 from ..jobs import control
 from ..jobs.registry import Registry
 from ..rewards.sandbox.modes import isolation
+from .output import show_json
 
 _LOW_DISK_GB = 5.0
 
@@ -37,15 +38,19 @@ class Check:
     fix: str = ""
 
 
-def run_doctor() -> int:
+def run_doctor(*, as_json: bool = False) -> int:
     """Print every check; exit code 1 if something has to be fixed."""
     checks = [_safely(check) for check in _CHECKS]
+    failed = 1 if any(check.ok is False for check in checks) else 0
+    if as_json:
+        show_json([asdict(check) for check in checks])
+        return failed
     table = Table("", "check", "found", "to fix it")
     for check in checks:
         sign = {True: "[green]ok[/]", False: "[red]no[/]", None: "[yellow]--[/]"}[check.ok]
         table.add_row(sign, check.topic, check.detail, check.fix)
     Console().print(table)
-    return 1 if any(check.ok is False for check in checks) else 0
+    return failed
 
 
 def repair() -> None:
@@ -57,7 +62,7 @@ def repair() -> None:
     from ..jobs.repair import repair_registry
 
     done = repair_registry()
-    say = Console(soft_wrap=True).print
+    say = Console(soft_wrap=True, stderr=True).print
     say(f"Job registry: {done.read} jobs read, {len(done.restored)} made again from their run folders.")
     for job_id in done.restored:
         say(f"  {job_id}")

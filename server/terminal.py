@@ -1,31 +1,24 @@
-"""Jobs for a person in a terminal: the same answers the tools give, drawn with rich."""
+"""Jobs for a person in a terminal: listing, showing, following, stopping them, and reading what they wrote."""
 
 from __future__ import annotations
 
-import os
+import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from collections.abc import Generator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+import click
 
-from ..backends.connection import TINKER_KEY, connect, remote
-from ..backends.prices import load_prices
-from ..core.errors import JobError
-from ..core.names import BackendName
-from ..jobs import control, costs
-from ..jobs.job_results import trained_model
+from ..jobs import control, run_files
 from ..jobs.registry import Registry
 from ..jobs.states import ACTIVE, Job, JobState
 from ..tools.answers import number
-from ..tools.job_view import SERIES, age, summary, view
+from ..tools.job_view import SERIES, age, next_step, summary, view
+from .output import columns, in_commands, show, show_json
 
 if TYPE_CHECKING:
-    from ..backends.billing import Billed
+    from mcp_types import CallToolResult
 
 _COLOURS = {
     JobState.QUEUED: "cyan",
@@ -36,155 +29,181 @@ _COLOURS = {
     JobState.CANCELLED: "yellow",
     JobState.INTERRUPTED: "magenta",
 }
-_FOLLOW_S = 0.5
+_FOLLOW_S = 0.2
+# Without a terminal a line is printed for a new state, and for new steps at most this often.
+_LINE_S = 2.0
+_SHOWN_STEPS = 10
 
 
-def list_jobs(limit: int) -> int:
-    """Print the newest jobs as a table."""
+def list_jobs(state: str | None, limit: int, *, as_json: bool) -> int:
+    """Print the newest jobs, newest first."""
+    from ..tools import jobs as tool
+
+    if as_json:
+        return show_answer(tool.list_jobs(state=state, limit=limit))
     registry = Registry()
     control.sweep(registry)
-    jobs = registry.find(limit=limit)
-    console = Console()
+    jobs = registry.find(states=[JobState(state)] if state else [], limit=limit)
     if not jobs:
-        console.print("No jobs yet. `ml-researcher demo` runs one; an assistant starts them with start_sft.")
+        kind = f"No {state} jobs." if state else "No jobs yet."
+        show(f"{kind} `ml-researcher demo` runs some; `ml-researcher run template://sft` starts one.")
         return 0
-    table = Table("job", "state", "step", "model", "backend", "created", "name")
-    for job in jobs:
-        steps = f"{job.step}/{job.total_steps}" if job.total_steps else str(job.step)
-        state = f"[{_COLOURS[job.state]}]{job.state}[/]"
-        table.add_row(job.id, state, steps, job.base_model, job.backend, age(job.created), job.name)
-    console.print(table)
+    rows = [
+        (job.id, str(job.state), _steps(job), age(job.created), job.base_model, job.backend, job.name) for job in jobs
+    ]
+    head, *lines = columns(("job", "state", "step", "created", "model", "backend", "name"), rows).splitlines()
+    click.echo(click.style(head, bold=True))
+    for job, line in zip(jobs, lines, strict=True):
+        before, name, after = line.partition(str(job.state))
+        click.echo(before + click.style(name, fg=_COLOURS[job.state]) + after)
     return 0
 
 
-def show_job(job_id: str) -> int:
-    """Print one job: its summary, and its last losses."""
-    console = Console()
-    job = view(control.look(Registry(), job_id))
-    console.print(summary(job), highlight=False, markup=False)
-    if job.series:
-        latest = job.series[-10:]
+def show_job(job_id: str, *, as_json: bool = False) -> int:
+    """Print one job: its summary, and its last metrics."""
+    job = control.look(Registry(), job_id)
+    seen = view(job)
+    if as_json:
+        show_json(seen.model_dump(mode="json"))
+        return 0
+    seen.next = next_command(job)
+    show(summary(seen))
+    if latest := seen.series[-_SHOWN_STEPS:]:
         names = [name for name in SERIES if any(name in record for record in latest)]
-        table = Table(*names)
-        for record in latest:
-            table.add_row(*(number(record[name]) if name in record else "" for name in names))
-        console.print(table)
+        rows = [[number(record[name]) if name in record else "" for name in names] for record in latest]
+        show(f"\n{columns(names, rows)}")
     return 0
 
 
-def follow_job(job_id: str) -> int:
-    """Show a progress bar until the job ends; Ctrl-C leaves the job running."""
-    registry = Registry()
-    job = control.look(registry, job_id)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as progress:
-        bar = progress.add_task(job.id, total=job.total_steps)
-        while job.state in ACTIVE:
-            _advance(progress, bar, job)
-            time.sleep(_FOLLOW_S)
-            job = control.look(registry, job_id)
-        _advance(progress, bar, job)
-    show_job(job_id)
+def next_command(job: Job) -> str:
+    """What a person may do next with a job."""
+    if job.state is JobState.FAILED:
+        return (
+            f"`ml-researcher logs {job.id}` says more; when the cause is gone: `ml-researcher jobs {job.id} --resume`"
+        )
+    if job.state is JobState.SUCCEEDED and job.kind == "reward_model":
+        part = f"rewards=[{{type: preference_model, checkpoint: {job.id}}}]"
+        return f"`ml-researcher run CONFIG '{part}'` trains against it"
+    return in_commands(next_step(job))
+
+
+def follow_job(job_id: str, *, as_json: bool = False) -> int:
+    """Show progress until the job ends, then the job; Ctrl-C leaves the job running.
+
+    Returns:
+        0 if it has succeeded, else 1; 130 after Ctrl-C.
+    """
+    try:
+        job = _watched(job_id, quiet=as_json)
+    except KeyboardInterrupt:
+        stop = f"`ml-researcher jobs {job_id} --cancel` stops it"
+        show(f"\n{job_id} goes on. `ml-researcher jobs {job_id} --follow` follows it again; {stop}.", error=True)
+        return 130
+    show_job(job_id, as_json=as_json)
     return 0 if job.state is JobState.SUCCEEDED else 1
 
 
-def cancel_job(job_id: str, *, hard: bool) -> int:
+def _watched(job_id: str, *, quiet: bool) -> Job:
+    """The job when it has ended, its progress shown meanwhile: a bar on a terminal, elsewhere lines."""
+    if not quiet and sys.stdout.isatty():
+        return _with_bar(job_id)
+    job, printed, printed_at = control.look(Registry(), job_id), None, 0.0
+    for job in _looks(job_id):
+        due = printed != (job.state, job.step) and time.monotonic() - printed_at >= _LINE_S
+        if not quiet and (printed is None or job.state is not printed[0] or due):
+            show(_progress(job))
+            printed, printed_at = (job.state, job.step), time.monotonic()
+    return job
+
+
+def _with_bar(job_id: str) -> Job:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    job = control.look(Registry(), job_id)
+    text = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(*text, TimeElapsedColumn(), TimeRemainingColumn()) as progress:
+        bar = progress.add_task(job_id, total=job.total_steps)
+        for job in _looks(job_id):
+            progress.update(bar, description=f"{job.id} {job.state}", total=job.total_steps, completed=job.step)
+    return job
+
+
+def _looks(job_id: str) -> Generator[Job]:
+    """The job as it is now, again and again until it has ended; that look is the last."""
+    registry = Registry()
+    while True:
+        job = control.look(registry, job_id)
+        yield job
+        if job.state not in ACTIVE:
+            return
+        time.sleep(_FOLLOW_S)
+
+
+def _steps(job: Job) -> str:
+    return f"{job.step}/{job.total_steps}" if job.total_steps else str(job.step)
+
+
+def _progress(job: Job) -> str:
+    values = run_files.latest_values(run_files.recent_metrics(job.folder, limit=1))
+    known = [f"{name} {number(values[name])}" for name in SERIES if name in values and name != "step"]
+    return ", ".join([f"{job.id} {job.state}: step {_steps(job)}", *known])
+
+
+def cancel_job(job_id: str, *, hard: bool, as_json: bool = False) -> int:
     """Stop a job."""
+    from ..tools import jobs as tool
+
+    if as_json:
+        return show_answer(tool.cancel_job(job_id, hard=hard))
     job = control.cancel(Registry(), job_id, hard=hard)
     waiting = "asked to stop; it saves a checkpoint first" if job.state in ACTIVE else str(job.state)
-    Console().print(f"{job.id}: {waiting}")
+    show(f"{job.id}: {waiting}")
     return 0
 
 
-def resume_job(job_id: str) -> int:
-    """Let a stopped job go on."""
-    job = control.resume(Registry(), job_id)
-    Console().print(f"{job.id}: {job.state} (attempt {job.attempt}). Follow it: ml-researcher jobs {job.id} --follow")
+def resume_job(job_id: str, *, max_cost_usd: float | None = None, as_json: bool = False) -> int:
+    """Let a stopped job go on, perhaps with a new cap on what it may cost in all."""
+    from ..tools import jobs as tool
+
+    if as_json:
+        return show_answer(tool.resume_job(job_id, max_cost_usd=max_cost_usd))
+    job = control.resume(Registry(), job_id, max_cost_usd=max_cost_usd)
+    show(f"{job.id}: {job.state} (attempt {job.attempt}). Next: {next_command(job)}")
     return 0
 
 
-def _advance(progress: Progress, bar: object, job: Job) -> None:
-    progress.update(bar, description=f"{job.id} {job.state}", total=job.total_steps, completed=job.step)  # pyright: ignore[reportArgumentType]
-
-
-def show_costs(*, days: int, offline: bool) -> int:
-    """Print each job's metered tokens and cost, and what the platform billed for it so far."""
-    if days < 1:
-        raise JobError(f"--days must be at least 1, got {days}")
-    since = time.time() - days * 86_400
-    jobs = [job for job in Registry().find(limit=10_000) if job.created >= since]
-    rows = costs.reconcile(jobs, {} if offline else _billed(jobs, since))
-    table = Table("job", "state", "tokens", "metered", "billed so far", "difference")
-    for row in rows:
-        tokens = sum(asdict(row.metered).values())
-        difference = "" if row.difference is None else f"{row.difference:+.1%}"
-        table.add_row(
-            row.job.id, row.job.state, f"{tokens:,}", _usd(row.job.cost_usd), _usd(row.billed_usd), difference
-        )
-    console = Console()
-    console.print(table)
-    total = sum(row.job.cost_usd or 0.0 for row in rows)
-    unknown = sum(row.job.cost_usd is None for row in rows)
-    console.print(
-        f"Metered in {days} days: ${total:.4g}" + (f", and {unknown} jobs of unknown cost" if unknown else "")
-    )
-    console.print(f"This month, all jobs: ${Registry().spent_this_month():.4g}. Prices of {load_prices().as_of}.")
+def show_logs(job_id: str, *, lines: int | None, follow: bool, as_json: bool) -> int:
+    """Print what a job's process wrote; with ``follow`` also what it writes until it ends."""
+    job = control.look(Registry(), job_id)
+    try:
+        for line in _log_lines(job, lines, follow=follow):
+            show_json({"job_id": job.id, "line": line}, indent=None) if as_json else show(line)
+    except KeyboardInterrupt:
+        if job.state in ACTIVE:
+            show(f"\n{job.id} goes on.", error=True)
+        return 130
     return 0
 
 
-def list_checkpoints(backend: BackendName, base_url: str | None) -> int:
-    """Print every stored checkpoint with its size, age, expiry and monthly price."""
-    from ..backends.stored_checkpoints import described, stored_checkpoints
+def _log_lines(job: Job, lines: int | None, *, follow: bool) -> Generator[str]:
+    """The last ``lines`` lines of the log (None: all), then those that are added while the job is active."""
+    position, rest = 0, b""
+    for _ in _looks(job.id) if follow else (job,):
+        with suppress(FileNotFoundError), (job.folder / run_files.LOG).open("rb") as file:
+            file.seek(position)
+            *whole, rest = (rest + file.read()).split(b"\n")
+            yield from map(_decoded, whole if position or lines is None else whole[-lines:])
+            position = file.tell()
+    if rest:
+        yield _decoded(rest)
 
-    stored = stored_checkpoints(connect(backend, base_url), load_prices())
-    table = Table("MB", "created", "expires", "$ per month")
-    table.add_column("checkpoint", overflow="fold")
-    for each in stored:
-        size = "?" if each.size_bytes is None else f"{each.size_bytes / 1e6:,.1f}"
-        table.add_row(size, _day(each.created), _day(each.expires) or "never", _usd(each.usd_month), each.path)
-    console = Console()
-    console.print(table)
-    console.print(f"{described(stored)}.")
+
+def _decoded(line: bytes) -> str:
+    return line.rstrip(b"\r\n").decode("utf-8", errors="replace")
+
+
+def show_answer(result: CallToolResult) -> int:
+    """Print a tool's structured answer as JSON."""
+    content: dict[str, Any] = result.structured_content or {}
+    show_json(content)
     return 0
-
-
-def delete_checkpoints(
-    backend: BackendName, base_url: str | None, *, paths: Sequence[str] | None, keep_best: str | None, really: bool
-) -> int:
-    """Delete checkpoints by name, or all of a job but its latest and best; without ``really`` only name them."""
-    from ..backends import stored_checkpoints
-
-    console = Console()
-    if keep_best is not None:
-        job = control.look(Registry(), keep_best)
-        of = trained_model(job)
-        connection = connect(of.backend, of.base_url)
-        stored = {each.path for each in stored_checkpoints.stored_checkpoints(connection, load_prices())}
-        paths = [path for path in costs.superseded(job) if path in stored]
-    else:
-        connection = connect(backend, base_url)
-    for path in paths or ():
-        console.print(path, highlight=False)
-    if not really:
-        console.print(f"{len(paths or ())} checkpoints would be deleted for good. Add --yes to do it.")
-        return 0
-    stored_checkpoints.delete_checkpoints(connection, paths or ())
-    console.print(f"{len(paths or ())} checkpoints deleted.")
-    return 0
-
-
-def _billed(jobs: Sequence[Job], since: float) -> Mapping[str, Billed]:
-    """The platform's bills, when there is a hosted job and a key to ask with."""
-    if not any(job.backend == "tinker" for job in jobs) or not os.environ.get(TINKER_KEY):
-        return {}
-    from ..backends.billing import billed_by_job
-
-    return billed_by_job(remote("tinker"), datetime.fromtimestamp(since, UTC))
-
-
-def _usd(value: float | None) -> str:
-    return "unknown" if value is None else f"${value:.4g}"
-
-
-def _day(moment: datetime | None) -> str:
-    return "" if moment is None else moment.strftime("%Y-%m-%d %H:%M")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from ..core.errors import ConfigError, did_you_mean
 
+_SCHEME = "template://"
+
 
 def template_kinds() -> list[str]:
     """The kinds of job that have a template."""
@@ -36,6 +38,19 @@ def template_path(kind: str) -> Path:
     """Where a template lies on disk."""
     read_template(kind)
     return Path(str(_folder() / f"{kind}.yaml"))
+
+
+def config_file(name: str | None) -> Path | None:
+    """The file that a ``config`` argument names: a path (``~`` is expanded), or ``template://KIND``; None stays None.
+
+    Raises:
+        ConfigError: If there is no template of that kind.
+    """
+    if name is None or name == "":
+        return None
+    if name.startswith(_SCHEME):
+        return template_path(name.removeprefix(_SCHEME))
+    return Path(name).expanduser()
 
 
 def _folder() -> Path:

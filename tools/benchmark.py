@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from mcp_types import CallToolResult
 from pydantic import Field
 
+from ..templates.catalog import config_file
 from .answers import answer
 from .evaluate import Evaluation, launched
 from .model_arguments import with_sampled_jobs
@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
 
 def run_benchmark(
-    overrides: Annotated[dict[str, Any], Field(description="task, model, baseline_model, scorer, epochs, ...")],
+    overrides: Annotated[
+        dict[str, Any] | None, Field(description="task, model, baseline_model, scorer, epochs, ...")
+    ] = None,
     config: Annotated[str | None, Field(description="YAML file with the same keys")] = None,
+    validate_only: Annotated[bool, Field(description="Only plan")] = False,
     plan_id: Annotated[str | None, Field(description="The plan's; starts what costs money")] = None,
 ) -> Annotated[CallToolResult, Evaluation]:
     """Run an Inspect task on a model (base, job id, tinker://) and its baseline; a background job.
@@ -31,7 +34,7 @@ def run_benchmark(
     from ..evals.benchmark.benchmark_config import load_benchmark_settings, require_grader_key
     from ..evals.benchmark.benchmark_plan import plan_benchmark
 
-    settings = load_benchmark_settings(Path(config).expanduser() if config else None, overrides)
+    settings = load_benchmark_settings(config_file(config), overrides)
     plan = plan_benchmark(with_sampled_jobs(settings, ("model", "baseline_model")))
     require_grader_key(plan.settings.config)
     launch = Launch(
@@ -44,7 +47,7 @@ def run_benchmark(
         samples=list(plan.settings.config.arms.values()),
     )
     facts = {"items": plan.items, "answers": plan.answers, "grader_usd": plan.grader_usd}
-    evaluation = launched(launch, facts, validate_only=False, plan_id=plan_id)
+    evaluation = launched(launch, facts, validate_only=validate_only, plan_id=plan_id)
     return answer(evaluation, evaluation.text(_lines(plan)))
 
 

@@ -9,6 +9,7 @@ from mcp.server.mcpserver import Context
 from mcp_types import CallToolResult
 from pydantic import BaseModel, Field
 
+from ..templates.catalog import config_file
 from .answers import answer, number
 from .background import CALL_AGAIN, WorkProgress, data_path, file_identity, forget, run_in_background
 from .model_arguments import with_reward_models
@@ -86,8 +87,8 @@ async def _check_reward(reward_config: str, train: Path, base_model: str | None,
     from ..training.rl.config import load_rl_settings
 
     changes = {"train_file": str(train)} | ({"base_model": base_model} if base_model else {})
-    settings, _ = with_reward_models(load_rl_settings(Path(reward_config).expanduser(), changes))
-    config_path = file_identity(Path(reward_config).expanduser())
+    settings, _ = with_reward_models(load_rl_settings(config_file(reward_config), changes))
+    config_path = file_identity(config_file(reward_config))
 
     def work(report: WorkProgress) -> RewardReport:
         from ..training.rl.plan import prepared, reward_report

@@ -18,6 +18,7 @@ from ..core.files import append_json_line, read_json_lines
 from ..jobs.control import look
 from ..jobs.registry import Registry
 from ..jobs.states import ACTIVE
+from ..templates.catalog import config_file
 from .answers import answer
 from .model_arguments import with_sampled_jobs
 from .plan_gate import Launch, Standing, pass_gate
@@ -75,7 +76,7 @@ async def run_judge_eval(
     """
     from ..evals.judge_config import load_judge_settings
 
-    settings = load_judge_settings(Path(config).expanduser() if config else None, overrides)
+    settings = load_judge_settings(config_file(config), overrides)
     plan = await anyio.to_thread.run_sync(_plan, settings)
     await _check_keys(plan)
     settings, judges = plan.settings, plan.settings.config.judges

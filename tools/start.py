@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,7 @@ from pydantic import Field
 from ..jobs.job_results import measured_pace
 from ..jobs.kinds import KINDS
 from ..jobs.registry import Registry
+from ..templates.catalog import config_file
 from .answers import answer, duration, number
 from .model_arguments import with_reference, with_reward_models, with_start
 from .plan_gate import Cost, Launch, Standing, pass_gate
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..jobs.states import Link
     from ..training.plan import Plan
 
-ConfigPath = Annotated[str | None, Field(description="Path of a YAML config, as template:// has them")]
+ConfigPath = Annotated[str | None, Field(description="Path of a YAML config, or template://sft and the like")]
 Overrides = Annotated[dict[str, Any] | None, Field(description="Settings that win over the file's")]
 ValidateOnly = Annotated[bool, Field(description="Only show the plan")]
 PlanId = Annotated[str | None, Field(description="From the plan the user agreed to")]
@@ -86,8 +86,7 @@ def start_grpo(
 def _start(
     kind: str, config: str | None, overrides: dict[str, Any] | None, *, validate_only: bool, plan_id: str | None
 ) -> CallToolResult:
-    file = Path(config).expanduser() if config else None
-    settings, parents = _with_jobs(kind, resolve_name(KINDS[kind].load)(file, overrides))
+    settings, parents = _with_jobs(kind, resolve_name(KINDS[kind].load)(config_file(config), overrides))
     plan: Plan[Any] = resolve_name(KINDS[kind].plan)(settings)
     plan.check_services()
     launch = Launch(

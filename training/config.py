@@ -64,9 +64,9 @@ class TrainingConfig(BaseModel):
 
     weight_decay: NonNegativeReal = Field(0.0, description="AdamW weight decay")
     grad_clip: NonNegativeReal = Field(0.0, description="Clip the global gradient norm; 0 is off")
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    adam_eps: PositiveReal = 1e-8
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="AdamW's decay of the mean gradient")
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.95, description="AdamW's decay of the mean square")
+    adam_eps: PositiveReal = Field(1e-8, description="AdamW's term that keeps the step finite")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
         0, description="Data order, adapter initialization, and sampling (every sample has a seed of its own)"
     )

@@ -43,7 +43,7 @@ class BenchmarkConfig(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=5)] = Field(0.7, description="As the model will be used")
     max_response_tokens: Annotated[int, Field(gt=0)] = Field(2048, description="Tokens an answer may have")
     parallel_samples: Annotated[int, Field(ge=1, le=512)] = Field(16, description="Items under way at once")
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Items drawn, and sampling")
 
     renderer: str | None = Field(None, description="Cookbook renderer; null: the model's own chat template")
     backend: BackendName = Field("embedded", description="Where the models are sampled")
@@ -126,4 +126,11 @@ def grader_price(config: BenchmarkConfig) -> Price | None:
 
 def load_benchmark_settings(config_file: Path | None, overrides: Mapping[str, Any] | None) -> Settings[BenchmarkConfig]:
     """Read and check a benchmark's config (see `load_settings` for the errors)."""
-    return load_settings(BenchmarkConfig, config_file, overrides, retired={}, default_rules=DEFAULT_RULES)
+    return load_settings(
+        BenchmarkConfig,
+        config_file,
+        overrides,
+        retired={},
+        default_rules=DEFAULT_RULES,
+        kinds=("benchmark",),
+    )

@@ -61,4 +61,11 @@ class DpoConfig(OfflineConfig):
 
 def load_dpo_settings(config_file: Path | None, overrides: Mapping[str, Any] | None) -> Settings[DpoConfig]:
     """Read and check a DPO config (see `load_settings` for the errors)."""
-    return load_settings(DpoConfig, config_file, overrides, retired=RETIRED_KEYS, default_rules=DEFAULT_RULES)
+    return load_settings(
+        DpoConfig,
+        config_file,
+        overrides,
+        retired=RETIRED_KEYS,
+        default_rules=DEFAULT_RULES,
+        kinds=("dpo",),
+    )

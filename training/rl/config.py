@@ -172,4 +172,11 @@ class RlConfig(TrainingConfig):
 
 def load_rl_settings(config_file: Path | None, overrides: Mapping[str, Any] | None) -> Settings[RlConfig]:
     """Read and check an RL config (see `load_settings` for the errors)."""
-    return load_settings(RlConfig, config_file, overrides, retired=RETIRED_KEYS, default_rules=DEFAULT_RULES)
+    return load_settings(
+        RlConfig,
+        config_file,
+        overrides,
+        retired=RETIRED_KEYS,
+        default_rules=DEFAULT_RULES,
+        kinds=("grpo",),
+    )

@@ -19,4 +19,11 @@ class SftConfig(OfflineConfig):
 
 def load_sft_settings(config_file: Path | None, overrides: Mapping[str, Any] | None) -> Settings[SftConfig]:
     """Read and check an SFT config (see `load_settings` for the errors)."""
-    return load_settings(SftConfig, config_file, overrides, retired=RETIRED_KEYS, default_rules=DEFAULT_RULES)
+    return load_settings(
+        SftConfig,
+        config_file,
+        overrides,
+        retired=RETIRED_KEYS,
+        default_rules=DEFAULT_RULES,
+        kinds=("sft",),
+    )
