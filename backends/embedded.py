@@ -99,9 +99,18 @@ def _end_unguarded(folder: Path) -> None:
         )
     import psutil
 
-    process = psutil.Process(engine.pid)
-    process.terminate()
-    process.wait(_START_TIMEOUT_S)
+    try:
+        process = psutil.Process(engine.pid)
+        process.terminate()
+        process.wait(_START_TIMEOUT_S)
+    except psutil.NoSuchProcess:  # it ended meanwhile, as it does when nobody needs it
+        return
+    except (psutil.TimeoutExpired, psutil.AccessDenied) as error:
+        raise BackendError(
+            f"an engine of an earlier version, which has no key, does not end (process {engine.pid})",
+            where=engine.url,
+            fix=f"Stop it with: kill -9 {engine.pid}",
+        ) from error
 
 
 def _discovered(folder: Path) -> _Engine | None:

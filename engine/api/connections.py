@@ -28,7 +28,11 @@ def most_connections() -> int:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else max(16, min(MOST_CONNECTIONS, soft - 128))
+    return (
+        MOST_CONNECTIONS
+        if soft == resource.RLIM_INFINITY
+        else max(16, min(MOST_CONNECTIONS, soft - _SPARE_DESCRIPTORS))
+    )
 
 
 class BoundedConnection(H11Protocol):
@@ -79,7 +83,7 @@ class BoundedConnection(H11Protocol):
         return cycle is None or bool(cycle.response_complete)
 
     def _expect_head(self) -> None:
-        self._idle.pop(self, None)
+        self._stop_waiting()
         self._idle[self] = None
         self._deadline = self.loop.call_later(self.head_timeout_s, self.transport.abort)
 
