@@ -13,7 +13,7 @@ from ..core.names import BackendName
 
 TINKER_KEY = "TINKER_API_KEY"
 CLUSTER_KEY = "ML_RESEARCHER_CLUSTER_KEY"
-# The engine on loopback takes any key of the platform's form; a real key is never sent to it.
+# Sent to a cluster that asks for no key: the SDK wants one of the platform's form.
 LOCAL_KEY = "tml-local"
 TINKER_URL = "https://tinker.thinkingmachines.dev/services/tinker-prod"
 _TIMEOUT_S = 15.0
@@ -61,9 +61,9 @@ def connect(name: BackendName, base_url: str | None = None) -> Backend:
         ConfigError: If a cluster has no address.
     """
     if name == "embedded":
-        from .embedded import ensure_engine
+        from .embedded import engine_key, ensure_engine
 
-        return Backend(name, ensure_engine(), LOCAL_KEY)
+        return Backend(name, ensure_engine(), engine_key())
     return remote(name, base_url)
 
 

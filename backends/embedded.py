@@ -9,12 +9,12 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from ..core.errors import BackendError
 from ..core.extras import require_packages
 from ..core.files import storage_errors
-from ..core.paths import engine_folder
+from ..core.paths import ENGINE_KEY_FILE, engine_folder
 
 if TYPE_CHECKING:
     import psutil
@@ -27,13 +27,16 @@ _POLL_S = 0.1
 _HEALTH_TIMEOUT_S = 5.0
 # It lets requests under way end for 30 s.
 _STOP_TIMEOUT_S = 40.0
+# The engine serves several jobs with different keys in their environment: it gets none of them, and makes its own.
+_SECRETS = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
 
 
 class _Engine(NamedTuple):
-    """What an engine writes about itself into its state folder."""
+    """What an engine writes about itself into its state folder. Those of earlier versions had no key."""
 
     url: str
     pid: int
+    has_key: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,24 @@ class EngineStatus:
 def running_engine() -> str | None:
     """The URL of the engine that serves this state folder, or None."""
     engine = _discovered(engine_folder())
-    return engine.url if engine and _healthy(engine.url) else None
+    return engine.url if engine and engine.has_key and _health(engine.url) is not None else None
+
+
+def engine_key() -> str:
+    """The key of the engine that serves this state folder.
+
+    Raises:
+        BackendError: If it cannot be read.
+    """
+    file = engine_folder() / ENGINE_KEY_FILE
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise BackendError(
+            f"the key of the embedded engine cannot be read ({error.strerror})",
+            where=str(file),
+            fix="The engine writes it when it starts: stop it, and the next job starts it anew",
+        ) from error
 
 
 def engine_died(url: str) -> bool:
@@ -65,7 +85,7 @@ def engine_status() -> EngineStatus | None:
     if process is None:
         return None
     engine, running = process
-    answers = _healthy(engine.url)
+    answers = _health(engine.url) is not None
     return EngineStatus(engine.url, engine.pid, answers, running.memory_info().rss, running.create_time())
 
 
@@ -122,13 +142,46 @@ def ensure_engine() -> str:
     require_packages("train", by="the embedded engine")
     folder = engine_folder()
     with FileLock(folder / "start.lock", timeout=_START_TIMEOUT_S):
+        _end_unguarded(folder)
         return running_engine() or _start(folder)
+
+
+def _end_unguarded(folder: Path) -> None:
+    """End an idle engine of an earlier version, which answers everybody.
+
+    Raises:
+        BackendError: If it is at work.
+    """
+    engine = _discovered(folder)
+    health = _health(engine.url) if engine and not engine.has_key else None
+    if engine is None or health is None or health.get("pid") != engine.pid:
+        return
+    if health.get("adapters") or health.get("waiting"):
+        raise BackendError(
+            f"an engine of an earlier version, which has no key, is at work here (process {engine.pid})",
+            where=engine.url,
+            fix=f"Let its jobs end, or stop it with: kill {engine.pid}",
+        )
+    import psutil
+
+    try:
+        process = psutil.Process(engine.pid)
+        process.terminate()
+        process.wait(_START_TIMEOUT_S)
+    except psutil.NoSuchProcess:  # it ended meanwhile, as it does when nobody needs it
+        return
+    except (psutil.TimeoutExpired, psutil.AccessDenied) as error:
+        raise BackendError(
+            f"an engine of an earlier version, which has no key, does not end (process {engine.pid})",
+            where=engine.url,
+            fix=f"Stop it with: kill -9 {engine.pid}",
+        ) from error
 
 
 def _discovered(folder: Path) -> _Engine | None:
     try:
         written = json.loads((folder / "engine.json").read_bytes())
-        return _Engine(str(written["url"]), int(written["pid"]))
+        return _Engine(str(written["url"]), int(written["pid"]), "key_file" in written)
     except (FileNotFoundError, ValueError, KeyError):
         return None
 
@@ -142,13 +195,15 @@ def _lives(engine: _Engine) -> bool:
         return False
 
 
-def _healthy(url: str) -> bool:
+def _health(url: str) -> dict[str, Any] | None:
+    """What an engine says of itself, or None if it says nothing."""
     import httpx2
 
     try:
-        return httpx2.get(f"{url}/api/v1/healthz", timeout=_HEALTH_TIMEOUT_S).status_code == 200
-    except httpx2.HTTPError:
-        return False
+        answer = httpx2.get(f"{url}/api/v1/healthz", timeout=_HEALTH_TIMEOUT_S)
+        return cast("dict[str, Any]", answer.json()) if answer.status_code == 200 else None
+    except (httpx2.HTTPError, ValueError):
+        return None
 
 
 def _start(folder: Path) -> str:
@@ -156,8 +211,7 @@ def _start(folder: Path) -> str:
     idle_s = os.environ.get(IDLE_TIMEOUT_VARIABLE, str(_DEFAULT_IDLE_S))
     command = [sys.executable, "-m", "sota_ml_researcher.engine", "--port", "0", "--store", str(folder)]
     command += ["--any-local-model", "--idle-timeout", idle_s]
-    # The engine serves several jobs with different keys in their environment: it gets none of them.
-    environment = {k: v for k, v in os.environ.items() if not k.endswith(("_API_KEY", "_TOKEN", "_SECRET"))}
+    environment = {k: v for k, v in os.environ.items() if not k.endswith(_SECRETS)}
     with storage_errors(log), log.open("ab") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Literal
 
 import tinker
 
 from ..core.errors import BackendError
 from ..models.chat import ChatRenderer, Message, Rendered
 from .connection import Backend, TokenCounter, backend_errors
+
+_CLOSING_S = 30.0
+logger = logging.getLogger(__name__)
 
 
 class Sampler:
@@ -124,7 +129,7 @@ def sample(
         stop=renderer.stop,
     )
     prompts = [tinker.ModelInput.from_ints(renderer.generation_prompt(c)) for c in conversations]
-    with backend_errors(backend), _service(backend) as service:
+    with backend_errors(backend), closing_service(_service(backend)) as service:
         client = _sampling_client(service, model).result()
         futures = [client.sample(prompt, options.num_samples, params) for prompt in prompts]
         answers = [future.result().sequences for future in futures]
@@ -135,7 +140,7 @@ def sample(
 
 def measure_nll(backend: Backend, renderer: ChatRenderer, model: str, rows: Sequence[Rendered]) -> Nll:
     """How many nats the model needs per trained token of ``rows``: the information in them, from its view."""
-    with backend_errors(backend), _service(backend) as service:
+    with backend_errors(backend), closing_service(_service(backend)) as service:
         client = _sampling_client(service, model).result()
         futures = [client.compute_logprobs(tinker.ModelInput.from_ints([int(t) for t in r.tokens])) for r in rows]
         measured = [_row_nll(row, future.result()) for row, future in zip(rows, futures, strict=True)]
@@ -144,6 +149,27 @@ def measure_nll(backend: Backend, renderer: ChatRenderer, model: str, rows: Sequ
     total = sum(tokens for _, tokens in measured)
     mean = sum(nll for nll, _ in measured) / total if total else math.nan
     return Nll(mean, _ratio_error(measured, mean), total, len(measured))
+
+
+@contextmanager
+def closing_service(service: tinker.ServiceClient) -> Generator[tinker.ServiceClient]:
+    """A client whose session ends with the block.
+
+    What went wrong in the block is what is raised: some servers cannot end a session, and the SDK's own ``with`` then
+    raises that in the place of the first error, or after work that succeeded.
+    """
+    status: Literal["success", "errored", "interrupted"] = "interrupted"
+    try:
+        yield service
+        status = "success"
+    except Exception:
+        status = "errored"
+        raise
+    finally:
+        try:
+            service.close(status).result(timeout=_CLOSING_S)
+        except Exception as error:  # nothing is lost by it: the server lets go of a session by itself
+            logger.info("The session was not ended: %s", error)
 
 
 def _service(backend: Backend) -> tinker.ServiceClient:

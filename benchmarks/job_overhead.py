@@ -31,7 +31,6 @@ from typing import Any
 
 # What both sides log of a step, by the name it has here.
 COUNTED = {"tokens": "num_tokens", "kept_tokens": "env/all/total_ac_tokens"}
-KEY = "tml-benchmark"
 STEPS = {"sft": 150, "dpo": 60, "grpo": 40}
 TARGETS = {"sft": 1.0, "dpo": 0.5, "grpo": 0.45}
 # What may differ: the RL loop of the cookbook saves twice after its last step, and samples are each side's own.
@@ -322,9 +321,10 @@ def stop_engine() -> None:
 
 def measure(method: str, rounds: int) -> dict[str, Any]:
     """Both sides in turn, ``rounds`` times, after one short direct run that warms the engine."""
-    from sota_ml_researcher.backends.embedded import ensure_engine
+    from sota_ml_researcher.backends.embedded import engine_key, ensure_engine
 
     url = ensure_engine()
+    os.environ["TINKER_API_KEY"] = engine_key()
     kept = STEPS[method]
     STEPS[method] = 4
     run_direct(method, url)
@@ -353,7 +353,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="in place of each method's own")
     parser.add_argument("--direct", nargs=2, metavar=("METHOD", "FILE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    os.environ |= {"TINKER_TELEMETRY": "0", "TINKER_API_KEY": KEY, "HF_HUB_OFFLINE": "1"}
+    os.environ |= {"TINKER_TELEMETRY": "0", "HF_HUB_OFFLINE": "1"}
     if options.steps:
         STEPS.update(dict.fromkeys(STEPS, options.steps))
     if options.direct:

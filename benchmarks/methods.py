@@ -1,11 +1,12 @@
-"""Call every public method of the installed Tinker SDK against a live engine, and write down what happens.
+"""Call every public method of the installed Tinker SDK, with every argument, against a live engine.
 
 usage: python -m benchmarks.methods [--check] [--page docs/engine-methods.md]
 
 Each method is called in its synchronous form (``.result()`` where it returns a future) and awaited. ``works`` means
 both gave an answer; ``refused`` that both failed with one of the platform's own errors, for a method that cannot exist
-without an organisation or a bill. Anything else is a gap: it is printed and the exit code is 1. With ``--check`` the
-page is compared, not written, and a difference is a failure too.
+without an organisation or a bill. Each argument that the plain call leaves out is tried once (`protocol_cases`), and so
+are requests whose status is documented. Anything else is a gap: it is printed and the exit code is 1. With ``--check``
+the page is compared, not written, and a difference is a failure too.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.models import write_model
+from benchmarks.protocol_cases import INSTEAD_OF, REFUSED, STATUSES, untried, value_of
 
-KEY = "tml-probe"
+KEY = "tml-0123456789abcdef"
 TOKENS = list(range(10, 24))
 # Only what makes no sense without an organisation or an invoice may fail.
 MAY_REFUSE = frozenset({"get_audit_log", "get_billing_usage"})
@@ -56,6 +58,8 @@ class Fixture:
     rest: Any
     state: str
     weights: str
+    ended: str = ""
+    numbered: str = ""
 
     def datum(self) -> Any:
         """A few tokens to train on."""
@@ -73,6 +77,12 @@ class Fixture:
     def new_path(self) -> str:
         """A checkpoint that a call may spoil."""
         return self.trainer.save_weights_for_sampler(_name()).result().path
+
+    def published_path(self) -> str:
+        """A checkpoint that is public."""
+        path = self.new_path()
+        self.rest.publish_checkpoint_from_tinker_path(path).result()
+        return path
 
 
 def _name() -> str:
@@ -105,7 +115,7 @@ def _arguments() -> dict[str, Callable[[Fixture], tuple[tuple[Any, ...], dict[st
     from tinker import types
 
     ranks = {"logprobs": 1, "weights": 1}
-    params = types.SamplingParams(max_tokens=4, seed=1)
+    params = types.SamplingParams(max_tokens=4, seed=1, stop=[])
 
     def of(*args: Any, **kwargs: Any) -> Callable[[Fixture], tuple[tuple[Any, ...], dict[str, Any]]]:
         return lambda fixture: (tuple(a(fixture) if callable(a) else a for a in args), kwargs)
@@ -115,6 +125,7 @@ def _arguments() -> dict[str, Callable[[Fixture], tuple[tuple[Any, ...], dict[st
 
     run = of(lambda f: f.state.removeprefix("tinker://").split("/")[0])
     state, weights, fresh = of(lambda f: f.state), of(lambda f: f.weights), of(lambda f: f.new_path())
+    published = of(lambda f: f.published_path())
     session = of(lambda f: f.service.holder.get_session_id())
     return {
         "ServiceClient.copy_weights": state,
@@ -130,7 +141,7 @@ def _arguments() -> dict[str, Callable[[Fixture], tuple[tuple[Any, ...], dict[st
         "TrainingClient.forward_backward_custom": lambda f: (([f.datum()], _custom), {}),
         "TrainingClient.load_state": state,
         "TrainingClient.load_state_with_optimizer": state,
-        "TrainingClient.optim_step": of(types.AdamParams(learning_rate=1e-3)),
+        "TrainingClient.optim_step": of(optim_params=types.AdamParams(learning_rate=1e-3)),
         "TrainingClient.save_state": of(lambda _: _name()),
         "TrainingClient.save_weights_external": of(lambda _: _name()),
         "TrainingClient.save_weights_for_sampler": of(lambda _: _name(), ttl_seconds=3600),
@@ -158,7 +169,7 @@ def _arguments() -> dict[str, Callable[[Fixture], tuple[tuple[Any, ...], dict[st
         "RestClient.publish_checkpoint_from_tinker_path": fresh,
         "RestClient.search_sessions": lambda _: ((types.SessionSearchRequest(),), {}),
         "RestClient.set_checkpoint_ttl_from_tinker_path": lambda f: ((f.new_path(), 7200), {}),
-        "RestClient.unpublish_checkpoint_from_tinker_path": fresh,
+        "RestClient.unpublish_checkpoint_from_tinker_path": published,
     }
 
 
@@ -181,7 +192,14 @@ def public_methods() -> list[str]:
     ]
 
 
-def _invoke(fixture: Fixture, qualified: str) -> Any:
+def _invoke(fixture: Fixture, qualified: str, **changes: Any) -> Any:
+    target, args, kwargs = _call(fixture, qualified)
+    member = getattr(target, qualified.split(".")[1])
+    return member(*args, **{**kwargs, **changes}) if callable(member) else member
+
+
+def _call(fixture: Fixture, qualified: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """The client that has a method, and what to pass."""
     owner, name = qualified.split(".")
     targets = {"ServiceClient": fixture.service, "TrainingClient": fixture.trainer, "SamplingClient": fixture.sampler}
     target = targets.get(owner, fixture.rest)
@@ -190,12 +208,11 @@ def _invoke(fixture: Fixture, qualified: str) -> Any:
         target.create_lora_training_client("tiny", rank=2).result()
     base = qualified.removesuffix("_async")
     args, kwargs = _arguments().get(base, lambda _: ((), {}))(fixture)
-    member = getattr(target, name)
-    return member(*args, **kwargs) if callable(member) else member
+    return target, args, kwargs
 
 
-def _sync(fixture: Fixture, qualified: str) -> Any:
-    made = _invoke(fixture, qualified)
+def _sync(fixture: Fixture, qualified: str, **changes: Any) -> Any:
+    made = _invoke(fixture, qualified, **changes)
     if inspect.isawaitable(made) and not hasattr(made, "result"):
         return asyncio.run(_awaited(made))
     return made.result() if hasattr(made, "result") and callable(made.result) else made
@@ -242,6 +259,61 @@ def probe(fixture: Fixture, qualified: str) -> Outcome:
     return Outcome(qualified, "refused" if allowed else "gap", refusals[0])
 
 
+def probe_arguments(fixture: Fixture, qualified: str) -> list[Outcome]:
+    """Call a method once for each argument that its plain call leaves out, named ``Client.method(argument)``."""
+    target, args, kwargs = _call(fixture, qualified)
+    member = getattr(target, qualified.split(".")[1])
+    return [_argument(fixture, qualified, name) for name in untried(member, args, kwargs)]
+
+
+def _argument(fixture: Fixture, qualified: str, name: str) -> Outcome:
+    import tinker
+
+    what = f"{qualified}({name})"
+    changes: dict[str, Any] = {}
+    try:
+        changes[name] = value_of(fixture, qualified, name)
+        if (other := INSTEAD_OF.get(f"{qualified}.{name}")) is not None:
+            changes[other] = None
+        made = _sync(fixture, qualified, **changes)
+        if name == "record_stability_info":  # the client is made, and each of its samples asks for it
+            from tinker import types
+
+            made.sample(_prompt(), 1, types.SamplingParams(max_tokens=2)).result()
+    except (tinker.APIStatusError, tinker.RequestFailedError) as error:
+        body: Any = getattr(error, "body", None)
+        words = body.get("detail") if isinstance(body, dict) else _words(error)
+        return Outcome(what, "refused" if name in REFUSED else "gap", f"`{type(error).__name__}`: {words}")
+    except Exception as error:  # whatever else it raises is what this program looks for
+        return Outcome(what, "gap", f"{type(error).__name__}: {error}")
+    return Outcome(what, "gap" if name in REFUSED else "works", _shown(changes[name]))
+
+
+def _words(error: Exception) -> str:
+    """What the engine said in a failure that the SDK wraps."""
+    return str(error).removeprefix("Request failed: ").partition(" for self.request_id=")[0]
+
+
+def _shown(value: Any) -> str:
+    plain = isinstance(value, str | int | bool | list | dict) and "probe-" not in str(value) and ":" not in str(value)
+    return f"`{value!r}`" if plain else ""
+
+
+def probe_statuses(fixture: Fixture) -> list[Outcome]:
+    """Send the requests whose status is documented; ``state`` is the status."""
+    session = _service(fixture.url)
+    fixture.numbered = session.create_lora_training_client("tiny", rank=2).result().get_info().model_id
+    fixture.ended = _service(fixture.url).holder.get_session_id()
+    outcomes: list[Outcome] = []
+    for case in STATUSES:
+        status, words = case.call(fixture, KEY)
+        state = str(status) if status == case.expected else "gap"
+        outcomes.append(
+            Outcome(case.what, state, words if state != "gap" else f"{status}, not {case.expected}: {words}")
+        )
+    return outcomes
+
+
 def _service(url: str) -> Any:
     import tinker
 
@@ -251,7 +323,10 @@ def _service(url: str) -> Any:
 def start_engine(model: Path, store: Path, *extra: str, name: str = "tiny") -> tuple[subprocess.Popen[str], str]:
     """An engine process that serves ``model`` as ``name``, and its address."""
     command = [sys.executable, "-m", "sota_ml_researcher.engine", "--port", "0", "--model", f"{name}={model}"]
-    process = subprocess.Popen([*command, "--store", str(store), *extra], stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "ML_RESEARCHER_ENGINE_KEY": KEY}
+    process = subprocess.Popen(
+        [*command, "--store", str(store), *extra], stdout=subprocess.PIPE, text=True, env=environment
+    )
     assert process.stdout is not None
     return process, process.stdout.readline().removeprefix("listening on ").strip()
 
@@ -269,8 +344,8 @@ def _fixture(url: str) -> Fixture:
     return Fixture(url, service, trainer, sampler, rest, state, weights)
 
 
-def run_probe() -> list[Outcome]:
-    """Every method against an engine of its own."""
+def run_probe() -> tuple[list[Outcome], list[Outcome], list[Outcome]]:
+    """Every method against an engine of its own, then every argument, then the statuses."""
     os.environ["TINKER_TELEMETRY"] = "0"
     os.environ["TINKER_API_KEY"] = KEY
     warnings.simplefilter("ignore")
@@ -279,13 +354,15 @@ def run_probe() -> list[Outcome]:
         process, url = start_engine(model, Path(folder) / "store", "--threads", "1")
         try:
             fixture = _fixture(url)
-            return [probe(fixture, method) for method in public_methods()]
+            methods = public_methods()
+            arguments = [each for m in methods if not m.endswith("_async") for each in probe_arguments(fixture, m)]
+            return [probe(fixture, method) for method in methods], arguments, probe_statuses(fixture)
         finally:
             process.terminate()
             process.wait(timeout=60)
 
 
-def page(outcomes: list[Outcome]) -> str:
+def page(outcomes: list[Outcome], arguments: list[Outcome], statuses: list[Outcome]) -> str:
     """The documentation page."""
     works = sum(outcome.state == "works" for outcome in outcomes)
     refused = sum(outcome.state == "refused" for outcome in outcomes)
@@ -295,7 +372,9 @@ def page(outcomes: list[Outcome]) -> str:
         f"Written by `python -m benchmarks.methods` with tinker {version('tinker')}; do not edit. Each method was",
         "called against a live engine in its synchronous form and awaited.",
         "",
-        f"{len(outcomes)} public methods: {works} work; {refused} need an organisation or a bill.",
+        f"{len(outcomes)} public methods: {works} work; {refused} need an organisation or a bill. Of {len(arguments)}",
+        f"[arguments](#arguments) {sum(each.state == 'works' for each in arguments)} are honoured, the others refused.",
+        "What the engine answers to what it cannot take is under [statuses](#statuses).",
     ]
     for client in dict.fromkeys(outcome.method.split(".")[0] for outcome in outcomes):
         lines += ["", f"## {client}", "", "| method | state | note |", "|---|---|---|"]
@@ -304,7 +383,26 @@ def page(outcomes: list[Outcome]) -> str:
             for outcome in outcomes
             if outcome.method.startswith(f"{client}.")
         ]
+    lines += ["", "## Arguments", "", *_ARGUMENTS, "", "| method | argument | state | note |", "|---|---|---|---|"]
+    for each in arguments:
+        method, _, argument = each.method.removesuffix(")").partition("(")
+        lines.append(f"| `{method}` | `{argument}` | {each.state} | {each.detail} |")
+    lines += ["", "## Statuses", "", *_STATUSES, "", "| request | status | what is said |", "|---|---|---|"]
+    lines += [f"| {each.method} | {each.state} | {each.detail} |" for each in statuses]
     return "\n".join(lines) + "\n"
+
+
+_ARGUMENTS = (
+    "Each argument that the calls above leave out, tried once. Without `stop` a sample ends at the model's own end of",
+    "text or of a turn; `[]` turns that off. `load_state` works in mid-run too, in the order of the requests: it",
+    "replaces the weights, and the optimizer's moments start anew unless they are loaded as well.",
+)
+_STATUSES = (
+    "A sentence comes with every refusal, as `detail`. The SDK takes 409 for a lock and asks again for five",
+    "minutes before it raises. A client that is silent for 45 s (`--queue-timeout`) loses the samples it has queued:",
+    "it is told 410 when it asks for them, and the SDK then sends them again. Its training requests wait for it, and",
+    "its adapters are freed after 900 s (`--session-timeout`).",
+)
 
 
 def main() -> int:
@@ -313,11 +411,11 @@ def main() -> int:
     parser.add_argument("--page", type=Path, default=Path(__file__).parents[1] / "docs" / "engine-methods.md")
     parser.add_argument("--check", action="store_true", help="compare with the page instead of writing it")
     options = parser.parse_args()
-    outcomes = run_probe()
-    gaps = [outcome for outcome in outcomes if outcome.state == "gap"]
+    outcomes, arguments, statuses = run_probe()
+    gaps = [outcome for outcome in [*outcomes, *arguments, *statuses] if outcome.state == "gap"]
     for gap in gaps:
         print(json.dumps({"gap": gap.method, "detail": gap.detail}))
-    text = page(outcomes)
+    text = page(outcomes, arguments, statuses)
     if options.check:
         stale = not options.page.is_file() or options.page.read_text() != text
         if stale:

@@ -88,7 +88,7 @@ def grpo(service: Any, meter: work.Meter, steps: int) -> float:
 
     client = service.create_lora_training_client("bench", rank=work.RANK, seed=0).result()
     tokenizer = client.get_tokenizer()
-    params = types.SamplingParams(max_tokens=work.GRPO_TOKENS)
+    params = types.SamplingParams(max_tokens=work.GRPO_TOKENS, stop=[])  # all of one length
 
     def step(number: int) -> None:
         sampler = client.save_weights_and_get_sampling_client().result()
@@ -114,7 +114,7 @@ def sample(service: Any, meter: work.Meter, steps: int) -> float:
     from tinker import types
 
     sampler = service.create_sampling_client(base_model="bench").result()
-    params = types.SamplingParams(max_tokens=work.SAMPLE_TOKENS)
+    params = types.SamplingParams(max_tokens=work.SAMPLE_TOKENS, stop=[])
     prompts = [types.ModelInput.from_ints(tokens) for tokens in work.sample_prompts()]
 
     def run() -> None:

@@ -14,9 +14,10 @@ from typing import Any, BinaryIO
 
 from .errors import StorageError
 
+_FREE_SPACE = "Free some space and try again; what was there before is untouched"
 _REASONS = {
-    errno.ENOSPC: ("the disk is full", "Free some space and try again; what was there before is untouched"),
-    errno.EDQUOT: ("the disk quota is used up", "Free some space and try again; what was there before is untouched"),
+    errno.ENOSPC: ("no space left: the disk is full", _FREE_SPACE),
+    errno.EDQUOT: ("no space left: the disk quota is used up", _FREE_SPACE),
     errno.EROFS: ("the file system is read-only", "Choose a folder on a writable disk"),
     errno.EACCES: ("permission denied", "Choose a folder you can write to"),
 }

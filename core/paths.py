@@ -9,6 +9,8 @@ from pathlib import Path
 from .errors import ModelError, StorageError
 
 HOME_VARIABLE = "ML_RESEARCHER_HOME"
+# In the engine's folder, readable for its owner alone.
+ENGINE_KEY_FILE = "api_key"
 
 
 def home() -> Path:
@@ -34,7 +36,7 @@ def jobs_database() -> Path:
 
 
 def engine_folder() -> Path:
-    """The embedded engine's checkpoints, lock and discovery file."""
+    """The embedded engine's checkpoints, key, lock and discovery file."""
     return writable_folder(home() / "engine")
 
 

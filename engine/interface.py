@@ -116,13 +116,21 @@ class Weights:
     """A frozen snapshot of one adapter, for sampling; it never changes when training goes on."""
 
 
+def _always() -> bool:
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class SampleAsk:
-    """A checked request, the weights it samples from (None: the plain base model), and the caller's key for it."""
+    """A checked request, the weights it samples from (None: the plain base model), and the caller's key for it.
+
+    ``wanted`` is asked before every token; once it says no, the request is dropped and never finished.
+    """
 
     key: Any
     request: SampleSettings
     weights: Weights | None
+    wanted: Callable[[], bool] = _always
 
 
 Arrivals = Callable[[], Sequence[SampleAsk]]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import json
 import logging
 import os
+import secrets
+import shlex
 import signal
 import socket
 import sys
@@ -17,10 +18,13 @@ from pathlib import Path
 
 from ..core.errors import BackendError, ConfigError, ModelError, ResearcherError
 from ..core.files import write_atomically
-from ..core.paths import engine_folder, writable_folder
+from ..core.http_guard import MIN_KEY_LENGTH, check_names, in_url
+from ..core.paths import ENGINE_KEY_FILE, engine_folder, writable_folder
 
 KEY_VARIABLE = "ML_RESEARCHER_ENGINE_KEY"
 _STOP_GRACE_S = 30
+# How many times longer an idle engine waits while a client is there.
+_PATIENCE = 9
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +68,32 @@ def _parser() -> argparse.ArgumentParser:
         metavar="GIB",
         help="most memory for adapters in training (default: half of the machine's); more of them wait for room",
     )
-    parser.add_argument("--api-key", help=f"key every client must send (or {KEY_VARIABLE}); needed off loopback")
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="a further name clients call it by; repeat"
+    )
+    parser.add_argument(
+        "--queue-timeout",
+        type=_seconds,
+        default=45,
+        metavar="S",
+        help="let go of what a client queued once it was silent for S seconds (default 45; clients beat every 10)",
+    )
+    parser.add_argument(
+        "--session-timeout",
+        type=_seconds,
+        default=900,
+        metavar="S",
+        help="free the adapters of a client once it was silent for S seconds (default 900)",
+    )
+    parser.add_argument("--api-key", help=argparse.SUPPRESS)
     return parser
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 1 <= value < float("inf"):
+        raise argparse.ArgumentTypeError("give seconds, at least 1")
+    return value
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -74,11 +102,13 @@ def _serve(options: argparse.Namespace) -> int:
     named = named_models(options.model)
     if not named and not options.any_local_model:
         raise ConfigError("no model to serve", where="--model", fix="Give --model PATH, or --any-local-model")
-    key = options.api_key or os.environ.get(KEY_VARIABLE) or None
-    if not _is_loopback(options.host) and key is None:
+    if options.api_key is not None:
         raise ConfigError(
-            "an engine that others can reach needs a key", where="--host", fix=f"Set {KEY_VARIABLE} or --api-key"
+            "a key on a command line is shown to everybody on this machine",
+            where="--api-key",
+            fix=f"Leave it out, and the engine makes a key; or set {KEY_VARIABLE}",
         )
+    check_names(options.host, options.allow_host)
     folder = writable_folder(options.store.expanduser().absolute()) if options.store else engine_folder()
     lock = FileLock(folder / "engine.lock")
     try:
@@ -86,16 +116,36 @@ def _serve(options: argparse.Namespace) -> int:
     except Timeout as error:
         raise BackendError(_other_engine(folder), where=str(folder), fix="Use it, stop it, or give --store") from error
     with lock, _listen(options.host, options.port) as listener:
-        return _run(options, named, folder, listener, key)
+        return _run(options, named, folder, listener, key_of(folder))
 
 
-def _run(
-    options: argparse.Namespace, named: dict[str, str], folder: Path, listener: socket.socket, key: str | None
-) -> int:
+def key_of(folder: Path) -> str:
+    """The key of the engine whose store is ``folder``: that of the environment, or the one made at its first start.
+
+    It is kept in the folder, readable for its owner alone, for clients on this machine.
+
+    Raises:
+        ConfigError: If the key cannot be one.
+    """
+    file = folder / ENGINE_KEY_FILE
+    given = os.environ.pop(KEY_VARIABLE, "")  # what the engine starts inherits the environment; this is not for it
+    kept = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+    key = given or kept or f"tml-{secrets.token_urlsafe(32)}"
+    where = KEY_VARIABLE if given else str(file)
+    if len(key) < MIN_KEY_LENGTH or not (key.isascii() and key.isprintable()) or " " in key:
+        raise ConfigError(f"a key has at least {MIN_KEY_LENGTH} characters, all of them visible ASCII", where=where)
+    if not key.startswith("tml-"):
+        raise ConfigError("the Tinker SDK sends only keys that begin with tml-", where=where)
+    write_atomically(file, f"{key}\n")
+    return key
+
+
+def _run(options: argparse.Namespace, named: dict[str, str], folder: Path, listener: socket.socket, key: str) -> int:
     import psutil
     import uvicorn
 
     from .api.application import build_app
+    from .api.connections import BoundedConnection, most_connections
     from .compute.custom_loss import compile_custom_loss
     from .compute.loading import tune_allocator
     from .compute.model import load_model
@@ -108,23 +158,40 @@ def _run(
     load = LoadOptions(options.device, options.dtype, options.quantize, options.threads)
     models = BaseModels(named, any_local=options.any_local_model, options=load, load=load_model)
     room = options.adapter_memory * 2**30 if options.adapter_memory else psutil.virtual_memory().total / 2
-    engine = Engine(Store(folder), models, adapter_bytes=room, compile_loss=compile_custom_loss)
+    engine = Engine(
+        Store(folder),
+        models,
+        adapter_bytes=room,
+        compile_loss=compile_custom_loss,
+        queue_timeout_s=options.queue_timeout,
+        session_timeout_s=options.session_timeout,
+    )
     engine.scheduler.run_now(lambda: [models.get(name) for name in named])
-    address = f"http://{options.host}:{listener.getsockname()[1]}"
+    address = f"http://{in_url(options.host)}:{listener.getsockname()[1]}"
 
     def stop_if_idle() -> None:
-        if options.idle_timeout and time.monotonic() - engine.scheduler.last_work > options.idle_timeout:
-            logger.info("Idle for %.0f s: stopping", options.idle_timeout)
+        # A client that is there may be waiting for a judge or for a person, which takes longer than an idle minute.
+        patience = options.idle_timeout * (_PATIENCE if engine.has_clients() else 1)
+        if patience and time.monotonic() - engine.scheduler.last_work > patience:
+            logger.info("Idle for %.0f s: stopping", patience)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    app = build_app(engine, api_key=key, on_idle=stop_if_idle)
+    app = build_app(engine, api_key=key, host=options.host, allow_hosts=options.allow_host, on_idle=stop_if_idle)
+    BoundedConnection.most = most_connections()
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=_STOP_GRACE_S, timeout_keep_alive=120
+        app,
+        http=BoundedConnection,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=_STOP_GRACE_S,
+        timeout_keep_alive=120,
     )
     discovery = folder / "engine.json"
     details = {"url": address, "pid": os.getpid(), "started": time.time(), "version": version("sota-ml-researcher")}
-    write_atomically(discovery, json.dumps(details))
+    write_atomically(discovery, json.dumps({**details, "key_file": ENGINE_KEY_FILE}))
     print(f"listening on {address}", flush=True)
+    file = shlex.quote(str(folder / ENGINE_KEY_FILE))
+    print(f'for the SDK: export TINKER_BASE_URL={address} TINKER_API_KEY="$(cat {file})"', flush=True)
     try:
         uvicorn.Server(config).run(sockets=[listener])
     finally:
@@ -169,15 +236,6 @@ def _listen(host: str, port: int) -> socket.socket:
             f"cannot listen on {host}:{port} ({error.strerror})", where="--port", fix="Choose another, or 0 for any"
         ) from error
     return listener
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _other_engine(folder: Path) -> str:

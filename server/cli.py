@@ -369,7 +369,7 @@ def engine(ctx: click.Context) -> int:
     """The embedded Tinker-compatible engine of this machine.
 
     With options of its own (`engine --model FOLDER`) it serves until it is stopped: `engine serve --help` lists them.
-    Jobs start one by themselves, which stops when it has been idle for 15 minutes.
+    Jobs start one by themselves, which stops two minutes after its last client has gone.
     """
     return _become("engine", []) if ctx.invoked_subcommand is None else 0
 

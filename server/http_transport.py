@@ -7,7 +7,6 @@ there too, made at the first start and kept where only that user can read it.
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import os
 import secrets
 import socket
@@ -21,6 +20,7 @@ from mcp.server.transport_security import TransportSecuritySettings
 
 from ..core.errors import ConfigError
 from ..core.files import storage_errors, write_atomically
+from ..core.http_guard import MIN_KEY_LENGTH, HttpGuard, check_names, in_url, is_loopback
 from ..core.paths import home
 
 if TYPE_CHECKING:
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "ML_RESEARCHER_HTTP_KEY"
 DEFAULT_HOST, DEFAULT_PORT, PATH = "127.0.0.1", 8765, "/mcp"
-# A shorter key can be guessed over a network.
-MIN_KEY_LENGTH = 16
-_LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 
 def serve(
@@ -60,8 +57,7 @@ def serve(
         note = f"; clients send 'Authorization: Bearer KEY', the key in {kept}"
     app = build_app(server, host, allow_hosts, key)
     with _listen(host, port) as listener:
-        address = f"[{host}]" if ":" in host else host
-        url = f"http://{address}:{listener.getsockname()[1]}{PATH}"
+        url = f"http://{in_url(host)}:{listener.getsockname()[1]}{PATH}"
         print(f"ml-researcher: serving {url}{note}", file=sys.stderr, flush=True)
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
 
@@ -78,10 +74,11 @@ def build_app(server: MCPServer[Any], host: str, allow_hosts: Sequence[str], key
         )
     if not is_loopback(host):
         _check_exposed(host, allow_hosts, key)
-    app = server.streamable_http_app(
-        streamable_http_path=PATH, host=host, transport_security=_security(host, allow_hosts)
-    )
-    return BearerKey(app, key) if key else app
+    # The guard looks at Host and Origin; the SDK's own check takes any name that begins like an allowed one.
+    unchecked = TransportSecuritySettings(enable_dns_rebinding_protection=False)
+    app = server.streamable_http_app(streamable_http_path=PATH, host=host, transport_security=unchecked)
+    guarded = HttpGuard(app, host, allow_hosts)
+    return BearerKey(guarded, key) if key else guarded
 
 
 def own_key() -> tuple[str, Path]:
@@ -95,14 +92,6 @@ def own_key() -> tuple[str, Path]:
         if not path.exists():
             write_atomically(path, secrets.token_urlsafe(24) + "\n")
         return path.read_text(encoding="utf-8").strip(), path
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server on ``host``."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class BearerKey:
@@ -137,30 +126,7 @@ def _check_exposed(host: str, allow_hosts: Sequence[str], key: str) -> None:
             where="--host",
             fix=f"Set {KEY_VARIABLE} to at least {MIN_KEY_LENGTH} characters, or listen on {DEFAULT_HOST}",
         )
-    if _is_wildcard(host) and not allow_hosts:
-        raise ConfigError(
-            f"{host} listens on every address, so the names that clients call it by must be said",
-            where="--host",
-            fix="Add --allow-host NAME, the name or address in the clients' URL",
-        )
-
-
-def _is_wildcard(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
-
-
-def _security(host: str, allow_hosts: Sequence[str]) -> TransportSecuritySettings:
-    """Which Host and Origin headers pass: those of this machine, of the address, and the allowed names."""
-    own = [] if _is_wildcard(host) else [f"[{host}]" if ":" in host else host]
-    names = list(dict.fromkeys([*_LOOPBACK_NAMES, *own, *allow_hosts]))
-    origins = [f"{scheme}://{name}" for scheme in ("http", "https") for name in names]
-    return TransportSecuritySettings(
-        allowed_hosts=[form for name in names for form in (name, f"{name}:*")],
-        allowed_origins=[form for origin in origins for form in (origin, f"{origin}:*")],
-    )
+    check_names(host, allow_hosts)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from mcp_types import CallToolResult
 from pydantic import BaseModel, Field
 
-from ..backends.connection import LOCAL_KEY, TINKER_KEY, Backend, SupportedModel, connect, remote, supported_models
+from ..backends.connection import TINKER_KEY, Backend, SupportedModel, connect, remote, supported_models
 from ..core.errors import BackendError, ConfigError
 from ..core.names import BackendName
 from ..jobs.job_results import checkpoint_path, job_of, require_place_of_job, trained_model
@@ -66,12 +66,12 @@ def models_of(backend: BackendName, base_url: str | None) -> tuple[str, list[Mod
 
 def _embedded() -> tuple[str, list[ModelLine]]:
     """The engine trains any causal LM folder; what it has loaded now is named, the demo model always."""
-    from ..backends.embedded import running_engine
+    from ..backends.embedded import engine_key, running_engine
     from ..models.model_ref import DEMO_NAME
 
     demo = ModelLine(name=DEMO_NAME, trainable=True, sampleable=True, renderers=["chat_template"])
     url = running_engine()
-    loaded = _live(Backend("embedded", url, LOCAL_KEY)) if url else []
+    loaded = _live(Backend("embedded", url, engine_key())) if url else []
     source = "any Hugging Face causal LM folder on this machine, by its path; ids if they are in the local cache"
     return source, [demo, *(m for m in loaded if not m.name.endswith("demo/model"))]
 

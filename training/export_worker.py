@@ -127,11 +127,16 @@ def _download(request: ExportRequest, folder: Path) -> Path:
         import tinker
         from tinker_cookbook import weights
         from tinker_cookbook.exceptions import WeightsDownloadError
+
+        from ..backends.sampling_client import closing_service
     except ImportError as error:
         raise not_installed(["tinker", "tinker-cookbook"], by="an export") from error
     try:
         if _is_state(request.checkpoint):
-            with tinker.ServiceClient() as service, _external_copy(service, request.checkpoint) as path:
+            with (
+                closing_service(tinker.ServiceClient()) as service,
+                _external_copy(service, request.checkpoint) as path,
+            ):
                 weights.download(tinker_path=path, output_dir=str(folder))
         else:
             weights.download(tinker_path=request.checkpoint, output_dir=str(folder))

@@ -1,12 +1,13 @@
-"""The engine's ASGI application: the gate before every request, and what becomes of errors."""
+"""The engine's ASGI application: what stands before every request, and what becomes of errors."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import hmac
+import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 from pydantic import ValidationError
 from starlette.applications import Starlette
@@ -14,29 +15,51 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...core.errors import ResearcherError
+from ...core.http_guard import HttpGuard
 from ..interface import RequestRejectedError
+from ..service.futures import ConflictError
 from ..service.scheduler import BusyError
-from ..service.service import Engine
+from ..service.service import Engine, SessionFinishedError
 from ..service.store import NoSuchCheckpointError
+from ..wire import PROTOBUF
 from . import identity, openai_api, rest, routes
-from .http_answers import MOST_BODY_BYTES, refusal
+from .connections import BODY_PAUSE_S, BODY_TIMEOUT_S
+from .http_answers import MOST_BODY_BYTES, BodyTooLargeError, SlowBodyError, refusal
 
-_SWEEP_S = 30.0
+logger = logging.getLogger(__name__)
+
+_MEDIA_TYPES = ("application/json", PROTOBUF)
+_STATUSES: dict[type[Exception], int] = {
+    NoSuchCheckpointError: 404,
+    SlowBodyError: 408,
+    ConflictError: 409,
+    SessionFinishedError: 410,
+    BodyTooLargeError: 413,
+}
 _OPEN_PATHS = frozenset({"/api/v1/healthz"})
 # Not a sign that somebody needs the engine: an idle client sends these for ever.
 _BACKGROUND = frozenset({"/api/v1/session_heartbeat", "/api/v1/telemetry", "/api/v1/client/dynamic_config"})
 
 
-def build_app(engine: Engine, *, api_key: str | None = None, on_idle: Callable[[], None] | None = None) -> Starlette:
+def build_app(
+    engine: Engine,
+    *,
+    api_key: str,
+    host: str = "127.0.0.1",
+    allow_hosts: Sequence[str] = (),
+    on_idle: Callable[[], None] | None = None,
+) -> Starlette:
     """The ASGI application.
 
     Args:
         engine: What it serves.
-        api_key: If given, every request must carry it, or a token it was exchanged for.
-        on_idle: Called every half minute while there is nothing to do.
+        api_key: Every request must carry it, or a token it was exchanged for.
+        host: The address it is served on.
+        allow_hosts: Further names that clients may call it by.
+        on_idle: Called every few seconds while there is nothing to do.
     """
 
     @contextlib.asynccontextmanager
@@ -52,7 +75,10 @@ def build_app(engine: Engine, *, api_key: str | None = None, on_idle: Callable[[
     app = Starlette(
         routes=[*routes.routes(), *rest.routes(), *openai_api.routes()],
         lifespan=lifespan,
-        middleware=[Middleware(_Gate, engine=engine, api_key=api_key)],
+        middleware=[
+            Middleware(HttpGuard, host=host, allow_hosts=allow_hosts, media_types=_MEDIA_TYPES),
+            Middleware(_Gate, engine=engine, api_key=api_key),
+        ],
         exception_handlers={
             RequestRejectedError: _refuse,
             ResearcherError: _refuse,
@@ -60,25 +86,27 @@ def build_app(engine: Engine, *, api_key: str | None = None, on_idle: Callable[[
             ValidationError: _malformed,
             HTTPException: _http_error,
             ClientDisconnect: _gone,
+            Exception: _unexpected,
         },
     )
     app.state.engine = engine
     app.state.api_key = api_key
+    app.state.copying = asyncio.Lock()
     return app
 
 
 async def _sweep(engine: Engine, on_idle: Callable[[], None] | None) -> None:
     while True:
-        await asyncio.sleep(_SWEEP_S)
-        engine.forget_silent(time.time())
+        await asyncio.sleep(engine.sweep_s)
+        engine.forget_silent(time.monotonic())
         if on_idle is not None and not engine.scheduler.busy and not engine.scheduler.waiting:
             on_idle()
 
 
 class _Gate:
-    """Checks the key and the size of a body before anything reads it."""
+    """Checks the key and the size of a body before anything reads it, and that it keeps coming while it is read."""
 
-    def __init__(self, app: ASGIApp, engine: Engine, api_key: str | None) -> None:
+    def __init__(self, app: ASGIApp, engine: Engine, api_key: str) -> None:
         self._app = app
         self._engine = engine
         self._api_key = api_key
@@ -91,6 +119,7 @@ class _Gate:
             if refused is not None:
                 await refused(scope, receive, send)
                 return
+            receive = _in_time(receive)
         await self._app(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> Response | None:
@@ -105,7 +134,7 @@ class _Gate:
         return None
 
     def _may_pass(self, scope: Scope, headers: dict[str, str]) -> bool:
-        if self._api_key is None or scope["path"] in _OPEN_PATHS or rest.is_signed(scope, self._api_key):
+        if scope["path"] in _OPEN_PATHS or rest.is_signed(scope, self._api_key):
             return True
         given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
         if hmac.compare_digest(given.encode(), self._api_key.encode()):
@@ -114,8 +143,31 @@ class _Gate:
         return scope["path"] != "/api/v1/auth/token" and identity.is_valid_token(given, self._api_key)
 
 
+def _in_time(receive: Receive) -> Receive:
+    """The same messages; a body that stops coming, or comes for too long, ends in a `SlowBodyError`."""
+    ends = time.monotonic() + BODY_TIMEOUT_S
+    complete = False
+
+    async def timed() -> Message:
+        nonlocal complete
+        if complete:  # what follows is the end of the connection, which nobody is late for
+            return await receive()
+        try:
+            async with asyncio.timeout(min(BODY_PAUSE_S, max(0.0, ends - time.monotonic()))):
+                message = await receive()
+        except TimeoutError as error:
+            raise SlowBodyError("the body did not come in time") from error
+        complete = not message.get("more_body", False)
+        return message
+
+    return timed
+
+
 async def _refuse(request: Request, error: Exception) -> Response:
-    return refusal(404 if isinstance(error, NoSuchCheckpointError) else 400, str(error))
+    status = next((status for kind, status in _STATUSES.items() if isinstance(error, kind)), 400)
+    # The SDK takes a conflict for a lock that will open, and would ask again for minutes.
+    headers = {"x-should-retry": "false"} if status == 409 else {"connection": "close"} if status in {408, 413} else {}
+    return refusal(status, str(error), **headers)
 
 
 async def _busy(request: Request, error: Exception) -> Response:
@@ -124,6 +176,11 @@ async def _busy(request: Request, error: Exception) -> Response:
 
 async def _gone(request: Request, error: Exception) -> Response:
     return refusal(499, "the client went away before its request was complete")
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    logger.error("%s %s failed unexpectedly", request.method, request.url.path, exc_info=error)
+    return refusal(500, f"an unexpected {type(error).__name__} in the engine; its log has the details")
 
 
 async def _malformed(request: Request, error: Exception) -> Response:

@@ -1,7 +1,7 @@
-"""Who a client is: whoever holds the engine's key, or anybody on loopback where none is set.
+"""Who a client is: whoever holds the engine's key.
 
 The SDK exchanges its key for a signed token and reads the caller's name out of it (``whoami``). The signing key is
-made from the engine's own key, so that tokens outlive a restart; without a key nothing is checked.
+made from the engine's own key, so that tokens outlive a restart.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ..interface import RequestRejectedError
 USER_URN = "tml:organization_user:local"
 ORGANISATION = "local"
 PROJECT = "local"
+NO_ACCOUNTS = "this engine has one user, and no tokens for the checkpoints of others: leave weights_access_token out"
 _LIFE_S = 12 * 3600
 _HEADER = {"alg": "HS256", "typ": "JWT"}
 
@@ -30,12 +31,12 @@ def check_project(project_id: object) -> None:
     """
     if project_id not in (None, "", PROJECT):
         raise RequestRejectedError(
-            f"there is no project '{project_id}' here: projects share work among the members of an organisation, and "
-            f"this engine has one user and the one project '{PROJECT}'"
+            f"there is no project '{str(project_id)[:80]}' here: projects share work among the members of an "
+            f"organisation, and this engine has one user and the one project '{PROJECT}'"
         )
 
 
-def issue_token(api_key: str | None, now: float | None = None) -> str:
+def issue_token(api_key: str, now: float | None = None) -> str:
     """A JSON web token (RFC 7519, HS256) for the engine's only user."""
     issued = int(time.time() if now is None else now)
     claims = {
@@ -50,7 +51,7 @@ def issue_token(api_key: str | None, now: float | None = None) -> str:
     return f"{content}.{sign(content, api_key)}"
 
 
-def is_valid_token(token: str, api_key: str | None) -> bool:
+def is_valid_token(token: str, api_key: str) -> bool:
     """Whether this engine issued ``token`` and it has not expired."""
     content, _, signature = token.rpartition(".")
     if not hmac.compare_digest(signature.encode(), sign(content, api_key).encode()):
@@ -59,9 +60,9 @@ def is_valid_token(token: str, api_key: str | None) -> bool:
     return float(claims["exp"]) > time.time()
 
 
-def sign(content: str, api_key: str | None) -> str:
+def sign(content: str, api_key: str) -> str:
     """A signature of ``content`` that only this engine can make."""
-    secret = hashlib.sha256(f"engine token {api_key or ''}".encode()).digest()
+    secret = hashlib.sha256(f"engine token {api_key}".encode()).digest()
     return _base64(hmac.new(secret, content.encode(), hashlib.sha256).digest())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import hmac
 import time
 import uuid
@@ -17,10 +19,13 @@ from starlette.types import Scope
 from tinker import types
 
 from ..interface import RequestRejectedError
+from ..json_fields import Fields
+from ..service.futures import ConflictError
+from ..service.sampling_sessions import check_seq
 from ..service.service import Engine
 from ..service.store import NoSuchCheckpointError, Run, Saved, Store, check_ttl
 from . import identity
-from .http_answers import answer, engine_of, json_of, refusal
+from .http_answers import answer, engine_of, json_of, refusal, text_field, typed_body
 
 _OWNER = "local"
 _MOST = 1000
@@ -31,6 +36,8 @@ _NO_AUDIT = (
     "organisation"
 )
 _NO_BILLING = "there is no billing here: work on this machine costs nothing, so no usage is metered"
+# What is asked of one checkpoint by its id, and how.
+_OF_CHECKPOINT = (("publish", ["POST", "DELETE"]), ("ttl", ["PUT"]), ("external_weights_urls", ["GET"]))
 _FILES, _TRACES = "/api/v1/files/", "/api/v1/traces/"
 
 
@@ -99,7 +106,7 @@ def _run_of(request: Request) -> Run:
     """
     run = _store(request).run(request.path_params["run_id"])
     if run is None:
-        raise NoSuchCheckpointError(f"there is no training run {request.path_params['run_id']} here")
+        raise NoSuchCheckpointError(f"there is no training run {request.path_params['run_id'][:80]} here")
     return run
 
 
@@ -138,21 +145,28 @@ async def _delete_checkpoint(request: Request) -> Response:
 
 
 async def _publish(request: Request) -> Response:
-    _store(request).update(_saved_of(request), public=request.method == "POST")
+    saved, public = _saved_of(request), request.method == "POST"
+    if saved.public == public:
+        raise ConflictError(f"{saved.path} is {'public' if public else 'private'} already")
+    _store(request).update(saved, public=public)
     return Response(status_code=204)
 
 
+async def _no_such_id(request: Request) -> Response:
+    raise RequestRejectedError(
+        f"'{request.path_params['checkpoint_id'][:80]}' is no checkpoint's id: give KIND/NAME, such as weights/step-10"
+    )
+
+
 async def _set_ttl(request: Request) -> Response:
-    ttl = (await json_of(request)).get("ttl_seconds")
-    if ttl is not None and (isinstance(ttl, bool) or not isinstance(ttl, int)):
-        raise RequestRejectedError(f"ttl_seconds is {ttl!r}: give a whole number of seconds, or null to keep it")
+    ttl = Fields(await json_of(request), "the request").optional_whole("ttl_seconds", 0, 2**62)
     check_ttl(ttl)
     _store(request).update(_saved_of(request), expires=time.time() + ttl if ttl else None)
     return Response(status_code=204)
 
 
 async def _weights_info(request: Request) -> Response:
-    saved = _store(request).find(str((await json_of(request)).get("tinker_path")))
+    saved = _store(request).find(await text_field(request, "tinker_path"))
     spec = saved.spec
     return answer(
         types.WeightsInfoResponse(
@@ -167,18 +181,48 @@ async def _weights_info(request: Request) -> Response:
 
 
 async def _copy_weights(request: Request) -> Response:
-    body = await json_of(request)
-    identity.check_project(body.get("destination_project_id"))
-    check_ttl(body.get("ttl_seconds"))
-    store = _store(request)
-    saved = store.find(str(body.get("source_path")))
-    session = body.get("session_id") or "copies"
-    slot = body.get("model_seq_id")
-    run_id = f"{session}:train:{uuid.uuid4().hex[:8] if slot is None else slot}"
-    run = Run(run_id, session, saved.base_model, saved.lora, {"copied_from": saved.path}, time.time())
+    """Copy a checkpoint into a run of its own; a request that comes again, by its key, is the same copy."""
+    body, _ = await typed_body(request, types.CopyWeightsRequest)
+    identity.check_project(body.destination_project_id)
+    if body.weights_access_token is not None or "x-tinker-weights-access-token" in request.headers:
+        raise RequestRejectedError(identity.NO_ACCOUNTS)
+    check_ttl(body.ttl_seconds)
+    engine, key = engine_of(request), request.headers.get("x-idempotency-key")
+    run = _run_of_copy(engine, body, key)
+    async with request.app.state.copying:  # one at a time: the second of two equal ones then finds the first
+        path = await asyncio.to_thread(_copied, engine.store, body, run)
+    return answer(types.CopyWeightsResponse(tinker_path=path))
+
+
+def _run_of_copy(engine: Engine, body: types.CopyWeightsRequest, key: str | None) -> Run:
+    saved = engine.store.find(body.source_path)
+    session = "copies" if body.session_id is None else engine.session(body.session_id).session_id
+    if body.model_seq_id is not None:
+        name = f"{session}:train:{check_seq(body.model_seq_id)}"
+    else:
+        name = f"{session}:copy:{uuid.uuid4().hex[:16] if key is None else _digest(key)}"
+    metadata = {"copied_from": saved.path} | ({"idempotency_key": _digest(key)} if key else {})
+    return Run(name, session, saved.base_model, saved.lora, metadata, time.time())
+
+
+def _digest(key: str) -> str:
+    return hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+
+
+def _copied(store: Store, body: types.CopyWeightsRequest, run: Run) -> str:
+    """The path of the copy, made now unless it was before.
+
+    Raises:
+        ConflictError: If the place or the key was used for something else.
+    """
+    saved, before = store.find(body.source_path), store.run(run.run_id)
+    if before is not None:
+        if before.user_metadata != run.user_metadata or "idempotency_key" not in run.user_metadata:
+            raise ConflictError(f"{run.run_id} is there already, and is not this copy of {saved.path}")
+        for copy in store.checkpoints(run.run_id):
+            return copy.path
     store.add_run(run)
-    copied = store.copy(saved, run, ttl_s=body.get("ttl_seconds"))
-    return answer(types.CopyWeightsResponse(tinker_path=copied.path))
+    return store.copy(saved, run, ttl_s=body.ttl_seconds).path
 
 
 async def _file_urls(request: Request) -> Response:
@@ -195,7 +239,7 @@ async def _file(request: Request) -> Response:
     saved, name = _saved_of(request), request.path_params["file"]
     store = _store(request)
     if name not in store.files(saved):
-        raise NoSuchCheckpointError(f"{saved.path} has no file '{name}'")
+        raise NoSuchCheckpointError(f"{saved.path} has no file '{name[:80]}'")
     return FileResponse(store.file(saved, name), filename=name)
 
 
@@ -238,7 +282,7 @@ def _session_of(request: Request) -> tuple[Engine, str, list[str]]:
     engine, session_id = engine_of(request), str(request.path_params["session_id"])
     runs = [run.run_id for run in engine.store.runs() if run.session_id == session_id]
     if session_id not in engine.sessions and not runs:
-        raise NoSuchCheckpointError(f"there is no session {session_id} here")
+        raise NoSuchCheckpointError(f"there is no session {session_id[:80]} here")
     return engine, session_id, runs
 
 
@@ -256,7 +300,7 @@ async def _session(request: Request) -> Response:
 
 
 async def _search(request: Request) -> Response:
-    query = types.SessionSearchRequest.model_validate(await json_of(request))
+    query, _ = await typed_body(request, types.SessionSearchRequest)
     for project_id in query.project_ids or []:
         identity.check_project(project_id)
     engine = engine_of(request)
@@ -321,9 +365,9 @@ def _has_status(summary: types.SessionSummary, wanted: Any) -> bool:
 
 async def _finish_session(request: Request) -> Response:
     """A client ends its session: what it held in memory is freed; its checkpoints stay."""
-    body = await json_of(request)
+    fields = Fields(await json_of(request), "the request")
     finish = types.ClientSessionFinished.model_validate(
-        {"reason": body.get("reason") or {"type": "success"}, "detail": body.get("detail")}
+        {"reason": fields.mapping("reason") or {"type": "success"}, "detail": fields.optional_text("detail")}
     )
     engine_of(request).finish_session(request.path_params["session_id"], finish)
     return Response(status_code=204)
@@ -345,7 +389,7 @@ async def _sampler(request: Request) -> Response:
     sampler_id = request.path_params["sampler_id"]
     sampler = engine_of(request).sampling.samplers.get(sampler_id)
     if sampler is None:
-        raise NoSuchCheckpointError(f"there is no sampling session {sampler_id} here")
+        raise NoSuchCheckpointError(f"there is no sampling session {sampler_id[:80]} here")
     return answer(
         types.GetSamplerResponse(sampler_id=sampler_id, base_model=sampler.base_model, model_path=sampler.path)
     )
@@ -377,7 +421,7 @@ def _refused(path: str, why: str) -> Route:
 async def _project(request: Request) -> Response:
     """Every session is in the one project already."""
     _session_of(request)
-    identity.check_project((await json_of(request)).get("project_id"))
+    identity.check_project(await text_field(request, "project_id"))
     return Response(status_code=204)
 
 
@@ -389,6 +433,8 @@ def routes() -> list[Route]:
         Route("/api/v1/training_runs", _training_runs),
         Route(run, _training_run),
         Route(f"{run}/checkpoints", _run_checkpoints),
+        Route(f"{run}/checkpoints/{{checkpoint_id}}", _no_such_id, methods=["DELETE"]),
+        *(Route(f"{run}/checkpoints/{{checkpoint_id}}/{what}", _no_such_id, methods=m) for what, m in _OF_CHECKPOINT),
         Route(checkpoint, _delete_checkpoint, methods=["DELETE"]),
         Route(f"{checkpoint}/publish", _publish, methods=["POST", "DELETE"]),
         Route(f"{checkpoint}/ttl", _set_ttl, methods=["PUT"]),

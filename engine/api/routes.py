@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
-from typing import TypeVar
 
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -17,17 +17,33 @@ from tinker import types
 
 from .. import wire
 from ..interface import LoraSpec, RequestRejectedError
+from ..json_fields import Fields
+from ..sample_request import SampleRequest
 from ..service.futures import Promise
+from ..service.sample_runner import SampleJob
+from ..service.sampling_sessions import MOST_SEQ
 from ..service.service import Engine
 from ..service.store import SaveOptions
 from . import identity
-from .http_answers import answer, body_of, engine_of, json_of, post, promised, refusal
+from .http_answers import (
+    MOST_JSON_BYTES,
+    BodyT,
+    answer,
+    body_of,
+    engine_of,
+    parsed,
+    post,
+    promised,
+    refusal,
+    short,
+    text_field,
+    typed_body,
+)
 
 # The SDK gives a poll 45 s; answering "try again" well before keeps proxies and clients content.
 _POLL_S = 20.0
 # One that waits for room is told so soon, and may then say it to its user.
 _PAUSED_POLL_S = 2.0
-BodyT = TypeVar("BodyT", bound=BaseModel)
 
 
 async def _health(request: Request) -> Response:
@@ -81,13 +97,12 @@ async def _capabilities(request: Request) -> Response:
 
 
 async def _heartbeat(request: Request) -> Response:
-    body = await json_of(request)
-    engine_of(request).beat(str(body.get("session_id")))
+    engine_of(request).beat(await text_field(request, "session_id"))
     return answer(types.SessionHeartbeatResponse())
 
 
 async def _telemetry(request: Request) -> Response:
-    await request.body()  # taken and dropped: nothing leaves this machine
+    await body_of(request)  # taken and dropped: nothing leaves this machine
     return answer(types.TelemetryResponse(status="accepted"))
 
 
@@ -107,12 +122,16 @@ def _create_model(engine: Engine, body: types.CreateModelRequest) -> Promise:
     lora = body.lora_config
     if lora is None:
         raise RequestRejectedError("lora_config is missing: this engine trains LoRA adapters")
-    if body.optimizer_config.type != "adamw":
-        raise RequestRejectedError(
-            f"this engine has no optimizer '{body.optimizer_config.type}': its algorithm is not published. Use adamw"
-        )
+    _check_optimizer(body.optimizer_config)
     spec = LoraSpec(lora.rank, lora.seed, lora.train_mlp, lora.train_attn, lora.train_unembed)
     return engine.create_model(body.session_id, body.model_seq_id, body.base_model, spec, body.user_metadata)
+
+
+def _check_optimizer(config: types.OptimizerConfig | None) -> None:
+    if config is not None and config.type != "adamw":
+        raise RequestRejectedError(
+            f"this engine has no optimizer '{config.type[:80]}': its algorithm is not published. Use adamw"
+        )
 
 
 def _optim_step(engine: Engine, body: types.OptimStepRequest) -> Promise:
@@ -127,8 +146,14 @@ def _save_weights(engine: Engine, body: types.SaveWeightsRequest) -> Promise:
 
 def _save_for_sampler(engine: Engine, body: types.SaveWeightsForSamplerRequest) -> Promise:
     if body.sampling_session_seq_id is not None and body.path is None:
+        if body.ttl_seconds is not None or body.user_metadata:
+            why = "weights in memory have no ttl_seconds and no user_metadata: give a path to save"
+            return engine.refused(body.model_id, body.seq_id, why)
         inflight = body.kind == "inflight"
         return engine.snapshot(body.model_id, body.seq_id, body.sampling_session_seq_id, inflight=inflight)
+    if body.kind == "inflight":
+        why = "an inflight save is kept in memory: give sampling_session_seq_id and no path"
+        return engine.refused(body.model_id, body.seq_id, why)
     options = SaveOptions("sampler_weights", body.path, body.ttl_seconds, body.user_metadata)
     return engine.save(body.model_id, body.seq_id, options)
 
@@ -138,15 +163,36 @@ def _save_external(engine: Engine, body: types.SaveWeightsExternalRequest) -> Pr
     return engine.save(body.model_id, body.seq_id, options, encrypted=bool(body.age_encryption_recipients))
 
 
-def _load_weights(engine: Engine, body: types.LoadWeightsRequest) -> Promise | Response:
-    if body.session_id is not None and body.model_seq_id is not None:
+async def _load_weights(request: Request) -> Response:
+    body, sent = await typed_body(request, types.LoadWeightsRequest)
+    engine, path = engine_of(request), request.url.path
+    if body.session_id is not None and body.model_seq_id is not None and body.model_id is None:
+        _check_load(body)
         promise = engine.create_from_checkpoint(
-            body.session_id, body.model_seq_id, body.path, optimizer=body.optimizer, user_metadata=body.user_metadata
+            body.session_id,
+            body.model_seq_id,
+            body.path,
+            optimizer=body.optimizer,
+            user_metadata=body.user_metadata,
+            base_model=body.base_model,
         )
-        return promised(promise, model_id=f"{body.session_id}:train:{body.model_seq_id}")
-    if body.model_id is None:
-        raise RequestRejectedError("give model_id, or session_id with model_seq_id")
-    return engine.load_weights(body.model_id, body.seq_id, body.path, optimizer=body.optimizer)
+        return promised(promise, path, sent, model_id=f"{body.session_id}:train:{body.model_seq_id}")
+    if body.model_id is None or body.session_id is not None or body.model_seq_id is not None:
+        raise RequestRejectedError("give either model_id, or session_id with model_seq_id")
+    try:
+        _check_load(body)
+        if body.base_model is not None or body.user_metadata is not None:
+            raise RequestRejectedError("base_model and user_metadata belong to a new adapter: this one has its own")
+    except RequestRejectedError as error:
+        return promised(engine.refused(body.model_id, body.seq_id, str(error)), path, sent)
+    promise = engine.load_weights(body.model_id, body.seq_id, body.path, optimizer=body.optimizer)
+    return promised(promise, path, sent)
+
+
+def _check_load(body: types.LoadWeightsRequest) -> None:
+    _check_optimizer(body.optimizer_config)
+    if body.weights_access_token is not None:
+        raise RequestRejectedError(identity.NO_ACCOUNTS)
 
 
 def _create_sampling_session(engine: Engine, body: types.CreateSamplingSessionRequest) -> BaseModel:
@@ -160,7 +206,7 @@ def _join_sampling_session(engine: Engine, body: types.JoinSamplingSessionReques
 
 async def _get_info(request: Request) -> Response:
     engine = engine_of(request)
-    training = engine.training(str((await json_of(request)).get("model_id")))
+    training = engine.training(await text_field(request, "model_id"))
     name = training.run.base_model
     data = types.ModelData(arch="causal-lm", model_name=name, tokenizer_id=engine.models.source(name))
     return answer(
@@ -176,26 +222,42 @@ async def _get_info(request: Request) -> Response:
 
 
 async def _forward_backward(request: Request) -> Response:
-    return promised(engine_of(request).loss(wire.LossRequest.parse(await body_of(request))))
+    body = await body_of(request)
+    return promised(engine_of(request).loss(wire.LossRequest.parse(body)), request.url.path, body)
 
 
 async def _asample(request: Request) -> Response:
-    body = await json_of(request)
-    engine = engine_of(request)
-    sampler_id = body.get("sampling_session_id")
+    sent = await body_of(request, MOST_JSON_BYTES)
+    body = parsed(sent)
+    engine, asked, fields = engine_of(request), SampleRequest.parse(body), Fields(body, "the request")
+    sampler_id, base_model, path = (
+        fields.optional_text(key) for key in ("sampling_session_id", "base_model", "model_path")
+    )
     if sampler_id is not None:
-        sampler = engine.sampling.get(str(sampler_id))
+        sampler = engine.sampling.get(sampler_id)
+        engine.heard_of(sampler_id)
     else:
-        sampler = engine.sampling.direct(body.get("base_model"), body.get("model_path"))
-    settings = wire.sample_settings(body)
-    promise = engine.sampling.sample(sampler, body.get("seq_id"), settings)
-    ids = [f"{promise.request_id}:{i}" for i in range(max(1, settings.num_samples))]
-    return promised(promise, sample_sequence_ids=ids)
+        sampler = engine.sampling.direct(base_model, path)
+    job = SampleJob(
+        sampler,
+        asked.settings,
+        partial(wire.encode_sample_output, layout=asked.target_layout),
+        ends_implicitly=asked.ends_implicitly,
+    )
+    promise = engine.sampling.sample(job, fields.optional_whole("seq_id", 0, MOST_SEQ))
+    ids = [f"{promise.request_id}:{i}" for i in range(asked.settings.num_samples)]
+    return promised(promise, request.url.path, sent, sample_sequence_ids=ids)
+
+
+def _wants_json(request: Request) -> bool:
+    accepted = request.headers.get("accept", "*/*").lower()
+    return "json" in accepted and wire.PROTOBUF not in accepted and "*/*" not in accepted
 
 
 async def _retrieve_future(request: Request) -> Response:
-    body = await json_of(request)
-    promise = engine_of(request).promises.get(str(body.get("request_id")))
+    request_id = await text_field(request, "request_id")
+    engine_of(request).heard_of(request_id)
+    promise = engine_of(request).promises.get(request_id)
     if promise is None:
         return refusal(410, "this request is not known here: the engine was restarted, or its result has expired")
     with contextlib.suppress(TimeoutError):
@@ -207,15 +269,20 @@ async def _retrieve_future(request: Request) -> Response:
         return JSONResponse(again)
     if promise.failure is not None:
         return JSONResponse({"error": promise.failure.message, "category": promise.failure.category})
-    if isinstance(promise.result, bytes):
-        return Response(promise.result, media_type=wire.PROTOBUF)
+    if isinstance(promise.result, wire.Encoded):
+        if _wants_json(request):
+            return JSONResponse(wire.as_json(promise.result))
+        return Response(promise.result.payload, media_type=wire.PROTOBUF)
     return answer(promise.result)
 
 
 async def _retrieve_futures(request: Request) -> Response:
-    body = types.FuturesRetrieveRequest.model_validate(await json_of(request))
+    body, _ = await typed_body(request, types.FuturesRetrieveRequest)
     promises = engine_of(request).promises
-    sampler, cursor = body.target.sampling_session_id, body.prev_cursor
+    sampler, cursor = short(body.target.sampling_session_id, "sampling_session_id"), body.prev_cursor
+    if cursor < 0:
+        raise RequestRejectedError("prev_cursor is the cursor of the answer before, and never negative")
+    engine_of(request).heard_of(sampler)
     promises.forget(body.retrieved_request_ids)
     if not promises.since(sampler, cursor) and body.timeout != 0:
         await promises.news(sampler, _POLL_S)
@@ -232,24 +299,23 @@ async def _retrieve_futures(request: Request) -> Response:
 
 
 async def _cancel_future(request: Request) -> Response:
-    engine_of(request).sampling.cancel(str((await json_of(request)).get("request_id")))
+    engine_of(request).sampling.cancel(await text_field(request, "request_id"))
     return JSONResponse({"status": "ok"})
 
 
 async def _unload_model(request: Request) -> Response:
-    model_id = str((await json_of(request)).get("model_id"))
+    model_id = await text_field(request, "model_id")
     engine_of(request).unload(model_id)
     return answer(types.UnloadModelResponse(model_id=model_id, type="unload_model"))
 
 
-def _typed(path: str, kind: type[BodyT], handle: Callable[[Engine, BodyT], Promise | BaseModel | Response]) -> Route:
+def _typed(path: str, kind: type[BodyT], handle: Callable[[Engine, BodyT], Promise | BaseModel]) -> Route:
     """A route whose body is one of the SDK's requests, and whose answer one of its responses or a promise of one."""
 
     async def handler(request: Request) -> Response:
-        result = handle(engine_of(request), kind.model_validate(await json_of(request)))
-        if isinstance(result, Promise):
-            return promised(result)
-        return result if isinstance(result, Response) else answer(result)
+        body, sent = await typed_body(request, kind)
+        result = handle(engine_of(request), body)
+        return promised(result, request.url.path, sent) if isinstance(result, Promise) else answer(result)
 
     return post(path, handler)
 
@@ -273,7 +339,7 @@ def routes() -> list[Route]:
         _typed("save_weights", types.SaveWeightsRequest, _save_weights),
         _typed("save_weights_for_sampler", types.SaveWeightsForSamplerRequest, _save_for_sampler),
         _typed("save_weights_external", types.SaveWeightsExternalRequest, _save_external),
-        _typed("load_weights", types.LoadWeightsRequest, _load_weights),
+        post("load_weights", _load_weights),
         _typed("create_sampling_session", types.CreateSamplingSessionRequest, _create_sampling_session),
         _typed("join_sampling_session", types.JoinSamplingSessionRequest, _join_sampling_session),
         post("asample", _asample),

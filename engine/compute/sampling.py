@@ -65,6 +65,8 @@ class Sampler:
             batch = Batch(self._backbone, lora, self._tokenizer, self._limits.vocabulary, done)
             while True:
                 waiting += [piece for ask in arrivals() for piece in self._pieces(ask)]
+                waiting = [piece for piece in waiting if piece.ask.wanted()]
+                batch.drop_unwanted()
                 fitting = self._fitting(waiting, snapshot, batch)
                 del waiting[: len(fitting)]
                 if not batch.advance(fitting):

@@ -125,6 +125,17 @@ class Batch:
         """How many rows are being sampled."""
         return len(self._active)
 
+    def drop_unwanted(self) -> None:
+        """Let go of the rows of requests that nobody waits for any more."""
+        going = [row.owner.piece.ask.wanted() for row in self._active]
+        if all(going) or self._hidden_BD is None:
+            return
+        dropped = {row.owner for row, on in zip(self._active, going, strict=True) if not on}
+        self.places -= sum(running.piece.places for running in dropped)
+        hidden_BD = self._leave(going, self._hidden_BD)
+        if self._active:
+            self._hidden_BD = hidden_BD
+
     @torch.no_grad()
     def advance(self, joining: Sequence[Piece]) -> bool:
         """Let ``joining`` in, then write one token to every row. False when there is none."""
@@ -153,17 +164,17 @@ class Batch:
         self._active = self._active + rows
         self._cuts = self._cuts_of(self._active)
 
-    def _leave(self, going: Sequence[bool], tokens_B: Tensor) -> Tensor:
-        """Drop the rows that do not go on; returns the tokens of the others."""
+    def _leave(self, going: Sequence[bool], of_rows: Tensor) -> Tensor:
+        """Drop the rows that do not go on; returns the others' part of ``of_rows``, whose first axis is B."""
         left = torch.tensor(_closed_up(going), dtype=torch.long)
         self._active = [self._active[place] for place in left.tolist()]
         if not self._active:
             self._state = self._hidden_BD = self._cuts = None
-            return tokens_B
+            return of_rows
         left = left.to(self._backbone.device)
         self._cuts = self._cuts_of(self._active)
         self._state.keep(left)
-        return tokens_B[left]
+        return of_rows[left]
 
     def _write_one(self, pieces: Sequence[Piece]) -> None:
         """One token for each: nothing follows it, so that they need no cache.

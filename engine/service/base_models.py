@@ -56,10 +56,10 @@ class BaseModels:
         Raises:
             RequestRejectedError: If clients may not use it here.
         """
-        if name in self._named or (self._any_local and (Path(name) / "config.json").is_file()):
+        if name in self._named or (self._any_local and _is_model_folder(name)):
             return self._key(name)
         known = ", ".join(self.names) or "none"
-        raise RequestRejectedError(f"this engine does not serve '{name}'. It serves: {known}")
+        raise RequestRejectedError(f"this engine does not serve '{name[:200]}'. It serves: {known}")
 
     def get(self, name: str, *, in_use: frozenset[str] = frozenset()) -> BaseModel:
         """The model, loaded if need be; the one unused for longest makes room, unless an adapter needs it."""
@@ -81,3 +81,10 @@ class BaseModels:
         """One folder has one key, whichever name it was asked for by."""
         target = self._named.get(name, name)
         return str(Path(target).resolve()) if Path(target).is_dir() else name
+
+
+def _is_model_folder(name: str) -> bool:
+    try:
+        return (Path(name) / "config.json").is_file()
+    except OSError:  # a name that no file system takes
+        return False

@@ -9,9 +9,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..interface import RequestRejectedError
+from ..wire import Encoded
+
 # A result is kept for a client that lost its connection; then its memory is freed.
 _KEPT_S = 600.0
 _MOST_KEPT_BYTES = 512 * 1024 * 1024
+
+
+class ConflictError(RequestRejectedError):
+    """The request contradicts what is there: the same number was another request's, or the change was made before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +31,10 @@ class Failure:
 
 @dataclass(slots=True)
 class Promise:
-    """One request. ``result``: a protobuf message, one of the SDK's answers, or what else was asked for."""
+    """One request. ``result``: a protobuf message, one of the SDK's answers, or what else was asked for.
+
+    ``payload`` is a digest of what was sent, by which the same request is known when it comes again.
+    """
 
     request_id: str
     sampler: str | None = None
@@ -34,6 +44,20 @@ class Promise:
     finished: float = 0.0
     cancelled: bool = False
     paused: str | None = None
+    payload: bytes | None = None
+
+    def same_payload(self, payload: bytes) -> None:
+        """Note what was sent, or check that it is what was sent before.
+
+        Raises:
+            ConflictError: If it is not.
+        """
+        if self.payload is None:
+            self.payload = payload
+        elif self.payload != payload:
+            raise ConflictError(
+                f"the sequence number of {self.request_id} was used before, for another request: each has its own"
+            )
 
     def settle(self, outcome: Any) -> None:
         """Give the result, or the `Failure` that there is instead, and wake everybody who waits."""
@@ -47,7 +71,7 @@ class Promise:
     @property
     def nbytes(self) -> int:
         """Bytes of its result."""
-        return len(self.result) if isinstance(self.result, bytes) else 0
+        return len(self.result.payload) if isinstance(self.result, Encoded) else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +95,10 @@ class Promises:
     def get(self, request_id: str) -> Promise | None:
         """The promise with this id, or None if there never was one, or its result has expired."""
         return self._all.get(request_id)
+
+    def started_with(self, prefix: str) -> list[Promise]:
+        """The promises whose id begins so: those of one session, or of one adapter."""
+        return [promise for request_id, promise in self._all.items() if request_id.startswith(prefix)]
 
     def open(self, request_id: str, *, sampler: str | None = None) -> Promise:
         """A new promise; ``sampler`` is the sampling session that polls for it."""

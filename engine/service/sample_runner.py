@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
 from ..interface import BaseModel, SampleAsk, SampleOutput, SampleSettings, Weights
+from ..sample_request import check_answer
 from ..wire import encode_sample_output
 from .base_models import BaseModels
 from .scheduler import Joint, Work
@@ -14,15 +17,29 @@ from .state import SamplingSession
 from .store import Saved, Store
 
 _CACHED_WEIGHTS = 16
+# Ends of a turn in the chat templates of common model families, beside the tokenizer's own end token.
+_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
+
+
+@lru_cache(maxsize=8)
+def end_tokens(tokenizer: Any) -> frozenset[int]:
+    """The tokens at which a model ends by itself: its end of text, and the end of a turn of its chat format."""
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    ends = {vocabulary[text] for text in _TURN_ENDS if text in vocabulary}
+    return frozenset(ends | ({tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()))
 
 
 @dataclass(frozen=True, slots=True)
 class SampleJob:
-    """One request: which weights, and what to do with them. ``encode`` writes its result for the wire."""
+    """One request: which weights, and what to do with them.
+
+    ``encode`` writes its result for the wire; with ``ends_implicitly`` the model's own ends stop it.
+    """
 
     sampler: SamplingSession
     settings: SampleSettings
     encode: Callable[[SampleOutput], object] = encode_sample_output
+    ends_implicitly: bool = False
 
 
 class SampleRunner:
@@ -86,7 +103,7 @@ class SampleRunner:
         try:
             base.sample_stream(check(works), arrivals, finished)
         except Exception as error:
-            alone = list(running.values())
+            alone = [ask for ask in running.values() if ask.wanted()]
             for ask in alone:
                 _run_alone(base, ask, joint, error if len(alone) == 1 else None)
         return elsewhere
@@ -94,8 +111,13 @@ class SampleRunner:
     def _checked(self, base: BaseModel, work: Work, joint: Joint) -> SampleAsk | None:
         job: SampleJob = work.payload
         try:
-            base.check_sample(job.settings)
-            return SampleAsk(work, job.settings, self._weights_of(base, job.sampler))
+            settings, promise = job.settings, work.promise
+            if job.ends_implicitly:
+                settings = replace(settings, stop_tokens=end_tokens(base.tokenizer))
+            check_answer(settings, base.max_context_length)
+            base.check_sample(settings)
+            weights = self._weights_of(base, job.sampler)
+            return SampleAsk(work, settings, weights, wanted=lambda: not promise.cancelled)
         except Exception as error:  # of this request alone: the others go on
             joint.finish(work, error)
             return None
@@ -123,7 +145,6 @@ def _run_alone(base: BaseModel, ask: SampleAsk, joint: Joint, error: Exception |
     try:
         if error is not None:
             raise error
-        (output,) = base.sample([ask.request], [ask.weights])
-        joint.finish(ask.key, ask.key.payload.encode(output))
+        base.sample_stream([ask], list, lambda work, output: joint.finish(work, work.payload.encode(output)))
     except Exception as failure:  # the boundary of a request
         joint.finish(ask.key, failure)

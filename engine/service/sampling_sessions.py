@@ -5,14 +5,27 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 
-from ..interface import RequestRejectedError, SampleOutput, SampleSettings
-from ..wire import encode_sample_output
+from ..interface import RequestRejectedError
 from .base_models import BaseModels
-from .futures import Promise, Promises
+from .futures import ConflictError, Failure, Promise, Promises
 from .sample_runner import SampleJob
 from .scheduler import SAMPLES, Scheduler, Work
 from .state import SamplingSession, Session
 from .store import Store
+
+_CANCELLED = Failure("the client cancelled this request", "user")
+MOST_SEQ = 2**62
+
+
+def check_seq(seq: int) -> int:
+    """A sequence number that one can be.
+
+    Raises:
+        RequestRejectedError: If it is negative or beyond 2^62.
+    """
+    if not 0 <= seq <= MOST_SEQ:
+        raise RequestRejectedError(f"a sequence number is from 0 to {MOST_SEQ}")
+    return seq
 
 
 class SamplingSessions:
@@ -39,13 +52,22 @@ class SamplingSessions:
         self._promises.drop_sampler(sampler_id)
 
     def create(self, session_id: str, seq: int, base_model: str | None, path: str | None) -> SamplingSession:
-        """A sampling session on a base model or a checkpoint.
+        """A sampling session on a base model or a checkpoint; asked for again, it is the same one.
 
         Raises:
             RequestRejectedError: If neither is known here.
+            ConflictError: If the number is that of a session on something else.
         """
+        sampler_id = f"{session_id}:sample:{check_seq(seq)}"
+        known = self.samplers.get(sampler_id)
+        if known is not None:
+            if known.asked != (base_model, path):
+                raise ConflictError(
+                    f"the sequence number of {sampler_id} was used before, for another sampling session"
+                )
+            return known
         sampler = self.direct(base_model, path)
-        sampler.sampler_id, sampler.session_id = f"{session_id}:sample:{seq}", session_id
+        sampler.sampler_id, sampler.session_id, sampler.asked = sampler_id, session_id, (base_model, path)
         return self.add(sampler)
 
     def direct(self, base_model: str | None, path: str | None) -> SamplingSession:
@@ -77,7 +99,9 @@ class SamplingSessions:
         """
         sampler = self.samplers.get(sampler_id)
         if sampler is None:
-            raise RequestRejectedError(f"there is no sampling session {sampler_id} here: create a new sampling client")
+            raise RequestRejectedError(
+                f"there is no sampling session {sampler_id[:80]} here: create a new sampling client"
+            )
         return sampler
 
     def join(self, sampler_id: str) -> int:
@@ -86,26 +110,20 @@ class SamplingSessions:
         sampler.clones += 1
         return sampler.clones
 
-    def sample(
-        self,
-        sampler: SamplingSession,
-        seq: int | None,
-        settings: SampleSettings,
-        encode: Callable[[SampleOutput], object] = encode_sample_output,
-    ) -> Promise:
-        """Continue a prompt; the promise's result is what ``encode`` makes of the output."""
-        request_id = f"{sampler.sampler_id}:{uuid.uuid4().hex if seq is None else seq}"
+    def sample(self, job: SampleJob, seq: int | None) -> Promise:
+        """Continue a prompt; the promise's result is what the job's ``encode`` makes of the output."""
+        sampler_id = job.sampler.sampler_id
+        request_id = f"{sampler_id}:{uuid.uuid4().hex if seq is None else check_seq(seq)}"
         known = self._promises.get(request_id)
         if known is not None:
             return known
         self._scheduler.check_room()
-        registered = sampler.sampler_id if sampler.sampler_id in self.samplers else None
-        promise = self._promises.open(request_id, sampler=registered)
-        self._scheduler.submit(SAMPLES, Work(promise, payload=SampleJob(sampler, settings, encode)))
+        promise = self._promises.open(request_id, sampler=sampler_id if sampler_id in self.samplers else None)
+        self._scheduler.submit(SAMPLES, Work(promise, payload=job))
         return promise
 
     def cancel(self, request_id: str) -> None:
-        """A client no longer wants a result: it is not computed unless that has begun."""
+        """A client no longer wants a result: it is not computed, or no further."""
         promise = self._promises.get(request_id)
-        if promise is not None and not promise.done.is_set():
-            promise.cancelled = True
+        if promise is not None:
+            self._scheduler.cancel(promise, _CANCELLED)

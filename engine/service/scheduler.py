@@ -102,10 +102,18 @@ class Scheduler:
         promises: Where results go.
         sample_together: Computes samples: takes requests from the `Joint` and finishes each of them.
         trace: Where it is noted when each request waited and ran.
+        is_held: Whether a lane's requests must wait, because its client fell silent.
     """
 
-    def __init__(self, promises: Promises, sample_together: Callable[[Joint], None], trace: Trace) -> None:
+    def __init__(
+        self,
+        promises: Promises,
+        sample_together: Callable[[Joint], None],
+        trace: Trace,
+        is_held: Callable[[str], bool],
+    ) -> None:
         self._promises = promises
+        self._is_held = is_held
         self._trace = trace
         self._sample_together = sample_together
         self._lanes: OrderedDict[str, _Lane] = OrderedDict()
@@ -161,6 +169,16 @@ class Scheduler:
             self._finish(work.promise, Failure(message, "user"))
         self._wake.set()  # memory that somebody waits for may be free now
 
+    def cancel(self, promise: Promise, failure: Failure) -> None:
+        """End a request without its result: one that waits is not computed, and a sample under way is let go."""
+        if not promise.done.is_set():
+            promise.cancelled = True
+            self._finish(promise, failure)
+
+    def look_again(self) -> None:
+        """What kept a lane waiting may be over."""
+        self._wake.set()
+
     async def run(self) -> None:
         """Work until cancelled."""
         while True:
@@ -192,7 +210,7 @@ class Scheduler:
         """The next lane's first request; from the lane of samples, all that wait."""
         for name in list(self._lanes):
             lane = self._lanes[name]
-            if not lane.ready or self._is_blocked(lane.ready[0]):
+            if not lane.ready or self._is_held(name) or self._is_blocked(lane.ready[0]):
                 continue
             self._lanes.move_to_end(name)  # the others come first next time
             count = _MOST_SAMPLES if name == SAMPLES else 1
@@ -251,8 +269,9 @@ class Scheduler:
         self._finish(work.promise, failure_of(outcome) if isinstance(outcome, Exception) else outcome)
 
     def _finish(self, promise: Promise, outcome: object) -> None:
-        promise.settle(outcome)
-        self._promises.finished(promise)
+        if not promise.done.is_set():  # else it was cancelled meanwhile, and its client told so
+            promise.settle(outcome)
+            self._promises.finished(promise)
 
 
 def _guarded(compute: Callable[[], object]) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -12,17 +13,23 @@ from tinker import types
 
 from .. import wire
 from ..interface import AdamSettings, Adapter, LoraSpec, RequestRejectedError
+from ..json_fields import shown
 from .base_models import BaseModels
-from .futures import Promise, Promises
+from .futures import Failure, Promise, Promises
 from .sample_runner import SampleRunner
-from .sampling_sessions import SamplingSessions
+from .sampling_sessions import SamplingSessions, check_seq
 from .scheduler import Scheduler, Work
 from .state import SamplingSession, Session, Training
 from .store import Contents, Run, Saved, SaveOptions, Store, check_ttl
 from .trace import Trace
 
-# A client beats every few seconds; one silent for this long is gone, and its adapters' memory is freed.
-SILENT_SESSION_S = 900.0
+# A client beats every ten seconds. What one that fell silent has queued is no longer computed; one silent for long is
+# gone, and its adapters' memory is freed.
+QUEUE_TIMEOUT_S, SESSION_TIMEOUT_S = 45.0, 900.0
+_SWEEP_S = 10.0
+_MOST_RANK = 1024
+_SESSION_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
+_ENDED = Failure("the client's session has ended", "user")
 _SILENT = types.SessionCancelled(detail="the client fell silent")
 _SAVED: Mapping[str, Callable[[Saved], object]] = {
     "weights": lambda saved: types.SaveWeightsResponse(type="save_weights", path=saved.path),
@@ -35,6 +42,10 @@ _SAVED: Mapping[str, Callable[[Saved], object]] = {
 }
 
 
+class SessionFinishedError(RequestRejectedError):
+    """The session has ended, and nothing more belongs to it."""
+
+
 class Engine:
     """The state of one engine process; its methods are called from the event loop and never block it.
 
@@ -43,6 +54,8 @@ class Engine:
         models: Base models by name.
         adapter_bytes: Most memory that adapters in training may hold together; more of them wait for room.
         compile_loss: `compute.custom_loss.compile_custom_loss`.
+        queue_timeout_s: How long a client may be silent before what it queued is let go.
+        session_timeout_s: How long it may be silent before its adapters are freed.
     """
 
     def __init__(
@@ -52,41 +65,79 @@ class Engine:
         *,
         adapter_bytes: float = float("inf"),
         compile_loss: Callable[[str, Sequence[tuple[str, int]], Sequence[Mapping[str, Any]]], Any] | None = None,
+        queue_timeout_s: float = QUEUE_TIMEOUT_S,
+        session_timeout_s: float = SESSION_TIMEOUT_S,
     ) -> None:
         self.store = store
         self.models = models
         self.promises = Promises()
         self.trace = Trace()
         self._runner = SampleRunner(store, models, self.in_use)
-        self.scheduler = Scheduler(self.promises, self._runner.run, self.trace)
+        self.scheduler = Scheduler(self.promises, self._runner.run, self.trace, self._is_held)
         self.sessions: dict[str, Session] = {}
         self.trainings: dict[str, Training] = {}
-        self.sampling = SamplingSessions(store, models, self.promises, self.scheduler, self._session)
+        self.sampling = SamplingSessions(store, models, self.promises, self.scheduler, self.session)
         self._adapter_bytes = adapter_bytes
         self._compile_loss = compile_loss
+        self._queue_timeout_s = queue_timeout_s
+        self._session_timeout_s = session_timeout_s
+        self.sweep_s = min(_SWEEP_S, queue_timeout_s / 4)
+        self._swept = time.monotonic()
         self.started = time.time()
 
     def create_session(self, user_metadata: Mapping[str, Any] | None, display_name: str | None) -> Session:
         """Begin the session of a new client."""
-        now = time.time()
-        session = Session(uuid.uuid4().hex[:16], now, now, dict(user_metadata or {}), display_name)
+        session = Session(uuid.uuid4().hex[:16], time.time(), time.monotonic(), dict(user_metadata or {}), display_name)
         self.sessions[session.session_id] = session
         return session
 
     def beat(self, session_id: str) -> None:
-        """A client's heartbeat; one from before a restart, or one that was silent for long, is taken back."""
+        """A client's heartbeat; one from before a restart, or one that was silent for long, is taken back.
+
+        Raises:
+            SessionFinishedError: If the client ended the session: it may stop beating.
+        """
         session = self.sessions.get(session_id)
         if session is not None and session.finish == _SILENT:
             session.finish = None
-        if session is None or session.finish is None:
-            self._session(session_id).seen = time.time()
+        self.session(session_id)
 
-    def _session(self, session_id: str) -> Session:
-        now = time.time()
-        session = self.sessions.setdefault(session_id, Session(session_id, now, now, {}, None))
+    def has_clients(self) -> bool:
+        """Whether some client's session is open and was heard of lately, even if it asks for nothing now."""
+        now = time.monotonic()
+        open_ones = (session for session in self.sessions.values() if session.finish is None)
+        return any(now - session.seen < self._queue_timeout_s for session in open_ones)
+
+    def heard_of(self, owned_id: str) -> None:
+        """A client asked for something of its own, named ``SESSION:...``, so it is there."""
+        session = self.sessions.get(owned_id.partition(":")[0])
+        if session is not None:
+            session.seen = time.monotonic()
+            if session.held:
+                session.held = False
+                self.scheduler.look_again()
+
+    def session(self, session_id: str) -> Session:
+        """A client's session; one from before a restart is taken back.
+
+        Raises:
+            SessionFinishedError: If it has ended.
+        """
+        session = self.sessions.get(session_id)
+        if session is None:
+            if not _SESSION_ID.fullmatch(session_id):
+                raise RequestRejectedError("that is no session of this engine: create one first")
+            session = Session(session_id, time.time(), time.monotonic(), {}, None)
+            self.sessions[session_id] = session
         if session.finish is not None:
-            raise RequestRejectedError(f"the session {session_id} has ended: create a new ServiceClient")
+            raise SessionFinishedError(f"the session {session_id} has ended: create a new ServiceClient")
+        self.heard_of(session_id)
         return session
+
+    def _is_held(self, lane: str) -> bool:
+        """Whether a lane waits for its client to be heard of again."""
+        session = self.sessions.get(lane.partition(":")[0])
+        return session is not None and session.held
 
     def create_custom_loss(
         self,
@@ -97,7 +148,7 @@ class Engine:
         nodes: Sequence[Mapping[str, Any]],
     ) -> Promise:
         """Check and keep a traced loss for the clients of one session."""
-        session, loss_id = self._session(session_id), f"{session_id}:loss:{seq}"
+        session, loss_id = self.session(session_id), f"{session_id}:loss:{check_seq(seq)}"
 
         def compute() -> types.CreateCustomLossResponse:
             if self._compile_loss is None:
@@ -115,22 +166,36 @@ class Engine:
         Raises:
             RequestRejectedError: If the engine does not serve the base model.
         """
-        run = self._new_run(session_id, seq, base_model, spec, user_metadata)
-        return self._create(run, lambda adapter: types.CreateModelResponse(model_id=run.run_id))
+        model_id = f"{session_id}:train:{check_seq(seq)}"
+        known = self.promises.get(f"{model_id}:0")
+        if known is not None:
+            return known
+        run = self._new_run(model_id, session_id, base_model, spec, user_metadata)
+        return self._create(run, lambda adapter: types.CreateModelResponse(model_id=model_id))
 
     def create_from_checkpoint(
-        self, session_id: str, seq: int, path: str, *, optimizer: bool, user_metadata: Mapping[str, Any] | None
+        self,
+        session_id: str,
+        seq: int,
+        path: str,
+        *,
+        optimizer: bool,
+        user_metadata: Mapping[str, Any] | None,
+        base_model: str | None = None,
     ) -> Promise:
         """An adapter that goes on from a checkpoint.
 
         Raises:
-            RequestRejectedError: If there is no such checkpoint.
+            RequestRejectedError: If there is no such checkpoint, or it is not one of ``base_model``.
         """
-        known = self.promises.get(f"{session_id}:train:{seq}:0")
+        model_id = f"{session_id}:train:{check_seq(seq)}"
+        known = self.promises.get(f"{model_id}:0")
         if known is not None:  # asked again, and the checkpoint may be gone by now
             return known
         saved = self.store.find(path)
-        run = self._new_run(session_id, seq, saved.base_model, saved.spec, user_metadata)
+        if base_model is not None and self.models.check(base_model) != self.models.check(saved.base_model):
+            raise RequestRejectedError(f"{path} is a checkpoint of {saved.base_model}, not of {base_model}")
+        run = self._new_run(model_id, session_id, saved.base_model, saved.spec, user_metadata)
 
         def load(adapter: Adapter) -> types.LoadWeightsResponse:
             self._load(adapter, saved, optimizer=optimizer)
@@ -139,19 +204,20 @@ class Engine:
         return self._create(run, load)
 
     def _new_run(
-        self, session_id: str, seq: int, base_model: str, spec: LoraSpec, metadata: Mapping[str, Any] | None
+        self, model_id: str, session_id: str, base_model: str, spec: LoraSpec, metadata: Mapping[str, Any] | None
     ) -> Run:
         self.models.check(base_model)
-        merged = {**self._session(session_id).user_metadata, **(metadata or {})}
-        return Run(f"{session_id}:train:{seq}", session_id, base_model, asdict(spec), merged, time.time())
+        if not 1 <= spec.rank <= _MOST_RANK:
+            raise RequestRejectedError(f"a LoRA rank is from 1 to {_MOST_RANK:,}, got {shown(spec.rank)}")
+        if spec.seed is not None and not 0 <= spec.seed < 2**64:
+            raise RequestRejectedError(f"the seed of an adapter is from 0 to 2^64 - 1, got {shown(spec.seed)}")
+        merged = {**self.session(session_id).user_metadata, **(metadata or {})}
+        return Run(model_id, session_id, base_model, asdict(spec), merged, time.time())
 
     def _create(self, run: Run, begin: Callable[[Adapter], object]) -> Promise:
-        """Make an adapter, unless it was asked for before; ``begin`` prepares it and returns the answer."""
-        known = self.promises.get(f"{run.run_id}:0")
-        if known is not None:
-            return known
+        """Make an adapter; ``begin`` prepares it and returns the answer."""
         training = self.trainings[run.run_id] = Training(run, LoraSpec(**run.lora))
-        self._session(run.session_id).models.append(run.run_id)
+        self.session(run.session_id).models.append(run.run_id)
 
         def compute() -> object:
             training.base = self.models.get(run.base_model, in_use=self.in_use())
@@ -182,7 +248,10 @@ class Engine:
         return blocked
 
     def load_weights(self, model_id: str, seq: int | None, path: str, *, optimizer: bool) -> Promise:
-        """Replace an adapter's weights by a checkpoint's."""
+        """Replace an adapter's weights by a checkpoint's, at any time; the moments too, or they start anew.
+
+        The SDK promises it for a client's first request only. Later it does the same here, in the order of requests.
+        """
         training = self.training(model_id)
 
         def compute() -> types.LoadWeightsResponse:
@@ -199,9 +268,9 @@ class Engine:
     def loss(self, request: wire.LossRequest) -> Promise:
         """Forward, and unless ``forward_only`` backward too."""
         training = self.training(request.model_id)
-        session = self._session(training.run.session_id)
+        session = self.session(training.run.session_id)
 
-        def compute() -> bytes:
+        def compute() -> wire.Encoded:
             loss, config = request.loss, request.config()
             if loss == "custom":
                 loss_id = str(config.pop("loss_id", None))
@@ -213,6 +282,15 @@ class Engine:
             return wire.encode_loss_result(result)
 
         return self._ordered(request.model_id, request.seq_id, compute)
+
+    def refused(self, model_id: str, seq: int | None, why: str) -> Promise:
+        """A request that cannot be honoured: it fails in its place, so that the ones after it do not wait for it."""
+        self.training(model_id)
+
+        def compute() -> object:
+            raise RequestRejectedError(why)
+
+        return self._ordered(model_id, seq, compute)
 
     def optim_step(self, model_id: str, seq: int | None, settings: AdamSettings | None) -> Promise:
         """One optimizer step; ``settings`` None is another optimizer's."""
@@ -258,7 +336,7 @@ class Engine:
         """
         training = self.training(model_id)
         session_id = training.run.session_id
-        sampler_id = f"{session_id}:sample:{sampler_seq}"
+        sampler_id = f"{session_id}:sample:{check_seq(sampler_seq)}"
 
         def compute() -> types.SaveWeightsForSamplerResponseInternal:
             weights = training.ready.weights()
@@ -299,9 +377,10 @@ class Engine:
         training = self.trainings.get(model_id)
         if training is None:
             raise RequestRejectedError(
-                f"there is no training client {model_id} here: the engine was restarted or the client was silent for "
-                f"{SILENT_SESSION_S:.0f} s. Create one from its last checkpoint"
+                f"there is no training client {model_id[:80]} here: the engine was restarted or the client was silent "
+                f"for {self._session_timeout_s:.0f} s. Create one from its last checkpoint"
             )
+        self.heard_of(model_id)
         return training
 
     def unload(self, model_id: str) -> None:
@@ -310,9 +389,29 @@ class Engine:
         self.scheduler.drop_lane(model_id, "the training client was unloaded")
 
     def forget_silent(self, now: float) -> None:
-        """Free what belongs to clients that are gone; their checkpoints stay."""
-        for session in [s for s in self.sessions.values() if s.finish is None and now - s.seen > SILENT_SESSION_S]:
-            self.finish_session(session.session_id)
+        """Let go of what silent clients queued, and free what belongs to those that are gone; checkpoints stay.
+
+        Samples are dropped: a client that comes back is told 410, and sends them again. Training requests wait for it,
+        since each changes what the next one meets.
+
+        Args:
+            now: By the monotonic clock. When this comes late, the engine was the one that heard nothing.
+        """
+        late = now - self._swept - self.sweep_s
+        self._swept = now
+        for session in [s for s in self.sessions.values() if s.finish is None]:
+            session.seen += max(0.0, late) if late > self.sweep_s else 0.0
+            if now - session.seen > self._session_timeout_s:
+                self.finish_session(session.session_id)
+            elif now - session.seen > self._queue_timeout_s and not session.held:
+                session.held = True
+                self.promises.forget(self._cancel_samples(session, Failure(_SILENT.detail or "", "server")))
+
+    def _cancel_samples(self, session: Session, failure: Failure) -> list[str]:
+        waiting = [p for p in self.promises.started_with(f"{session.session_id}:sample:") if not p.done.is_set()]
+        for promise in waiting:
+            self.scheduler.cancel(promise, failure)
+        return [promise.request_id for promise in waiting]
 
     def finish_session(
         self, session_id: str, finish: types.ClientSessionFinished | types.SessionCancelled = _SILENT
@@ -326,6 +425,7 @@ class Engine:
             self.trainings.pop(lane, None)
             self.scheduler.drop_lane(lane, "the client's session has ended")
         session.losses.clear()
+        self._cancel_samples(session, _ENDED)
         for sampler_id in session.samplers:
             self.sampling.drop(sampler_id)
 
@@ -344,7 +444,7 @@ class Engine:
             RequestRejectedError: If it was computed long ago and its result is gone.
             BusyError: If too much waits already.
         """
-        request_id = request_id or f"{lane}:{uuid.uuid4().hex if seq is None else seq}"
+        request_id = request_id or f"{lane}:{uuid.uuid4().hex if seq is None else check_seq(seq)}"
         known = self.promises.get(request_id)
         if known is not None:
             return known

@@ -13,7 +13,10 @@ from .store import Run
 
 @dataclass(slots=True)
 class Session:
-    """One client. Times are seconds since the epoch. ``finish`` is how it ended, once it did."""
+    """One client. ``created`` is in seconds since the epoch, ``seen`` by the monotonic clock.
+
+    ``finish`` is how it ended, once it did. ``held``: it fell silent, and its requests wait until it is heard of.
+    """
 
     session_id: str
     created: float
@@ -24,6 +27,7 @@ class Session:
     samplers: list[str] = field(default_factory=list[str])
     losses: dict[str, Any] = field(default_factory=dict[str, Any])
     finish: types.ClientSessionFinished | types.SessionCancelled | None = None
+    held: bool = False
 
 
 @dataclass(slots=True)
@@ -58,7 +62,10 @@ class Training:
 
 @dataclass(slots=True)
 class SamplingSession:
-    """What a sampling session samples from: a base model, with saved, snapshot or inflight weights on it."""
+    """What a sampling session samples from: a base model, with saved, snapshot or inflight weights on it.
+
+    ``asked`` is what its client named: base model and path.
+    """
 
     sampler_id: str
     session_id: str
@@ -67,3 +74,4 @@ class SamplingSession:
     snapshot: Weights | None = None
     inflight: Inflight | None = None
     clones: int = 0
+    asked: tuple[str | None, str | None] = (None, None)

@@ -1,13 +1,14 @@
-"""Tiny random models of every supported family, and a tokenizer, written once a session."""
+"""Tiny random models of every supported family, and a tokenizer, written once a session; an engine that runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from engine_support import Running
 
 VOCABULARY = 96
 _SMALL = {
@@ -69,3 +70,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return made[family]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def http_engine(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[Running]:
+    """One engine process for the tests that look at its HTTP alone."""
+    running = Running(tiny_weights, tmp_path_factory.mktemp("store"))
+    yield running
+    running.stop()

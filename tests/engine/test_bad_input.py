@@ -1,6 +1,5 @@
 """Everything a client may get wrong, against a live engine: a sentence, and the engine lives on."""
 
-import json
 import resource
 import socket
 import subprocess
@@ -10,11 +9,10 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 import tinker
 import zstandard
-from engine_support import KEY, TOKENS, Running, datum, step, trainer
+from engine_support import KEY, TOKENS, Running, datum, post, result_of, step, trainer
 from tinker import types
 from tinker.proto import tinker_public_pb2 as pb
 
@@ -24,13 +22,6 @@ def engine(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Gene
     running = Running(tiny_weights, tmp_path_factory.mktemp("store"))
     yield running
     running.stop()
-
-
-def post(engine: Running, path: str, body: Any, **headers: str) -> httpx2.Response:
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return httpx2.post(
-        f"{engine.url}/api/v1/{path}", content=content, headers={"X-API-Key": KEY, **headers}, timeout=60
-    )
 
 
 def model_id_of(client: tinker.TrainingClient) -> str:
@@ -49,10 +40,6 @@ def raw_loss(model_id: str, seq: int, tokens: list[int], loss: str = "cross_entr
     return message.SerializeToString()
 
 
-def result_of(engine: Running, request_id: str) -> httpx2.Response:
-    return post(engine, "retrieve_future", {"request_id": request_id})
-
-
 def with_input(name: str, data: list[float], dtype: Any = "float32") -> types.Datum:
     good = datum(TOKENS)
     extra = types.TensorData(data=data, dtype=dtype, shape=[len(data)])
@@ -60,6 +47,10 @@ def with_input(name: str, data: list[float], dtype: Any = "float32") -> types.Da
 
 
 N = len(TOKENS) - 1
+_HEAD = (
+    "POST /api/v1/forward_backward HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-protobuf\r\n"
+    f"X-API-Key: {KEY}\r\n"
+).encode()
 
 
 @pytest.mark.parametrize(
@@ -174,23 +165,24 @@ def test_a_finished_session_takes_no_more_work(engine: Running) -> None:
     service = engine.service()
     client = service.create_lora_training_client("tiny", rank=4).result()
     model_id, session = model_id_of(client), service.holder.get_session_id()
-    httpx2.post(f"{engine.url}/api/v1/sessions/{session}/finish", json={"reason": {"type": "success"}})
+    assert post(engine, f"sessions/{session}/finish", {"reason": {"type": "success"}}).status_code == 204
     refused = post(engine, "optim_step", {"model_id": model_id, "seq_id": 1, "adam_params": {}})
     assert (refused.status_code, "no training client" in refused.json()["detail"]) == (400, True)
     spec = {"rank": 4}
     body = {"session_id": session, "model_seq_id": 5, "base_model": "tiny", "lora_config": spec}
     refused = post(engine, "create_model", body)
-    assert (refused.status_code, "has ended" in refused.json()["detail"]) == (400, True)
+    assert (refused.status_code, "has ended" in refused.json()["detail"]) == (410, True)
+    assert post(engine, "session_heartbeat", {"session_id": session}).status_code == 410  # the SDK then stops beating
 
 
 def test_oversized_and_undecodable_bodies_are_refused_unread(engine: Running) -> None:
     refused = post(engine, "forward_backward", zstandard.compress(bytes(300 * 2**20)), **{"content-encoding": "zstd"})
-    assert (refused.status_code, "larger than" in refused.json()["detail"]) == (400, True)
+    assert (refused.status_code, "larger than" in refused.json()["detail"]) == (413, True)
     refused = post(engine, "forward_backward", b"xx", **{"content-encoding": "zstd"})
     assert "not zstd" in refused.json()["detail"]
     host, port = engine.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as raw:
-        raw.sendall(f"POST /api/v1/forward_backward HTTP/1.1\r\nHost: x\r\nContent-Length: {10**12}\r\n\r\n".encode())
+        raw.sendall(_HEAD + f"Content-Length: {10**12}\r\n\r\n".encode())
         assert b" 413 " in raw.recv(200)
 
 
@@ -198,7 +190,7 @@ def test_a_client_that_vanishes_mid_request_disturbs_nobody(engine: Running) -> 
     host, port = engine.url.removeprefix("http://").split(":")
     for _ in range(3):
         raw = socket.create_connection((host, int(port)))
-        raw.sendall(b"POST /api/v1/forward_backward HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf")
+        raw.sendall(_HEAD + b"Content-Length: 1000\r\n\r\nhalf")
         raw.close()
     script = (
         "import os, sys; sys.path.insert(0, sys.argv[2]); import tinker\n"

@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 import tinker
-from engine_support import KEY, TOKENS, Running, datum, step, trainer
+from engine_support import KEY, TOKENS, Running, datum, post, step, trainer
 from tinker import types
 
 
@@ -121,14 +121,11 @@ def test_an_unknown_model_is_refused_by_name(engine: Running) -> None:
 
 
 def test_malformed_and_unknown_requests_get_a_sentence(engine: Running) -> None:
-    def post(path: str, body: bytes) -> httpx2.Response:
-        return httpx2.post(f"{engine.url}/api/v1/{path}", content=body, headers={"X-API-Key": KEY})
-
-    assert post("forward_backward", b"\xff\xff\xff").status_code == 400
-    assert post("create_session", b"[]").status_code == 400
-    assert post("create_model", b"{}").status_code == 422
-    assert post("nonsense", b"{}").status_code == 404
-    gone = post("retrieve_future", json.dumps({"request_id": "x"}).encode())
+    assert post(engine, "forward_backward", b"\xff\xff\xff").status_code == 400
+    assert post(engine, "create_session", b"[]").status_code == 400
+    assert post(engine, "create_model", b"{}").status_code == 422
+    assert post(engine, "nonsense", b"{}").status_code == 404
+    gone = post(engine, "retrieve_future", {"request_id": "x"})
     assert gone.status_code == 410
 
 
@@ -163,7 +160,9 @@ def test_a_second_engine_on_one_store_and_a_taken_port_are_refused(
     assert code == 2
     assert "cannot listen on 127.0.0.1" in message
     code, message = attempt("--host", "0.0.0.0", "--store", str(tmp_path))
-    assert "needs a key" in message
+    assert (code, "Add --allow-host NAME" in message) == (2, True)
+    code, message = attempt("--api-key", KEY, "--store", str(tmp_path))
+    assert (code, KEY in message, "ML_RESEARCHER_ENGINE_KEY" in message) == (2, False, True)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +177,10 @@ def test_a_model_that_cannot_be_served_is_one_line(model: str, message: str, tmp
 
 
 def test_a_key_is_checked_where_one_is_set(tiny_weights: Path, tmp_path: Path) -> None:
-    guarded = Running(tiny_weights, tmp_path, "--api-key", KEY)
+    guarded = Running(
+        tiny_weights,
+        tmp_path,
+    )
     try:
         with pytest.raises(tinker.AuthenticationError):
             tinker.RestClient(base_url=guarded.url, api_key="tml-other").get_server_capabilities().result()

@@ -25,7 +25,10 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def engine(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[Running]:
-    running = Running(tiny_weights, tmp_path_factory.mktemp("store"), "--api-key", KEY)
+    running = Running(
+        tiny_weights,
+        tmp_path_factory.mktemp("store"),
+    )
     yield running
     running.stop()
 

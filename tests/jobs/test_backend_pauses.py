@@ -14,7 +14,8 @@ import httpx2
 import pytest
 from job_helpers import ended, settings, start, wait_until
 
-from sota_ml_researcher.backends.embedded import ensure_engine
+from sota_ml_researcher.backends.connection import CLUSTER_KEY
+from sota_ml_researcher.backends.embedded import engine_key, ensure_engine
 from sota_ml_researcher.jobs import run_files
 from sota_ml_researcher.jobs.states import JobState
 from sota_ml_researcher.tools.job_view import summary, view
@@ -80,10 +81,15 @@ def proxy(upstream: str, door: Door) -> Generator[str]:
     ids=["unpaid", "no capacity"],
 )
 def test_a_pause_of_the_backend_is_said_and_ends_by_itself(
-    refusal: tuple[int, dict[str, Any]], reason: str, tmp_path: Path, tiny_weights: Path
+    refusal: tuple[int, dict[str, Any]],
+    reason: str,
+    tmp_path: Path,
+    tiny_weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     door = Door()
     with proxy(ensure_engine(), door) as url:
+        monkeypatch.setenv(CLUSTER_KEY, engine_key())
         config = settings(tmp_path, tiny_weights, num_steps=300, val_file=None, checkpoint_every=0)
         job = start(**config, backend="cluster", base_url=url)
         wait_until(job.id, lambda j: j.step >= 3)

@@ -1,15 +1,18 @@
 """A live engine process for tests, and the few calls that most of them make."""
 
+import json
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import tinker
 from tinker import types
 
-KEY = "tml-test"
+KEY = "tml-0123456789abcdef"
 TOKENS = list(range(10, 40))
 CLOSING_S = 10
 
@@ -20,7 +23,10 @@ class Running:
     def __init__(self, model: Path, store: Path, *extra: str) -> None:
         command = [sys.executable, "-m", "sota_ml_researcher.engine", "--port", "0", "--dtype", "float32"]
         command += ["--model", f"tiny={model}", "--store", str(store), "--threads", "1", *extra]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        environment = {**os.environ, "ML_RESEARCHER_ENGINE_KEY": KEY}
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
         assert self.process.stdout is not None
         self.url = self.process.stdout.readline().removeprefix("listening on ").strip()
         self._services: list[tinker.ServiceClient] = []
@@ -36,6 +42,18 @@ class Running:
                 closing.result(timeout=CLOSING_S)
         self.process.send_signal(how)
         self.process.communicate(timeout=30)
+
+
+def post(engine: Running, path: str, body: Any, **headers: str) -> httpx2.Response:
+    """A request as no SDK would send it: JSON, or bytes as they are."""
+    kind = "application/x-protobuf" if path == "forward_backward" else "application/json"
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    sent = {"X-API-Key": KEY, "Content-Type": kind} | {name.replace("_", "-"): value for name, value in headers.items()}
+    return httpx2.post(f"{engine.url}/api/v1/{path}", content=content, headers=sent, timeout=60)
+
+
+def result_of(engine: Running, request_id: str) -> httpx2.Response:
+    return post(engine, "retrieve_future", {"request_id": request_id})
 
 
 def datum(tokens: list[int], weights: list[float] | None = None) -> types.Datum:
