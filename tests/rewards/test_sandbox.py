@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sota_ml_researcher.core.errors import ConfigError
-from sota_ml_researcher.rewards.programs import PROGRAM, code_in, run_tests
+from sota_ml_researcher.rewards.programs import EXCHANGE, PROGRAM, code_in, run_tests
 from sota_ml_researcher.rewards.sandbox import modes
 from sota_ml_researcher.rewards.sandbox.modes import Isolation, Limits, isolation, require_isolation, sandboxed
 
@@ -27,8 +27,8 @@ def run(code: str, tests: object = TESTS, wall_s: float = 8.0) -> str:
 
 def inside(code: str, wall_s: float = 10.0) -> subprocess.CompletedProcess[str]:
     """Run code as a program in the sandbox and show what it printed."""
-    shut_in = sandboxed(isolation().mode or "plain", PROGRAM, [], limits=LIMITS)
-    request = marshal.dumps({"mode": "program", "code": code, "input": ""})
+    shut_in = sandboxed(isolation().mode or "plain", PROGRAM, [], limits=LIMITS, modules=[EXCHANGE])
+    request = marshal.dumps({"mode": "program", "code": code})
     done = subprocess.run(
         shut_in.argv, input=request, capture_output=True, timeout=wall_s, check=False, **shut_in.options
     )
