@@ -63,7 +63,7 @@ def last_boxed(text: str) -> str | None:
     found, upto = list[str](), len(text)
     while (start := max(text.rfind("\\boxed", 0, upto), text.rfind("\\fbox", 0, upto))) >= 0:
         held, end = _held(text, start)
-        if found and (held is None or not _BETWEEN.fullmatch(text[end:upto])):
+        if found and (held is None or end > upto or not _BETWEEN.fullmatch(text[end:upto])):
             break
         if held is None:
             return None

@@ -60,7 +60,8 @@ _OPERATIONS: Mapping[type[ast.AST], Callable[..., float]] = {
 @remembered
 def normal(text: str) -> str:
     """A text without what carries no meaning in an answer."""
-    text = unwrapped(text).strip("$").replace("\\$", "").replace("\\%", "%").replace("\\!", "").replace("\u2212", "-")
+    text = re.sub(r"\s*\\!\s*", "", unwrapped(text).strip("$").replace("\\$", "").replace("\\%", "%"))
+    text = text.replace("\u2212", "-")
     text = re.sub(r"\\(?:left|right|,|;|:|quad)\b|\\[,;:! ]|~|\{,\}", lambda m: "," if m[0] == "{,}" else "", text)
     text = re.sub(r"\\(?:text|mathrm|textbf|mathbf|mbox|textit|operatorname)\s*\{([^{}]*)\}", r" \1", text)
     text = re.sub(r"\^\s*\{?\\circ\}?|\\degree", "°", text)
@@ -247,7 +248,9 @@ def _unbracketed(text: str) -> str:
 
 
 def _items(text: str) -> int:
-    """How many things a text lists; the verifier would take one of them for all."""
+    """How many things a text lists, which is one for a sentence; the verifier would take one of them for all."""
+    if len(re.findall(r"(?<!\\)\b[A-Za-z]{3,}", text)) > 2:
+        return 1
     inner, depth, items = _unbracketed(normal(text)), 0, 1
     for character in inner:
         depth += (character in "{([") - (character in "])}")

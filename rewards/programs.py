@@ -25,7 +25,7 @@ from typing import Annotated, Any, cast
 from pydantic import Field
 
 from .process_pool import Answer, ScoringFailedError, read_answer, running
-from .response_text import after_thinking, blocks_in, program_of
+from .response_text import after_thinking, blocks_in, program_of, shown
 from .sandbox.modes import Limits, Mode, installed, sandboxed
 
 PROGRAM = Path(__file__).with_name("sandbox") / "program.py"
@@ -234,7 +234,7 @@ async def run(code: str, *, mode: Mode, limits: Limits, wall_s: float, most: int
     """
     request = {"mode": "interpreter", "code": code, "seed": seed}
     ran = await _ran(request, mode, limits, wall_s=wall_s, most=_BYTES * most)
-    text, notes = ran.out.decode(errors="replace").rstrip(), list[str]()
+    text, notes = shown(ran.out.decode(errors="replace").replace("\r\n", "\n").rstrip()), list[str]()
     if len(ran.out) > _BYTES * most:
         notes = ["stopped: it prints too much"]
     elif ran.status is None:

@@ -9,6 +9,11 @@ from dataclasses import dataclass
 
 # A fence may be indented as in a list; what follows it on the line is the language and attributes.
 _OPENS = re.compile(r"^(?P<indent>[ \t]*(?:>[ \t]?)*)(?P<fence>`{3,}|~{3,})[ \t]*(?P<info>[^`]*)$")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_MARK = re.compile(
+    r"<\|[^|<>\s]{1,40}\|>|<｜[^｜<>]{1,40}｜>|</?(?:s|think|tool_call|tool_response)>|<(?:bos|eos|pad|unk)>"
+    r"|<(?:start|end)_of_[a-z]+>|\[/?(?:INST|SYSTEM_PROMPT|TOOL_CALLS|TOOL_RESULTS|AVAILABLE_TOOLS)\]|<</?SYS>>"
+)
 _PYTHON = ("python", "python3", "py", "py3", "python2", "ipython")
 _LANGUAGE = re.compile(r"[\w+#.-]+")
 
@@ -61,6 +66,15 @@ def _block(opening: re.Match[str], lines: Sequence[str], *, closed: bool) -> Blo
     language = _LANGUAGE.match(opening["info"].strip().lstrip("{.").strip())
     inner = [line.removeprefix(indent) if line.startswith(indent) else line.lstrip(" \t") for line in lines]
     return Block(language[0].lower() if language else "", "".join(f"{line}\n" for line in inner), closed)
+
+
+def shown(output: str) -> str:
+    """A program's output as a model may be shown it: no control characters, and no spelling of a chat template's marks.
+
+    What a tokenizer would read as the end of a turn, such as ``<|im_end|>``, gets a space after its first character.
+    """
+    text = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", output)
+    return _MARK.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
 
 def program_of(response: str, wanted: Iterable[str] = ()) -> str:
