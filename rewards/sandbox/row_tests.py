@@ -239,7 +239,8 @@ class Program(exchange.Peer):
 
     def error_class(self, base, place, own):
         """A kind of error: Python's own where the tests know it, else a class that stands for the program's."""
-        module = sys.modules.get(place[0]) if place else None
+        known = place and str(place[0]).split(".")[0] in sys.stdlib_module_names
+        module = sys.modules.get(place[0]) if known else None
         found = getattr(module, place[1], None) if module else None
         if isinstance(found, type) and issubclass(found, Exception) and found.__module__ == place[0]:
             return found
@@ -455,7 +456,7 @@ def run(text, program, entry):
     exec(compiled(text), names)  # this is what the sandbox is for
     if entry is not None and "check" in names:
         names["check"](program.lent(entry))
-    for test in collected(names):
+    for test in collected(names, called=program.used):
         test()
     if not program.used:
         raise TestsError(UNUSED)
@@ -473,11 +474,16 @@ def compiled(text):
         raise TestsError(f"the tests are not Python: {error}") from None
 
 
-def collected(names):
-    """What pytest or unittest would run: functions and methods named test..., and test cases."""
+def collected(names, *, called):
+    """What pytest or unittest would run: functions and methods named test..., and test cases.
+
+    One that takes arguments is a helper where the tests have ``called`` something of the program's by themselves.
+    """
     for name, value in list(names.items()):
         if isinstance(value, types.FunctionType) and name.startswith("test") and value.__globals__ is names:
             if value.__code__.co_argcount > len(value.__defaults__ or ()):
+                if called:
+                    continue
                 raise TestsError(f"{name} takes arguments: fixtures and parameters of pytest are not supported")
             yield value
         elif isinstance(value, type) and value.__module__ == "tests":

@@ -408,6 +408,11 @@ WRONG = {
         "    except OSError:\n        pass\ndef f(x): return 0",
         "assert f(2) == 4 and f(3) == 9",
     ),
+    "an error of the tests' own, forged": (
+        "import sys\nsys.modules['__main__'].line_of = lambda *a: ['Exception', ['__main__', 'TestsError'], []]\n"
+        "def f(x): raise ValueError('x')",
+        "assert f(2) == 4",
+    ),
     "a range without end": ("def f(x): return range(10**18)", "assert list(f(2))[:1] == [1]"),
     "a list that holds itself": ("def f(x):\n    a = []\n    a.append(a)\n    return a", "assert f(2) == [4]"),
     "lists in lists in lists": (
@@ -437,6 +442,12 @@ WRONG = {
 def test_what_is_wrong_scores_nothing(name: str) -> None:
     code, tests = WRONG[name]
     assert run(code, tests, wall_s=4.0 if "without end" in name else 20.0) != ""
+
+
+def test_a_helper_of_the_tests_may_be_named_like_a_test() -> None:
+    tests = "def test(given, expected):\n    assert f(given) == expected\ntest(1, 2)\ntest(0, 0)"
+    assert run("def f(x): return 2 * x", tests) == ""
+    assert run("def f(x): return x", tests) != ""
 
 
 @pytest.mark.parametrize(
