@@ -2,7 +2,10 @@
 
 import pytest
 
-from sota_ml_researcher.judges.local_judges import check_number
+from sota_ml_researcher.evals.controls import load_canaries
+from sota_ml_researcher.evals.inputs import _decidable
+from sota_ml_researcher.judges.judge_catalog import parse_judge
+from sota_ml_researcher.judges.local_judges import CHECKS, check_number
 
 
 @pytest.mark.parametrize(
@@ -30,3 +33,12 @@ from sota_ml_researcher.judges.local_judges import check_number
 )
 def test_the_last_numbers_are_compared(answer: str, reference: str, right: bool) -> None:
     assert check_number(answer, reference) is right
+
+
+@pytest.mark.parametrize(("check", "fewest"), [("exact", 8), ("includes", 6), ("number", 2)])
+def test_a_check_is_calibrated_by_pairs_that_it_can_tell_apart(check: str, fewest: int) -> None:
+    canaries = _decidable(load_canaries(None), [parse_judge(f"check:{check}")])
+    assert len(canaries) >= fewest
+    for canary in canaries:
+        assert CHECKS[check](canary.good, str(canary.item.reference))
+        assert not CHECKS[check](canary.bad, str(canary.item.reference))
