@@ -10,6 +10,7 @@ from ..backends.connection import Connect, connect
 from ..core.errors import ConfigError
 from ..judges.base import Judge, check_judges
 from ..judges.judge_catalog import JudgeRef
+from ..judges.local_judges import CHECKS
 from ..judges.prompt import EvalItem, Prompter
 from ..judges.rubric import load_rubric
 from ..judges.services import CallLimits, service_judge
@@ -105,11 +106,26 @@ def load_inputs(config: JudgeEvalConfig) -> EvalInputs:
     items = load_items(Path(config.test_set), config.num_samples, config.seed)
     prompter = make_prompter(config)
     canaries = load_canaries(config.canaries)
+    if config.canaries is None:
+        canaries = _decidable(canaries, config.judges)
     arms = {name: resolve_arm(name, model) for name, model in config.arms.items()}
     pairwise = config.mode == "pairwise"
     calls = count_calls(len(arms), len(items), len(canaries), pairwise=pairwise, both_orders=config.position_debias)
     to_sample = sum(arm.file is None for arm in arms.values()) * len(items)
     return EvalInputs(items, canaries, arms, prompter, calls, to_sample, to_sample + calls * len(config.judges))
+
+
+def _decidable(canaries: Sequence[Canary], judges: Sequence[JudgeRef]) -> list[Canary]:
+    """The canaries that every check among the judges can tell apart: one that compares numbers knows no capitals."""
+    checks = [CHECKS[judge.model] for judge in judges if judge.kind == "check"]
+    return [
+        canary
+        for canary in canaries
+        if all(
+            passes(canary.good, str(canary.item.reference)) and not passes(canary.bad, str(canary.item.reference))
+            for passes in checks
+        )
+    ]
 
 
 def make_prompter(config: JudgeEvalConfig) -> Prompter:

@@ -19,7 +19,11 @@ from .rubric import Rubric
 PACKETS = "packets.jsonl"
 SUBMISSIONS = "submissions.jsonl"
 _POLL_S = 0.3
-_NUMBER = re.compile(r"-?\d[\d,]*\.?\d*(?:[eE][+-]?\d+)?")
+# A minus sign belongs to a number unless a number, a word or a bracket stands before it, as in "10-12".
+_NUMBER = re.compile(
+    r"(?:(?<![\w.)])-[$€£]?)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)\.\d+)(?:[eE][+-]?\d+)?"
+)
+_CURRENCY = str.maketrans("", "", "$€£,")
 
 
 def check_exact(answer: str, reference: str) -> bool:
@@ -131,5 +135,5 @@ class AssistantJudge(Judge):
 
 
 def _last_number(text: str) -> float | None:
-    numbers = _NUMBER.findall(text)
-    return float(numbers[-1].replace(",", "")) if numbers else None
+    numbers = _NUMBER.findall(text.replace("\u2212", "-"))
+    return float(numbers[-1].translate(_CURRENCY)) if numbers else None

@@ -1,7 +1,7 @@
-r"""Whether a mathematical answer is right: numbers and plain algebra exactly, anything else by math-verify.
+r"""Whether a mathematical answer is right: quantities and plain algebra exactly, anything else by math-verify.
 
-The answer is what the response commits to: ``\boxed{}``, ``<answer>``, ``####``, "the answer is", the right side of
-the last equation, or the whole response. A response that merely contains the right number among others does not count.
+What a response commits to is found by `answer_extraction`. What would take forever to work out, such as a tower of
+powers, is not worked out: unless it is written as the right answer is, it is wrong.
 """
 
 from __future__ import annotations
@@ -10,21 +10,20 @@ import ast
 import importlib
 import math
 import re
-from collections.abc import Callable, Mapping
+import signal
+import threading
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from fractions import Fraction
-from functools import lru_cache, wraps
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple
 
+from .answer_extraction import answer_in, gold_in, unwrapped
 from .math_algebra import PI, BeyondAlgebraError, Quotient, quotient_of, same
+from .quantities import Quantity, exact_value, quantity, remembered
 
-P = ParamSpec("P")
-T = TypeVar("T")
-NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+]?\.\d+")
 # Relative difference up to which two numbers count as one where a decimal was written.
 DECIMALS = Fraction(1, 10**6)
-_PLAIN = re.compile(rf"({NUMBER.pattern})(?:\s*/\s*({NUMBER.pattern}))?")
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}|\\[dt]?frac\s*(\d)\s*(\d)")
-_MIXED = re.compile(r"([-+]?)(\d+)\s+(\d+)\s*/\s*(\d+)")
 _ROOT = re.compile(r"\\sqrt\s*\{([^{}]*)\}|\\sqrt\s*(\d)")
 # Single letters that are variables; e and i are numbers, and a letter beside another is a word or a unit.
 _VARIABLE = re.compile(r"(?<![A-Za-z\\])[a-df-hj-zA-Z](?![A-Za-z])")
@@ -56,58 +55,24 @@ _OPERATIONS: Mapping[type[ast.AST], Callable[..., float]] = {
     ast.USub: float.__neg__,
     ast.UAdd: float.__pos__,
 }
-# Results are remembered for texts of so many characters together, and so many of them: tens of megabytes at most.
-_SHORT, _KEPT = 300, 16_384
-
-
-def remembered(function: Callable[P, T]) -> Callable[P, T]:
-    """Remember results for short texts: the samples of a group give the same few answers again and again."""
-    kept = lru_cache(maxsize=_KEPT)(function)
-
-    @wraps(function)
-    def remembering(*args: P.args, **named: P.kwargs) -> T:
-        short = sum(len(str(text)) for text in args) <= _SHORT
-        return kept(*args, **named) if short else function(*args, **named)
-
-    return remembering
 
 
 @remembered
 def normal(text: str) -> str:
     """A text without what carries no meaning in an answer."""
-    text = text.strip().strip("$").replace("\\$", "").replace("\\%", "%").replace("\\!", "").replace("\u2212", "-")
-    text = re.sub(r"\\(?:left|right|,|;|:|quad)\b|\\[,;:! ]", "", text)
-    text = re.sub(r"\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}", r" \1", text)
+    text = re.sub(r"\s*\\!\s*", "", unwrapped(text).strip("$").replace("\\$", "").replace("\\%", "%"))
+    text = text.replace("\u2212", "-")
+    text = re.sub(r"\\(?:left|right|,|;|:|quad)\b|\\[,;:! ]|~|\{,\}", lambda m: "," if m[0] == "{,}" else "", text)
+    text = re.sub(r"\\(?:text|mathrm|textbf|mathbf|mbox|textit|operatorname)\s*\{([^{}]*)\}", r" \1", text)
     text = re.sub(r"\^\s*\{?\\circ\}?|\\degree", "°", text)
-    text = re.sub(r"(\d)\s*\\[dt]?frac\s*\{(\d+)\}\s*\{(\d+)\}", r"\1 \2/\3", text)
+    text = re.sub(r"(\d)\s*\\[dt]?frac\s*(?:\{(\d+)\}\s*\{(\d+)\}|(\d)\s*(\d))", _mixed_number, text)
     text = _FRACTION.sub(lambda m: f"({m[1] or m[3]})/({m[2] or m[4]})", text)
-    text = re.sub(r"(?<![\w)])\(([-+]?[\d.,]+)\)(?![\w(^])", r"\1", text)
+    text = re.sub(r"(?<![\w)])\(([-+]?[\d.,]+)\)(?![\w(^!])", r"\1", text)
     return re.sub(r"\s+", " ", text).strip().rstrip(".").strip("$€£").strip()
 
 
-@remembered
-def exact_value(text: str) -> Fraction | None:
-    """The number a text is, exactly, or None if it is not just a number."""
-    mixed = _MIXED.fullmatch(text)
-    if mixed:
-        sign, units, over, under = mixed.groups()
-        if int(under) == 0:
-            return None
-        value = int(units) + Fraction(int(over), int(under))
-        return -value if sign == "-" else value
-    plain = _PLAIN.fullmatch(text)
-    if plain is None or len(text) > 60:
-        return None
-    numerator, denominator = plain.groups()
-    if any(_exponent(part) > 50 for part in (numerator, denominator) if part):
-        return None
-    under = Fraction(denominator.replace(",", "")) if denominator else Fraction(1)
-    return Fraction(numerator.replace(",", "")) / under if under else None
-
-
-def _exponent(number: str) -> int:
-    parts = re.split("[eE]", number)
-    return abs(int(parts[1])) if len(parts) == 2 else 0
+def _mixed_number(match: re.Match[str]) -> str:
+    return f"{match[1]} {match[2] or match[4]}/{match[3] or match[5]}"
 
 
 class Computed(NamedTuple):
@@ -235,65 +200,97 @@ def _numbers(text: str) -> tuple[str, tuple[Fraction, ...]] | None:
     return match[1] + match[3], tuple(sorted(set(numbers))) if match[1] == "\\{" else numbers
 
 
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-_HASHES = re.compile(r"####\s*(.+)")
-_SENTENCE = re.compile(r"\banswer\s*(?:is|:|=)\s*:?\s*(.+?)(?:\.?\s*$|\.\s|\n)", re.IGNORECASE | re.MULTILINE)
-_UNIT = re.compile(r"[a-zA-Z°µ²³]+(?:\s*/\s*[a-zA-Z]+)?(?:\^?[23])?\.?$")
-_LONGEST = 20_000
-
-
-def answer_in(response: str) -> str | None:
-    """What a response commits to, or None if it commits to nothing."""
-    text = response[-_LONGEST:]
-    boxed = _last_boxed(text)
-    if boxed is not None:
-        return boxed
-    for pattern in (_TAG, _HASHES, _SENTENCE):
-        answers = pattern.findall(text)
-        if answers:
-            return str(answers[-1]).strip()
-    text = text.strip()
-    if "=" in text and "\n" not in text:
-        return text.rsplit("=", 1)[1].strip()
-    if len(text) <= 80 and len(NUMBER.findall(text)) > 1 and "," in text and exact_value(text) is None:
-        return None
-    if len(set(NUMBER.findall(text))) == 1 and len(text) > 24:
-        return str(NUMBER.findall(text)[0])
-    return text or None
-
-
-def _last_boxed(text: str) -> str | None:
-    start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
-    if start < 0:
-        return None
-    opening = text.find("{", start)
-    if opening < 0:
-        return text[start:].split(" ", 1)[-1].split("$")[0].strip() or None
-    depth = 0
-    for position in range(opening, len(text)):
-        depth += (text[position] == "{") - (text[position] == "}")
-        if depth == 0:
-            return text[opening + 1 : position].strip()
-    return None
+# A choice by its letter, alone or with its text: "B", "(B)", "B.", "B: Paris", "Option B".
+_CHOICE = re.compile(r"(?:option|choice)?\s*(?:\(([A-J])\)|([A-J])(?:$|[.):]))", re.IGNORECASE)
+# "x = 5" or "3 + 2 = 5", where the other side only says what it is.
+_NAMED = re.compile(
+    r"(?:([a-zA-Z](?:_\{?\w+\}?|'|\([a-zA-Z]\))?|[A-Za-z]{2,}[A-Za-z ]*)|[^=<>a-zA-Z\\]*)\s*=\s*([^=<>]+)"
+)
+# Characters of an answer that is worked out; digits of a number in it.
+_LONGEST_EXPRESSION, _LONGEST_NUMBER = 2_000, 500
+# Beyond these a factorial, a binomial coefficient or a power of numbers is not worked out.
+_LARGEST_FACTORIAL, _LARGEST_EXPONENT = 1_000, 20_000
+_BRACKETS = re.compile(r"\\?[({\[](.*?)\\?[)}\]]")
+_SMALL_FACTORIAL = re.compile(r"\(\d{1,3}\)!$")
+_POWER = re.compile(r"(?:\^|\*\*)\s*(\{|\(|[-+]?\d+)")
+# Processor seconds for the verifier.
+_VERIFY_S, _AGAIN_S = 2.0, 0.2
+# How deep brackets may stand in each other.
+_DEEPEST_BRACKETS = 40
 
 
 def is_right(response: str, gold: str) -> bool:
     """Whether a response's answer equals the right one, numerically or symbolically."""
+    wanted = gold_in(gold)
     answer = answer_in(response)
-    if answer is None or not answer.strip():
+    if answer is None:
+        # A bare list commits to nothing, unless a list is what was asked for.
+        return _plain_text(response) == _plain_text(wanted) != ""
+    if not answer.strip():
         return False
-    right, unit, percent = _measured(gold)
-    value, their_unit, their_percent = _measured(answer)
-    if right is not None and value is not None:
-        if unit and their_unit and unit != their_unit:
-            return False
-        scales = {Fraction(1), Fraction(1, 100)} if percent != their_percent else {Fraction(1)}
-        return any(_close(value * scale, right) or _close(value, right * scale) for scale in scales)
-    if normal(answer) == normal(gold):
+    if _plain_text(answer) == _plain_text(wanted):
         return True
-    if (right is None) != (value is None) and len(answer) > 200:
+    chosen = _chosen(answer, wanted)
+    if chosen is not None:
+        return chosen
+    answer, wanted = _without_name(answer, wanted), _without_name(wanted, answer)
+    value, right = quantity(normal(answer)), quantity(normal(wanted))
+    if value is not None and right is not None:
+        return value.fits(right) and _same_number(value, right)
+    if (value is None) != (right is None) and (len(answer) > 200 or _items(answer) != _items(wanted)):
         return False
-    return _verified(answer, gold)
+    return _verified(answer, wanted)
+
+
+def _unbracketed(text: str) -> str:
+    match = _BRACKETS.fullmatch(text)
+    return match[1] if match else text
+
+
+def _items(text: str) -> int:
+    """How many things a text lists, which is one for a sentence; the verifier would take one of them for all."""
+    if len(re.findall(r"(?<!\\)\b[A-Za-z]{3,}", text)) > 2:
+        return 1
+    inner, depth, items = _unbracketed(normal(text)), 0, 1
+    for character in inner:
+        depth += (character in "{([") - (character in "])}")
+        items += character == "," and depth == 0
+    return items
+
+
+@remembered
+def _plain_text(text: str) -> str:
+    """A text for comparison to the letter: white space counts between digits only, and case not at all."""
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", normal(text)).casefold()
+
+
+def _chosen(answer: str, gold: str) -> bool | None:
+    """Whether the right one of several choices was taken; None where the right answer is no choice's letter."""
+    wanted = _CHOICE.match(normal(gold))
+    if wanted is None or (wanted.end() < len(normal(gold)) and normal(gold)[wanted.end() - 1].isalpha()):
+        return None
+    given = _CHOICE.match(normal(answer))
+    if given is None:
+        return None
+    return (given[1] or given[2]).upper() == (wanted[1] or wanted[2]).upper()
+
+
+def _without_name(text: str, other: str) -> str:
+    """What a text says that a letter is, where the other one names none."""
+    named = _NAMED.fullmatch(normal(text))
+    if named is None or "=" in other or (named[1] is None and quantity(named[2].strip()) is None):
+        return text
+    return named[2].strip()
+
+
+def _same_number(one: Quantity, other: Quantity) -> bool:
+    """Equal in value; where one alone is a percentage, its sign may also have been left out of the other."""
+    if _close(one.value, other.value):
+        return True
+    if one.percent == other.percent:
+        return False
+    percentage, number = (one, other) if one.percent else (other, one)
+    return _close(percentage.value / 100, number.value)
 
 
 def _close(one: Fraction, other: Fraction) -> bool:
@@ -304,32 +301,95 @@ def _close(one: Fraction, other: Fraction) -> bool:
     return not exact and abs(one - other) <= DECIMALS * max(abs(one), abs(other))
 
 
-def _measured(text: str) -> tuple[Fraction | None, str, bool]:
-    """A text's number, its unit, and whether it is a percentage."""
-    cleaned = normal(text)
-    percent = cleaned.endswith("%")
-    cleaned = cleaned.rstrip("%").strip()
-    value = exact_value(cleaned)
-    if value is not None:
-        return value, "", percent
-    unit = _UNIT.search(cleaned)
-    if unit is None or not cleaned[: unit.start()].strip():
-        return None, "", percent
-    return exact_value(cleaned[: unit.start()].strip()), unit.group().rstrip(".").lower(), percent
-
-
 @remembered
 def _verified(answer: str, gold: str) -> bool:
+    if any(len(text) > _LONGEST_EXPRESSION or endless(text) for text in (answer, gold)):
+        return False
     settled = plainly_equal(answer, gold)
     return proved(answer, gold) if settled is None else settled
 
 
+def endless(text: str) -> bool:
+    """Whether working an expression out would take forever, as of ``10^{10^{10}}`` or ``1000000000!``."""
+    if re.search(rf"\d{{{_LONGEST_NUMBER}}}", text) or _depth(text) > _DEEPEST_BRACKETS:
+        return True
+    plain = re.sub(r"(?<=\d),(?=\d{3})|[\s$]|\\left|\\right|\\[,!;:]", "", text)
+    # What a factorial is of: a number, or brackets, which are taken to be large if no letter is in them.
+    for match in re.finditer(r"(\d+)!|([)}\]!])!", plain):
+        if match[2] is None:
+            if int(match[1]) > _LARGEST_FACTORIAL:
+                return True
+        elif not re.search(r"[a-zA-Z]", plain[: match.start()]) and not re.search(
+            r"\(\d{1,3}\)!$", plain[: match.end()]
+        ):
+            return True
+    binomials = re.findall(r"\\[dt]?binom\{?(\d+)", plain)
+    return any(int(n) > _LARGEST_FACTORIAL for n in binomials) or any(map(_large, _exponents(plain)))
+
+
+def _depth(text: str) -> int:
+    """How deep brackets stand in each other."""
+    deepest = depth = 0
+    for character in text:
+        depth += (character in "{([") - (character in "])}")
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _exponents(text: str) -> Generator[str]:
+    """Every exponent in an expression, those of towers with all that stands on them."""
+    for match in _POWER.finditer(text):
+        if match[1] not in "{(":
+            end = match.end()
+        else:
+            depth, end = 1, match.end()
+            while depth and end < len(text):
+                depth += (text[end] in "{(") - (text[end] in "})")
+                end += 1
+        if text[end : end + 1] == "^" or text[end : end + 2] == "**":
+            yield f"{match[1]}^"
+        yield text[match.start(1) : end]
+
+
+def _large(exponent: str) -> bool:
+    """Whether an exponent is a number beyond what is worked out; one with a letter in it is no number."""
+    if re.search(r"[a-zA-Z]", re.sub(r"\\(?:cdot|times|[dt]?frac|sqrt|pi)", "", exponent)):
+        return False
+    found = computed(exponent.strip("{}"))
+    return abs(found.value) > _LARGEST_EXPONENT if found else "^" in exponent or "**" in exponent or "!" in exponent
+
+
+class _EndlessError(BaseException):
+    """The verifier has had its time; no handler of its own catches this."""
+
+
+@contextmanager
+def _bounded() -> Generator[None]:
+    """Processor time for the verifier, where signals can be had: then `_EndlessError`."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def over(*_: object) -> None:
+        raise _EndlessError
+
+    before = signal.signal(signal.SIGPROF, over)
+    # Again and again: what is raised in a destructor or a callback goes no further.
+    signal.setitimer(signal.ITIMER_PROF, _VERIFY_S, _AGAIN_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
 def proved(answer: str, gold: str) -> bool:
-    """Symbolic equality by math-verify. Slow, and it may not end: the caller sets a time limit."""
+    """Symbolic equality by math-verify, which catches what its parser raises; False where it comes to no end."""
     verifier: Any = importlib.import_module("math_verify")
     try:
-        return bool(verifier.verify(_parsed(gold), _parsed(answer), timeout_seconds=None))
-    except Exception:  # whatever a text does to a parser of mathematics, it is not the right answer
+        with _bounded():
+            return bool(verifier.verify(_parsed(gold), _parsed(answer), timeout_seconds=None))
+    except _EndlessError:
         return False
 
 

@@ -23,6 +23,7 @@ from pydantic_core import from_json
 
 from ..core.errors import ConfigError
 from .sandbox.modes import Sandboxed
+from .sandbox.tree_memory import exceeds
 
 AnswerT = TypeVar("AnswerT", bound="Answer")
 
@@ -31,6 +32,8 @@ START_S = 60.0
 # Advantages are squared in float32.
 LARGEST_SCORE = 1e18
 _MOST_KEYS = 64
+# Between two looks at the memory of a process and all it started.
+_LOOK_S = 0.05
 
 
 class ScoringFailedError(Exception):
@@ -135,6 +138,7 @@ class Child:
         self._process = process
         self._reader = reader
         self._writer = writer
+        self._watch: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(cls, command: Sandboxed, *, longest: int) -> Child:
@@ -164,7 +168,17 @@ class Child:
             except BaseException:
                 writer.close()
                 raise
-        return cls(process, reader, writer)
+        child = cls(process, reader, writer)
+        if command.memory_mb is not None:
+            child._watch = asyncio.create_task(child._keep_to(command.memory_mb))
+        return child
+
+    async def _keep_to(self, limit_mb: int) -> None:
+        """Kill it when it and what it started hold too much memory."""
+        while self._process.returncode is None:
+            await asyncio.sleep(_LOOK_S)
+            if exceeds(self._process.pid, limit_mb):
+                self._kill_all()
 
     async def ready(self) -> None:
         """Wait for its first line.
@@ -229,6 +243,11 @@ class Child:
     def kill(self) -> None:
         """Kill it and what it started."""
         self._writer.close()
+        if self._watch is not None:
+            self._watch.cancel()
+        self._kill_all()
+
+    def _kill_all(self) -> None:
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)

@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import marshal
+import math
+import os
 import re
 import socket
-import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -23,10 +25,12 @@ from typing import Annotated, Any, cast
 from pydantic import Field
 
 from .process_pool import Answer, ScoringFailedError, read_answer, running
-from .sandbox.modes import Limits, Mode, sandboxed
+from .response_text import after_thinking, blocks_in, program_of, shown
+from .sandbox.modes import Limits, Mode, installed, sandboxed
 
 PROGRAM = Path(__file__).with_name("sandbox") / "program.py"
-TESTS = Path(__file__).with_name("sandbox") / "row_tests.py"
+TESTS = PROGRAM.with_name("row_tests.py")
+EXCHANGE = PROGRAM.with_name("exchange.py")
 # Beyond their own time, what tests may take to stop a program that does not answer.
 GRACE_S = 5.0
 # Tests may import what is installed, such as NumPy.
@@ -36,9 +40,11 @@ _LONGEST_VERDICT = 1 << 16
 # A character has four bytes at most.
 _BYTES = 4
 _LONGEST_LINE = 1 << 16
-# The first takes a block of any kind that may be Python, the second only one that is marked as such.
-_FENCE = re.compile(r"```(?:python|py|python3)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
-_PYTHON_BLOCK = re.compile(r"```(?:python3?|py)[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
+# Relative and absolute difference up to which a number with a decimal point counts as the one expected.
+_DECIMALS = 1e-6
+_DECIMAL = re.compile(r"[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?")
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+_NAME = re.compile(r"[A-Za-z_]\w*")
 
 
 class Verdict(Answer):
@@ -48,10 +54,16 @@ class Verdict(Answer):
     note: Annotated[str, Field(max_length=300)]
 
 
-def code_in(response: str) -> str:
-    """The last fenced block of a response, or all of it where there is none."""
-    blocks = _FENCE.findall(response)
-    return str(blocks[-1]) if blocks else response
+def code_in(response: str, tests: Any = (), entry: str | None = None) -> str:
+    """The program in a response: the last block of Python that defines what the tests use (`program_of`)."""
+    if entry is not None:
+        return program_of(response, [entry])
+    whole = isinstance(tests, list) and any(isinstance(test, Mapping) for test in cast("list[Any]", tests))
+    return program_of(response, () if whole else _NAME.findall(_text_of(tests)))
+
+
+def _text_of(tests: Any) -> str:
+    return "\n".join(map(str, cast("list[Any]", tests))) if isinstance(tests, list) else str(tests)
 
 
 async def run_tests(
@@ -73,8 +85,7 @@ async def run_tests(
     """
     if isinstance(tests, list) and tests and isinstance(tests[0], Mapping):
         return await _run_examples(code, cast("Sequence[Mapping[str, Any]]", tests), mode, limits, wall_s)
-    text = "\n".join(map(str, cast("list[Any]", tests))) if isinstance(tests, list) else str(tests)
-    verdict = await _run_asserts(code, text, mode, limits, wall_s, entry)
+    verdict = await _run_asserts(code, _text_of(tests), mode, limits, wall_s, entry)
     return "" if verdict.passed else verdict.note or "a test failed"
 
 
@@ -85,11 +96,13 @@ async def _run_asserts(code: str, tests: str, mode: Mode, limits: Limits, wall_s
         # They look at the clock themselves: a program that keeps them busy past its time has failed.
         cpu_s = limits.cpu_s + round(GRACE_S)
         roomy = replace(limits, cpu_s=cpu_s, memory_mb=max(limits.memory_mb, _TESTS_MEMORY_MB))
-        channels = [str(end.fileno()) for end in (ours, theirs)]
-        commands = (
-            sandboxed(mode, TESTS, [channels[0], *_installed()], limits=roomy, share=(ours.fileno(),)),
-            sandboxed(mode, PROGRAM, [channels[1]], limits=limits, share=(theirs.fileno(),)),
-        )
+        commands = [
+            sandboxed(mode, script, arguments, limits=most, modules=[EXCHANGE], share=[end.fileno()])
+            for script, arguments, most, end in (
+                (TESTS, [str(ours.fileno()), *installed()], roomy, ours),
+                (PROGRAM, [str(theirs.fileno())], limits, theirs),
+            )
+        ]
         async with running(*commands, longest=_LONGEST_VERDICT) as (tester, program):
             # Each sandbox has its end now; with ours closed, one notices when the other has ended.
             ours.close()
@@ -108,11 +121,6 @@ async def _run_asserts(code: str, tests: str, mode: Mode, limits: Limits, wall_s
     return verdict
 
 
-def _installed() -> list[str]:
-    """Folders of installed packages, for the tests to import from."""
-    return [path for path in sys.path if Path(path).name in {"site-packages", "dist-packages"}]
-
-
 @dataclass(frozen=True, slots=True)
 class _Ran:
     """What a program wrote, how it ended (status None: it was stopped), and the seconds it took."""
@@ -122,10 +130,17 @@ class _Ran:
     seconds: float
 
 
-async def _ran(request: dict[str, Any], mode: Mode, limits: Limits, *, wall_s: float, most: int) -> _Ran:
-    """Run one program in a sandbox until it ends, its time is over, or it has written more than ``most`` bytes."""
+async def _ran(
+    request: dict[str, Any], mode: Mode, limits: Limits, *, wall_s: float, most: int, reads: int | None = None
+) -> _Ran:
+    """Run one program in a sandbox until it ends, its time is over, or it has written more than ``most`` bytes.
+
+    It reads the file that is open as ``reads``, or nothing.
+    """
     out, status = bytearray(), None
-    async with running(sandboxed(mode, PROGRAM, [], limits=limits), longest=_LONGEST_LINE) as (program,):
+    shared = [] if reads is None else [reads]
+    command = sandboxed(mode, PROGRAM, list(map(str, shared)), limits=limits, modules=[EXCHANGE], share=shared)
+    async with running(command, longest=_LONGEST_LINE) as (program,):
         began = time.monotonic()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wall_s):
@@ -142,8 +157,9 @@ async def _run_examples(
 ) -> str:
     left = wall_s
     for number, example in enumerate(examples, 1):
-        request = {"mode": "program", "code": code, "input": str(example.get("input", ""))}
-        ran = await _ran(request, mode, limits, wall_s=max(0.0, left), most=_LONGEST_OUTPUT)
+        request = {"mode": "program", "code": code}
+        with _input(str(example.get("input", ""))) as reads:
+            ran = await _ran(request, mode, limits, wall_s=max(0.0, left), most=_LONGEST_OUTPUT, reads=reads)
         left -= ran.seconds
         if len(ran.out) > _LONGEST_OUTPUT:
             return f"example {number}: too much output"
@@ -151,9 +167,41 @@ async def _run_examples(
             return f"example {number}: no answer in time"
         if ran.status != 0:
             return f"example {number}: the program ended with status {ran.status}"
-        if ran.out.decode(errors="replace").split() != str(example["output"]).split():
+        if not same_output(ran.out.decode(errors="replace"), str(example["output"])):
             return f"example {number}: another output than expected"
     return ""
+
+
+@contextlib.contextmanager
+def _input(text: str) -> Generator[int]:
+    """A file that holds a text, open to be read and no more: whoever is given it can change nothing."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(text.encode(errors="surrogatepass"))
+        file.flush()
+        reads = os.open(file.name, os.O_RDONLY)
+    try:
+        yield reads
+    finally:
+        os.close(reads)
+
+
+def same_output(printed: str, expected: str) -> bool:
+    """Whether a program printed what was expected, word by word.
+
+    White space separates words and counts for nothing else. Where a number is expected with a decimal point or an
+    exponent, any number that differs from it by at most 1e-6, or by that share of it, will do; everything else must be
+    equal to the letter.
+    """
+    said, wanted = printed.split(), expected.split()
+    return len(said) == len(wanted) and all(map(_same_word, said, wanted))
+
+
+def _same_word(said: str, wanted: str) -> bool:
+    if said == wanted:
+        return True
+    if _DECIMAL.fullmatch(wanted) is None or _NUMBER.fullmatch(said) is None:
+        return False
+    return math.isclose(float(said), float(wanted), rel_tol=_DECIMALS, abs_tol=_DECIMALS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,9 +213,9 @@ class Output:
 
 
 def program_in(reply: str) -> str | None:
-    """The last block of a reply that is marked as Python, or None: then the reply is an answer."""
-    blocks = _PYTHON_BLOCK.findall(reply)
-    return str(blocks[-1]) if blocks else None
+    """The last block of a reply that is marked as Python and closed, or None: then the reply is an answer."""
+    blocks = [block for block in blocks_in(after_thinking(reply)) if block.is_python and block.closed]
+    return blocks[-1].text if blocks else None
 
 
 async def run(code: str, *, mode: Mode, limits: Limits, wall_s: float, most: int, seed: int) -> Output:
@@ -184,9 +232,9 @@ async def run(code: str, *, mode: Mode, limits: Limits, wall_s: float, most: int
     Raises:
         ScoringFailedError: If the sandbox does not start.
     """
-    request = {"mode": "interpreter", "code": code, "input": "", "seed": seed}
+    request = {"mode": "interpreter", "code": code, "seed": seed}
     ran = await _ran(request, mode, limits, wall_s=wall_s, most=_BYTES * most)
-    text, notes = ran.out.decode(errors="replace").rstrip(), list[str]()
+    text, notes = shown(ran.out.decode(errors="replace").replace("\r\n", "\n").rstrip()), list[str]()
     if len(ran.out) > _BYTES * most:
         notes = ["stopped: it prints too much"]
     elif ran.status is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -50,8 +50,39 @@ def refuse_unread(settings: BaseModel, what: str, kind: str, read_by: Mapping[st
             raise ValueError(f"{key} belongs to {what} {' or '.join(kinds)}, not to {kind}")
 
 
+def as_entries(value: Any) -> Any:
+    """What ``rewards`` is given, before each entry is read.
+
+    Raises:
+        ValueError: If it is not a list with something in it, with what to write instead.
+    """
+    if value is None or (isinstance(value, list | tuple) and value):
+        return cast("Any", value)
+    raise ValueError(
+        f"it is a list of checks: write {_example([value] if isinstance(value, str) else ['math', 'format'])}"
+    )
+
+
+def one_type(value: Any) -> Any:
+    """What ``reward_type`` is given.
+
+    Raises:
+        ValueError: If it is a list, with what to write instead.
+    """
+    if not isinstance(value, list | tuple):
+        return value
+    names = [name for name in cast("Sequence[object]", value) if isinstance(name, str)]
+    raise ValueError(f"it is one check; for several write, in its place, {_example(names or ['math', 'format'])}")
+
+
+def _example(names: Sequence[str]) -> str:
+    """A ``rewards`` of these checks to paste into a config."""
+    entries = [f"{{type: {name}, weight: {0.1 if name == 'format' else 1}}}" for name in names]
+    return f"rewards: [{', '.join(entries)}]"
+
+
 class RewardPart(BaseModel, extra="forbid", frozen=True):
-    """One check and its weight."""
+    """One check and its weight. A name alone is short for ``{type: NAME}``, a file for a custom check."""
 
     type: RewardType = Field(description="Which check")
     weight: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
@@ -81,18 +112,30 @@ class RewardPart(BaseModel, extra="forbid", frozen=True):
     checkpoint: str | None = Field(None, description="preference_model: a reward_model job or tinker:// sampler path")
     timeout_s: _PositiveSeconds = Field(10.0, description="Seconds for one check; past it the check counts as failed")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"type": "custom", "script": value} if value.endswith(".py") else {"type": value}
+        keys = list(cast("Mapping[str, object]", value)) if isinstance(value, Mapping) else []
+        if not isinstance(value, RewardPart) and "type" not in keys:
+            name = keys[0] if len(keys) == 1 and keys[0] in get_args(RewardType) else "math"
+            raise ValueError(f"an entry is the name of a check, or a mapping such as {{type: {name}, weight: 1}}")
+        return cast("Any", value)
+
     @model_validator(mode="after")
     def _complete(self) -> RewardPart:
         needed = {
-            "regex": ("pattern", self.pattern),
-            "custom": ("script (reward_script)", self.script),
-            "length": ("target_tokens", self.target_tokens),
-            "judge": ("rubric", self.rubric),
-            "preference_model": ("checkpoint", self.checkpoint),
+            "regex": ("pattern", self.pattern, "'[0-9]+'"),
+            "custom": ("script (reward_script)", self.script, "reward.py"),
+            "length": ("target_tokens", self.target_tokens, "200"),
+            "judge": ("rubric", self.rubric, "Is the answer polite?"),
+            "preference_model": ("checkpoint", self.checkpoint, "JOB"),
         }
-        name, value = needed.get(self.type, ("", "given"))
+        name, value, such = needed.get(self.type, ("", "given", ""))
         if not value:
-            raise ValueError(f"reward {self.type} needs {name}")
+            entry = f"{{type: {self.type}, {name.split()[0]}: {such}}}"
+            raise ValueError(f"reward {self.type} needs {name}; as an entry of rewards: {entry}")
         refuse_unread(self, "reward", self.type, _READ_BY)
         if self.is_service_judge and self.judge_style == "yes_no":
             raise ValueError(

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_FENCE = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
+from .response_text import after_thinking, blocks_in
 
 
 def exact(response: str, answer: str, *, ignore_case: bool = False) -> float:
@@ -34,9 +34,10 @@ def fits_schema(response: str, schema: Mapping[str, Any]) -> float:
     """1 if the response (or its one fenced block) is JSON that the schema accepts."""
     import jsonschema
 
-    blocks = _FENCE.findall(response)
+    said = after_thinking(response)
+    blocks = blocks_in(said)
     try:
-        value = json.loads(blocks[0] if len(blocks) == 1 else response)
+        value = json.loads(blocks[0].text if len(blocks) == 1 else said)
     except ValueError:
         return 0.0
     validator: Any = jsonschema.Draft202012Validator(dict(schema))

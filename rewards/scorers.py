@@ -151,14 +151,15 @@ class Scorers(GroupScorer):
         return await self._rules.ask(request, Scored, timeout_s=part.timeout_s)
 
     async def _tested(self, part: RewardPart, problem: Problem, response: Response) -> Scored:
+        tests, entry = problem.row["tests"], problem.row.get("entry_point")
         async with self._programs.take():
             failure = await run_tests(
-                code_in(response.text),
-                problem.row["tests"],
+                code_in(response.text, tests, entry),
+                tests,
                 mode=self._mode,
                 limits=program_limits(part.timeout_s),
                 wall_s=part.timeout_s,
-                entry=problem.row.get("entry_point"),
+                entry=entry,
             )
         return Scored(score=float(not failure), note=failure)
 

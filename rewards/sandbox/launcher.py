@@ -2,11 +2,11 @@
 # Reason: system calls through ctypes; and it runs alone, as a script, where nothing of this package can be imported.
 """Shuts a script in and runs it in this process: ``python -s -P -S launcher.py SPEC``. Standard library only.
 
-SPEC is a dict as Python writes it: ``mode``, ``script``, ``arguments``, ``site``, ``binds`` (source, target),
-``devices`` and ``limits``. Mode ``namespaces`` makes a user, mount, network, process, IPC and host-name namespace of
-its own, with a root that holds nothing but read-only copies of the binds, the devices and an empty /tmp. Mode ``inner``
-finds that done by bubblewrap. Both then give up every capability and are refused the system calls of `MACHINES`. Mode
-``plain`` sets the limits only.
+SPEC is a dict as Python writes it: ``mode``, ``script``, ``modules`` (files the script may import, by name),
+``arguments``, ``site``, ``binds`` (source, target), ``devices`` and ``limits``. Mode ``namespaces`` makes a user,
+mount, network, process, IPC and host-name namespace of its own, with a root that holds nothing but read-only copies of
+the binds, the devices and an empty /tmp. Mode ``inner`` finds that done by bubblewrap. Both then give up every
+capability and are refused the system calls of `MACHINES`. Mode ``plain`` sets the limits only.
 
 What cannot be set up is said on standard output, ``{"unavailable": reason}``, before any of the script runs. This runs
 for every sample that is scored: what takes long to import (json, signal) is not imported unless it is needed.
@@ -31,7 +31,8 @@ SIGKILL = 9
 
 # By machine: the kernel's name for it, and the numbers of the calls that a script is refused: to enter namespaces and
 # mount, to look into other processes or change how they run, and whatever would outlive the process that made it (keys,
-# System V IPC, message queues). bpf, userfaultfd and perf_event_open are refused for their record of holes.
+# System V IPC, message queues) or holds memory that no process is seen to hold (memfd). bpf, userfaultfd and
+# perf_event_open are refused for their record of holes.
 MACHINES = {
     "x86_64": (
         0xC000003E,
@@ -40,7 +41,7 @@ MACHINES = {
         | {"keyctl": 250, "add_key": 248, "request_key": 249, "shmget": 29, "semget": 64, "msgget": 68, "mq_open": 240}
         | {"bpf": 321, "userfaultfd": 323, "perf_event_open": 298, "setpriority": 141, "ioprio_set": 251}
         | {"prlimit64": 302, "sched_setparam": 142, "sched_setscheduler": 144, "sched_setaffinity": 203}
-        | {"sched_setattr": 314, "socket": 41},
+        | {"sched_setattr": 314, "socket": 41, "memfd_create": 319},
     ),
     "aarch64": (
         0xC00000B7,
@@ -49,11 +50,11 @@ MACHINES = {
         | {"keyctl": 219, "add_key": 217, "request_key": 218, "shmget": 194, "semget": 190, "msgget": 186}
         | {"mq_open": 180, "bpf": 280, "userfaultfd": 282, "perf_event_open": 241, "setpriority": 140, "ioprio_set": 30}
         | {"prlimit64": 261, "sched_setparam": 118, "sched_setscheduler": 119, "sched_setaffinity": 122}
-        | {"sched_setattr": 274, "socket": 198},
+        | {"sched_setattr": 274, "socket": 198, "memfd_create": 279},
     ),
 }
-# These have one number everywhere: io_uring, pidfd_getfd, and mounting as Linux 5.2 and later do it.
-EVERYWHERE = (425, 426, 427, 438, 428, 429, 430, 431, 432, 433, SYS_MOUNT_SETATTR)
+# These have one number everywhere: io_uring, pidfd_getfd, memfd_secret, and mounting as Linux 5.2 and later do it.
+EVERYWHERE = (425, 426, 427, 438, 447, 428, 429, 430, 431, 432, 433, SYS_MOUNT_SETATTR)
 # These take a process, and are refused for any other than one's own (0).
 OF_A_PROCESS = ("prlimit64", "sched_setparam", "sched_setscheduler", "sched_setaffinity", "sched_setattr")
 # Families of sockets that a network namespace shuts in: Unix, IPv4, IPv6. AF_VSOCK, for one, reaches the hypervisor.
@@ -232,12 +233,13 @@ def give_up_the_rest(spec):
         site.main()
 
 
-def run(spec, code):
+def run(spec, codes):
     """Be the script."""
-    module = type(sys)("__main__")
-    sys.modules["__main__"] = module
+    modules = [type(sys)(name) for name in (*spec["modules"], "__main__")]
     sys.argv = [spec["script"], *spec["arguments"]]
-    exec(code, module.__dict__)
+    for module, code in zip(modules, codes, strict=True):
+        sys.modules[module.__name__] = module
+        exec(code, module.__dict__)
 
 
 def wait_for(child):
@@ -256,8 +258,9 @@ def say_unavailable(reason):
 
 
 def shut_in(spec):
-    """Set everything up and load the script; returns its code, in the process that may run it."""
-    code = SourceFileLoader("script", spec["script"]).get_code("script")
+    """Set everything up and load modules and script; returns their code, in the process that may run it."""
+    files = {**spec["modules"], "script": spec["script"]}
+    codes = [SourceFileLoader(name, path).get_code(name) for name, path in files.items()]
     if spec["mode"] == "namespaces":
         enter_namespaces()
         first = os.fork()
@@ -270,7 +273,7 @@ def shut_in(spec):
             os._exit(wait_for(inner))
         give_up_root()
     give_up_the_rest(spec)
-    return code
+    return codes
 
 
 def main():
@@ -280,10 +283,10 @@ def main():
     if sys.platform == "linux":
         libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
     try:
-        code = shut_in(spec)
+        codes = shut_in(spec)
     except Exception as error:
         say_unavailable(getattr(error, "strerror", None) or f"{type(error).__name__}: {error}")
-    run(spec, code)
+    run(spec, codes)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,17 @@ The tests of a data file, programs that a model wrote, custom rewards and enviro
 nobody in namespaces of their own, which bubblewrap makes where it is installed, else our launcher. Where neither works,
 the caller has to refuse.
 
-Covered: no network, no environment variables, no home folder and no other file but Python, the system's libraries and
-an empty /tmp, all read-only but the latter; no other process to be seen, signalled or looked into; no capability, no
-namespace, mount, key or IPC object of its own making; limits on processor time, memory of a process, processes, size of
-a file and of /tmp.
+Covered, alike by both: no network, no environment variables, no home folder and no other file but Python, its packages,
+the system's libraries and an empty /tmp, all read-only but the latter; no other process to be seen, signalled or looked
+into; no capability; no namespace, mount, io_uring, key, anonymous file or IPC object of its own making; limits on
+processor time, processes, open files, size of a file and of /tmp, memory of each process and of all of them together.
+Whoever started a sandbox reads a bounded number of bytes of what comes out, and as JSON of a fixed shape.
 
-Not covered: holes in the kernel; what can be learnt from timing; memory of all processes together (each has the limit
-for itself, and anonymous files count for none).
+Not covered: holes in the kernel (the filter of system calls refuses what is risky and not needed; it is no list of what
+is allowed); what can be learnt from timing. The sum of memory is looked at 20 times a second, not kept by the kernel:
+between two looks the processes can grow, at most to the limit of each times their number. Where the kernel does not say
+which memory they share (to others than root), twice the limit is allowed. Mode ``plain`` is no sandbox: only time,
+memory and the environment are limited.
 """
 
 from __future__ import annotations
@@ -76,6 +80,8 @@ class Sandboxed:
 
     argv: list[str]
     options: dict[str, Any] = field(default_factory=dict[str, Any])
+    memory_mb: int | None = None
+    """What it and all it starts may hold together; whoever starts it keeps watch (`tree_memory`)."""
 
 
 @cache
@@ -135,6 +141,7 @@ def sandboxed(
     *,
     limits: Limits,
     files: Mapping[str, Path] | None = None,
+    modules: Sequence[Path] = (),
     site: bool = False,
     share: Sequence[int] = (),
 ) -> Sandboxed:
@@ -148,14 +155,17 @@ def sandboxed(
         arguments: Given to the script.
         limits: What it may use.
         files: Files it may read, by the name they get below ``/sandbox``; named ``{name}`` in ``arguments``.
+        modules: Files that the script may import.
         site: Whether installed packages can be imported.
         share: File descriptors it keeps, under their own numbers.
     """
-    inside = {"script.py": script, **(files or {})}
+    inside = {"script.py": script, **{module.name: module for module in modules}, **(files or {})}
     seen = {name: str(path) if mode == "plain" else f"{_INSIDE}/{name}" for name, path in inside.items()}
     binds = [(str(path.resolve()), f"{_INSIDE}/{name}") for name, path in inside.items()]
+    loaded = {name: seen[name] if mode == "bubblewrap" else str(path.resolve()) for name, path in inside.items()}
     spec: dict[str, Any] = {
-        "script": seen["script.py"] if mode == "bubblewrap" else str(script.resolve()),
+        "script": loaded["script.py"],
+        "modules": {module.stem: loaded[module.name] for module in modules},
         "arguments": [argument.format_map(seen) for argument in arguments],
         "limits": asdict(limits),
         "site": site,
@@ -164,11 +174,11 @@ def sandboxed(
     if mode == "plain":
         # Without a user namespace the kernel counts all processes of this user: no limit could be set sensibly.
         spec["limits"]["processes"] = 0
-        return Sandboxed(_launch("plain", spec, []), options)
+        return Sandboxed(_launch("plain", spec, []), options, limits.memory_mb)
     options["cwd"] = "/"
     if mode == "bubblewrap":
-        return Sandboxed(_bubblewrap(spec, binds), options)
-    return Sandboxed(_launch("namespaces", spec, [*_system_binds(), *binds]), options)
+        return Sandboxed(_bubblewrap(spec, binds), options, limits.memory_mb)
+    return Sandboxed(_launch("namespaces", spec, [*_system_binds(), *binds]), options, limits.memory_mb)
 
 
 def own_environment() -> dict[str, str]:
@@ -208,9 +218,18 @@ def _system_binds() -> tuple[tuple[str, str], ...]:
     or a home.
     """
     prefixes = dict.fromkeys([sys.base_prefix, sys.prefix, str(Path(sys.executable).resolve().parents[1])])
-    parts = [f"{prefix}/{part}" for prefix in prefixes for part in _INTERPRETER]
-    others = [part for part in parts if not any(Path(part).is_relative_to(system) for system in _SYSTEM)]
-    return tuple((p, p) for p in dict.fromkeys([*_SYSTEM, *others]) if os.path.lexists(p))
+    # An environment may take packages from another one's folder.
+    parts = [*(f"{prefix}/{part}" for prefix in prefixes for part in _INTERPRETER), *installed()]
+    seen = list(_SYSTEM)
+    for part in parts:
+        if not any(Path(part).is_relative_to(other) for other in seen):
+            seen.append(part)
+    return tuple((p, p) for p in seen if os.path.lexists(p))
+
+
+def installed() -> list[str]:
+    """Folders of installed packages."""
+    return [path for path in sys.path if Path(path).name in {"site-packages", "dist-packages"}]
 
 
 def _try(mode: Mode) -> str | None:

@@ -2,81 +2,44 @@
 # Reason: it runs alone in the sandbox, as a script, and handles whatever a model wrote.
 """Runs a model's program inside the sandbox. Standard library only.
 
-``program.py [CHANNEL]``: first it says that it is ready, then a marshalled dict on standard input says what to
-do. ``program`` runs the code as a script on the given input; ``interpreter`` runs it for whoever reads what it prints,
-errors included; ``functions`` runs it and then answers calls on the file descriptor CHANNEL, one line each. At the
-other end of it are the tests, in a sandbox of their own (`sandbox.row_tests`). Only plain data crosses: lines that
-``ast.literal_eval`` reads. Whatever this process claims, it cannot know what the tests expect, nor reach the process
-that compares. It starts for every sample, so that what takes long to import is not imported unless it is needed.
+``program.py [DESCRIPTOR]``: first it says that it is ready, then a marshalled dict on standard input says what to
+do. ``program`` runs the code as a script that reads the file DESCRIPTOR as its standard input; ``interpreter`` runs it
+for whoever reads what it prints, errors included; ``functions`` runs it and then answers requests on the socket
+DESCRIPTOR. At the other end of that are the tests, in a sandbox of their own (`sandbox.row_tests`, `sandbox.exchange`).
+Whatever this process claims, it cannot know what the tests expect, nor reach the process that compares. It starts for
+every sample, so that what takes long to import is not imported unless it is needed.
 """
 
-import io
+import builtins
+import contextlib
 import marshal
 import os
 import sys
+from _json import encode_basestring_ascii
+from _thread import RLock
 
-LONGEST = 1 << 20
-MOST_ITEMS = 10_000
-PLAIN = (int, float, complex, str, bytes, bool, type(None))
-# What a literal may call: reading one here needs no care, since the tests of a row may do in its sandbox as they like.
-LITERAL = {"__builtins__": {"set": set, "frozenset": frozenset}}
+import exchange
 
 
-def is_plain(value, depth=0):
-    """Whether a value is data through and through; subclasses are not, they can lie about themselves."""
-    kind = type(value)
-    if kind in PLAIN:
-        return value == value and value not in (float("inf"), float("-inf")) if kind is float else True
-    if depth > 50:
-        return False
-    if kind in (list, tuple, set, frozenset):
-        return all(is_plain(item, depth + 1) for item in value)
-    if kind is dict:
-        return all(is_plain(k, depth + 1) and is_plain(v, depth + 1) for k, v in value.items())
-    return False
+def module(name):
+    """A new module of that name: dataclasses, pickle and type hints look up where a class was defined."""
+    sys.modules[name] = made = type(sys)(name)
+    made.__builtins__ = builtins
+    return made.__dict__
 
 
-class Lent:
-    """The objects the tests hold a handle of."""
+def add_exit():
+    """The two names that Python adds for people, and that programs use."""
+    from _sitebuiltins import Quitter
 
-    def __init__(self, names):
-        self.objects = {}
-        self.names = names
+    builtins.exit, builtins.quit = Quitter("exit", "end of file"), Quitter("quit", "end of file")
 
-    def encode(self, value):
-        """A value as plain text, or a handle to it."""
-        if type(value) is float and not is_plain(value):
-            return {"float": repr(value)}
-        if is_plain(value):
-            text = repr(value)
-            if len(text) > LONGEST:
-                raise ValueError("the result is too large")
-            return {"plain": text}
-        self.objects[len(self.objects)] = value
-        return {"handle": len(self.objects) - 1}
 
-    def decode(self, argument):
-        """The other way round."""
-        if "handle" in argument:
-            return self.objects[argument["handle"]]
-        return float(argument["float"]) if "float" in argument else eval(argument["plain"], LITERAL)
-
-    def answer(self, request):
-        """Do what the tests ask for."""
-        target = self.names[request["name"]] if "name" in request else self.objects[request["handle"]]
-        operation = request["do"]
-        if operation == "call":
-            given = [self.decode(a) for a in request["args"]]
-            return target(*given, **{k: self.decode(a) for k, a in request["kwargs"].items()})
-        if operation == "attribute":
-            return getattr(target, request["key"])
-        if operation == "item":
-            return target[self.decode(request["key"])]
-        if operation == "length":
-            return len(target)
-        if operation == "list":
-            return [item for item, _ in zip(target, range(MOST_ITEMS))]  # noqa: B905
-        return target
+def run(code, name, shown="solution.py"):
+    """Run the code as the module of that name, and return its names."""
+    names = module(name)
+    exec(compile(code, shown, "exec"), names)  # this is what the sandbox is for
+    return names
 
 
 def interpret(code, seed):
@@ -90,7 +53,7 @@ def interpret(code, seed):
     name = "program.py"
     linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
     try:
-        exec(compile(code, name, "exec"), {"__name__": "__main__"})  # this is what the sandbox is for
+        run(code, "__main__", name)
     except SystemExit:
         raise
     except BaseException as error:
@@ -101,36 +64,163 @@ def interpret(code, seed):
         sys.exit(1)
 
 
-def serve(code, requests, reply):
-    """Run the code, then answer calls until there are no more."""
-    names = {"__name__": "solution"}
-    try:
-        exec(compile(code, "solution.py", "exec"), names)  # this is what the sandbox is for
-    except BaseException as error:
-        reply({"error": type(error).__name__, "message": str(error)[:300]})
-        return
-    reply({"names": [name for name in names if not name.startswith("__")]})
-    lent = Lent(names)
-    for line in requests:
-        try:
-            reply({"value": lent.encode(lent.answer(eval(line, LITERAL)))})
-        except BaseException as error:
-            reply({"error": type(error).__name__, "message": str(error)[:300]})
-
-
 def lend(code, channel):
-    """Answer the tests' calls, with no other way out: what the program prints goes nowhere."""
+    """Answer the tests' requests, with no other way out: what the program prints goes nowhere."""
     nothing = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(nothing, standard)
-    requests = os.fdopen(channel, "r", encoding="utf-8")
-    out = os.fdopen(os.dup(channel), "w", encoding="utf-8")
+    names = module("solution")
+    tests = Tests(channel, names)
+    try:
+        with contextlib.suppress(SystemExit):  # it has come to its end: its names are those it has by now
+            exec(compile(code, "solution.py", "exec"), names)  # this is what the sandbox is for
+    except BaseException as error:
+        tests.send(["error", *tests.described(error, exchange.Table(tests)), []])
+        return
+    tests.send(["names", [[name, origin(name, value)] for name, value in list(names.items()) if name[:2] != "__"]])
+    while True:
+        tests.serve(tests.receive()[1:])
 
-    def reply(answer):
-        out.write(repr(answer) + "\n")
-        out.flush()
 
-    serve(code, requests, reply)
+def origin(name, value):
+    """The module that a function or class was imported from, or an empty text."""
+    found = getattr(value, "__module__", None)
+    return found if isinstance(found, str) and getattr(value, "__name__", None) == name else ""
+
+
+class Tests(exchange.Peer):
+    """The tests at the other end of a socket, which may ask for everything here."""
+
+    reported = BaseException
+
+    def __init__(self, channel, names):
+        """Hear them on that channel; the program's names are those."""
+        super().__init__()
+        self.channel = channel
+        self.names = names
+        self.requests = os.fdopen(channel, "rb")
+        self.lock = RLock()
+
+    def ask(self, operation, target, args=(), kwargs=None):
+        """Have one thing done there, for one thread at a time."""
+        with self.lock:
+            return super().ask(operation, target, args, kwargs)
+
+    def send(self, message):
+        """Pass one message on, as JSON."""
+        text = written(message)
+        if len(text) > exchange.LONGEST:
+            raise ValueError("the result is too large")
+        data = memoryview(text.encode() + b"\n")
+        while data:
+            data = data[os.write(self.channel, data) :]
+
+    def receive(self):
+        """The next message; without one there is nothing left to do."""
+        size = self.requests.read(8)
+        if len(size) < 8:
+            os._exit(0)
+        return marshal.loads(self.requests.read(int.from_bytes(size, "little")))
+
+    def lend(self, value, table, depth):
+        """A handle as it crosses, with the value of the built-in type its class is made from, if that never changes."""
+        if isinstance(value, exchange.Handle):
+            return ["y", value._number]
+        if isinstance(value, type) and issubclass(value, BaseException):
+            return ["e", *line_of(self, value)]
+        base = None if isinstance(value, type) else exchange.base_of(value)
+        if base is None:
+            return ["o", self.number_of(value), "coroutine" if type(value).__name__ == "coroutine" else "", None]
+        if base in (list, dict, set, bytearray):
+            return ["o", self.number_of(value), "content", None]
+        return ["o", self.number_of(value), "value", table.pack(exchange.bare(value), depth + 1)]
+
+    def error(self, table, parts):
+        """The error that a function of the tests raised."""
+        name, text = parts
+        found = getattr(builtins, name, None)
+        return found(text) if isinstance(found, type) and issubclass(found, Exception) else RuntimeError(text)
+
+    def described(self, error, table):
+        """An error as it crosses: its kind, itself, its arguments and its text."""
+        try:
+            args = table.pack(error.args)
+        except Exception:
+            args = ["t", [str(error)[:300]]]
+        return [line_of(self, type(error)), self.number_of(error), args, str(error)[:300]]
+
+    def do(self, operation, target, args, kwargs):
+        """Do what the tests ask for."""
+        if operation == "name":
+            return self.names[args[0]]
+        if operation == "call":
+            return target(*args, **kwargs)
+        if operation in ("isinstance", "issubclass"):
+            return exchange.READINGS[operation](*args)
+        known = {**exchange.READINGS, **OPERATIONS}
+        if operation in known:
+            return known[operation](target, *args)
+        import operator
+
+        return getattr(operator, operation)(target, *args)
+
+
+def written(node):
+    """A message as JSON: lists, text, numbers, true, false and null."""
+    if isinstance(node, list):
+        return "[" + ",".join(map(written, node)) + "]"
+    if node is None or node is True or node is False:
+        return {None: "null", True: "true", False: "false"}[node]
+    return encode_basestring_ascii(node) if isinstance(node, str) else repr(node)
+
+
+def line_of(tests, kind):
+    """A kind of error: the built-in one it is made from, its module and name if it is Python's, and its own classes."""
+    base = next(c for c in kind.__mro__ if c.__module__ == "builtins")
+    own = [[c.__name__, tests.number_of(c)] for c in kind.__mro__ if issubclass(c, base) and c is not base]
+    place = [kind.__module__, kind.__qualname__] if kind.__module__.split(".")[0] in sys.stdlib_module_names else None
+    return [base.__name__, place, own]
+
+
+def _next(target):
+    """The next item, in a list, or an empty list."""
+    try:
+        return [next(target)]
+    except StopIteration:
+        return []
+
+
+def _await(target):
+    """What a coroutine comes to."""
+    import asyncio
+
+    return asyncio.run(target)
+
+
+def _copied(target, name):
+    import copy
+
+    return getattr(copy, name)(target)
+
+
+OPERATIONS = {
+    "content": exchange.bare,
+    "get": getattr,
+    "set": setattr,
+    "next": _next,
+    "await": _await,
+    "copy": lambda target: _copied(target, "copy"),
+    "deepcopy": lambda target: _copied(target, "deepcopy"),
+    "enter": lambda target: type(target).__enter__(target),
+    "exit": lambda target, *error: type(target).__exit__(target, *(error if len(error) == 3 else _error(error[0]))),
+    "contains": lambda target, item: item in target,
+}
+
+
+def _error(name):
+    """A plain error of that name, as a context manager is told of it."""
+    kind = getattr(builtins, name, RuntimeError)
+    return kind, kind(), None
 
 
 def main():
@@ -138,16 +228,18 @@ def main():
     os.write(1, b'{"ready": true}\n')
     with os.fdopen(os.dup(0), "rb") as requests:
         first = marshal.load(requests)
+    add_exit()
     if first["mode"] == "functions":
         lend(first["code"], int(sys.argv[1]))
         return
-    # What the program is given to read is what was sent with it: the channel of requests is not its to read.
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    sys.stdin = io.StringIO(first["input"])
+    # What the program may read is a file of its own: the channel of requests is not its to read.
+    os.dup2(int(sys.argv[1]) if len(sys.argv) > 1 else os.open(os.devnull, os.O_RDONLY), 0)
+    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.argv = ["solution.py"]
     if first["mode"] == "interpreter":
         interpret(first["code"], first["seed"])
         return
-    exec(compile(first["code"], "solution.py", "exec"), {"__name__": "__main__"})
+    run(first["code"], "__main__")
 
 
 if __name__ == "__main__":

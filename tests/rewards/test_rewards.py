@@ -1,14 +1,16 @@
 import asyncio
 import math
 import random
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sota_ml_researcher.core.errors import ConfigError, DataError
-from sota_ml_researcher.rewards import math_answers
-from sota_ml_researcher.rewards.math_answers import answer_in, is_right
+from sota_ml_researcher.rewards import math_answers, quantities
+from sota_ml_researcher.rewards.answer_extraction import answer_in
+from sota_ml_researcher.rewards.math_answers import is_right
 from sota_ml_researcher.rewards.model_scorers import read_verdict
 from sota_ml_researcher.rewards.probes import Sampled, check_reward, require_usable
 from sota_ml_researcher.rewards.problems import Problem
@@ -16,6 +18,7 @@ from sota_ml_researcher.rewards.reward_config import RewardPart
 from sota_ml_researcher.rewards.reward_rules import exact, fits_schema, has_tags, length_score, matches
 from sota_ml_researcher.rewards.sandbox.modes import isolation
 from sota_ml_researcher.rewards.scorers import Response, Score, Scorers
+from sota_ml_researcher.training.rl.config import load_rl_settings
 
 needs_sandbox = pytest.mark.skipif(isolation().mode is None, reason="no isolation here")
 
@@ -392,7 +395,39 @@ def test_algebra_says_the_same_as_the_verifier() -> None:
 
 def test_what_is_remembered_is_bounded_and_long_texts_are_not_kept() -> None:
     calls: list[str] = []
-    remembered = math_answers.remembered(lambda text: calls.append(text) or len(text))
+    remembered = quantities.remembered(lambda text: calls.append(text) or len(text))
     for text in ("short", "short", "long" * 200, "long" * 200):
         remembered(text)
     assert [len(text) for text in calls] == [5, 800, 800]
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (["math", "format"], ["math", "format"]),
+        ([{"type": "math", "weight": 2}, "format"], ["math", "format"]),
+        (["reward.py"], ["custom"]),
+    ],
+)
+def test_several_rewards_may_be_named(given: list[Any], found: list[str]) -> None:
+    settings = load_rl_settings(None, {"base_model": "demo", "train_file": "demo:say_train", "rewards": given})
+    assert [part.type for part in settings.config.parts()] == found
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"reward_type": ["math", "format"]}, "rewards: [{type: math, weight: 1}, {type: format, weight: 0.1}]"),
+        ({"reward_type": []}, "it is one check; for several write"),
+        ({"rewards": "math"}, "it is a list of checks: write rewards: [{type: math, weight: 1}]"),
+        ({"rewards": []}, "it is a list of checks: write rewards: [{type: math, weight: 1}, {type: format"),
+        ({"rewards": {"math": 1}}, "it is a list of checks"),
+        ({"rewards": [{"format": 1}]}, "a mapping such as {type: format, weight: 1}"),
+        ({"rewards": [3]}, "an entry is the name of a check, or a mapping such as"),
+        ({"rewards": ["exact", "length"]}, "as an entry of rewards: {type: length, target_tokens: 200}"),
+        ({"rewards": ["maths"]}, "input should be 'math', 'exact'"),
+    ],
+)
+def test_a_list_of_rewards_that_is_none_says_what_to_write(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_rl_settings(None, {"base_model": "demo", "train_file": "demo:say_train", **given})

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sota_ml_researcher.core.errors import ConfigError
-from sota_ml_researcher.rewards.programs import PROGRAM, code_in, run_tests
+from sota_ml_researcher.rewards.programs import EXCHANGE, PROGRAM, code_in, run_tests
 from sota_ml_researcher.rewards.sandbox import modes
 from sota_ml_researcher.rewards.sandbox.modes import Isolation, Limits, isolation, require_isolation, sandboxed
 
@@ -25,10 +25,16 @@ def run(code: str, tests: object = TESTS, wall_s: float = 8.0) -> str:
     return asyncio.run(run_tests(code, tests, mode=isolation().mode or "plain", limits=LIMITS, wall_s=wall_s))
 
 
-def inside(code: str, wall_s: float = 10.0) -> subprocess.CompletedProcess[str]:
+BRANCHES = [
+    pytest.param(mode, marks=pytest.mark.skipif(reason is not None, reason=f"{mode}: {reason}"))
+    for mode, reason in ((mode, modes._try(mode)) for mode in ("namespaces", "bubblewrap"))
+]
+
+
+def inside(code: str, wall_s: float = 10.0, mode: modes.Mode | None = None) -> subprocess.CompletedProcess[str]:
     """Run code as a program in the sandbox and show what it printed."""
-    shut_in = sandboxed(isolation().mode or "plain", PROGRAM, [], limits=LIMITS)
-    request = marshal.dumps({"mode": "program", "code": code, "input": ""})
+    shut_in = sandboxed(mode or isolation().mode or "plain", PROGRAM, [], limits=LIMITS, modules=[EXCHANGE])
+    request = marshal.dumps({"mode": "program", "code": code})
     done = subprocess.run(
         shut_in.argv, input=request, capture_output=True, timeout=wall_s, check=False, **shut_in.options
     )
@@ -214,3 +220,115 @@ def test_a_private_umask_takes_nothing_from_the_sandbox() -> None:
         for mask in (0o022, 0o077)
     ]
     assert modes[0] == modes[1] == f"{isolation()}\n"
+
+
+# What each call gives where it is allowed; a program is refused all of them. The numbers are those of x86_64.
+CALLS = """
+import ctypes, os, platform, socket, struct
+libc = ctypes.CDLL(None, use_errno=True)
+x86 = platform.machine() == "x86_64"
+done = []
+def call(name, number, *args):
+    if number is not None and libc.syscall(number, *args) >= 0:
+        done.append(name)
+def other(name, number, *args):
+    call(name, number if x86 else None, *args)
+buffer = ctypes.create_string_buffer(256)
+NEWUSER = 0x10000000
+other("unshare user", 272, NEWUSER)
+other("unshare net", 272, 0x40000000)
+other("unshare mount", 272, 0x20000)
+other("clone user", 56, NEWUSER | 17, 0, 0, 0, 0)
+call("clone3", 435, ctypes.byref(struct and (ctypes.c_uint64 * 11)(NEWUSER)), 88)
+other("setns", 308, 0, 0)
+other("mount", 165, b"none", b"/tmp", b"tmpfs", 0, None)
+other("umount", 166, b"/tmp", 2)
+other("pivot_root", 155, b"/tmp", b"/tmp")
+other("chroot", 161, b"/tmp")
+other("ptrace", 101, 0, 0, 0, 0)
+other("process_vm_readv", 310, os.getppid(), 0, 0, 0, 0, 0)
+other("add_key", 248, b"user", b"name", b"value", 5, -3)
+other("keyctl", 250, 0, -3, 1)
+other("request_key", 249, b"user", b"name", 0, -3)
+other("shmget", 29, 0, 4096, 0o1600)
+other("msgget", 68, 0, 0o1600)
+other("semget", 64, 0, 1, 0o1600)
+other("bpf", 321, 0, buffer, 128)
+other("userfaultfd", 323, 1)
+other("perf_event_open", 298, buffer, 0, -1, -1, 0)
+other("memfd_create", 319, b"name", 0)
+call("memfd_secret", 447, 0)
+call("io_uring_setup", 425, 4, buffer)
+call("pidfd_getfd", 438, 0, 0, 0)
+call("fsopen", 430, b"tmpfs", 0)
+call("open_tree", 428, -100, b"/", 1)
+other("mknod", 133, b"/tmp/device", 0o60600, 0x800)
+other("setuid", 105, 0)
+other("prlimit of another", 302, os.getppid(), 7, buffer, 0)
+for path in ("/proc/self/environ", "/proc/1/environ", "/etc/shadow", "/etc/passwd", "/sys", "/home", "/var"):
+    if os.path.exists(path):
+        done.append(path)
+for number in (1, os.getppid()):
+    try:
+        os.kill(number, 0)
+        if number == 1 and os.getppid() == 1:
+            continue
+        done.append(f"kill {number}")
+    except OSError:
+        pass
+for place in ("/", "/usr", "/sandbox", "/dev", "/etc", "/bin"):
+    try:
+        open(place + "/written", "w")
+        done.append("wrote " + place)
+    except OSError:
+        pass
+for fd in range(3, 64):
+    try:
+        os.fstat(fd)
+        done.append(f"descriptor {fd}") if os.isatty(fd) else None
+    except OSError:
+        pass
+print(done)
+"""
+
+
+@pytest.mark.parametrize("mode", BRANCHES)
+def test_no_call_leads_out_of_a_sandbox_of_either_kind(mode: modes.Mode) -> None:
+    done = inside(CALLS, mode=mode)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
+
+
+@pytest.mark.parametrize("mode", BRANCHES)
+def test_programs_are_scored_alike_in_a_sandbox_of_either_kind(mode: modes.Mode) -> None:
+    assert asyncio.run(run_tests(GOOD, TESTS, mode=mode, limits=LIMITS, wall_s=8.0)) == ""
+    wrong = "def add(a, b):\n    return a - b\n"
+    assert asyncio.run(run_tests(wrong, TESTS, mode=mode, limits=LIMITS, wall_s=8.0)) != ""
+    examples = [{"input": "2", "output": "4"}]
+    assert (
+        asyncio.run(run_tests("print(2 * int(open(0).read()))", examples, mode=mode, limits=LIMITS, wall_s=8.0)) == ""
+    )
+
+
+@pytest.mark.parametrize("mode", BRANCHES)
+@pytest.mark.parametrize(
+    "hold",
+    [
+        "x = bytearray(300 << 20)",
+        "import mmap\n        x = mmap.mmap(-1, 300 << 20)",
+    ],
+)
+def test_processes_together_hold_no_more_than_the_limit(mode: modes.Mode, hold: str) -> None:
+    """Each holds less than the limit of one process; before there was a limit of their sum, all of them were left."""
+    code = (
+        "import os, time\nready, done = os.pipe()\nfor _ in range(4):\n    if os.fork() == 0:\n"
+        f"        {hold}\n        for place in range(0, len(x), 4096):\n            x[place] = 1\n"
+        "        os.write(done, b'x')\n        time.sleep(60)\n"
+        "for _ in range(4):\n    os.read(ready, 1)\ntime.sleep(60)\ndef add(a, b):\n    return a + b\n"
+    )
+    note = asyncio.run(run_tests(code, TESTS, mode=mode, limits=Limits(cpu_s=30), wall_s=60.0))
+    assert note == "ProgramFailedError: the program ended early"
+
+
+def test_a_program_may_hold_what_it_is_allowed() -> None:
+    code = "x = bytearray(400 << 20)\nfor i in range(0, len(x), 4096):\n    x[i] = 1\n" + GOOD
+    assert asyncio.run(run_tests(code, TESTS, mode=isolation().mode or "plain", limits=Limits(), wall_s=20.0)) == ""

@@ -157,7 +157,7 @@ def test_no_kind_of_socket_leads_outside() -> None:
     tests = (
         "import socket\nseen = []\nfor family in range(46):\n    try:\n        socket.socket(family).close()\n"
         "        seen.append(family)\n    except OSError:\n        pass\n"
-        "assert seen == [socket.AF_UNIX, socket.AF_INET, socket.AF_INET6], seen"
+        "assert seen == [socket.AF_UNIX, socket.AF_INET, socket.AF_INET6], seen\nassert double(1) == 2"
     )
     assert scored(CODE, (problem(tests=tests), SOLUTION))[0].note == ""
 
@@ -302,7 +302,7 @@ def test_a_verdict_too_many_is_a_failed_sample() -> None:
 
 def test_a_fork_of_the_tests_has_no_verdict_of_its_own() -> None:
     for _ in range(5):
-        (score,) = scored(CODE, (problem(tests="import os\nos.fork()"), SOLUTION))
+        (score,) = scored(CODE, (problem(tests="assert double(1) == 2\nimport os\nos.fork()"), SOLUTION))
         assert (score.failed, score.reward) == (False, 1.0), score.note
 
 
@@ -463,7 +463,7 @@ def environment_below_tmp(open_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_of_a_project_that_is_an_environment_only_the_interpreter_is_seen(environment_below_tmp: Path) -> None:
     folder = str(environment_below_tmp)
-    tests = f"import os\nassert os.listdir({folder!r}) == ['lib'], os.listdir({folder!r})"
+    tests = f"import os\nassert os.listdir({folder!r}) == ['lib'], os.listdir({folder!r})\nassert double(1) == 2"
     assert scored(CODE, (problem(tests=tests), SOLUTION))[0].note == ""
 
 

@@ -13,6 +13,8 @@ WRONG = "def double(x):\n    return x\n"
 HONEST = "assert double(2) == 4\nassert double(0) == 0"
 # What a row's tests may have laid hands on, told in the only words that come out of a sandbox: why a test failed.
 _SHOW = "raise AssertionError(repr(seen)[:300])"
+# Tests that never use the program come to no verdict.
+_USES = "\nassert double(2) == 4\n"
 
 
 def rows(target: Path) -> dict[str, Any]:
@@ -26,7 +28,7 @@ def rows(target: Path) -> dict[str, Any]:
             "for module in list(sys.modules.values()):\n"
             "    for name in ('run_tests', 'verdict', 'run', 'failed', 'score', 'main'):\n"
             "        if hasattr(module, name):\n            setattr(module, name, lambda *a, **k: '')\n"
-            "import builtins\nbuiltins.AssertionError = type('Never', (Exception,), {})\n"
+            "import builtins\nbuiltins.AssertionError = type('Never', (Exception,), {})\n" + _USES
         ),
         "loops": "while True:\n    pass",
         "exits": "import sys\nsys.exit(0)",
@@ -37,17 +39,17 @@ def rows(target: Path) -> dict[str, Any]:
         ),
         "forks": (
             "import os, time\nfor _ in range(100):\n    try:\n        if os.fork() == 0:\n            time.sleep(60)\n"
-            "    except OSError:\n        break\n"
+            "    except OSError:\n        break\n" + _USES
         ),
         "writes outside": (
             f"import os\nseen = []\nfor place in {places!r}:\n    try:\n        open(place, 'w').close()\n"
-            f"        seen.append('written')\n    except OSError:\n        pass\nassert not seen, seen"
+            f"        seen.append('written')\n    except OSError:\n        pass\nassert not seen, seen{_USES}"
         ),
         "reads the home folder": (
             f"import os\nseen = []\nfor place in {homes!r}:\n    try:\n"
             "        found = os.listdir(place) if os.path.isdir(place) else [open(place).read()]\n"
             "        seen += [name for name in found if 'secret' in name or 'KEY' in name]\n"
-            "    except OSError:\n        pass\nassert not seen, seen"
+            f"    except OSError:\n        pass\nassert not seen, seen{_USES}"
         ),
     }
 

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ...core.settings import Settings, load_settings
 from ...rewards.environment_config import EnvironmentConfig
-from ...rewards.reward_config import CODE_PARTS, RewardPart, RewardType
+from ...rewards.reward_config import CODE_PARTS, RewardPart, RewardType, as_entries, one_type
 from ..config import DEFAULT_RULES as SHARED_RULES
 from ..config import RETIRED_KEYS as SHARED_RETIRED
 from ..config import NonNegativeReal, Positive, PositiveReal, TrainingConfig
@@ -48,7 +48,7 @@ class RlConfig(TrainingConfig):
 
     reward_type: RewardType | None = Field(None, description="The check; or give rewards")
     reward_script: str | None = Field(None, description="custom: a Python file with reward(prompt, response, row)")
-    rewards: tuple[RewardPart, ...] | None = Field(None, min_length=1, description="Several checks with weights")
+    rewards: tuple[RewardPart, ...] | None = Field(None, description="Several checks, by name or with weights")
     environment: EnvironmentConfig | None = Field(
         None,
         description="Several turns: retry, interpreter, a file with step(messages, reply, row), or a mapping",
@@ -93,6 +93,9 @@ class RlConfig(TrainingConfig):
         None, description="Sample a step from the weights of this many steps before, while those are trained"
     )
     keep_rollouts: Annotated[int, Field(ge=0)] = Field(8, description="Responses per step kept in rollouts.jsonl")
+
+    _one_type = field_validator("reward_type", mode="before")(one_type)
+    _as_entries = field_validator("rewards", mode="before")(as_entries)
 
     @field_validator("group_size", mode="before")
     @classmethod
