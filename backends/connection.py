@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 from ..core.errors import BackendError, ConfigError
+from ..core.foreign_text import foreign
 from ..core.names import BackendName
 
 TINKER_KEY = "TINKER_API_KEY"
@@ -137,12 +138,12 @@ def backend_errors(backend: Backend) -> Generator[None]:
     except tinker.APIStatusError as error:
         if error.status_code in {401, 402, 403, 429}:
             raise refusal(error.status_code, backend) from error
-        raise BackendError(f"{error.message} ({error.status_code})", where=backend.base_url) from error
+        raise BackendError(f"{foreign(error.message)} ({error.status_code})", where=backend.base_url) from error
     except tinker.APIConnectionError as error:
         raise BackendError(
-            f"the connection was lost ({error.message})",
+            f"the connection was lost ({foreign(error.message)})",
             where=backend.base_url,
             fix="resume_job goes on from the last checkpoint",
         ) from error
     except tinker.TinkerError as error:
-        raise BackendError(str(error), where=backend.base_url) from error
+        raise BackendError(foreign(error), where=backend.base_url) from error

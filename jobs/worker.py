@@ -26,7 +26,9 @@ from ..backends.connection import Backend, connect
 from ..backends.meter import Meter
 from ..core.errors import JobError, ResearcherError
 from ..core.files import append_json_line, write_atomically
+from ..core.foreign_text import foreign
 from ..core.names import BackendName
+from ..core.redaction import redact_logs, redacted
 from . import run_files
 from .backend_waits import BackendWaits
 from .budget import Budget, open_meter
@@ -138,7 +140,7 @@ class Worker:
 
     def alert(self, level: AlertLevel, message: str, *, step: int | None = None) -> None:
         """Write an alert to ``alerts.jsonl``."""
-        record = {"time": time.time(), "level": level, "step": step, "message": message}
+        record = {"time": time.time(), "level": level, "step": step, "message": redacted(message)}
         append_json_line(self.folder / run_files.ALERTS, record)
 
     def spent(self, cost_usd: float) -> str | None:
@@ -208,7 +210,8 @@ class Worker:
             return 1
         except Exception as error:  # the boundary of a job: whatever escapes becomes one sentence
             logger.exception("The job failed unexpectedly")
-            self._fail(f"an unexpected {type(error).__name__} stopped the job: {_first_line(error)} (details: log.txt)")
+            said = foreign(_first_line(error))
+            self._fail(f"an unexpected {type(error).__name__} stopped the job: {said} (details: log.txt)")
             return 1
         finally:
             self._ended.set()
@@ -229,7 +232,7 @@ class Worker:
 
     def _fail(self, message: str) -> None:
         self.alert("error", message, step=self._step)
-        self._finish(JobState.FAILED, message)
+        self._finish(JobState.FAILED, redacted(message))
 
     def _finish(self, state: JobState, error: str) -> None:
         active = [JobState.QUEUED, JobState.STARTING, JobState.RUNNING]
@@ -282,6 +285,7 @@ def _first_line(error: Exception) -> str:
 def main(arguments: list[str]) -> int:
     """Entry point: ``JOB_ID`` is the only argument."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    redact_logs()
     for chatty in ("httpx", "httpx2", "httpcore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     registry = Registry()

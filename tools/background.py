@@ -104,6 +104,11 @@ def _run(current: Work[T], work: Callable[[WorkProgress], T]) -> None:
         current.future.set_exception(error)
 
 
+def config_path(name: str | None) -> Path | None:
+    """The config file that a tool argument names; None where none is given."""
+    return Path(name).expanduser() if name else None
+
+
 def data_path(name: str, where: str = "train_file") -> Path:
     """The file that the tool argument ``where`` names: ``demo:NAME``, or a path (``~`` is expanded)."""
     if name.startswith("demo:"):

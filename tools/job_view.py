@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ..core.foreign_text import foreign, named
 from ..jobs import run_files
 from ..jobs.control import silence_s
 from ..jobs.registry import Registry
@@ -19,6 +20,7 @@ from .answers import duration, number
 _SHOWN_CHECKPOINTS = 5
 _SHOWN_STEPS = 50
 _VERDICT_CHARS = 1000
+_MESSAGE_CHARS = 600
 _EVALUATIONS = {"judge_eval": "report.html", "benchmark": "inspect"}
 _SUPERVISED = ("train_mean_nll", "test/nll")
 _PREFERENCES = ("dpo_loss", "accuracy", "margin", "test/accuracy", "test/pair_accuracy")
@@ -146,7 +148,7 @@ def summary(job: JobView) -> str:
     """A job in a few lines."""
     steps = f"step {job.step}" + (f" of {job.total_steps}" if job.total_steps else "")
     made_from = ", ".join(f"{parent.job_id} ({parent.role})" for parent in job.parents)
-    lines = [f"{job.job_id} ({job.name}): {job.state}, {steps}, {job.base_model} on {job.backend}."]
+    lines = [f"{job.job_id} ({named(job.name)}): {job.state}, {steps}, {named(job.base_model)} on {job.backend}."]
     lines += [f"Made from {made_from}."] * bool(made_from)
     if job.eta_s is not None:
         lines.append(f"About {duration(job.eta_s)} left at the measured pace.")
@@ -163,16 +165,21 @@ def summary(job: JobView) -> str:
     if job.silent_s:
         lines.append(f"No sign of life for {duration(job.silent_s)}: the process is alive but stuck.")
     if job.error:
-        lines.append(f"Error: {job.error}")
-    lines += [f"[{a.level}] {a.message}" for a in job.alerts[-3:] if a.message != job.error]
-    if job.verdict:
-        lines.append(job.verdict.strip()[:_VERDICT_CHARS])
+        lines.append(f"Error: {_quoted(job.error)}")
+    lines += [f"[{named(a.level)}] {_quoted(a.message)}" for a in job.alerts[-3:] if a.message != job.error]
+    if job.verdict:  # it names arms, criteria and categories in the words of the user's files
+        lines.append(foreign(job.verdict.strip(), _VERDICT_CHARS, lines=True))
     for label, checkpoint in (("Final", job.final_checkpoint), ("Best", job.best_checkpoint)):
         if checkpoint:
-            lines.append(f"{label} checkpoint: {checkpoint.sampler_path}")
+            lines.append(f"{label} checkpoint: {named(checkpoint.sampler_path)}")
     lines.append(f"Files: {job.run_folder}")
     lines.append(f"Next: {job.next}")
     return "\n".join(lines)
+
+
+def _quoted(message: str) -> str:
+    """What a job's process said: it may repeat a row, a model, a program or a server."""
+    return foreign(message.replace("⟪", "'").replace("⟫", "'"), _MESSAGE_CHARS)
 
 
 def age(seconds: float) -> str:

@@ -12,6 +12,7 @@ from mcp_types import CallToolResult
 from pydantic import BaseModel, Field
 
 from ..core.errors import JobError
+from ..core.foreign_text import named
 from ..jobs import control, run_files
 from ..jobs.registry import Registry
 from ..jobs.states import ACTIVE, Job, JobState
@@ -148,7 +149,7 @@ def _list_text(jobs: list[Job], lines_of_jobs: list[JobLine], counts: dict[str, 
     for job, one in list(zip(jobs, lines_of_jobs, strict=True))[:12]:
         steps = f"{job.step}/{job.total_steps}" if job.total_steps else f"{job.step}"
         made_from = ", ".join(dict.fromkeys(link.job_id for link in one.parents))
-        lines.append(f"{job.id}  {job.state:<11}  step {steps:<11}  {age(job.created):<14}  {job.name}")
+        lines.append(f"{job.id}  {job.state:<11}  step {steps:<11}  {age(job.created):<14}  {named(job.name)}")
         lines[-1] += f"  from {made_from}" if made_from else ""
     lines.append(f"Next: {next_step(jobs[0])}")
     return "\n".join(lines)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +12,7 @@ from ..jobs.job_results import measured_pace
 from ..jobs.kinds import KINDS
 from ..jobs.registry import Registry
 from .answers import answer, duration, number
+from .background import config_path
 from .model_arguments import with_reference, with_reward_models, with_start
 from .plan_gate import Cost, Launch, Standing, pass_gate
 
@@ -86,8 +86,7 @@ def start_grpo(
 def _start(
     kind: str, config: str | None, overrides: dict[str, Any] | None, *, validate_only: bool, plan_id: str | None
 ) -> CallToolResult:
-    file = Path(config).expanduser() if config else None
-    settings, parents = _with_jobs(kind, resolve_name(KINDS[kind].load)(file, overrides))
+    settings, parents = _with_jobs(kind, resolve_name(KINDS[kind].load)(config_path(config), overrides))
     plan: Plan[Any] = resolve_name(KINDS[kind].plan)(settings)
     plan.check_services()
     launch = Launch(

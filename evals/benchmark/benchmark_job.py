@@ -17,6 +17,7 @@ from inspect_ai.scorer import Scorer, exact, includes, math, model_graded_qa, va
 
 from ...core.errors import ConfigError, ResearcherError
 from ...core.files import write_atomically
+from ...core.foreign_text import foreign
 from ...doctrine.rules import number
 from ...jobs.context import Outcome, Progress, RunContext
 from ...judges.prompt import EvalItem
@@ -120,7 +121,7 @@ def _run_arm(config: BenchmarkConfig, provider: TinkerModelAPI, task: Any, log_d
     except Exception as error:  # whatever a user's task raises while it is loaded
         message = str(error).strip().splitlines()
         raise ConfigError(
-            f"the task cannot be run: {message[0] if message else type(error).__name__}",
+            f"the task cannot be run: {foreign(message[0] if message else type(error).__name__)}",
             where=f"task: {config.task}",
             fix="Try it with `inspect eval` to see where it fails",
         ) from error
@@ -150,5 +151,5 @@ def _scorer(config: BenchmarkConfig, grader: Model | None) -> Scorer:
 def _task_failed(log: EvalLog, folder: Path) -> ResearcherError:
     message = log.error.message if log.error else f"it ended as {log.status}"
     return ResearcherError(
-        f"the task failed: {message[:300]}", where=str(folder / LOGS), fix="inspect view shows where"
+        f"the task failed: {foreign(message)}", where=str(folder / LOGS), fix="inspect view shows where"
     )
