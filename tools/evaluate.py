@@ -23,7 +23,7 @@ from ..jobs.states import ACTIVE
 from .answers import answer
 from .background import config_path
 from .model_arguments import with_sampled_jobs
-from .plan_gate import Launch, Standing, pass_gate
+from .plan_gate import ConfigPath, Launch, Overrides, PlanId, Standing, ValidateOnly, pass_gate
 
 if TYPE_CHECKING:
     from ..core.settings import Settings
@@ -77,10 +77,7 @@ class Packets(BaseModel):
 
 
 async def run_judge_eval(
-    config: Annotated[str | None, Field(description="YAML file; template://eval is one")] = None,
-    overrides: Annotated[dict[str, Any] | None, Field(description="Win over the file's")] = None,
-    validate_only: Annotated[bool, Field(description="Only plan")] = False,
-    plan_id: Annotated[str | None, Field(description="The plan's; starts what costs money")] = None,
+    config: ConfigPath = None, overrides: Overrides = None, validate_only: ValidateOnly = False, plan_id: PlanId = None
 ) -> Annotated[CallToolResult, Evaluation]:
     """Judge whether a tuned model beats its baseline, by how much, how surely; a background job.
 
@@ -219,7 +216,8 @@ def _waiting(folder: Path) -> list[dict[str, Any]]:
 def _plan(settings: Settings[JudgeEvalConfig]) -> JudgePlan:
     from ..evals.judge_plan import plan_judge_eval
 
-    return plan_judge_eval(with_sampled_jobs(settings, _ARMS), default_base_url=os.environ.get("OPENAI_BASE_URL"))
+    resolved, bases = with_sampled_jobs(settings, _ARMS)
+    return plan_judge_eval(resolved, bases=bases, default_base_url=os.environ.get("OPENAI_BASE_URL"))
 
 
 async def _check_keys(plan: JudgePlan) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from ..backends.connection import remote, supported_models
 from ..core.errors import ModelError
@@ -23,6 +23,12 @@ from ..models.model_ref import resolve_model
 if TYPE_CHECKING:
     from ..backends.estimate import CostEstimate
     from ..core.settings import Settings
+
+# The arguments of every tool that starts a job.
+ConfigPath = Annotated[str | None, Field(description="Path of a YAML config, as template:// has them")]
+Overrides = Annotated[dict[str, Any] | None, Field(description="Settings that win over the file's")]
+ValidateOnly = Annotated[bool, Field(description="Only show the plan")]
+PlanId = Annotated[str | None, Field(description="From the plan the user agreed to")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,6 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated, Any
 
 from mcp_types import CallToolResult
-from pydantic import Field
 
 from ..jobs.job_results import measured_pace
 from ..jobs.kinds import KINDS
@@ -14,17 +13,12 @@ from ..jobs.registry import Registry
 from .answers import answer, duration, number
 from .background import config_path
 from .model_arguments import with_reference, with_reward_models, with_start
-from .plan_gate import Cost, Launch, Standing, pass_gate
+from .plan_gate import ConfigPath, Cost, Launch, Overrides, PlanId, Standing, ValidateOnly, pass_gate
 
 if TYPE_CHECKING:
     from ..core.settings import Settings
     from ..jobs.states import Link
     from ..training.plan import Plan
-
-ConfigPath = Annotated[str | None, Field(description="Path of a YAML config, as template:// has them")]
-Overrides = Annotated[dict[str, Any] | None, Field(description="Settings that win over the file's")]
-ValidateOnly = Annotated[bool, Field(description="Only show the plan")]
-PlanId = Annotated[str | None, Field(description="From the plan the user agreed to")]
 
 
 class Started(Standing):

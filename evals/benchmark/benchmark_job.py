@@ -24,7 +24,7 @@ from ...judges.prompt import EvalItem
 from ..evidence import METRICS, VERDICT_TEXT
 from ..responses import open_model
 from ..results import write_record
-from ..test_set import load_items
+from ..test_set import final_answer, load_items
 from .benchmark_config import BenchmarkConfig, load_benchmark_settings
 from .benchmark_results import ItemScores, benchmark_numbers, benchmark_text
 from .grader import grader_of
@@ -133,12 +133,17 @@ def _task(config: BenchmarkConfig, items: Sequence[EvalItem], grader: Model | No
         Sample(
             id=item.id,
             input=[_MESSAGES[m["role"]](content=m["content"]) for m in item.messages],
-            target=item.reference or "",
+            target=_target(item.reference or "", config.scorer),
             metadata={"cluster_id": item.cluster, "category": item.category},
         )
         for item in items
     ]
     return Task(dataset=samples, scorer=_scorer(config, grader), name=Path(config.task).stem)
+
+
+def _target(reference: str, scorer: str | None) -> str:
+    """What a scorer compares with: of a worked solution, `math` is given the number it ends in."""
+    return final_answer(reference) if scorer == "math" else reference
 
 
 def _scorer(config: BenchmarkConfig, grader: Model | None) -> Scorer:
