@@ -20,6 +20,14 @@ TINKER_URL = "https://tinker.thinkingmachines.dev/services/tinker-prod"
 _TIMEOUT_S = 15.0
 
 
+# Statuses that the same request meets again, whenever it is sent.
+_REFUSED_REQUESTS = frozenset({400, 413, 422})
+
+
+class RequestRefusedError(BackendError):
+    """The backend understood a request and refuses it as it is: to send it again cannot help."""
+
+
 class TokenCounter(Protocol):
     """Hears of tokens as they are sent (or, for samples, received), by what they are billed as."""
 
@@ -138,7 +146,9 @@ def backend_errors(backend: Backend) -> Generator[None]:
     except tinker.APIStatusError as error:
         if error.status_code in {401, 402, 403, 429}:
             raise refusal(error.status_code, backend) from error
-        raise BackendError(f"{foreign(error.message)} ({error.status_code})", where=backend.base_url) from error
+        of_request = error.status_code in _REFUSED_REQUESTS
+        kind = RequestRefusedError if of_request else BackendError
+        raise kind(f"{foreign(error.message)} ({error.status_code})", where=backend.base_url) from error
     except tinker.APIConnectionError as error:
         raise BackendError(
             f"the connection was lost ({foreign(error.message)})",

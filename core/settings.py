@@ -54,11 +54,11 @@ class Settings(Generic[ConfigT]):
         Raises:
             ConfigError: If there is no such file in any of these places.
         """
-        from .paths import demo_data
+        from .paths import demo_data, user_path
 
         if name.startswith("demo:"):
             return demo_data(name.removeprefix("demo:"), where=self.place(key))
-        path = Path(name).expanduser()
+        path = user_path(name)
         tried = [path] if path.is_absolute() else [base / path for base in self._bases()]
         for candidate in tried:
             if candidate.exists():

@@ -71,13 +71,13 @@ def _room(
     if context is None:
         return None
     if items is None:
-        return context // 2, f"the context of {base_model} is {context}, and its prompts are not known yet"
+        return int(context) // 2, f"the context of {base_model} is {context}, and its prompts are not known yet"
     around = len(renderer.generation_prompt([Message(role="user", content="x")]))
     # A token is a byte at least, so only what might not fit is tokenized.
     crowded = [item for item in items if _bytes(item, around) + config.max_response_tokens > context]
     lengths = [(len(renderer.generation_prompt(item.messages)), item.line) for item in crowded]
     longest, line = max(lengths, default=(0, 0))
-    return context - longest, f"the prompt of line {line} has {longest} of the {context} tokens of {base_model}"
+    return int(context) - longest, f"the prompt of line {line} has {longest} of the {context} tokens of {base_model}"
 
 
 def _bytes(item: EvalItem, around: int) -> int:

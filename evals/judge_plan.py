@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..backends.estimate import CHARS_PER_TOKEN
 from ..core.errors import ConfigError, DataError
+from ..core.paths import user_path
 from ..core.settings import Origin, Settings
 from ..judges.judge_catalog import judge_price
 from ..judges.prompt import EvalItem
@@ -137,7 +138,7 @@ def _with_paths(settings: Settings[JudgeEvalConfig]) -> Settings[JudgeEvalConfig
     others = tuple(_arm_path(settings, "other_models", model) for model in config.other_models)
     changes["other_models"] = (others, settings.origins["other_models"])
     if config.output_dir is not None:
-        changes["output_dir"] = (str(Path(config.output_dir).expanduser().absolute()), settings.origins["output_dir"])
+        changes["output_dir"] = (str(user_path(config.output_dir).absolute()), settings.origins["output_dir"])
     return settings.derived(changes)
 
 

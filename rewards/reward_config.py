@@ -19,6 +19,14 @@ _PositiveSeconds = Annotated[float, Field(gt=0, le=600)]
 OPPONENTS = 6
 # How the names of judges behind a service begin; `judges.judge_catalog` reads the whole name.
 _SERVICES = ("claude-", "anthropic:", "openai:")
+# Keys without which a type scores nothing.
+REQUIRED_KEYS: Mapping[str, Sequence[str]] = {
+    "regex": ("pattern",),
+    "custom": ("script",),
+    "length": ("target_tokens",),
+    "judge": ("rubric",),
+    "preference_model": ("checkpoint",),
+}
 # Keys that not every type reads.
 _READ_BY: Mapping[str, Sequence[RewardType]] = {
     "pattern": ("regex",),
@@ -83,16 +91,10 @@ class RewardPart(BaseModel, extra="forbid", frozen=True):
 
     @model_validator(mode="after")
     def _complete(self) -> RewardPart:
-        needed = {
-            "regex": ("pattern", self.pattern),
-            "custom": ("script (reward_script)", self.script),
-            "length": ("target_tokens", self.target_tokens),
-            "judge": ("rubric", self.rubric),
-            "preference_model": ("checkpoint", self.checkpoint),
-        }
-        name, value = needed.get(self.type, ("", "given"))
-        if not value:
-            raise ValueError(f"reward {self.type} needs {name}")
+        for key in REQUIRED_KEYS.get(self.type, ()):
+            if not getattr(self, key):
+                name = "script (reward_script)" if key == "script" else key
+                raise ValueError(f"reward {self.type} needs {name}")
         refuse_unread(self, "reward", self.type, _READ_BY)
         if self.is_service_judge and self.judge_style == "yes_no":
             raise ValueError(

@@ -8,11 +8,13 @@ from typing import Any, cast
 from mcp_types import CallToolResult, ContentBlock, TextContent
 from pydantic import BaseModel
 
-from ..core.foreign_text import fenced, fitted, new_tag, one_line, visible
+from ..core.foreign_text import fitted, new_tag, one_line, visible
 from ..core.redaction import redacted
 
 # Enough for the state, the numbers that matter and the next step; the rest is in the structured content.
 MAX_TEXT = 1500
+# An error may name several settings, each with what it may be.
+MAX_PROBLEM = 3000
 
 
 def answer(content: BaseModel, text: str, *extra: ContentBlock) -> CallToolResult:
@@ -38,7 +40,7 @@ def published(result: CallToolResult) -> CallToolResult:
 
 def problem_text(message: str) -> str:
     """An error as it may be read: one line, what others wrote in a fence, no keys."""
-    return redacted(fenced(one_line(message), new_tag()))
+    return redacted(fitted(one_line(message), MAX_PROBLEM, new_tag()))
 
 
 def published_text(text: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import anyio
 from mcp.server.mcpserver import Context
 
-from ..core.paths import demo_data
+from ..core.paths import demo_data, user_path
 
 T = TypeVar("T")
 
@@ -106,14 +106,14 @@ def _run(current: Work[T], work: Callable[[WorkProgress], T]) -> None:
 
 def config_path(name: str | None) -> Path | None:
     """The config file that a tool argument names; None where none is given."""
-    return Path(name).expanduser() if name else None
+    return user_path(name) if name else None
 
 
 def data_path(name: str, where: str = "train_file") -> Path:
     """The file that the tool argument ``where`` names: ``demo:NAME``, or a path (``~`` is expanded)."""
     if name.startswith("demo:"):
         return demo_data(name.removeprefix("demo:"), where=where)
-    return Path(name).expanduser().absolute()
+    return user_path(name).absolute()
 
 
 def file_identity(path: Path | None) -> tuple[str, int, int] | None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from ..core.foreign_text import foreign, named
 from ..jobs import run_files
 from ..jobs.control import silence_s
+from ..jobs.kinds import KINDS
 from ..jobs.registry import Registry
 from ..jobs.run_files import Alert, Checkpoint
 from ..jobs.states import ACTIVE, RESUMABLE, Job, JobState, Link
@@ -21,6 +22,7 @@ _SHOWN_CHECKPOINTS = 5
 _SHOWN_STEPS = 50
 _VERDICT_CHARS = 1000
 _MESSAGE_CHARS = 600
+_SETTINGS_AT_FAULT = frozenset({"ConfigError", "RequestRefusedError"})
 _EVALUATIONS = {"judge_eval": "report.html", "benchmark": "inspect"}
 _SUPERVISED = ("train_mean_nll", "test/nll")
 _PREFERENCES = ("dpo_loss", "accuracy", "margin", "test/accuracy", "test/pair_accuracy")
@@ -97,11 +99,44 @@ def view(job: Job, *, since_step: int | None = None) -> JobView:
 
 
 def _waiting(job: Job) -> str | None:
-    held_up = run_files.waiting(job.folder) if job.state in ACTIVE else None
+    """What a job waits for now, in words; None if it works, or has ended."""
+    if job.state is JobState.QUEUED:
+        return _queue(job)
+    if job.state not in ACTIVE:
+        return None
+    if run_files.is_parked(job.folder):
+        return f"the assistant's verdicts: {submit(job.id)}"
+    held_up = run_files.waiting(job.folder)
     if held_up is None:
         return None
-    explained = f" ({held_up.detail})" if held_up.detail else ""
-    return f"waiting for {held_up.reason}{explained} since {iso(held_up.since)}"
+    explained = f" ({foreign(held_up.detail)})" if held_up.detail else ""
+    return f"the backend: {named(held_up.reason)}{explained} since {iso(held_up.since)}; it goes on by itself"
+
+
+def _queue(job: Job) -> str:
+    """Who has the places that a queued job waits for."""
+    from ..jobs.worker import LIMIT_VARIABLE, job_limit
+
+    ahead = [other for other in Registry().find(states=ACTIVE, limit=1000) if _stands_before(other, job)]
+    if not ahead:
+        return "its process to start"
+    who = ", ".join(f"{other.id} ({other.state.value})" for other in ahead[:3])
+    more = f" and {len(ahead) - 3} more" if len(ahead) > 3 else ""
+    limit = f"{job_limit(job.backend)} at a time, {LIMIT_VARIABLE.format(backend=job.backend.upper())}"
+    return f"a place on backend {job.backend} ({limit}), after {who}{more}; it starts by itself"
+
+
+def _stands_before(other: Job, job: Job) -> bool:
+    if other.backend != job.backend or other.id == job.id:
+        return False
+    if other.state is JobState.QUEUED:
+        return other.queued < job.queued
+    return not run_files.is_parked(other.folder)
+
+
+def submit(job_id: str) -> str:
+    """The call that hands in verdicts, and shows what is to be judged."""
+    return f"submit_verdicts(job_id='{job_id}')"
 
 
 def iso(seconds: float) -> str:
@@ -137,11 +172,22 @@ def next_step(job: Job) -> str:
     if job.state is JobState.SUCCEEDED:
         return f"sample_model(model='{job.id}', prompts=[...]) to try the result"
     if job.state is JobState.FAILED:
-        return f"fix what the error names, then resume_job(job_id='{job.id}') or start again"
+        return _after_failure(job)
     if job.state in RESUMABLE:
         return f"resume_job(job_id='{job.id}') to go on from the last checkpoint"
+    if job.state in ACTIVE and run_files.is_parked(job.folder):
+        return f"{submit(job.id)} gives you packets to judge"
     since = f", since_step={job.step}" if job.state is JobState.RUNNING else ""
     return f"wait_for_job(job_id='{job.id}'{since})"
+
+
+def _after_failure(job: Job) -> str:
+    """A resumed job has the same settings, so that it is no way out where these are at fault."""
+    tool = KINDS[job.kind].tool if job.kind in KINDS else "the tool that started it"
+    last = run_files.alerts(job.folder, limit=1)
+    if last and last[0].cause in _SETTINGS_AT_FAULT:
+        return f"correct what the error names and start again with {tool}: resume_job would meet the same settings"
+    return f"fix what the error names; resume_job(job_id='{job.id}') goes on with the same settings, {tool} with others"
 
 
 def summary(job: JobView) -> str:
@@ -158,11 +204,11 @@ def summary(job: JobView) -> str:
     if values:
         lines.append("Latest: " + ", ".join(values) + ".")
     if job.waiting:
-        lines.append(f"The backend is {job.waiting}; the job goes on by itself.")
+        lines.append(f"It waits for {job.waiting}.")
     if job.cost_usd:
         billed = f", ${job.billed_usd:.4g} billed so far" if job.billed_usd is not None else ""
         lines.append(f"Cost so far: ${job.cost_usd:.4g} metered{billed}.")
-    if job.silent_s:
+    if job.silent_s and not job.waiting:
         lines.append(f"No sign of life for {duration(job.silent_s)}: the process is alive but stuck.")
     if job.error:
         lines.append(f"Error: {_quoted(job.error)}")

@@ -96,7 +96,7 @@ async def wait_for_job(
     job = await anyio.to_thread.run_sync(control.look, registry, job_id)
     troubles = _troubles(job)
     reported = 0.0
-    while job.state in ACTIVE and time.monotonic() < deadline and _troubles(job) == troubles:
+    while job.state in ACTIVE and time.monotonic() < deadline and not _needs_a_look(job, troubles):
         if time.monotonic() - reported >= _PROGRESS_S:
             await ctx.report_progress(job.step, job.total_steps, _progress_message(job))
             reported = time.monotonic()
@@ -157,6 +157,11 @@ def _list_text(jobs: list[Job], lines_of_jobs: list[JobLine], counts: dict[str, 
 
 def _troubles(job: Job) -> list[float]:
     return [alert.time for alert in run_files.alerts(job.folder) if alert.level != "info"]
+
+
+def _needs_a_look(job: Job, troubles: list[float]) -> bool:
+    """Whether there is something new to see, or the job waits for the one that waits for it."""
+    return _troubles(job) != troubles or run_files.is_parked(job.folder)
 
 
 def _progress_message(job: Job) -> str:

@@ -56,7 +56,8 @@ def with_sampled_jobs(settings: Settings[ConfigT], keys: Sequence[str]) -> tuple
                 fix="Compare checkpoints of one backend, or files of responses",
             )
         place.update(here)
-        bases[target.wire_name] = target.base_model or ""
+        if target.base_model is not None:
+            bases[target.wire_name] = target.base_model
         return target.wire_name
 
     for key in keys:

@@ -18,6 +18,7 @@ from .plan_gate import ConfigPath, Cost, Launch, Overrides, PlanId, Standing, Va
 if TYPE_CHECKING:
     from ..core.settings import Settings
     from ..jobs.states import Link
+    from ..training.config import TrainingConfig
     from ..training.plan import Plan
 
 
@@ -92,9 +93,16 @@ def _start(
         bills_elsewhere=plan.bills_elsewhere,
         trains=[plan.settings.config.base_model],
         parents=parents,
+        starts_from=_checkpoints(plan.settings.config),
     )
     started = _started(plan, pass_gate(launch, validate_only=validate_only, plan_id=plan_id))
     return answer(started, _text(started, plan))
+
+
+def _checkpoints(config: TrainingConfig) -> dict[str, str]:
+    """The checkpoints of its own base model that a job loads, by setting."""
+    named = {key: getattr(config, key, None) for key in ("load_checkpoint", "ref_model")}
+    return {key: path for key, path in named.items() if path is not None and path.startswith("tinker://")}
 
 
 def _with_jobs(kind: str, settings: Settings[Any]) -> tuple[Settings[Any], list[Link]]:

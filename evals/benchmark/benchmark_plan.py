@@ -10,6 +10,7 @@ from typing import Any
 
 from ...core.errors import ConfigError, DataError
 from ...core.extras import require_packages
+from ...core.paths import user_path
 from ...core.settings import Origin, Settings
 from ...judges.prompt import EvalItem
 from ..answer_room import with_room
@@ -85,7 +86,7 @@ def _with_paths(settings: Settings[BenchmarkConfig]) -> Settings[BenchmarkConfig
     changes: dict[str, tuple[Any, Origin]] = {"task": (_task(settings), settings.origins["task"])}
     output = settings.config.output_dir
     if output is not None:
-        changes["output_dir"] = (str(Path(output).expanduser().absolute()), settings.origins["output_dir"])
+        changes["output_dir"] = (str(user_path(output).absolute()), settings.origins["output_dir"])
     return settings.derived(changes)
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from ...core.settings import Settings, load_settings
 from ...rewards.environment_config import EnvironmentConfig
-from ...rewards.reward_config import CODE_PARTS, RewardPart, RewardType
+from ...rewards.reward_config import CODE_PARTS, REQUIRED_KEYS, RewardPart, RewardType
 from ..config import DEFAULT_RULES as SHARED_RULES
 from ..config import RETIRED_KEYS as SHARED_RETIRED
 from ..config import NonNegativeReal, Positive, PositiveReal, TrainingConfig
@@ -41,6 +41,24 @@ VALIDATION_SAMPLES = 4
 MOST_DRY_RUN_SAMPLES = 16
 # Rules of the clip range by loss; a null clip_ratio takes them.
 CLIP_RULES: Mapping[LossName, str] = {"ppo": "rl.clip", "cispo": "rl.clip.cispo", "gspo": "rl.gspo"}
+
+
+def _as_rewards(value: object) -> str:
+    """What the user may have meant by names alone, as a line for the config."""
+    weights: Mapping[Any, Any] = cast("Mapping[Any, Any]", value) if isinstance(value, Mapping) else {}
+    named = list(cast("Sequence[Any]", value)) if isinstance(value, list | tuple) else list(weights) or [value]
+    known = [name for name in named[:8] if isinstance(name, str) and name in get_args(RewardType)]
+    entries = [
+        "{"
+        + ", ".join(
+            [f"type: {name}"]
+            + [f"{key}: ..." for key in REQUIRED_KEYS.get(name, ())]
+            + ([f"weight: {weights[name]}"] if isinstance(weights.get(name), int | float) else [])
+        )
+        + "}"
+        for name in known or ["exact", "format"]
+    ]
+    return f"rewards: [{', '.join(entries)}]"
 
 
 class RlConfig(TrainingConfig):
@@ -93,6 +111,25 @@ class RlConfig(TrainingConfig):
         None, description="Sample a step from the weights of this many steps before, while those are trained"
     )
     keep_rollouts: Annotated[int, Field(ge=0)] = Field(8, description="Responses per step kept in rollouts.jsonl")
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _entries(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and "type" in value:
+            return (cast("Any", value),)
+        several = cast("Sequence[Any]", value) if isinstance(value, list | tuple) else None
+        if value is None or (several is not None and all(isinstance(one, Mapping | RewardPart) for one in several)):
+            return cast("Any", value)
+        written = _as_rewards(cast("object", value))
+        raise ValueError(f"each entry is a mapping with the type of a check. Write it as {written}")
+
+    @field_validator("reward_type", mode="before")
+    @classmethod
+    def _one_check(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple | Mapping):
+            written = _as_rewards(cast("object", value))
+            raise ValueError(f"reward_type is one check; several are given as {written}")
+        return value
 
     @field_validator("group_size", mode="before")
     @classmethod
