@@ -49,6 +49,11 @@ def named(name: object, limit: int = 200) -> str:
     return text if len(text) <= limit and _WORD.fullmatch(text) else foreign(text, limit)
 
 
+def has_foreign(text: str) -> bool:
+    """Whether a part of the text stands between marks already."""
+    return _OPEN in text
+
+
 def one_line(text: str) -> str:
     """The text with its line breaks spelled out."""
     return visible(text).replace("\r\n", "\\n").replace("\n", "\\n")

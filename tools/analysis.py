@@ -13,7 +13,7 @@ from mcp_types import CallToolResult, ImageContent
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ..core.errors import MissingDependencyError
-from ..core.foreign_text import foreign, named, one_line
+from ..core.foreign_text import foreign, has_foreign, named, one_line
 from .answers import answer
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ async def compare_runs(
     of answers: run_judge_eval.
     """
     compared, png, names = await anyio.to_thread.run_sync(_compared, runs, metric)
-    lines = [compared.settings[:500], f"{compared.metric} against the first run:"]
+    lines = [foreign(compared.settings, 500), f"{compared.metric} against the first run:"]
     lines += [f"- {p.run}: {p.word}; {p.reading}."[:260] for p in compared.pairs[:4]]
     if len(compared.pairs) > 4:
         lines.append(f"{len(compared.pairs) - 4} more in the report.")
@@ -183,12 +183,16 @@ def _healthy(diagnosis: Diagnosis) -> str:
 def _text(lines: Sequence[str], content: Analysis | RunsCompared, names: Sequence[str]) -> str:
     """The lines, report and next step; ``names`` out of logs stand in them as somebody else's text."""
     odd = sorted({name for name in names if len(name) > _SHORT and named(name) != name}, key=len, reverse=True)
-    text = "\n".join([*map(one_line, lines), f"Report: {named(content.report)}", f"Next: {content.next}"])
-    for place, name in enumerate(odd):  # in two steps, since one name may be a part of another
-        text = text.replace(one_line(name), f"\0{place}\0")
-    for place, name in enumerate(odd):
-        text = text.replace(f"\0{place}\0", named(name, 100))
-    return text
+    tail = [f"Report: {named(content.report)}", f"Next: {content.next}"]
+    return "\n".join(line if has_foreign(line) else _with_quoted(one_line(line), odd) for line in [*lines, *tail])
+
+
+def _with_quoted(line: str, names: Sequence[str]) -> str:
+    for place, name in enumerate(names):  # in two steps, since one name may be a part of another
+        line = line.replace(one_line(name), f"\0{place}\0")
+    for place, name in enumerate(names):
+        line = line.replace(f"\0{place}\0", named(name, 100))
+    return line
 
 
 def _image(png: bytes) -> ImageContent:

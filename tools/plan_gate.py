@@ -13,6 +13,7 @@ from ..backends.connection import connect, remote, supported_models
 from ..backends.embedded import running_engine
 from ..core.errors import ModelError
 from ..core.extras import require_packages
+from ..core.foreign_text import named
 from ..core.names import BackendName
 from ..core.paths import require_creatable
 from ..jobs import plan_store
@@ -135,7 +136,7 @@ def require_models(
                 continue
             model = served.get(resolve_model(name).wire_name)
             if model is None or (model.trainable if verb == "train" else model.sampleable) is False:
-                names_served = ", ".join(sorted(served)[:10]) or "none"
+                names_served = ", ".join(map(named, sorted(served)[:10])) or "none"
                 raise ModelError(f"{backend} does not {verb} this model", where=name, fix=f"It serves: {names_served}")
 
 

@@ -32,7 +32,7 @@ def refusal(load: Any, path: Path, text: str) -> str:
     [
         (
             "run_name: 2024-01-05",
-            'c.yaml:3: run_name: text is needed, got 2024-01-05. To YAML this is a date: put it in quotes, "2024-01-05"',
+            'run_name: text is needed, got 2024-01-05. To YAML this is a date: put it in quotes, "2024-01-05"',
         ),
         ("run_name: 5", 'text is needed, got 5. To YAML this is a number: put it in quotes, "5".'),
         ("run_name: yes", "text is needed, got true."),
@@ -66,8 +66,7 @@ def test_a_wrong_line_is_named_in_plain_words(tmp_path: Path, line: str, message
 def test_aliases_of_aliases_are_counted_before_they_are_written_out(tmp_path: Path, levels: int, merge: bool) -> None:
     form = "{{<<: [{}], k{}: 1}}" if merge else "[{}]"
     lines = ["a0: &a0 {k: 1}" if merge else "a0: &a0 [x]"]
-    for n in range(1, levels):
-        lines.append(f"a{n}: &a{n} " + form.format(", ".join([f"*a{n - 1}"] * 10), n))
+    lines += [f"a{n}: &a{n} " + form.format(", ".join([f"*a{n - 1}"] * 10), n) for n in range(1, levels)]
     assert "more than 100,000 values" in refusal(load_sft_settings, tmp_path / "c.yaml", "\n".join(lines) + "\n")
 
 

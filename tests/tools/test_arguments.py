@@ -42,7 +42,7 @@ def test_the_schema_says_that_nothing_else_is_taken(tool: str) -> None:
         ("list_jobs", {"limit": [1] * 9}, "limit: a whole number is needed, got a list of 9"),
         ("start_sft", {"config": "a\0b"}, "holds a NUL character: 'a\\x00b'"),
         ("start_sft", {"config": "~nobody-of-this-name/x.yaml"}, "~nobody-of-this-name/x.yaml"),
-        ("start_sft", {"config": "x" * 5000}, "File name too long"),
+        ("start_sft", {"config": "x" * 5000}, "config: a path of 5,000 characters is longer than any file's"),
         ("sample_model", {"model": "\udce4", "prompts": ["x"]}, "half of a surrogate pair"),
     ],
 )
