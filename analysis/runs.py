@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..core.errors import ConfigError, DataError
+from ..core.paths import user_path
 from ..core.yaml_loading import load_yaml
 from ..jobs import run_files
 from ..jobs.control import look
@@ -80,7 +81,7 @@ def load_run(target: str, *, extra: Iterable[str] = ()) -> Run:
         JobError: If it looks like a job id and there is no such job.
         DataError: If there is no such path, or no metrics in it.
     """
-    path = Path(target).expanduser()
+    path = user_path(target)
     if path.exists():
         file = path if path.is_file() else metrics_file(path)
         job = _job_of(path)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 from ..core.errors import BackendError, ConfigError
+from ..core.foreign_text import foreign
 from ..core.names import BackendName
 
 TINKER_KEY = "TINKER_API_KEY"
@@ -17,6 +18,14 @@ CLUSTER_KEY = "ML_RESEARCHER_CLUSTER_KEY"
 LOCAL_KEY = "tml-local"
 TINKER_URL = "https://tinker.thinkingmachines.dev/services/tinker-prod"
 _TIMEOUT_S = 15.0
+
+
+# Statuses that the same request meets again, whenever it is sent.
+_REFUSED_REQUESTS = frozenset({400, 413, 422})
+
+
+class RequestRefusedError(BackendError):
+    """The backend understood a request and refuses it as it is: to send it again cannot help."""
 
 
 class TokenCounter(Protocol):
@@ -137,12 +146,14 @@ def backend_errors(backend: Backend) -> Generator[None]:
     except tinker.APIStatusError as error:
         if error.status_code in {401, 402, 403, 429}:
             raise refusal(error.status_code, backend) from error
-        raise BackendError(f"{error.message} ({error.status_code})", where=backend.base_url) from error
+        of_request = error.status_code in _REFUSED_REQUESTS
+        kind = RequestRefusedError if of_request else BackendError
+        raise kind(f"{foreign(error.message)} ({error.status_code})", where=backend.base_url) from error
     except tinker.APIConnectionError as error:
         raise BackendError(
-            f"the connection was lost ({error.message})",
+            f"the connection was lost ({foreign(error.message)})",
             where=backend.base_url,
             fix="resume_job goes on from the last checkpoint",
         ) from error
     except tinker.TinkerError as error:
-        raise BackendError(str(error), where=backend.base_url) from error
+        raise BackendError(foreign(error), where=backend.base_url) from error

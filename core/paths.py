@@ -30,6 +30,14 @@ def _data_folder() -> Path:
     return user_data_path("ml-researcher", appauthor=False)
 
 
+def user_path(name: str) -> Path:
+    """A path as people write it: ``~`` is their home folder, and the name of nobody stays as it is."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
 def jobs_database() -> Path:
     """The SQLite file with one row per job."""
     return home() / "jobs.db"
@@ -55,6 +63,19 @@ def writable_folder(folder: Path, *, hint: str = "Choose a folder you can write 
     if not os.access(folder, os.W_OK | os.X_OK):
         raise StorageError("the folder is not writable", where=str(folder), fix=hint)
     return folder
+
+
+def require_creatable(folder: Path, *, where: str) -> None:
+    """Refuse a folder that `writable_folder` could not make; nothing is written.
+
+    Raises:
+        StorageError: If a file stands in its way, or the folder it would be made in is not writable.
+    """
+    existing = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+    if not existing.is_dir():
+        raise StorageError(f"{existing} is a file, and a folder is needed", where=where, fix="Choose another folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise StorageError(f"{existing} is not writable", where=where, fix="Choose a folder you can write to")
 
 
 def demo_data(name: str, *, where: str) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -10,7 +10,8 @@ from typing import Any, Generic, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from .errors import ConfigError, did_you_mean
+from .errors import ConfigError
+from .validation import known_names, problems_of, require_sound
 from .yaml_loading import YamlDocument, load_yaml
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
@@ -53,11 +54,11 @@ class Settings(Generic[ConfigT]):
         Raises:
             ConfigError: If there is no such file in any of these places.
         """
-        from .paths import demo_data
+        from .paths import demo_data, user_path
 
         if name.startswith("demo:"):
             return demo_data(name.removeprefix("demo:"), where=self.place(key))
-        path = Path(name).expanduser()
+        path = user_path(name)
         tried = [path] if path.is_absolute() else [base / path for base in self._bases()]
         for candidate in tried:
             if candidate.exists():
@@ -83,6 +84,7 @@ def load_settings(
     retired: Mapping[str, str],
     default_rules: Mapping[str, str],
     kinds: Collection[str],
+    renamed: Mapping[str, str] | None = None,
 ) -> Settings[ConfigT]:
     """Read and check a config.
 
@@ -93,12 +95,18 @@ def load_settings(
         retired: Keys of older files and, for each, what to do instead.
         default_rules: For each key with a default from the doctrine, the rule's id.
         kinds: The kinds of job that may stand in the file's key ``kind``, which says what the config is for.
+        renamed: Keys of older files, and the key that each is now.
 
     Raises:
         ConfigError: For the first problem, with its file and line, and all further ones in the same message.
     """
     document = load_yaml(config_file) if config_file else None
     overrides = overrides or {}
+    require_sound(overrides, "overrides")
+    if document and renamed:
+        data, lines = _renamed(document.data, renamed, document.place), _renamed(document.lines, renamed, str)
+        document = YamlDocument(document.path, data, lines)
+    overrides = _renamed(overrides, renamed or {}, str)
     values = {**(document.data if document else {}), **overrides}
     _check_kind(values.pop(KIND_KEY, None), kinds, document)
     origins = {key: Origin(kind="override" if key in overrides else "file") for key in values}
@@ -112,7 +120,7 @@ def load_settings(
         try:
             config = model.model_validate(values)
         except ValidationError as error:
-            problems = [_invalid(e, place) for e in error.errors(include_url=False, include_context=False)]
+            problems = problems_of(error.errors(include_url=False), model, values, place)
         else:
             origins |= {key: Origin(kind="default", rule=default_rules.get(key)) for key in fields - set(values)}
             return Settings(config, origins, document)
@@ -131,20 +139,14 @@ def _check_kind(named: object, kinds: Collection[str], document: YamlDocument | 
 def _unknown_key(key: str, where: str, fields: set[str], retired: Mapping[str, str]) -> ConfigError:
     if key in retired:
         return ConfigError("this key is no longer used", where=where, fix=retired[key])
-    hint = did_you_mean(key, fields)
-    return ConfigError("unknown key", where=where, fix=hint or f"Known keys: {', '.join(sorted(fields))}")
+    return ConfigError("unknown key", where=where, fix=known_names(key, fields))
 
 
-def _invalid(error: Any, place: Any) -> ConfigError:
-    location: tuple[Any, ...] = error["loc"]
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if not location:
-        return ConfigError(message)
-    where = place(str(location[0]))
-    if error["type"] == "missing":
-        return ConfigError("this key is required and missing", where=where)
-    inner = "".join(f"[{part}]" for part in location[1:])
-    return ConfigError(f"{message[0].lower()}{message[1:]}, got {error['input']!r:.80}", where=where + inner)
+def _renamed(values: Mapping[str, Any], renamed: Mapping[str, str], place: Callable[[str], str]) -> dict[str, Any]:
+    for old, new in renamed.items():
+        if old in values and new in values:
+            raise ConfigError(f"{old} is the earlier name of {new}, and both are given", where=place(old))
+    return {renamed.get(key, key): value for key, value in values.items()}
 
 
 def render_config(config: BaseModel, origins: Mapping[str, Origin]) -> str:

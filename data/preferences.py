@@ -82,6 +82,7 @@ class PreferenceCounts:
     chosen_longer: int
     rejected_longer: int
     problems: tuple[DataError, ...]
+    unusable: int = 0
 
 
 def count_pairs(path: Path, renderer: ChatRenderer, *, max_seq_len: int | None) -> PreferenceCounts:
@@ -90,10 +91,11 @@ def count_pairs(path: Path, renderer: ChatRenderer, *, max_seq_len: int | None) 
     Raises:
         DataError: If the file cannot be read, or not one of its rows can be used.
     """
-    rows = tokens = answers = truncated = longer = shorter = 0
+    rows = tokens = answers = truncated = longer = shorter = unusable = 0
     problems: list[DataError] = []
     for number, outcome in _rendered_pairs(path, renderer, max_seq_len):
         if isinstance(outcome, DataError):
+            unusable += 1
             if len(problems) < KEPT_PROBLEMS:
                 problems.append(at_line(path, number, outcome))
             continue
@@ -103,7 +105,7 @@ def count_pairs(path: Path, renderer: ChatRenderer, *, max_seq_len: int | None) 
         longer, shorter = longer + (chosen > rejected), shorter + (chosen < rejected)
     if not rows:
         raise problems[0] if problems else DataError("no pair can be used", where=str(path))
-    return PreferenceCounts(rows, tokens, answers, truncated, longer, shorter, tuple(problems))
+    return PreferenceCounts(rows, tokens, answers, truncated, longer, shorter, tuple(problems), unusable)
 
 
 def _rendered_pairs(

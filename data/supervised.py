@@ -112,6 +112,7 @@ class TokenCounts:
     longest: int
     exact: bool
     problems: tuple[DataError, ...]
+    unusable: int = 0
 
 
 def count_tokens(
@@ -122,18 +123,20 @@ def count_tokens(
     Raises:
         DataError: If the file cannot be read, or not one of the rows read can be used.
     """
-    rows = tokens = loss = truncated = longest = seen = 0
+    rows = tokens = loss = truncated = longest = seen = unusable = 0
     problems: list[DataError] = []
     stopped = False
     for number, outcome in rendered_rows(path, renderer):
         seen += 1
-        if isinstance(outcome, Rendered):
-            example = Example.of(outcome, max_seq_len)
+        example = Example.of(outcome, max_seq_len) if isinstance(outcome, Rendered) else None
+        if isinstance(outcome, Rendered) and example is not None and example.trained_tokens:
             rows, longest = rows + 1, max(longest, len(outcome.tokens))
             truncated += len(example.tokens) < len(outcome.tokens)
             tokens, loss = tokens + len(example.tokens), loss + int(example.weights.sum())
-        elif len(problems) < KEPT_PROBLEMS:
-            problems.append(at_line(path, number, outcome))
+        else:
+            unusable += 1
+            problem = _NOTHING_LEFT if isinstance(outcome, Rendered) else outcome
+            problems += [at_line(path, number, problem)] if len(problems) < KEPT_PROBLEMS else []
         if sample_rows is not None and seen >= sample_rows:
             stopped = True
             break
@@ -148,6 +151,7 @@ def count_tokens(
         longest=longest,
         exact=share == 1.0,
         problems=tuple(problems),
+        unusable=round(unusable / share),
     )
 
 

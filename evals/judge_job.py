@@ -10,11 +10,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 from ..core.errors import BackendError, ResearcherError
 from ..core.files import write_atomically
+from ..jobs import run_files
 from ..jobs.context import Outcome, Progress, RunContext
 from ..judges.asking import Call, Judging, Spending
 from ..judges.base import Judge
@@ -51,11 +53,19 @@ def run_judge_eval_job(context: RunContext, config_file: Path) -> Outcome:
     write_material(context.folder, inputs.items, answers)
     _warn_about_answers(context, answers, inputs.prompter)
     material = Material(inputs.items, answers, inputs.canaries, config.position_debias, config.seed)
-    if not asyncio.run(_Evaluation(context, config, inputs.prompter, material, progress).run()):
+    with _without_place(context, config):
+        finished = asyncio.run(_Evaluation(context, config, inputs.prompter, material, progress).run())
+    if not finished:
         return _stopped(context, progress)
     summary: dict[str, object] = conclude(context.folder).model_dump()
     summary["wall_s"] = round(time.monotonic() - began, 2)
     return Outcome(True, None, progress.done, summary)
+
+
+def _without_place(context: RunContext, config: JudgeEvalConfig) -> AbstractContextManager[None]:
+    """While an assistant judges nothing is computed here, unless another judge is sampled on the backend."""
+    kinds = {judge.kind for judge in config.judges}
+    return run_files.parked(context.folder) if "assistant" in kinds and "tinker" not in kinds else nullcontext()
 
 
 def _stopped(context: RunContext, progress: Progress) -> Outcome:

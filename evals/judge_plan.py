@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -14,9 +14,11 @@ from pydantic import BaseModel, ValidationError
 
 from ..backends.estimate import CHARS_PER_TOKEN
 from ..core.errors import ConfigError, DataError
+from ..core.paths import user_path
 from ..core.settings import Origin, Settings
 from ..judges.judge_catalog import judge_price
 from ..judges.prompt import EvalItem
+from .answer_room import with_room
 from .inputs import FILE_ENDINGS, EvalInputs, load_inputs
 from .judge_config import JudgeEvalConfig
 from .responses import read_responses
@@ -26,7 +28,7 @@ from .statistics.power import (
     items_needed,
     minimal_detectable_effect,
 )
-from .test_set import read_labels
+from .test_set import read_labels, unread_keys, worked_solutions
 
 _VERDICT_TOKENS = 400  # a reason of three sentences, the scores, and some reasoning
 _MANY_FOR_ASSISTANT = 50
@@ -73,11 +75,17 @@ class JudgePlan:
     warnings: tuple[str, ...]
 
 
-def plan_judge_eval(settings: Settings[JudgeEvalConfig], *, default_base_url: str | None = None) -> JudgePlan:
+def plan_judge_eval(
+    settings: Settings[JudgeEvalConfig],
+    *,
+    default_base_url: str | None = None,
+    bases: Mapping[str, str] | None = None,
+) -> JudgePlan:
     """Check everything that can be checked without sampling or judging.
 
     Args:
         settings: The config, with job ids already resolved to checkpoints.
+        bases: The base models of tinker:// paths, as far as they are known.
         default_base_url: Where openai: judges are when the config does not say (``OPENAI_BASE_URL``).
 
     Raises:
@@ -86,6 +94,9 @@ def plan_judge_eval(settings: Settings[JudgeEvalConfig], *, default_base_url: st
     settings = _with_paths(settings)
     config = settings.config
     inputs = load_inputs(config)
+    sampled = [arm.model for arm in inputs.arms.values() if arm.file is None]
+    settings, shortened = with_room(settings, sampled, bases or {}, inputs.items)
+    config = settings.config
     answer_chars = _mean_answer_chars(config, inputs)
     _check_references(config, inputs.items)
     if config.human_labels:
@@ -108,9 +119,9 @@ def plan_judge_eval(settings: Settings[JudgeEvalConfig], *, default_base_url: st
         cost_usd=cost,
         cost_note=note,
         bills_elsewhere=any(j.may_cost(config.judge_base_url or default_base_url) for j in config.judges),
-        sampled_models=tuple(arm.model for arm in inputs.arms.values() if arm.file is None),
+        sampled_models=tuple(sampled),
         files=_files(config, inputs),
-        warnings=tuple(_warnings(config, inputs, wanted)),
+        warnings=(*shortened, *unread_keys(Path(config.test_set)), *_warnings(config, inputs, wanted)),
     )
 
 
@@ -126,6 +137,8 @@ def _with_paths(settings: Settings[JudgeEvalConfig]) -> Settings[JudgeEvalConfig
         changes[key] = (_arm_path(settings, key, getattr(config, key)), settings.origins[key])
     others = tuple(_arm_path(settings, "other_models", model) for model in config.other_models)
     changes["other_models"] = (others, settings.origins["other_models"])
+    if config.output_dir is not None:
+        changes["output_dir"] = (str(user_path(config.output_dir).absolute()), settings.origins["output_dir"])
     return settings.derived(changes)
 
 
@@ -232,6 +245,8 @@ def _warnings(config: JudgeEvalConfig, inputs: EvalInputs, wanted: int | None) -
     if not config.position_debias:
         warnings.append("each pair is asked in one order only (judge.both_orders advises both)")
     families = {_family(model) for model in config.arms.values()}
+    if "check:exact" in config.judge_model:
+        warnings += worked_solutions(inputs.items, "check:exact")
     for judge in config.judges:
         if judge.kind == "check":
             warnings.append(f"{judge.name} is a program that compares with references, not a model's opinion")

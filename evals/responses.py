@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DataError
 from ..core.files import write_atomically
+from ..core.foreign_text import foreign
 from ..core.paths import home, writable_folder
 from ..judges.prompt import EvalItem, prompt_key
+from ..models.chat import Message
 from ..models.model_ref import resolve_model
 from .test_set import PROMPT_KEYS, conversation, read_each
 
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from .judge_config import JudgeEvalConfig
 
 _RESPONSE_KEYS = ("response", "completion", "output", "text")
+# Where response files name their prompt, besides the keys of a test set.
+_PROMPT_KEYS = ("query", "problem", "user")
 _SAMPLED_AT_ONCE = 32
 
 
@@ -109,17 +114,28 @@ def _fingerprint(base_model: str) -> str:
     return ";".join(f"{f.name}:{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files)
 
 
+@dataclass(frozen=True, slots=True)
+class _ResponseRow:
+    """A row of a response file: its line, its answer, and what it says of its prompt (None where it says nothing)."""
+
+    line: int
+    text: str
+    id: str | None
+    prompt: str | None
+
+
 def read_responses(path: Path, items: Sequence[EvalItem]) -> list[Response]:
     """The answers in a file, in the order of ``items``.
 
-    Rows are matched by ``id``, else by their prompt, else (rows with an answer alone) by position. An empty answer is
-    an answer: it is kept and judged as one.
+    Rows are matched by their prompt where they name one, else by ``id``, else (rows with an answer alone) by position.
+    An empty answer is an answer: it is kept and judged as one.
 
     Raises:
         DataError: If a row has no answer, an answer is missing, or the file holds other prompts.
     """
-    rows = read_each(path, lambda row, number: (number, _row_key(row), _text(row)))
-    if any(key is not None for _, key, _ in rows):
+    questions = {item.messages[-1]["content"].strip() for item in items}
+    rows = read_each(path, lambda row, number: _response_row(row, number, questions))
+    if any(row.id is not None or row.prompt is not None for row in rows):
         return _matched(path, items, rows)
     if len(rows) != len(items):
         raise DataError(
@@ -127,40 +143,54 @@ def read_responses(path: Path, items: Sequence[EvalItem]) -> list[Response]:
             where=path.name,
             fix="Give one per prompt, in the test set's order, or name the prompt in each row",
         )
-    return [Response(text, "file", None) for _, _, text in rows]
+    return [Response(row.text, "file", None) for row in rows]
 
 
-def _matched(path: Path, items: Sequence[EvalItem], rows: Sequence[tuple[int, str | None, str]]) -> list[Response]:
-    by_key: dict[str, str] = {}
-    for number, key, text in rows:
-        if key is None:
-            raise DataError("this row names no prompt, and others do", where=f"{path.name}:{number}")
-        if by_key.setdefault(key, text) != text:
-            raise DataError("a second, different answer to the same prompt", where=f"{path.name}:{number}")
-    answers = [by_key.get(f"id:{item.id}", by_key.get(f"prompt:{item.prompt_key}")) for item in items]
-    missing = [item for item, answer in zip(items, answers, strict=True) if answer is None]
+def _response_row(row: Mapping[str, Any], number: int, questions: Collection[str]) -> _ResponseRow:
+    key = next((k for k in _RESPONSE_KEYS if isinstance(row.get(k), str)), None)
+    if key is None:
+        raise DataError('no "response" in this row, or it is not text')
+    named = str(row["id"]) if row.get("id") not in (None, "") else None
+    if any(row.get(k) for k in PROMPT_KEYS if k != key):
+        return _ResponseRow(number, row[key], named, prompt_key(conversation({**row, key: None})[0]))
+    others = [value for k, value in row.items() if k != key and isinstance(value, str)]
+    stated = next((row[k] for k in _PROMPT_KEYS if isinstance(row.get(k), str) and row[k].strip()), None)
+    prompt = stated or next((value for value in others if value.strip() in questions), None)
+    messages = None if prompt is None else [Message(role="user", content=prompt)]
+    return _ResponseRow(number, row[key], named, None if messages is None else prompt_key(messages))
+
+
+def _matched(path: Path, items: Sequence[EvalItem], rows: Sequence[_ResponseRow]) -> list[Response]:
+    by_prompt, by_id = _by_prompt(items), {item.id: item for item in items}
+    answers: dict[str, str] = {}
+    strangers: list[_ResponseRow] = []
+    for row in rows:
+        where = f"{path.name}:{row.line}"
+        if row.prompt is None and row.id is None:
+            raise DataError("this row names no prompt, and others do", where=where)
+        item = by_id.get(row.id or "") if row.prompt is None else by_prompt.get(row.prompt)
+        if item is None:
+            strangers.append(row)
+        elif answers.setdefault(item.id, row.text) != row.text:
+            raise DataError("a second, different answer to the same prompt", where=where)
+    missing = [item for item in items if item.id not in answers]
     if missing:
+        other = f"; {len(strangers)} of {len(rows)} rows answer other prompts" if strangers else ""
         raise DataError(
             f"{len(missing)} of {len(items)} prompts have no response here; the first is line {missing[0].line} of the "
-            f"test set ({missing[0].prompt_text[:60]!r})",
+            f"test set ({foreign(missing[0].prompt_text, 60)}){other}",
             where=path.name,
             fix="Use responses to the same prompts, for every arm",
         )
-    return [Response(answer, "file", None) for answer in answers if answer is not None]
+    return [Response(answers[item.id], "file", None) for item in items]
 
 
-def _text(row: Mapping[str, Any]) -> str:
-    text = next((row[key] for key in _RESPONSE_KEYS if isinstance(row.get(key), str)), None)
-    if text is None:
-        raise DataError('no "response" in this row, or it is not text')
-    return text
-
-
-def _row_key(row: Mapping[str, Any]) -> str | None:
-    """What tells which prompt a row answers; None where the row has an answer alone."""
-    if row.get("id") not in (None, ""):
-        return f"id:{row['id']}"
-    return f"prompt:{prompt_key(conversation(row)[0])}" if any(row.get(key) for key in PROMPT_KEYS) else None
+def _by_prompt(items: Sequence[EvalItem]) -> dict[str, EvalItem]:
+    """The items by their conversation, and by their question alone where no other item asks the same."""
+    questions = [prompt_key(item.messages[-1:]) for item in items]
+    asked = Counter(questions)
+    alone = {q: item for q, item in zip(questions, items, strict=True) if asked[q] == 1}
+    return alone | {item.prompt_key: item for item in items}
 
 
 class ResponseCache:

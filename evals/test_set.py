@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from ..core.errors import DataError
+from ..core.foreign_text import named
 from ..data.formats import open_messages, to_messages
 from ..data.row_files import Row, read_rows, usable_rows
 from ..judges.prompt import EvalItem, prompt_key
 from ..models.chat import Message
 
-PROMPT_KEYS = ("messages", "prompt", "question", "input")
+# Where a row holds its prompt; of several the first counts, and to an instruction its input belongs.
+PROMPT_KEYS = ("messages", "prompt", "instruction", "question", "input")
 _REFERENCE_KEYS = ("reference", "answer", "completion", "output")
+_OTHER_KEYS = ("system", "cluster_id", "category", "id")
+_WORKED_SOLUTION = "####"
 WINNERS = ("baseline", "tuned", "tie")
 T = TypeVar("T")
+_NAMED_KEYS = 8
 
 
 def read_test_set(path: Path) -> list[EvalItem]:
     """Read and check a test set.
 
-    A row has ``messages`` (a last assistant turn is the reference) or ``prompt``, and may have ``reference`` (or
-    ``answer``), ``system``, ``cluster_id``, ``category`` and ``id``.
+    A row has ``messages`` (a last assistant turn is the reference), ``prompt`` or ``instruction`` (with ``input``),
+    and may have ``reference`` (or ``answer``), ``system``, ``cluster_id``, ``category`` and ``id``.
 
     Raises:
         DataError: For a row that cannot be used, a prompt or id given twice, or an empty file, with the line.
@@ -38,6 +44,53 @@ def read_test_set(path: Path) -> list[EvalItem]:
         return item
 
     return read_each(path, read)
+
+
+def unread_keys(path: Path) -> list[str]:
+    """What the rows of a test set hold and an evaluation does not read, as sentences with counts.
+
+    Raises:
+        DataError: If a row cannot be read.
+    """
+    unread: Counter[tuple[str, str]] = Counter()
+
+    def note(row: Mapping[str, Any], number: int) -> None:
+        prompt, reference = _key_of(row, PROMPT_KEYS), _key_of(row, _REFERENCE_KEYS, empty=(None,))
+        read = {prompt, reference, *_OTHER_KEYS} | ({"input"} if prompt == "instruction" else set[str]())
+        for key in row:
+            unusable = key == "system" and not isinstance(row[key], str)
+            if (key not in read or unusable) and row[key] is not None:
+                of = prompt if key in PROMPT_KEYS else reference if key in _REFERENCE_KEYS else None
+                unread[str(key), of or ""] += 1
+
+    rows = len(read_each(path, note))
+    several = {key: count for (key, of), count in unread.items() if not of}
+    sentences = [
+        f"{count:,} of {rows:,} rows have both {of} and {named(key)}: {of} is used, {named(key)} is not read"
+        for (key, of), count in unread.items()
+        if of
+    ]
+    if several:
+        listed = ", ".join(f"{named(key, 40)} ({count:,})" for key, count in list(several.items())[:_NAMED_KEYS])
+        more = f" and {len(several) - _NAMED_KEYS:,} more" if len(several) > _NAMED_KEYS else ""
+        sentences.append(f"keys of the rows that are not read here, with the number of rows: {listed}{more}")
+    return sentences
+
+
+def final_answer(reference: str) -> str:
+    """What stands after the last ``####`` of a worked solution, as GSM8K writes them; else the whole reference."""
+    return reference.rpartition(_WORKED_SOLUTION)[2].strip() if _WORKED_SOLUTION in reference else reference
+
+
+def worked_solutions(items: Sequence[EvalItem], comparison: str) -> list[str]:
+    """A warning if references are worked solutions, which no answer equals word by word; else nothing."""
+    count = sum(item.reference is not None and final_answer(item.reference) != item.reference for item in items)
+    if not count:
+        return []
+    return [
+        f"{count:,} of {len(items):,} references are worked solutions that end in '#### answer', and {comparison} "
+        "compares with the whole text: run_benchmark with scorer math compares with what stands after ####"
+    ]
 
 
 def load_items(test_set: Path, count: int | None, seed: int) -> list[EvalItem]:
@@ -94,12 +147,16 @@ def conversation(row: Mapping[str, Any]) -> tuple[list[Message], str | None]:
     Raises:
         DataError: If there is no prompt, or it cannot be read.
     """
-    key = next((k for k in PROMPT_KEYS if row.get(k) not in (None, "")), None)
+    key = _key_of(row, PROMPT_KEYS)
     if key is None:
         raise DataError("no prompt in this row", fix='Give "prompt": "..." or "messages": [{"role", "content"}, ...]')
     value = row[key]
     if isinstance(value, str) and not value.strip():
         raise DataError(f'"{key}" is empty')
+    if key == "instruction":
+        # A made-up answer makes a training row of it, whose first turn is the instruction with its input.
+        exchange = to_messages({"instruction": value, "input": row.get("input"), "output": "x"}, "instruction")
+        value = exchange[0]["content"]
     turns: object = [Message(role="user", content=value)] if isinstance(value, str) else value
     if not isinstance(turns, list) or not turns:
         raise DataError(f'"{key}" must be text or a list of turns with role and content')
@@ -114,15 +171,20 @@ def conversation(row: Mapping[str, Any]) -> tuple[list[Message], str | None]:
 
 def _item(row: Mapping[str, Any], number: int, position: int) -> EvalItem:
     messages, reference = conversation(row)
-    named = next((row[key] for key in _REFERENCE_KEYS if row.get(key) is not None), None)
+    key = _key_of(row, _REFERENCE_KEYS, empty=(None,))
     return EvalItem(
         id=str(row["id"]) if row.get("id") not in (None, "") else str(position),
         messages=tuple(messages),
-        reference=reference if named is None else str(named),
+        reference=reference if key is None else str(row[key]),
         cluster=_label(row, "cluster_id"),
         category=_label(row, "category"),
         line=number,
     )
+
+
+def _key_of(row: Mapping[str, Any], keys: Sequence[str], *, empty: Sequence[object] = (None, "")) -> str | None:
+    """The first of these keys that a row fills in."""
+    return next((key for key in keys if row.get(key) not in empty), None)
 
 
 def _label(row: Mapping[str, Any], key: str) -> str | None:

@@ -88,6 +88,14 @@ def checkpoint_path(job: Job, kind: PathKind, which: str = "final") -> str:
     return str(getattr(checkpoint_of(job, kind, which), kind))
 
 
+def base_model_of_checkpoint(path: str) -> str | None:
+    """The base model of a ``tinker://`` path that one of the last jobs recorded; None where none of them did."""
+    for job in Registry().find(limit=_LOOKED_AT):
+        if any(path in checkpoint.paths for checkpoint in run_files.checkpoints(job.folder)):
+            return job.base_model
+    return None
+
+
 def resolve_checkpoint(name: str, kind: PathKind, config: JobConfig, *, where: str) -> tuple[str, str | None]:
     """The tinker:// path that a setting names, and the job it is of if it names one (``JOB`` or ``JOB:best``).
 

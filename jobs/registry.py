@@ -18,6 +18,7 @@ from typing import Any
 from ..core.errors import JobError, StorageError, did_you_mean
 from ..core.files import appending
 from ..core.paths import jobs_database
+from .run_files import is_parked
 from .schema import migrate
 from .states import ACTIVE, OCCUPYING, RESUMABLE, TRANSITIONS, CancelRequest, Job, JobState, Link
 
@@ -230,9 +231,11 @@ class Registry:
             if job.state is not JobState.QUEUED or job.pid != pid:
                 raise JobError(f"job {job_id} is {job.state}; it no longer waits for a place")
             places = db.execute(
-                f"SELECT pid, pid_started FROM jobs WHERE backend = ? AND state IN ({', '.join('?' * len(OCCUPYING))})",
+                "SELECT pid, pid_started, folder FROM jobs"
+                f" WHERE backend = ? AND state IN ({', '.join('?' * len(OCCUPYING))})",
                 (job.backend, *sorted(OCCUPYING)),
             ).fetchall()
+            places = [(pid, started) for pid, started, folder in places if not is_parked(Path(folder))]
             ahead = db.execute(
                 "SELECT pid, pid_started FROM jobs WHERE backend = ? AND state = ? AND queued <"
                 " (SELECT queued FROM jobs WHERE id = ?)",

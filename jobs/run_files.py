@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from ..core.files import write_atomically
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -16,6 +19,7 @@ LOG = "log.txt"
 ALERTS = "alerts.jsonl"
 RESULT = "result.json"
 WAITING = "waiting.json"
+PARKED = "parked"
 ROLLOUTS = "rollouts.jsonl"
 BILLING = "billing.json"
 METRICS = "metrics.jsonl"
@@ -55,6 +59,7 @@ _FILES: Mapping[str, Mapping[str, str]] = {
         "responses.jsonl": "each arm's answers",
         "judgments.jsonl": "each verdict of each judge, with its reason",
         "batches.jsonl": "message batches under way",
+        PARKED: "only while it waits for the assistant's verdicts, and holds no place on the backend",
         "packets.jsonl": "questions for an assistant that judges; submissions.jsonl: its verdicts",
         "judges.json": "the judges and their settings",
         "controls.json": "how the judges did on pairs with known answers",
@@ -113,12 +118,21 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """Something the worker wanted to be seen. ``time``: seconds since the epoch; ``level``: info, warn or error."""
+    """Something the worker wanted to be seen.
+
+    Attributes:
+        time: Seconds since the epoch.
+        level: ``info``, ``warn`` or ``error``.
+        step: The step it is about, if any.
+        message: What happened.
+        cause: Of what ended the job the kind of error, such as ``ConfigError``.
+    """
 
     time: float
     level: str
     step: int | None
     message: str
+    cause: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +237,21 @@ def waiting(folder: Path) -> Waiting | None:
     """What the backend makes a run wait for now, or None."""
     record = _read(folder / WAITING)
     return Waiting(**record) if record else None
+
+
+@contextmanager
+def parked(folder: Path) -> Generator[None]:
+    """A stretch in which a run computes nothing and only waits for somebody: meanwhile it holds no place."""
+    write_atomically(folder / PARKED, "")
+    try:
+        yield
+    finally:
+        (folder / PARKED).unlink(missing_ok=True)
+
+
+def is_parked(folder: Path) -> bool:
+    """Whether a run only waits for somebody now."""
+    return (folder / PARKED).exists()
 
 
 def result(folder: Path) -> RunResult | None:

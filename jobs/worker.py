@@ -26,7 +26,9 @@ from ..backends.connection import Backend, connect
 from ..backends.meter import Meter
 from ..core.errors import JobError, ResearcherError
 from ..core.files import append_json_line, write_atomically
+from ..core.foreign_text import foreign
 from ..core.names import BackendName
+from ..core.redaction import redact_logs, redacted
 from . import run_files
 from .backend_waits import BackendWaits
 from .budget import Budget, open_meter
@@ -136,9 +138,10 @@ class Worker:
         if self._budget:
             self._budget.step_done(step)
 
-    def alert(self, level: AlertLevel, message: str, *, step: int | None = None) -> None:
-        """Write an alert to ``alerts.jsonl``."""
-        record = {"time": time.time(), "level": level, "step": step, "message": message}
+    def alert(self, level: AlertLevel, message: str, *, step: int | None = None, cause: str = "") -> None:
+        """Write an alert to ``alerts.jsonl``; ``cause`` is the kind of error that ends the job."""
+        record = {"time": time.time(), "level": level, "step": step, "message": redacted(message)}
+        record |= {"cause": cause} if cause else {}
         append_json_line(self.folder / run_files.ALERTS, record)
 
     def spent(self, cost_usd: float) -> str | None:
@@ -194,7 +197,8 @@ class Worker:
 
     def run(self) -> int:
         """Run to the end; returns the process's exit code."""
-        (self.folder / run_files.WAITING).unlink(missing_ok=True)  # of an attempt that was killed while it waited
+        for left in (run_files.WAITING, run_files.PARKED):  # by an attempt that was killed while it waited
+            (self.folder / left).unlink(missing_ok=True)
         heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         try:
             if not self.wait_for_place():
@@ -204,11 +208,12 @@ class Worker:
             self._conclude(run_recipe(self, self._job.kind, self.folder))
         except ResearcherError as error:
             logger.exception("The job failed")
-            self._fail(str(error))
+            self._fail(str(error), type(error).__name__)
             return 1
         except Exception as error:  # the boundary of a job: whatever escapes becomes one sentence
             logger.exception("The job failed unexpectedly")
-            self._fail(f"an unexpected {type(error).__name__} stopped the job: {_first_line(error)} (details: log.txt)")
+            said = foreign(_first_line(error))
+            self._fail(f"an unexpected {type(error).__name__} stopped the job: {said} (details: log.txt)")
             return 1
         finally:
             self._ended.set()
@@ -228,9 +233,9 @@ class Worker:
         else:
             self._finish(JobState.INTERRUPTED, f"the process was asked to end at step {outcome.step}")
 
-    def _fail(self, message: str) -> None:
-        self.alert("error", message, step=self._step)
-        self._finish(JobState.FAILED, message)
+    def _fail(self, message: str, cause: str = "") -> None:
+        self.alert("error", message, step=self._step, cause=cause)
+        self._finish(JobState.FAILED, redacted(message))
 
     def _finish(self, state: JobState, error: str) -> None:
         active = [JobState.QUEUED, JobState.STARTING, JobState.RUNNING]
@@ -283,6 +288,7 @@ def _first_line(error: Exception) -> str:
 def main(arguments: list[str]) -> int:
     """Entry point: ``JOB_ID`` is the only argument."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    redact_logs()
     for chatty in ("httpx", "httpx2", "httpcore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     registry = Registry()

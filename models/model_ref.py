@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..core.errors import ModelError
+from ..core.paths import user_path
 
 DEMO_NAME = "demo"
 # Judges the demo's answers by a rubric (`scripts/make_demo_judge.py`); it can do nothing else.
@@ -47,7 +48,7 @@ def resolve_model(name: str) -> ModelRef:
     """
     if name in PACKAGED:
         return ModelRef(name, Path(str(files("sota_ml_researcher.demo") / PACKAGED[name])))
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelError("this folder has no config.json, so it is not a model", where=name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import anyio.to_thread
 from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError
 from mcp_types import (
@@ -16,8 +17,11 @@ from mcp_types import (
 )
 
 from ..core.errors import ResearcherError
+from ..core.foreign_text import fenced, foreign, new_tag
+from ..core.validation import shown
 from ..jobs import run_files
 from ..jobs.registry import Registry
+from ..tools.answers import problem_text
 
 # A resource is read whole into a context window; longer files are cut at their end, the newest part.
 _MAX_BYTES = 64 * 1024
@@ -74,7 +78,8 @@ def register(server: MCPServer[Any]) -> None:
         argument: CompletionArgument,
         context: CompletionContext | None,
     ) -> Completion | None:
-        values = [v for v in _candidates(argument.name) if v.startswith(argument.value)]
+        candidates = await anyio.to_thread.run_sync(_candidates, argument.name)
+        values = [v for v in candidates if v.startswith(argument.value)]
         return Completion(values=values[:_MAX_COMPLETIONS], total=len(values), has_more=len(values) > _MAX_COMPLETIONS)
 
 
@@ -119,7 +124,7 @@ def read_run_part(job_id: str, part: str) -> str:
         JobError: If there is no such job.
     """
     if part not in RUN_PARTS:
-        raise ResourceNotFoundError(f"a run has no part '{part}'. Parts: {', '.join(RUN_PARTS)}")
+        raise ResourceNotFoundError(problem_text(f"a run has no part {shown(part)}. Parts: {', '.join(RUN_PARTS)}"))
     path = Registry().get(job_id).folder / RUN_PARTS[part]
     if not path.exists():
         raise ResourceNotFoundError(f"job {job_id} has written no {part} yet ({path})")
@@ -127,16 +132,20 @@ def read_run_part(job_id: str, part: str) -> str:
         size = file.seek(0, 2)
         file.seek(max(0, size - _MAX_BYTES))
         text = file.read().decode("utf-8", errors="replace")
-    if size <= _MAX_BYTES:
-        return text
-    return f"[the last 64 KiB of {size:,} bytes; the whole file: {path}]\n" + text.partition("\n")[2]
+    head = ""
+    if size > _MAX_BYTES:
+        head = f"[the last 64 KiB of {size:,} bytes; the whole file: {path}]\n"
+        text = text.partition("\n")[2]
+    if part == "log":  # plain text, in which programs and servers speak; the other parts are JSON or YAML
+        text = fenced(foreign(text, len(text), lines=True), new_tag())
+    return head + text
 
 
 def _readable(read: Any) -> str:
     try:
         return read()
     except ResearcherError as error:
-        raise ResourceNotFoundError(str(error)) from error
+        raise ResourceNotFoundError(problem_text(str(error))) from error
 
 
 def _candidates(variable: str) -> list[str]:

@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from ..core.errors import ConfigError, did_you_mean
+from ..core.paths import user_path
 
 _SCHEME = "template://"
 
@@ -50,7 +51,7 @@ def config_file(name: str | None) -> Path | None:
         return None
     if name.startswith(_SCHEME):
         return template_path(name.removeprefix(_SCHEME))
-    return Path(name).expanduser()
+    return user_path(name)
 
 
 def _folder() -> Path:

@@ -12,10 +12,15 @@ from mcp_types import CallToolResult, ImageContent
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ..core.extras import require_packages
-from .answers import MAX_TEXT, answer
+from ..core.foreign_text import foreign, has_foreign, named, one_line
+from .answers import answer
 
 if TYPE_CHECKING:
     from ..analysis.diagnosis import Diagnosis
+    from ..analysis.runs import Run
+
+# A name of so few characters says nothing.
+_SHORT = 8
 
 
 class Shown(BaseModel):
@@ -49,7 +54,7 @@ async def analyze_run(
     Reads our jobs, cookbook metrics.jsonl, TRL/transformers trainer_state.json and CSV. Use it for "why", also while
     a run goes on. Not for status or errors: get_job; for several runs use compare_runs, for a data file check_dataset.
     """
-    analysis, png = await anyio.to_thread.run_sync(_analyzed, run)
+    analysis, png, names = await anyio.to_thread.run_sync(_analyzed, run)
     lines = [analysis.verdict]
     lines += [f"[{f.level}] {f.summary} ({f.rule}, confidence {f.confidence})" for f in analysis.findings[:4]]
     if len(analysis.findings) > 4:
@@ -57,8 +62,8 @@ async def analyze_run(
     if not analysis.findings:
         lines.append("Nothing found.")
     if analysis.notes:
-        lines.append(f"The log: {'; '.join(analysis.notes)}."[:250])
-    return answer(analysis, _fitted(lines, analysis), _image(png))
+        lines.append(f"The log: {foreign('; '.join(analysis.notes), 250)}.")
+    return answer(analysis, _text(lines, analysis, names), _image(png))
 
 
 class Difference(BaseModel):
@@ -98,15 +103,15 @@ async def compare_runs(
     Use it for "did that help?". It needs ids: list_jobs finds them. Not for one run: analyze_run; not for the quality
     of answers: run_judge_eval.
     """
-    compared, png = await anyio.to_thread.run_sync(_compared, runs, metric)
-    lines = [compared.settings[:500], f"{compared.metric} against the first run:"]
+    compared, png, names = await anyio.to_thread.run_sync(_compared, runs, metric)
+    lines = [foreign(compared.settings, 500), f"{compared.metric} against the first run:"]
     lines += [f"- {p.run}: {p.word}; {p.reading}."[:260] for p in compared.pairs[:4]]
     if len(compared.pairs) > 4:
         lines.append(f"{len(compared.pairs) - 4} more in the report.")
-    return answer(compared, _fitted([*lines, *compared.findings], compared), _image(png))
+    return answer(compared, _text([*lines, *compared.findings], compared, names), _image(png))
 
 
-def _compared(targets: Sequence[str], metric: str | None) -> tuple[RunsCompared, bytes]:
+def _compared(targets: Sequence[str], metric: str | None) -> tuple[RunsCompared, bytes, list[str]]:
     require_packages("analysis", by="a comparison")
     from ..analysis.comparison import compare
     from ..analysis.comparison_report import next_experiment, settings_line, write_comparison
@@ -124,10 +129,11 @@ def _compared(targets: Sequence[str], metric: str | None) -> tuple[RunsCompared,
         report=str(written.report),
         next=next_experiment(comparison),
     )
-    return compared, written.png
+    changed = [str(value) for values in comparison.config.changed.values() for value in values]
+    return compared, written.png, [*_names(comparison.runs), *comparison.config.changed, *changed]
 
 
-def _analyzed(target: str) -> tuple[Analysis, bytes]:
+def _analyzed(target: str) -> tuple[Analysis, bytes, list[str]]:
     require_packages("analysis", by="an analysis")
     from ..analysis.diagnosis import diagnose
     from ..analysis.plots import run_picture
@@ -146,7 +152,12 @@ def _analyzed(target: str) -> tuple[Analysis, bytes]:
         report=str(written.report),
         next=findings[0].next_experiment if findings else _healthy(diagnosis),
     )
-    return analysis, png
+    return analysis, png, _names([diagnosis.run])
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """What our sentences about runs take from their logs and folders."""
+    return [name for run in runs for name in (run.name, run.kind, *(metric.name for metric in run.series.values()))]
 
 
 def _healthy(diagnosis: Diagnosis) -> str:
@@ -159,10 +170,19 @@ def _healthy(diagnosis: Diagnosis) -> str:
     return f"run_judge_eval(finetuned_model='{model}', ...): a sound curve does not say that answers are better"
 
 
-def _fitted(lines: Sequence[str], content: Analysis | RunsCompared) -> str:
-    """The lines, cut where needed so that the report and the next step are always read."""
-    tail = f"Report: {content.report}\nNext: {content.next}"
-    return "\n".join(lines)[: MAX_TEXT - len(tail) - 1] + f"\n{tail}"
+def _text(lines: Sequence[str], content: Analysis | RunsCompared, names: Sequence[str]) -> str:
+    """The lines, report and next step; ``names`` out of logs stand in them as somebody else's text."""
+    odd = sorted({name for name in names if len(name) > _SHORT and named(name) != name}, key=len, reverse=True)
+    tail = [f"Report: {named(content.report)}", f"Next: {content.next}"]
+    return "\n".join(line if has_foreign(line) else _with_quoted(one_line(line), odd) for line in [*lines, *tail])
+
+
+def _with_quoted(line: str, names: Sequence[str]) -> str:
+    for place, name in enumerate(names):  # in two steps, since one name may be a part of another
+        line = line.replace(one_line(name), f"\0{place}\0")
+    for place, name in enumerate(names):
+        line = line.replace(f"\0{place}\0", named(name, 100))
+    return line
 
 
 def _image(png: bytes) -> ImageContent:

@@ -3,20 +3,59 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 from mcp_types import CallToolResult, ContentBlock, TextContent
 from pydantic import BaseModel
 
+from ..core.foreign_text import fitted, new_tag, one_line, visible
+from ..core.redaction import redacted
+
 # Enough for the state, the numbers that matter and the next step; the rest is in the structured content.
 MAX_TEXT = 1500
+# An error may name several settings, each with what it may be.
+MAX_PROBLEM = 3000
 
 
 def answer(content: BaseModel, text: str, *extra: ContentBlock) -> CallToolResult:
-    """A tool's result: ``content`` as structured output, ``text`` (cut at `MAX_TEXT`) for reading."""
-    cut = text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+    """A tool's result: ``content`` as structured output, ``text`` for reading.
+
+    The text is cut at `MAX_TEXT` before its last lines, so that the next step is always read; what `foreign` marked
+    stands in a fence that is new in every answer. Fields of the structured content hold such text as it is.
+    """
     structured: dict[str, Any] = json.loads(content.model_dump_json())
-    return CallToolResult(content=[TextContent(type="text", text=cut), *extra], structured_content=structured)
+    shown = TextContent(type="text", text=fitted(text, MAX_TEXT, new_tag()))
+    return CallToolResult(content=[shown, *extra], structured_content=structured)
+
+
+def published(result: CallToolResult) -> CallToolResult:
+    """A result as it may leave the process: without keys, and without characters that hide or reorder text."""
+    content = [
+        block.model_copy(update={"text": _publishable(block.text)}) if isinstance(block, TextContent) else block
+        for block in result.content
+    ]
+    structured = _publishable(result.structured_content)
+    return result.model_copy(update={"content": content, "structured_content": structured})
+
+
+def problem_text(message: str) -> str:
+    """An error as it may be read: one line, what others wrote in a fence, no keys."""
+    return redacted(fitted(one_line(message), MAX_PROBLEM, new_tag()))
+
+
+def published_text(text: str) -> str:
+    """A text as it may leave the process."""
+    return redacted(visible(text))
+
+
+def _publishable(value: Any) -> Any:
+    if isinstance(value, str):
+        return published_text(value)
+    if isinstance(value, list):
+        return [_publishable(item) for item in cast("list[Any]", value)]
+    if isinstance(value, dict):
+        return {published_text(key): _publishable(item) for key, item in cast("dict[str, Any]", value).items()}
+    return value
 
 
 def number(value: float | None, digits: int = 4) -> str:

@@ -13,7 +13,9 @@ from typing import Any, Generic, TypeVar
 import anyio
 from mcp.server.mcpserver import Context
 
-from ..core.paths import demo_data
+from ..core.errors import ConfigError
+from ..core.paths import demo_data, user_path
+from ..templates.catalog import config_file
 
 T = TypeVar("T")
 
@@ -22,6 +24,7 @@ PATIENCE_S = 50.0
 _PROGRESS_S = 1.5
 _POLL_S = 0.1
 CALL_AGAIN = "Call this tool again with the same arguments to go on waiting"
+_LONGEST_PATH = 4096
 # A result is kept for the next equal call (a file's identity is part of the key), and a few only.
 _KEPT = 8
 
@@ -104,11 +107,22 @@ def _run(current: Work[T], work: Callable[[WorkProgress], T]) -> None:
         current.future.set_exception(error)
 
 
+def config_path(name: str | None) -> Path | None:
+    """The config file that a tool argument names, a template:// among them; None where none is given."""
+    return config_file(_path_name(name, "config")) if name else None
+
+
 def data_path(name: str, where: str = "train_file") -> Path:
     """The file that the tool argument ``where`` names: ``demo:NAME``, or a path (``~`` is expanded)."""
     if name.startswith("demo:"):
         return demo_data(name.removeprefix("demo:"), where=where)
-    return Path(name).expanduser().absolute()
+    return user_path(_path_name(name, where)).absolute()
+
+
+def _path_name(name: str, where: str) -> str:
+    if len(name) > _LONGEST_PATH:
+        raise ConfigError(f"a path of {len(name):,} characters is longer than any file's", where=where)
+    return name
 
 
 def file_identity(path: Path | None) -> tuple[str, int, int] | None:

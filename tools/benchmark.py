@@ -5,37 +5,33 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 from mcp_types import CallToolResult
-from pydantic import Field
 
-from ..templates.catalog import config_file
+from ..core.foreign_text import named
 from .answers import answer
+from .background import config_path
 from .evaluate import Evaluation, launched
 from .model_arguments import with_sampled_jobs
-from .plan_gate import Launch
+from .plan_gate import ConfigPath, Launch, Overrides, PlanId, ValidateOnly
 
 if TYPE_CHECKING:
     from ..evals.benchmark.benchmark_plan import BenchmarkPlan
 
 
 def run_benchmark(
-    overrides: Annotated[
-        dict[str, Any] | None, Field(description="task, model, baseline_model, scorer, epochs, ...")
-    ] = None,
-    config: Annotated[str | None, Field(description="YAML file with the same keys")] = None,
-    validate_only: Annotated[bool, Field(description="Only plan")] = False,
-    plan_id: Annotated[str | None, Field(description="The plan's; starts what costs money")] = None,
+    config: ConfigPath = None, overrides: Overrides = None, validate_only: ValidateOnly = False, plan_id: PlanId = None
 ) -> Annotated[CallToolResult, Evaluation]:
     """Run an Inspect task on a model (base, job id, tinker://) and its baseline; a background job.
 
-    task: task.py[@name], a packaged task (inspect_evals/gsm8k), or data rows with scorer exact, includes, math or
-    model_graded (judge_model). Gives scores with intervals and the paired difference. Use it for tasks with right
-    answers. Not for open questions: run_judge_eval. Then wait_for_job.
+    Needs task and finetuned_model; baseline_model is optional. task: task.py[@name], a packaged task
+    (inspect_evals/gsm8k), or data rows with scorer exact, includes, math or model_graded (judge_model). Gives scores
+    with intervals and the paired difference. Use it for tasks with right answers. Not for open questions:
+    run_judge_eval. Then wait_for_job.
     """
     from ..evals.benchmark.benchmark_config import load_benchmark_settings, require_grader_key
     from ..evals.benchmark.benchmark_plan import plan_benchmark
 
-    settings = load_benchmark_settings(config_file(config), overrides)
-    plan = plan_benchmark(with_sampled_jobs(settings, ("model", "baseline_model")))
+    settings = load_benchmark_settings(config_path(config), overrides)
+    plan = plan_benchmark(*with_sampled_jobs(settings, ("finetuned_model", "baseline_model")))
     require_grader_key(plan.settings.config)
     launch = Launch(
         kind="benchmark",
@@ -46,7 +42,8 @@ def run_benchmark(
         bills_elsewhere=plan.bills_elsewhere,
         samples=list(plan.settings.config.arms.values()),
     )
-    facts = {"items": plan.items, "answers": plan.answers, "grader_usd": plan.grader_usd}
+    facts: dict[str, Any] = {"items": plan.items, "answers": plan.answers, "grader_usd": plan.grader_usd}
+    facts["warnings"] = list(plan.warnings)
     evaluation = launched(launch, facts, validate_only=validate_only, plan_id=plan_id)
     return answer(evaluation, evaluation.text(_lines(plan)))
 
@@ -54,8 +51,10 @@ def run_benchmark(
 def _lines(plan: BenchmarkPlan) -> list[str]:
     config = plan.settings.config
     counted = "as many items as the task has" if plan.items is None else f"{plan.items} items, {plan.answers} answers"
-    lines = [f"Benchmark {config.run_name} of {', '.join(m[-60:] for m in config.arms.values())}: {counted}."]
+    lines = [
+        f"Benchmark {named(config.run_name)} of {', '.join(named(m[-60:]) for m in config.arms.values())}: {counted}."
+    ]
     if plan.grader_usd != 0:
         cost = "unknown" if plan.grader_usd is None else f"${plan.grader_usd:.3g}"
         lines[0] += f" Grader: {cost} ({plan.grader_note})."
-    return lines
+    return [*lines, *(f"Warning: {warning}." for warning in plan.warnings)]

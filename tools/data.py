@@ -9,9 +9,9 @@ from mcp.server.mcpserver import Context
 from mcp_types import CallToolResult
 from pydantic import BaseModel, Field
 
-from ..templates.catalog import config_file
+from ..core.foreign_text import foreign, named, one_line
 from .answers import answer, number
-from .background import CALL_AGAIN, WorkProgress, data_path, file_identity, forget, run_in_background
+from .background import CALL_AGAIN, WorkProgress, config_path, data_path, file_identity, forget, run_in_background
 from .model_arguments import with_reward_models
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ async def check_dataset(
     from ..data.preference_check import PreferenceReport, kind_of, preference_report
 
     def work(report: WorkProgress) -> DatasetReport | PreferenceReport:
+        report.message = "the file is being opened"
         from ..data.check import check_dataset as check
         from ..models.renderers import load_renderer
 
@@ -87,16 +88,16 @@ async def _check_reward(reward_config: str, train: Path, base_model: str | None,
     from ..training.rl.config import load_rl_settings
 
     changes = {"train_file": str(train)} | ({"base_model": base_model} if base_model else {})
-    settings, _ = with_reward_models(load_rl_settings(config_file(reward_config), changes))
-    config_path = file_identity(config_file(reward_config))
+    file = config_path(reward_config)
 
     def work(report: WorkProgress) -> RewardReport:
         from ..training.rl.plan import prepared, reward_report
 
         report.message = "scoring samples and probes"
+        settings, _ = with_reward_models(load_rl_settings(file, changes))
         return reward_report(prepared(settings).config, sample=base_model is not None)
 
-    key = ("reward", config_path, file_identity(train), base_model)
+    key = ("reward", file_identity(file), file_identity(train), base_model)
     tried, progress = await run_in_background(key, work, ctx)
     if tried is None:
         waiting = DatasetAnswer(done=False, rows_read=0, report=None, next=CALL_AGAIN)
@@ -115,7 +116,7 @@ def _reward_text(report: RewardReport, following: str) -> str:
     if report.turns is not None:
         lines.append(f"An episode has {report.turns:.1f} turns on average.")
     lines.append("Cheats earn: " + ", ".join(f"{p.name} {p.share:.0%}" for p in report.probes) + ".")
-    lines += [f"Warning: {warning}" for warning in report.warnings]
+    lines += [f"Warning: {foreign(warning)}" for warning in report.warnings]  # they quote what a program raised
     return "\n".join([*lines, f"Next: {following}"])
 
 
@@ -123,8 +124,8 @@ def _preferences_answer(report: PreferenceReport) -> CallToolResult:
     following = f"start_dpo(overrides={{'train_file': '{report.file}', ...}}, validate_only=True)"
     following = following if report.ok else "fix the rows named above and check again"
     verdict = "usable" if report.ok else "NOT usable as it is"
-    lines = [f"{Path(report.file).name}: {verdict}. {report.usable_rows:,} of {report.rows:,} pairs."]
-    lines += [*report.bad_rows, *(f"Warning: {warning}" for warning in report.warnings)]
+    lines = [f"{named(Path(report.file).name)}: {verdict}. {report.usable_rows:,} of {report.rows:,} pairs."]
+    lines += [*map(foreign, report.bad_rows), *(f"Warning: {warning}" for warning in report.warnings)]
     content = DatasetAnswer(done=True, rows_read=report.rows, report=report.model_dump(mode="json"), next=following)
     return answer(content, "\n".join([*lines, f"Next: {following}"]))
 
@@ -138,7 +139,8 @@ def _after_check(report: DatasetReport, base_model: str | None) -> str:
 
 def _dataset_text(report: DatasetReport, following: str) -> str:
     verdict = "usable" if report.ok else "NOT usable as it is"
-    lines = [f"{Path(report.file).name}: {verdict}. {report.usable_rows:,} of {report.rows:,} rows, {report.format}."]
+    lines = [f"{named(Path(report.file).name)}: {verdict}."]
+    lines[0] += f" {report.usable_rows:,} of {report.rows:,} rows, {report.format or 'of no known format'}."
     tokens = report.tokens
     if tokens is None:
         lines.append("No tokens were counted: give base_model for that.")
@@ -149,10 +151,10 @@ def _dataset_text(report: DatasetReport, following: str) -> str:
         )
     for finding in report.findings[:6]:
         at = f" Lines: {', '.join(map(str, finding.lines[:5]))}." if finding.kind != "bad_row" else ""
-        lines.append(f"[{finding.severity}] {finding.message}.{at} {finding.fix}.")
+        lines.append(f"[{finding.severity}] {foreign(finding.message)}.{at} {one_line(finding.fix)}.")
     if not report.findings:
         lines.append("No problems found.")
     if report.example is not None:
-        text = report.example.text if len(report.example.text) <= 400 else report.example.text[:400] + "…"
+        text = foreign(report.example.text, 400, lines=True)
         lines.append(f"Line {report.example.line} as the model sees it, trained between ⟦ and ⟧:\n{text}")
     return "\n".join([*lines, f"Next: {following}"])

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from ..backends.connection import connect
 from ..core.errors import ConfigError
 from ..core.names import BackendName
-from ..core.paths import home
+from ..core.paths import home, user_path
 from ..jobs.job_results import checkpoint_of, job_of, require_place_of_job, trained_model
 from ..jobs.registry import Registry
 from ..training.export import ExportFormat, ExportRequest
@@ -66,7 +66,7 @@ async def export_checkpoint(
     Use it to serve or keep a result. publish_to only if the user asked for an upload. Not for trying it: sample_model.
     """
     source = await anyio.to_thread.run_sync(find_source, model, backend, base_url)
-    output = Path(output_dir).expanduser().absolute() if output_dir else source.folder / f"{_name(source)}-{format}"
+    output = user_path(output_dir).absolute() if output_dir else source.folder / f"{_name(source)}-{format}"
     if publish_to is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", publish_to):
         raise ConfigError(f"'{publish_to}' is not a hub repository", where="publish_to", fix="Write it as owner/name")
 

@@ -12,6 +12,7 @@ from mcp_types import CallToolResult
 from pydantic import BaseModel, Field
 
 from ..core.errors import JobError
+from ..core.foreign_text import named
 from ..jobs import control, run_files
 from ..jobs.registry import Registry
 from ..jobs.states import ACTIVE, Job, JobState
@@ -95,7 +96,7 @@ async def wait_for_job(
     job = await anyio.to_thread.run_sync(control.look, registry, job_id)
     troubles = _troubles(job)
     reported = 0.0
-    while job.state in ACTIVE and time.monotonic() < deadline and _troubles(job) == troubles:
+    while job.state in ACTIVE and time.monotonic() < deadline and not _needs_a_look(job, troubles):
         if time.monotonic() - reported >= _PROGRESS_S:
             await ctx.report_progress(job.step, job.total_steps, _progress_message(job))
             reported = time.monotonic()
@@ -148,7 +149,7 @@ def _list_text(jobs: list[Job], lines_of_jobs: list[JobLine], counts: dict[str, 
     for job, one in list(zip(jobs, lines_of_jobs, strict=True))[:12]:
         steps = f"{job.step}/{job.total_steps}" if job.total_steps else f"{job.step}"
         made_from = ", ".join(dict.fromkeys(link.job_id for link in one.parents))
-        lines.append(f"{job.id}  {job.state:<11}  step {steps:<11}  {age(job.created):<14}  {job.name}")
+        lines.append(f"{job.id}  {job.state:<11}  step {steps:<11}  {age(job.created):<14}  {named(job.name)}")
         lines[-1] += f"  from {made_from}" if made_from else ""
     lines.append(f"Next: {next_step(jobs[0])}")
     return "\n".join(lines)
@@ -156,6 +157,11 @@ def _list_text(jobs: list[Job], lines_of_jobs: list[JobLine], counts: dict[str, 
 
 def _troubles(job: Job) -> list[float]:
     return [alert.time for alert in run_files.alerts(job.folder) if alert.level != "info"]
+
+
+def _needs_a_look(job: Job, troubles: list[float]) -> bool:
+    """Whether there is something new to see, or the job waits for the one that waits for it."""
+    return _troubles(job) != troubles or run_files.is_parked(job.folder)
 
 
 def _progress_message(job: Job) -> str:

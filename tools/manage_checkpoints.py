@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..backends.connection import connect
 from ..core.errors import JobError
+from ..core.foreign_text import named
 from ..core.names import BackendName
 from ..jobs import control
 from ..jobs.job_results import trained_model
@@ -84,5 +85,5 @@ def _text(content: CheckpointList, all_of_them: str) -> str:
     for each in content.checkpoints[:_SHOWN]:
         lasts = f"expires {each.expires:%Y-%m-%d}" if each.expires else "never expires"
         size = "size unknown" if each.bytes is None else f"{each.bytes / 1e6:.1f} MB"
-        lines.append(f"{each.path}  {size}, {lasts}")
+        lines.append(f"{named(each.path)}  {size}, {lasts}")
     return "\n".join([*lines, f"Next: {content.next}"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from pydantic import BaseModel
 
 from ..core.errors import ConfigError
-from ..jobs.job_results import job_of, resolve_checkpoint
+from ..jobs.job_results import base_model_of_checkpoint, job_of, resolve_checkpoint
 from ..jobs.states import Link
 from .models import resolve_target
 
@@ -23,8 +23,10 @@ TrainingT = TypeVar("TrainingT", bound="TrainingConfig")
 _PLACE = ("backend", "base_url", "renderer")
 
 
-def with_sampled_jobs(settings: Settings[ConfigT], keys: Sequence[str]) -> Settings[ConfigT]:
+def with_sampled_jobs(settings: Settings[ConfigT], keys: Sequence[str]) -> tuple[Settings[ConfigT], dict[str, str]]:
     """The settings of an evaluation with job ids replaced by checkpoints; backend and renderer as theirs unless set.
+
+    The second value is the base model of each checkpoint that a job of ours made.
 
     Args:
         settings: Any config with ``backend``, ``base_url`` and ``renderer``.
@@ -38,8 +40,11 @@ def with_sampled_jobs(settings: Settings[ConfigT], keys: Sequence[str]) -> Setti
 
     changes: dict[str, tuple[Any, Origin]] = {}
     place: dict[str, Any] = {}
+    bases: dict[str, str] = {}
 
     def checkpoint(key: str, model: str) -> str:
+        if model.startswith("tinker://") and (base := base_model_of_checkpoint(model)) is not None:
+            bases[model] = base
         if job_of(model) is None:
             return model
         target = resolve_target(model, None, None)
@@ -51,6 +56,8 @@ def with_sampled_jobs(settings: Settings[ConfigT], keys: Sequence[str]) -> Setti
                 fix="Compare checkpoints of one backend, or files of responses",
             )
         place.update(here)
+        if target.base_model is not None:
+            bases[target.wire_name] = target.base_model
         return target.wire_name
 
     for key in keys:
@@ -64,7 +71,7 @@ def with_sampled_jobs(settings: Settings[ConfigT], keys: Sequence[str]) -> Setti
     for key, value in place.items():
         if settings.origins[key].kind == "default" and value != getattr(settings.config, key):
             changes[key] = (value, Origin(kind="derived", reason="as the job of the arm"))
-    return settings.derived(changes)
+    return settings.derived(changes), bases
 
 
 def with_start(settings: Settings[TrainingT]) -> tuple[Settings[TrainingT], list[Link]]:

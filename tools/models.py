@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from mcp_types import CallToolResult
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..backends.connection import TINKER_KEY, Backend, SupportedModel, connect, remote, supported_models
 from ..core.errors import BackendError, ConfigError
+from ..core.foreign_text import foreign, named
 from ..core.names import BackendName
 from ..jobs.job_results import checkpoint_path, job_of, require_place_of_job, trained_model
 from ..jobs.registry import Registry
@@ -119,6 +120,15 @@ class ModelList(BaseModel):
     next: str
 
 
+class Turn(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+
+
 class Answered(BaseModel):
     """A sampled completion: its text, why it stopped, its tokens, and its total log-probability in nats."""
 
@@ -160,7 +170,9 @@ def list_models(
     table = load_prices()
     models = [with_advice(m, backend, table) for m in models if search is None or search.lower() in m.name.lower()]
     models.sort(key=lambda m: m.retired is not None)
-    following = f"validate_capacity(base_model='{models[0].name}', ...)" if models else "list_models without search"
+    following = (
+        f"validate_capacity(base_model={named(models[0].name)!r}, ...)" if models else "list_models without search"
+    )
     content = ModelList(backend=backend, source=source, models=models, next=following)
     lines = [f"{len(models)} models on {backend} ({source}).", *map(_model_line, models[:25])]
     return answer(content, "\n".join([*lines, f"Next: {following}"]))
@@ -171,7 +183,7 @@ def sample_model(
         str, Field(description="A base model, a job id (its final checkpoint), job_id:best, or tinker://")
     ],
     prompts: Annotated[list[str] | None, Field(description="User messages, answered each on its own")] = None,
-    messages: Annotated[list[dict[str, Any]] | None, Field(description="Or one conversation [{role, content}]")] = None,
+    messages: Annotated[list[Turn] | None, Field(description="Or one conversation")] = None,
     max_tokens: Annotated[int, Field(ge=1, le=8192)] = 256,
     temperature: Annotated[float, Field(ge=0, le=5)] = 0.7,
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0,
@@ -242,7 +254,7 @@ def resolve_target(model: str, backend: BackendName | None, base_url: str | None
     return Target(name, backend or "embedded", base_url, model, is_checkpoint=False)
 
 
-def _conversations(prompts: list[str] | None, messages: list[dict[str, Any]] | None) -> list[list[Any]]:
+def _conversations(prompts: list[str] | None, messages: list[Turn] | None) -> list[list[Any]]:
     if (prompts is None) == (messages is None):
         raise ConfigError("give either prompts or messages", where="sample_model")
     if prompts is not None:
@@ -251,28 +263,28 @@ def _conversations(prompts: list[str] | None, messages: list[dict[str, Any]] | N
         if any(not prompt.strip() for prompt in prompts):
             raise ConfigError("a prompt is empty", where="prompts")
         return [[{"role": "user", "content": prompt}] for prompt in prompts]
-    bad = [m for m in messages or [{}] if not isinstance(m.get("content"), str) or not isinstance(m.get("role"), str)]
-    if bad or not messages or messages[-1]["role"] != "user":
+    if not messages or messages[-1].role != "user":
         raise ConfigError("messages must be [{role, content}, ...] and end with a user's turn", where="messages")
-    return [list(messages)]
+    return [[turn.model_dump() for turn in messages]]
 
 
 def _model_line(model: ModelLine) -> str:
-    facts = [f"context {model.context_length:,}" if model.context_length else "", ", ".join(model.renderers[:2])]
+    renderers = ", ".join(map(named, model.renderers[:2]))
+    facts = [f"context {model.context_length:,}" if model.context_length else "", renderers]
     if model.learning_rate is not None:
         facts.append(f"learning rate {number(model.learning_rate)}")
     if model.usd_per_million is not None:
         prices = [f"{kind} ${usd:g}" for kind, usd in model.usd_per_million.items() if usd is not None]
         facts.append(f"{', '.join(prices)} per million tokens ({model.prices_of})")
     facts.append(f"retired {model.retired}" if model.retired else "")
-    return f"{model.name}: " + ("; ".join(f for f in facts if f) or "no further facts")
+    return f"{named(model.name)}: " + ("; ".join(f for f in facts if f) or "no further facts")
 
 
 def _sample_text(samples: Sequence[PromptSamples], following: str) -> str:
     lines: list[str] = []
     for one in samples[:_SHOWN_PROMPTS]:
-        lines.append(f"> {one.prompt[:120]}")
-        lines += [f"{c.text[:240]} [{c.stop_reason}, {c.tokens} tokens]" for c in one.completions[:2]]
+        lines.append(f"> {foreign(one.prompt, 120)}")
+        lines += [f"{foreign(c.text, 240)} [{named(c.stop_reason)}, {c.tokens} tokens]" for c in one.completions[:2]]
     if len(samples) > _SHOWN_PROMPTS:
         lines.append(f"({len(samples) - _SHOWN_PROMPTS} more prompts in the structured answer)")
     return "\n".join([*lines, f"Next: {following}"])

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from ..backends.connection import remote, supported_models
+from ..backends.connection import connect, remote, supported_models
+from ..backends.embedded import running_engine
 from ..core.errors import MissingDependencyError, ModelError
 from ..core.extras import require_packages
+from ..core.foreign_text import named
 from ..core.names import BackendName
+from ..core.paths import require_creatable
 from ..jobs import plan_store
 from ..jobs.create import start_job
+from ..jobs.job_results import base_model_of_checkpoint
 from ..jobs.kinds import KINDS
 from ..jobs.registry import Registry
 from ..jobs.states import Link
@@ -23,6 +27,12 @@ from ..models.model_ref import resolve_model
 if TYPE_CHECKING:
     from ..backends.estimate import CostEstimate
     from ..core.settings import Settings
+
+# The arguments of every tool that starts a job.
+ConfigPath = Annotated[str | None, Field(description="Path of a YAML config, or template://sft and the like")]
+Overrides = Annotated[dict[str, Any] | None, Field(description="Settings that win over the file's")]
+ValidateOnly = Annotated[bool, Field(description="Only show the plan")]
+PlanId = Annotated[str | None, Field(description="From the plan the user agreed to")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +49,7 @@ class Launch:
         trains: The base models it trains.
         samples: The models it samples: base models and tinker:// paths. Without either it needs no backend.
         parents: The jobs it builds on.
+        starts_from: Checkpoints of its base model that it loads, by the setting that names them.
     """
 
     kind: str
@@ -50,6 +61,7 @@ class Launch:
     trains: Sequence[str] = ()
     samples: Sequence[str] = ()
     parents: Sequence[Link] = ()
+    starts_from: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 class Standing(BaseModel):
@@ -79,8 +91,11 @@ def pass_gate(launch: Launch, *, validate_only: bool, plan_id: str | None) -> St
     """
     config, tool = launch.settings.config, KINDS[launch.kind].tool
     needs_backend = bool(launch.trains or launch.samples)
+    if config.output_dir is not None:
+        require_creatable(Path(config.output_dir), where=launch.settings.place("output_dir"))
     if needs_backend:
         require_models(config.backend, config.base_url, trains=launch.trains, samples=launch.samples)
+        require_checkpoints(launch)
     extras = ("train" if needs_backend else None, KINDS[launch.kind].extra)
     if validate_only:
         again = f"call {tool} again without validate_only to start it"
@@ -127,8 +142,35 @@ def require_models(
                 continue
             model = served.get(resolve_model(name).wire_name)
             if model is None or (model.trainable if verb == "train" else model.sampleable) is False:
-                names_served = ", ".join(sorted(served)[:10]) or "none"
+                names_served = ", ".join(map(named, sorted(served)[:10])) or "none"
                 raise ModelError(f"{backend} does not {verb} this model", where=name, fix=f"It serves: {names_served}")
+
+
+def require_checkpoints(launch: Launch) -> None:
+    """Refuse checkpoints that the backend does not have, or that are of another model than the one to be trained.
+
+    The embedded engine is started only for a path that no job of ours recorded.
+
+    Raises:
+        ConfigError: If a checkpoint is of another model.
+        BackendError: If there is no such checkpoint, or the backend does not answer.
+    """
+    config = launch.settings.config
+    sampled = [name for name in launch.samples if name.startswith("tinker://")]
+    paths = [*sampled, *launch.starts_from.values()]
+    if config.backend == "embedded" and running_engine() is None:
+        paths = [path for path in paths if base_model_of_checkpoint(path) is None]
+    if not paths:
+        return
+    from ..backends.sampling_client import base_model_of
+    from ..training.loop import check_same_base
+
+    connection = connect(config.backend, config.base_url)
+    for path in dict.fromkeys(set(sampled) & set(paths)):
+        base_model_of(connection, path)
+    loaded = {launch.settings.place(key): path for key, path in launch.starts_from.items() if path in paths}
+    if loaded:
+        check_same_base(connection, config.base_model, loaded)
 
 
 def _charges(backend: str) -> bool:

@@ -6,25 +6,20 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated, Any
 
 from mcp_types import CallToolResult
-from pydantic import Field
 
 from ..jobs.job_results import measured_pace
 from ..jobs.kinds import KINDS
 from ..jobs.registry import Registry
-from ..templates.catalog import config_file
 from .answers import answer, duration, number
+from .background import config_path
 from .model_arguments import with_reference, with_reward_models, with_start
-from .plan_gate import Cost, Launch, Standing, pass_gate
+from .plan_gate import ConfigPath, Cost, Launch, Overrides, PlanId, Standing, ValidateOnly, pass_gate
 
 if TYPE_CHECKING:
     from ..core.settings import Settings
     from ..jobs.states import Link
+    from ..training.config import TrainingConfig
     from ..training.plan import Plan
-
-ConfigPath = Annotated[str | None, Field(description="Path of a YAML config, or template://sft and the like")]
-Overrides = Annotated[dict[str, Any] | None, Field(description="Settings that win over the file's")]
-ValidateOnly = Annotated[bool, Field(description="Only show the plan")]
-PlanId = Annotated[str | None, Field(description="From the plan the user agreed to")]
 
 
 class Started(Standing):
@@ -86,7 +81,7 @@ def start_grpo(
 def _start(
     kind: str, config: str | None, overrides: dict[str, Any] | None, *, validate_only: bool, plan_id: str | None
 ) -> CallToolResult:
-    settings, parents = _with_jobs(kind, resolve_name(KINDS[kind].load)(config_file(config), overrides))
+    settings, parents = _with_jobs(kind, resolve_name(KINDS[kind].load)(config_path(config), overrides))
     plan: Plan[Any] = resolve_name(KINDS[kind].plan)(settings)
     plan.check_services()
     launch = Launch(
@@ -98,9 +93,16 @@ def _start(
         bills_elsewhere=plan.bills_elsewhere,
         trains=[plan.settings.config.base_model],
         parents=parents,
+        starts_from=_checkpoints(plan.settings.config),
     )
     started = _started(plan, pass_gate(launch, validate_only=validate_only, plan_id=plan_id))
     return answer(started, _text(started, plan))
+
+
+def _checkpoints(config: TrainingConfig) -> dict[str, str]:
+    """The checkpoints of its own base model that a job loads, by setting."""
+    named = {key: getattr(config, key, None) for key in ("load_checkpoint", "ref_model")}
+    return {key: path for key, path in named.items() if path is not None and path.startswith("tinker://")}
 
 
 def _with_jobs(kind: str, settings: Settings[Any]) -> tuple[Settings[Any], list[Link]]:

@@ -85,6 +85,15 @@ class TrainingConfig(BaseModel):
     def _no_repeats(cls, value: tuple[Component, ...]) -> tuple[Component, ...]:
         return tuple(c for c in COMPONENTS if c in value)
 
+    @field_validator("num_epochs", mode="before")
+    @classmethod
+    def _whole_passes(cls, value: Any) -> Any:
+        if isinstance(value, float) and not value.is_integer():
+            raise ValueError(
+                f"num_epochs counts whole passes over the data, got {value}: for a part of one use num_steps"
+            )
+        return value
+
     @field_validator("lora_alpha", mode="before")
     @classmethod
     def _fixed_alpha(cls, value: Any) -> Any:

@@ -10,6 +10,9 @@ from typing import Any, Generic, TypeVar
 from ..backends.estimate import CostEstimate, estimate_cost
 from ..backends.meter import Usage
 from ..backends.prices import load_prices, require_price_for_cap
+from ..core.errors import ConfigError
+from ..core.foreign_text import foreign
+from ..core.paths import user_path
 from ..core.settings import Origin, Settings
 from ..data.preferences import PreferenceCounts
 from ..data.supervised import TokenCounts
@@ -94,7 +97,7 @@ def prepared(settings: Settings[AnyConfig], *, judged: bool = False) -> Settings
         if name is not None:
             changes[key] = (str(settings.data_file(key, name)), settings.origins[key])
     if config.output_dir is not None:
-        changes["output_dir"] = (str(Path(config.output_dir).expanduser().absolute()), settings.origins["output_dir"])
+        changes["output_dir"] = (str(user_path(config.output_dir).absolute()), settings.origins["output_dir"])
     return settings.derived(changes)
 
 
@@ -111,6 +114,12 @@ def with_model(settings: Settings[OfflineT]) -> tuple[Settings[OfflineT], ModelC
     length = derive_max_seq_len(model, config.backend)
     if config.max_seq_len is None and length.value is not None:
         settings = settings.derived({"max_seq_len": _filled(length)})
+    elif config.max_seq_len is not None and length.value is not None and config.max_seq_len > length.value:
+        raise ConfigError(
+            f"max_seq_len {config.max_seq_len} is more than {length.reason}, {length.value}",
+            where=settings.place("max_seq_len"),
+            fix=f"Set it to {length.value} or less, or leave it out",
+        )
     return settings, model
 
 
@@ -194,14 +203,15 @@ def capacity_of(
     )
 
 
-def require_usable_rows(config: TrainingConfig, counts: Counts) -> None:
+def require_usable_rows(config: TrainingConfig, *files: Counts | None) -> None:
     """Raise the first row's problem, unless such rows are to be left out.
 
     Raises:
-        DataError: If a row cannot be used.
+        DataError: If a row of the training file or of the held-out one cannot be used.
     """
-    if counts.problems and not config.skip_bad_rows:
-        raise counts.problems[0]
+    for counts in files:
+        if counts is not None and counts.problems and not config.skip_bad_rows:
+            raise counts.problems[0]
 
 
 def shared_warnings(config: OfflineConfig, counts: Counts, total_steps: int, *, unit: str, unseen: str) -> list[str]:
@@ -216,7 +226,11 @@ def shared_warnings(config: OfflineConfig, counts: Counts, total_steps: int, *, 
     """
     warnings: list[str] = []
     if counts.problems:
-        warnings.append(f"rows that cannot be used will be left out, the first: {counts.problems[0]}")
+        total = counts.rows + counts.unusable
+        warnings.append(
+            f"{counts.unusable:,} of {total:,} {unit} cannot be used and will be left out, the first: "
+            f"{foreign(counts.problems[0])}"
+        )
     if counts.truncated:
         warnings.append(f"{counts.truncated:,} {unit} are longer than max_seq_len {config.max_seq_len} and will be cut")
     least = integer("sft.steps.min")

@@ -18,6 +18,7 @@ from ..judge_config import PositiveReal
 
 Scorer = Literal["exact", "includes", "math", "model_graded"]
 DEFAULT_RULES: Mapping[str, str] = {"seed": "job.seed"}
+RENAMED: Mapping[str, str] = {"model": "finetuned_model"}
 
 
 class BenchmarkConfig(BaseModel):
@@ -28,7 +29,7 @@ class BenchmarkConfig(BaseModel):
     task: str = Field(
         min_length=1, description="task.py or task.py@name, a packaged task such as inspect_evals/gsm8k, or data rows"
     )
-    model: str = Field(min_length=1, description="The model to measure")
+    finetuned_model: str = Field(min_length=1, description="The model to measure")
     baseline_model: str | None = Field(None, description="Measured on the same items, for the paired difference")
     run_name: str | None = Field(None, max_length=80, description="A name for people")
     scorer: Scorer | None = Field(None, description="For data rows: how an answer is compared with its reference")
@@ -41,7 +42,9 @@ class BenchmarkConfig(BaseModel):
     num_samples: Annotated[int, Field(gt=0)] | None = Field(None, description="Items to use; null: all")
     epochs: Annotated[int, Field(ge=1, le=64)] = Field(1, description="Answers per item; their mean is its score")
     temperature: Annotated[float, Field(ge=0, le=5)] = Field(0.7, description="As the model will be used")
-    max_response_tokens: Annotated[int, Field(gt=0)] = Field(2048, description="Tokens an answer may have")
+    max_response_tokens: Annotated[int, Field(gt=0)] = Field(
+        2048, description="Tokens an answer may have; left out, as many of 2048 as the model's context allows"
+    )
     parallel_samples: Annotated[int, Field(ge=1, le=512)] = Field(16, description="Items under way at once")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Items drawn, and sampling")
 
@@ -53,7 +56,7 @@ class BenchmarkConfig(BaseModel):
     @property
     def base_model(self) -> str:
         """What the job's row shows as its model."""
-        return self.model
+        return self.finetuned_model
 
     @property
     def grader(self) -> JudgeRef | None:
@@ -68,7 +71,7 @@ class BenchmarkConfig(BaseModel):
     @property
     def arms(self) -> dict[str, str]:
         """The models by name."""
-        return {"model": self.model} | ({"baseline": self.baseline_model} if self.baseline_model else {})
+        return {"model": self.finetuned_model} | ({"baseline": self.baseline_model} if self.baseline_model else {})
 
     @model_validator(mode="after")
     def _consistent(self) -> BenchmarkConfig:
@@ -133,4 +136,5 @@ def load_benchmark_settings(config_file: Path | None, overrides: Mapping[str, An
         retired={},
         default_rules=DEFAULT_RULES,
         kinds=("benchmark",),
+        renamed=RENAMED,
     )

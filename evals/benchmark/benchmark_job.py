@@ -17,13 +17,14 @@ from inspect_ai.scorer import Scorer, exact, includes, math, model_graded_qa, va
 
 from ...core.errors import ConfigError, ResearcherError
 from ...core.files import write_atomically
+from ...core.foreign_text import foreign
 from ...doctrine.rules import number
 from ...jobs.context import Outcome, Progress, RunContext
 from ...judges.prompt import EvalItem
 from ..evidence import METRICS, VERDICT_TEXT
 from ..responses import open_model
 from ..results import write_record
-from ..test_set import load_items
+from ..test_set import final_answer, load_items
 from .benchmark_config import BenchmarkConfig, load_benchmark_settings
 from .benchmark_results import ItemScores, benchmark_numbers, benchmark_text
 from .grader import grader_of
@@ -120,7 +121,7 @@ def _run_arm(config: BenchmarkConfig, provider: TinkerModelAPI, task: Any, log_d
     except Exception as error:  # whatever a user's task raises while it is loaded
         message = str(error).strip().splitlines()
         raise ConfigError(
-            f"the task cannot be run: {message[0] if message else type(error).__name__}",
+            f"the task cannot be run: {foreign(message[0] if message else type(error).__name__)}",
             where=f"task: {config.task}",
             fix="Try it with `inspect eval` to see where it fails",
         ) from error
@@ -132,12 +133,17 @@ def _task(config: BenchmarkConfig, items: Sequence[EvalItem], grader: Model | No
         Sample(
             id=item.id,
             input=[_MESSAGES[m["role"]](content=m["content"]) for m in item.messages],
-            target=item.reference or "",
+            target=_target(item.reference or "", config.scorer),
             metadata={"cluster_id": item.cluster, "category": item.category},
         )
         for item in items
     ]
     return Task(dataset=samples, scorer=_scorer(config, grader), name=Path(config.task).stem)
+
+
+def _target(reference: str, scorer: str | None) -> str:
+    """What a scorer compares with: of a worked solution, `math` is given the number it ends in."""
+    return final_answer(reference) if scorer == "math" else reference
 
 
 def _scorer(config: BenchmarkConfig, grader: Model | None) -> Scorer:
@@ -150,5 +156,5 @@ def _scorer(config: BenchmarkConfig, grader: Model | None) -> Scorer:
 def _task_failed(log: EvalLog, folder: Path) -> ResearcherError:
     message = log.error.message if log.error else f"it ended as {log.status}"
     return ResearcherError(
-        f"the task failed: {message[:300]}", where=str(folder / LOGS), fix="inspect view shows where"
+        f"the task failed: {foreign(message)}", where=str(folder / LOGS), fix="inspect view shows where"
     )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from ...core.errors import ConfigError, DataError
 from ...core.extras import require_packages
+from ...core.paths import user_path
 from ...core.settings import Origin, Settings
+from ...judges.prompt import EvalItem
+from ..answer_room import with_room
 from ..inputs import resolve_arm
-from ..test_set import load_items
+from ..test_set import load_items, unread_keys, worked_solutions
 from .benchmark_config import BenchmarkConfig, grader_may_cost, grader_price
 
 _GRADING_PROMPT_TOKENS = 800  # Inspect's instructions, a question of ordinary length and its criterion
@@ -29,6 +34,7 @@ class BenchmarkPlan:
         grader_note: How that was estimated, and the day of the prices.
         bills_elsewhere: Whether the grader may cost money.
         files: The task's file, if it is one.
+        warnings: What to know before starting.
     """
 
     settings: Settings[BenchmarkConfig]
@@ -38,27 +44,50 @@ class BenchmarkPlan:
     grader_note: str
     bills_elsewhere: bool
     files: tuple[Path, ...]
+    warnings: tuple[str, ...] = ()
 
 
-def plan_benchmark(settings: Settings[BenchmarkConfig]) -> BenchmarkPlan:
+def plan_benchmark(settings: Settings[BenchmarkConfig], bases: Mapping[str, str] | None = None) -> BenchmarkPlan:
     """Check everything that can be checked without running the task.
+
+    Args:
+        settings: The config, with job ids already resolved to checkpoints.
+        bases: The base models of tinker:// paths, as far as they are known.
 
     Raises:
         ResearcherError: For a task or model that does not exist here.
         MissingDependencyError: If Inspect, or the package of the task, is not installed.
     """
     require_packages("evals", by="a benchmark")
-    settings = _named(settings.derived({"task": (_task(settings), settings.origins["task"])}))
+    settings = _named(_with_paths(settings))
+    for key in ("finetuned_model", "baseline_model"):
+        model: str | None = getattr(settings.config, key)
+        if model is not None and resolve_arm(key, model).file is not None:
+            raise ConfigError(
+                "a benchmark samples its models: a file of answers is for run_judge_eval", where=settings.place(key)
+            )
+    items = _items(settings.config)
+    settings, warnings = with_room(settings, list(settings.config.arms.values()), bases or {}, items)
     config = settings.config
-    for name, model in config.arms.items():
-        if resolve_arm(name, model).file is not None:
-            raise ConfigError("a benchmark samples its models: a file of answers is for run_judge_eval", where=name)
-    items = _count(config)
+    count = len(items) if items is not None else config.num_samples
     path = Path(config.task.split("@")[0])
     files = (path,) if path.is_file() else ()
-    answers = None if items is None else items * config.epochs * len(config.arms)
+    answers = None if count is None else count * config.epochs * len(config.arms)
     usd, note = _grader_cost(config, answers)
-    return BenchmarkPlan(settings, items, answers, usd, note, grader_may_cost(config), files)
+    if items is not None:
+        warnings += unread_keys(path)
+        if config.scorer in {"exact", "includes"}:
+            warnings += worked_solutions(items, f"scorer {config.scorer}")
+    return BenchmarkPlan(settings, count, answers, usd, note, grader_may_cost(config), files, tuple(warnings))
+
+
+def _with_paths(settings: Settings[BenchmarkConfig]) -> Settings[BenchmarkConfig]:
+    """Paths made absolute: the worker runs in another folder."""
+    changes: dict[str, tuple[Any, Origin]] = {"task": (_task(settings), settings.origins["task"])}
+    output = settings.config.output_dir
+    if output is not None:
+        changes["output_dir"] = (str(user_path(output).absolute()), settings.origins["output_dir"])
+    return settings.derived(changes)
 
 
 def _task(settings: Settings[BenchmarkConfig]) -> str:
@@ -78,9 +107,10 @@ def _task(settings: Settings[BenchmarkConfig]) -> str:
     return config.task
 
 
-def _count(config: BenchmarkConfig) -> int | None:
+def _items(config: BenchmarkConfig) -> list[EvalItem] | None:
+    """The items of data rows; None where the task has its own."""
     if not config.has_rows:
-        return config.num_samples
+        return None
     items = load_items(Path(config.task), config.num_samples, config.seed)
     without = next((item for item in items if item.reference is None), None)
     if without is not None:
@@ -89,7 +119,7 @@ def _count(config: BenchmarkConfig) -> int | None:
             where=f"{Path(config.task).name}:{without.line}",
             fix='Add "reference" to each row',
         )
-    return len(items)
+    return items
 
 
 def _grader_cost(config: BenchmarkConfig, answers: int | None) -> tuple[float | None, str]:

@@ -35,10 +35,10 @@ def plan_dpo(settings: Settings[DpoConfig]) -> Plan[DpoConfig]:
     config = settings.config
     renderer = load_renderer(config.base_model, config.renderer)
     counts = count_pairs(Path(config.train_file), renderer, max_seq_len=config.max_seq_len)
-    shared.require_usable_rows(config, counts)
     held_out = None
     if config.val_file is not None:
         held_out = count_pairs(Path(config.val_file), renderer, max_seq_len=config.max_seq_len)
+    shared.require_usable_rows(config, counts, held_out)
     epochs = Derived(integer("dpo.epochs"), "dpo.epochs", "quality can fall before the first pass ends")
     defaults = shared.Defaults(
         epochs,

@@ -10,6 +10,7 @@ from typing import cast
 
 from ...core.errors import ConfigError, DataError
 from ...core.settings import Origin, Settings
+from ...data.row_files import read_rows
 from ...doctrine.rules import integer, number, rule
 from ...models.configs import load_model_config
 from ...models.hyperparameters import Derived
@@ -88,7 +89,7 @@ def plan_rl(settings: Settings[RlConfig]) -> RlPlan:
         tokens=work.groups(config) * config.group_size * config.most_turns * config.max_response_tokens,
         capacity=None,
         cost=rl_cost(config, work, judges),
-        warnings=tuple(_warnings(config, total_steps, report, longest)),
+        warnings=(*_left_out(config, len(problems)), *_warnings(config, total_steps, report, longest)),
         details=details,
         bills_elsewhere=judges is not None and judges.paid,
         report=report,
@@ -304,6 +305,11 @@ def _batch(rows: int) -> Derived:
     if rows >= usual:
         return Derived(usual, "rl.batch", "the recipe's prompts per step")
     return Derived(rows, "rl.batch", f"all {rows} prompts, below the usual {usual}")
+
+
+def _left_out(config: RlConfig, usable: int) -> list[str]:
+    rows = sum(1 for _ in read_rows(Path(config.train_file))) if config.skip_bad_rows else usable
+    return [f"{rows - usable:,} of {rows:,} prompts cannot be used and will be left out"] if rows > usable else []
 
 
 def _warnings(config: RlConfig, total_steps: int, report: RewardReport | None, longest: int) -> list[str]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ...backends.estimate import CostEstimate
 from ...backends.meter import Usage
+from ...core.errors import DataError
 from ...core.settings import Settings
+from ...data.formats import to_messages
+from ...data.row_files import at_line, read_rows
 from ...data.supervised import TokenCounts, count_tokens
 from ...models.capacity import CapacityReport
 from ...models.chat import ChatRenderer
@@ -36,7 +40,7 @@ def plan_sft(settings: Settings[SftConfig]) -> Plan[SftConfig]:
     renderer = load_renderer(config.base_model, config.renderer)
     counts = _count(config.train_file, config, renderer)
     held_out = _count(config.val_file, config, renderer) if config.val_file else None
-    shared.require_usable_rows(config, counts)
+    shared.require_usable_rows(config, counts, held_out)
     defaults = shared.Defaults(
         derive_epochs(),
         lambda epochs: derive_batch_size(counts.rows, epochs),
@@ -81,8 +85,23 @@ def _cost(
 
 def _count(file: str, config: SftConfig, renderer: ChatRenderer) -> TokenCounts:
     path = Path(file)
-    sample = None if path.stat().st_size <= _EXACT_BYTES else _SAMPLE_ROWS
-    return count_tokens(path, renderer, max_seq_len=config.max_seq_len, sample_rows=sample)
+    if path.stat().st_size <= _EXACT_BYTES:
+        return count_tokens(path, renderer, max_seq_len=config.max_seq_len)
+    counts = count_tokens(path, renderer, max_seq_len=config.max_seq_len, sample_rows=_SAMPLE_ROWS)
+    unusable, first = _misshapen(path)  # tokenizing every row takes too long here, reading it does not
+    if first is None or counts.unusable > unusable:
+        return counts
+    return replace(counts, unusable=unusable, problems=counts.problems or (first,))
+
+
+def _misshapen(path: Path) -> tuple[int, DataError | None]:
+    """How many rows of a file hold no conversation, and what is wrong with the first of them."""
+    count, first = 0, None
+    for row in read_rows(path):
+        outcome = row.parsed(to_messages)
+        if isinstance(outcome, DataError):
+            count, first = count + 1, first or at_line(path, row.number, outcome)
+    return count, first
 
 
 def _warnings(config: SftConfig, counts: TokenCounts, total_steps: int, capacity: CapacityReport) -> list[str]:

@@ -56,7 +56,7 @@ def test_a_learning_rate_in_scientific_notation_is_a_number(tmp_path: Path) -> N
         ({"backend": "embedded", "base_url": "http://x"}, "base_url belongs to backend: cluster"),
         ({"backend": "gpu"}, "backend: input should be 'embedded', 'tinker' or 'cluster'"),
         ({"hidden_dim": 4096}, "hidden_dim: this key is no longer used. Remove it"),
-        ({"batch_size": "many"}, "batch_size: input should be a valid integer"),
+        ({"batch_size": "many"}, "batch_size: a whole number is needed, got 'many'"),
         ({"seed": 2**31}, "seed"),
     ],
 )

@@ -1,0 +1,60 @@
+"""No key leaves this process: one function for everything that is answered or logged."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+
+REMOVED = "[key removed]"
+_SECRET_NAME = re.compile(r"(?i)(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$")
+# A shorter value is a word or a number that stands in honest texts too.
+_SHORTEST = 8
+# Keys of the services met here and of those whose keys stand beside them: Tinker, Anthropic and OpenAI, Hugging Face,
+# GitHub, AWS, Google, Slack, Weights & Biases; then what stands after "Bearer" or between "//user:" and "@".
+_SHAPED = re.compile(
+    r"\b(?:tml-[A-Za-z0-9_-]{12,}|sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}"
+    r"|github_pat_[A-Za-z0-9_]{20,}|AKIA[A-Z0-9]{16}|AIza[A-Za-z0-9_-]{30,}|xox[abprs]-[A-Za-z0-9-]{10,}"
+    r"|wandb_v1_[A-Za-z0-9_]{20,})"
+    r"|(?i:(?<=\bbearer )[A-Za-z0-9._~+/-]{12,}=*)|(?<=://)[^\s/:@]+:[^\s/@]+(?=@)"
+)
+_known: set[str] = set()
+
+
+def keep_secret(value: str) -> None:
+    """Remember a key that stands in no environment variable, such as one read from a file."""
+    if len(value) >= _SHORTEST:
+        _known.add(value)
+
+
+def redacted(text: str) -> str:
+    """The text without the keys of this process and without anything of a key's shape."""
+    for value in _secrets():
+        if value in text:
+            text = text.replace(value, REMOVED)
+    return _SHAPED.sub(REMOVED, text)
+
+
+def _secrets() -> list[str]:
+    of_environment = {
+        value for name, value in os.environ.items() if len(value) >= _SHORTEST and _SECRET_NAME.search(name)
+    }
+    return sorted(of_environment | _known, key=len, reverse=True)  # a key may be the beginning of another
+
+
+class _Redacting(logging.Formatter):
+    """Another formatter's lines, tracebacks included, without keys."""
+
+    def __init__(self, inner: logging.Formatter) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(self._inner.format(record))
+
+
+def redact_logs() -> None:
+    """Let no handler of the root logger write a key from now on."""
+    for handler in logging.getLogger().handlers:
+        if not isinstance(handler.formatter, _Redacting):
+            handler.setFormatter(_Redacting(handler.formatter or logging.Formatter()))
