@@ -126,7 +126,7 @@ def _answer(row: Mapping[str, Any], side: str, notes: Notes) -> list[Message]:
     value: object = row[side]
     if not isinstance(value, list | Mapping):
         return [Message(role="assistant", content=text_of(row, side))]
-    turns = read_turns(value if isinstance(value, list) else [cast("object", value)], side, notes)
+    turns = read_turns(cast("list[object]", value if isinstance(value, list) else [value]), side, notes)
     if not turns:
         raise DataError(f'"{side}" has no turns')
     return turns

@@ -77,9 +77,12 @@ def test_repeats_are_counted_exactly_and_nearly(tmp_path: Path) -> None:
 
 def test_rows_of_the_validation_file_are_found_in_the_training_file(tmp_path: Path) -> None:
     train = write(
-        tmp_path / "train.jsonl", [row(f"question {i}", f"answer {i}") for i in range(10)] + [row("Tell it.", LONG + " x")]
+        tmp_path / "train.jsonl",
+        [row(f"question {i}", f"answer {i}") for i in range(10)] + [row("Tell it.", LONG + " x")],
     )
-    val = write(tmp_path / "val.jsonl", [row("question 4", "answer 4"), row("Tell it.", LONG + " y"), row("fresh", "new")])
+    val = write(
+        tmp_path / "val.jsonl", [row("question 4", "answer 4"), row("Tell it.", LONG + " y"), row("fresh", "new")]
+    )
     report = check_dataset(train, val_file=val)
     assert report.overlap_with_val == 2
     assert sorted(kinds(report)["in_val"]) == [5, 11]
