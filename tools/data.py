@@ -52,12 +52,15 @@ async def check_dataset(
     ranks. Next: validate_capacity.
     """
     train, val = data_path(train_file), data_path(val_file, "val_file") if val_file else None
-    if reward_config is not None:
-        changes = {"train_file": str(train), "base_model": base_model, "val_file": val_file, "renderer": renderer}
-        return await _check_reward(reward_config, {**changes, "max_seq_len": max_seq_len}, ctx)
-    for name, value in (("max_seq_len", max_seq_len), ("renderer", renderer)):
+    if reward_config is not None and val is not None:
+        raise ConfigError("a reward is tried on train_file alone", where="val_file", fix="Leave it out")
+    needs_model = {"renderer": renderer} | ({} if reward_config else {"max_seq_len": max_seq_len})
+    for name, value in needs_model.items():
         if value is not None and base_model is None:
             raise ConfigError("it says how tokens are counted, and base_model is missing", where=name, fix="Give both")
+    if reward_config is not None:
+        changes = {"train_file": str(train), "base_model": base_model, "renderer": renderer, "max_seq_len": max_seq_len}
+        return await _check_reward(reward_config, changes, ctx)
     from ..data.preference_check import PreferenceReport, kind_of, preference_report
 
     def work(report: WorkProgress) -> DatasetReport | PreferenceReport:
