@@ -24,7 +24,7 @@ from .examples import render_each
 from .formats import ReadRow, read_row
 from .near_duplicates import Sketches, similar_pairs
 from .row_files import Row, chunks_of
-from .row_findings import DatasetReport, RenderedExample, RowFindings, TokenStatistics, text_problems
+from .row_findings import DatasetReport, RenderedExample, RowFindings, TokenStatistics
 
 _BATCH = 1024
 _ROUND_TRIP_ROWS = 200
@@ -159,9 +159,7 @@ class _Check:
             self._note_format(row.line, row.content.form)
             conversation = row.content.conversation
             text = words_of(conversation.messages)
-            for problem in text_problems(text):
-                self.findings.note(problem, row.line)
-            self.findings.note_all(row.line, row.content.notes, row.rendered.notes if row.rendered else ())
+            self.findings.note_all(row.line, row.content.notes, row.rendered.notes if row.rendered else (), text)
             if row.rendered is not None:
                 lengths.append(len(row.rendered.tokens))
                 self._note_loss(row.line, row.rendered)

@@ -17,7 +17,7 @@ from ..models.hyperparameters import require_within_context
 from .preference_rows import PreferencePair, is_preference_row, to_pair
 from .preferences import RenderedPair, render_pair
 from .row_files import Row, read_rows
-from .row_findings import SHOWN_LINES, RowFindings, text_problems
+from .row_findings import SHOWN_LINES, RowFindings
 
 _NAMED_LINES = 5
 _PROGRESS_ROWS = 256
@@ -156,10 +156,8 @@ def check_preferences(
 
 
 def _note_pair(findings: PreferenceFindings, line: int, pair: PreferencePair, rendered: RenderedPair | None) -> None:
-    findings.noted.note_all(line, pair.notes, rendered.rendered if rendered else ())
     words = "\n".join((words_of(pair.prompt), pair.chosen_text, pair.rejected_text))
-    for problem in text_problems(words):
-        findings.noted.note(problem, line)
+    findings.noted.note_all(line, pair.notes, rendered.rendered if rendered else (), words)
     if rendered is not None and rendered.cut:
         findings.cut.append(line)
     difference = len(pair.chosen_text) - len(pair.rejected_text)

@@ -183,6 +183,9 @@ _KINDS = {
     ),
     "replacement_character": _Kind("warn", "rows hold U+FFFD: text was lost in decoding", "Decode the source again"),
     "mojibake": _Kind("warn", "rows look like UTF-8 read as Latin-1", "Decode the source as UTF-8"),
+    "chat_marker": _Kind(
+        "warn", "rows hold the markers of a chat format as text, such as <|im_end|> or </s> at an end", "Remove them"
+    ),
     "control_character": _Kind("warn", "rows hold control characters", "Strip them"),
     "not_round_trip": _Kind(
         "warn", "rows do not come back from their tokens unchanged", "The tokenizer does not know their characters"
@@ -209,13 +212,20 @@ _MEANING = {
 _MOST_PATHS = 200
 _SHOWN_PATHS = 8
 _SAID_LINES = 3
+_CONTROL_NOTES: frozenset[RenderingNote] = frozenset({"control_text", "control_tokens", "control_in_answer"})
 _REPLACEMENT = "�"
 _MOJIBAKE = re.compile(r"Ã[\x80-\xBF©¨ª«¬®¯°±²³´µ¶·¸¹º»¼½¾¿¡¢£¤¥¦§]|â€[™œ\x9d“”¢¦˜]|Â[ ©®°±·»«]")
+# What chat formats write around turns; a tag that HTML has too counts at an end alone.
+_MARKER = re.compile(
+    r"<\|(?:im_start|im_end|endoftext|eot_id|eom_id|start_header_id|end_header_id|begin_of_text|end_of_text|end)\|>"
+    r"|<(?:start|end)_of_turn>|\[/INST\]|<</SYS>>|<｜(?:User|Assistant|end▁of▁sentence)｜>|</s>$",
+    re.MULTILINE,
+)
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 def text_problems(text: str) -> Iterator[str]:
-    """The kinds of encoding damage in a text."""
+    """The kinds of damage in a text: of encoding, and markers that another program left."""
     if not text.isascii():
         if _REPLACEMENT in text:
             yield "replacement_character"
@@ -223,6 +233,8 @@ def text_problems(text: str) -> Iterator[str]:
             yield "mojibake"
     if _CONTROL.search(text):
         yield "control_character"
+    if _MARKER.search(text):
+        yield "chat_marker"
 
 
 @dataclass(slots=True)
@@ -286,14 +298,19 @@ class RowFindings:
         """Count a row with a known kind of problem."""
         self._groups.setdefault(kind, _Group(kind, _KINDS[kind])).add(line, example)
 
-    def note_all(self, line: int, read: Iterable[Note], rendered: Iterable[RenderingNote] = ()) -> None:
-        """Count a row with what its reading and its rendering noted, each kind and key once."""
+    def note_all(self, line: int, read: Iterable[Note], rendered: Iterable[RenderingNote] = (), text: str = "") -> None:
+        """Count a row with what its reading, its rendering and its text show, each kind and key once."""
+        noted = set(rendered)
+        for problem in text_problems(text):
+            # The markers are this model's own where the renderer found them; its note says what becomes of them.
+            if problem != "chat_marker" or not noted & _CONTROL_NOTES:
+                self.note(problem, line)
         for kind, detail in sorted(set(read)):
             if kind == "unread_key":
                 self._note_unread(detail, line)
             else:
                 self.note(kind, line)
-        for kind in sorted(rendered):
+        for kind in sorted(noted):
             self.note(kind, line)
 
     def _note_unread(self, path: str, line: int) -> None:

@@ -7,7 +7,8 @@ places, whether an answer follows (training) or is awaited (sampling).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal, NotRequired, Protocol, TypeAlias, TypedDict
@@ -139,10 +140,23 @@ def _words(message: Message) -> Sequence[str]:
     return [part for part in parts if part]
 
 
+def control_pattern(tokens: Iterable[str]) -> re.Pattern[str]:
+    """Matches any of these texts, the longest first; nothing where there are none."""
+    return re.compile("|".join(map(re.escape, sorted(filter(None, tokens), key=len, reverse=True))) or "(?!)")
+
+
 def mask_view(renderer: ChatRenderer, rendered: Rendered) -> str:
-    """The text of a conversation with what is trained between ⟦ and ⟧."""
+    """The text of a conversation with what is trained between ⟦ and ⟧.
+
+    A control token's spelling that is mere text gets a backslash after its first character, not to look like the token.
+    """
+    special = set(renderer.special_tokens)
+    spelled = control_pattern(renderer.text_of([token]) for token in special)
     view = ""
     for trained, run in groupby(zip(rendered.tokens, rendered.weights, strict=True), key=lambda pair: pair[1]):
-        text = renderer.text_of([token for token, _ in run])
+        text = ""
+        for is_control, part in groupby((token for token, _ in run), key=special.__contains__):
+            said = renderer.text_of(list(part))
+            text += said if is_control else spelled.sub(lambda match: f"{match[0][0]}\\{match[0][1:]}", said)
         view += f"⟦{text}⟧" if trained else text
     return view

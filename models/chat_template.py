@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..core.errors import DataError, MissingDependencyError, ModelError
-from .chat import Tool
+from .chat import Tool, control_pattern
 
 # tokenizers ships no types.
 AnyTokenizer = Any
@@ -167,11 +167,6 @@ def _special_pattern(tokenizer: AnyTokenizer, named: Iterable[str]) -> re.Patter
     added = cast("dict[int, Any]", tokenizer.get_added_tokens_decoder())
     # A token that the settings name is a control token even where nobody marked it so.
     return control_pattern(t.content for t in added.values() if t.special or t.content in set(named))
-
-
-def control_pattern(tokens: Iterable[str]) -> re.Pattern[str]:
-    """Matches any of these texts, the longest first; nothing where there are none."""
-    return re.compile("|".join(map(re.escape, sorted(filter(None, tokens), key=len, reverse=True))) or "(?!)")
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:

@@ -17,9 +17,9 @@ from .chat import (
     Tool,
     ToolCall,
     as_conversation,
+    control_pattern,
     is_trained,
 )
-from .chat_template import control_pattern
 from .model_ref import ModelRef
 from .template_renderer import END_THINK, deleted_reasoning, has_control
 

@@ -105,6 +105,27 @@ def test_damaged_text_is_recognised(tmp_path: Path) -> None:
     assert kinds(report) == {"replacement_character": [2], "mojibake": [3, 5], "control_character": [4]}
 
 
+def test_markers_of_another_chat_format_are_named(tmp_path: Path, tiny_model: Path) -> None:
+    answers = ["fine", "done</s>", "a <s>struck</s> word", "done<|eot_id|>", "done<|im_end|>"]
+    path = write(tmp_path / "train.jsonl", [row(f"q{i}", answer) for i, answer in enumerate(answers)])
+    assert kinds(check_dataset(path)) == {"chat_marker": [2, 4, 5]}
+    # The last one is this model's own: what becomes of it is known.
+    found = kinds(check_dataset(path, renderer=load_renderer(str(tiny_model))))
+    assert found == {"chat_marker": [2, 4], "control_in_answer": [5]}
+
+
+def test_rows_longer_than_the_context_are_counted_as_cut(tmp_path: Path, tiny_model: Path) -> None:
+    path = write(tmp_path / "train.jsonl", [row("q", "b" * 100)])
+    report = check_dataset(path, renderer=load_renderer(str(tiny_model)), context=60)
+    assert report.tokens is not None
+    assert (report.tokens.max_seq_len, kinds(report)) == (60, {"truncated": [1]})
+
+
+def test_numbers_that_are_not_json_are_a_finding(tmp_path: Path) -> None:
+    path = write(tmp_path / "train.jsonl", [row("q", "a"), '{"prompt": "r", "completion": "b", "score": NaN}'])
+    assert kinds(check_dataset(path))["not_finite"] == [2]
+
+
 def test_characters_the_tokenizer_does_not_know_are_reported(tmp_path: Path) -> None:
     from tiny_models import CHATML
     from tokenizers import Tokenizer, models, pre_tokenizers
