@@ -22,6 +22,7 @@ from .turns import (
     read_tools,
     read_turns,
     refuse_media,
+    shown,
 )
 
 SftFormat = Literal["messages", "prompt_completion", "input_output", "instruction", "sharegpt"]
@@ -232,7 +233,7 @@ def unread_keys(row: Fields, read: set[str]) -> Iterator[Note]:
     known = read | {*_SYSTEM_KEYS, *_TOOL_KEYS}
     for key, value in row.items():
         if key not in known and not is_blank(value):
-            yield Note("unread_key", key)
+            yield Note("unread_key", shown(key))
 
 
 def repeats(prompt: str, answer: str) -> bool:

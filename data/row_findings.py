@@ -116,6 +116,11 @@ _KINDS = {
         "rows train no token that ends the answer: the chat template writes none, and the model will not learn to stop",
         "Use a template that ends each turn with a special token, or name a renderer",
     ),
+    "other_end_token": _Kind(
+        "info",
+        "rows end answers with a token at which generation_config.json does not stop: other programs will go on there",
+        "Add its id to eos_token_id in the exported model",
+    ),
     "think_deleted": _Kind(
         "warn",
         "answers lose their <think>...</think>: the chat template deletes it, and the trained text lacks it",
@@ -233,7 +238,7 @@ def text_problems(text: str) -> Iterator[str]:
             yield "mojibake"
     if _CONTROL.search(text):
         yield "control_character"
-    if _MARKER.search(text):
+    if ("<" in text or "[" in text) and _MARKER.search(text):
         yield "chat_marker"
 
 

@@ -74,8 +74,8 @@ def _turn(turn: object, where: str, key: str, notes: Notes) -> Message:
     said = fields[role_key]
     role = ROLES.get(said.lower()) if isinstance(said, str) else None
     if role is None:
-        shown = f"'{said[:40]}'" if isinstance(said, str) else kind(said)
-        raise DataError(f"{where} has the role {shown}", fix=f"Known roles: {_NAMED_ROLES}")
+        label = f"'{shown(said)}'" if isinstance(said, str) else kind(said)
+        raise DataError(f"{where} has the role {label}", fix=f"Known roles: {_NAMED_ROLES}")
     content_key = "content" if fields.get("content") is not None or "value" not in fields else "value"
     if said == "developer":
         notes.append(Note("developer_turn"))
@@ -95,7 +95,7 @@ def _turn(turn: object, where: str, key: str, notes: Notes) -> Message:
 
 def _note_unread(fields: Fields, key: str, read: set[str], notes: Notes) -> None:
     notes.extend(
-        Note("unread_key", f"{key}[].{name}")
+        Note("unread_key", f"{key}[].{shown(name)}")
         for name, value in fields.items()
         if name not in read and name not in _TURN_KEYS and not is_blank(value)
     )
@@ -195,13 +195,13 @@ def _content(value: object, where: str, path: str, notes: Notes) -> tuple[str, s
         name = _TEXT_PARTS.get(label) or (label if label in _THOUGHT_PARTS else "")
         text = fields.get(name, fields.get("text"))
         if not name or not isinstance(text, str):
-            shown = f"of type '{label[:40]}'" if fields.get("type") else f"that is {kind(part)}"
+            found = f"of type '{shown(label)}'" if fields.get("type") else f"that is {kind(part)}"
             raise DataError(
-                f"{where} has a part that is not text ({shown})", fix="Images and audio cannot be trained on here"
+                f"{where} has a part that is not text ({found})", fix="Images and audio cannot be trained on here"
             )
         (thoughts if label in _THOUGHT_PARTS else texts).append(encodable(text, where))
         unread = fields.keys() - {"type", "text", name}
-        notes.extend(Note("unread_key", f"{path}.{k}") for k in sorted(unread) if not is_blank(fields[k]))
+        notes.extend(Note("unread_key", f"{path}.{shown(k)}") for k in sorted(unread) if not is_blank(fields[k]))
     return "".join(texts), "".join(thoughts)
 
 
@@ -222,10 +222,11 @@ def _call(entry: object, where: str, path: str, notes: Notes) -> ToolCall:
             fix='A call is {"type": "function", "function": {"name": "...", "arguments": {...}}}',
         )
     unread = [*(call.keys() - _CALL_KEYS), *(function.keys() - _CALL_KEYS)]
-    notes.extend(Note("unread_key", f"{path}.{k}") for k in sorted(set(unread)))
+    notes.extend(Note("unread_key", f"{path}.{shown(k)}") for k in sorted(set(unread)))
+    encodable(name, f"{where}: a tool's name")
     made: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": {}}}
     made["function"]["arguments"] = _arguments(function.get("arguments"), f"{where}: {name}", notes)
-    return made if is_blank(call.get("id")) else {"id": str(call["id"]), **made}
+    return made if is_blank(call.get("id")) else {"id": encodable(str(call["id"]), where), **made}
 
 
 def _arguments(value: object, where: str, notes: Notes) -> object:
@@ -279,7 +280,8 @@ def plain(value: object, where: str, depth: int = 0) -> object:
     if depth > _DEEPEST:
         raise DataError(f"{where} is nested deeper than {_DEEPEST} levels", fix="Flatten it")
     if isinstance(value, Mapping):
-        return {str(k): plain(v, where, depth + 1) for k, v in cast("Mapping[object, object]", value).items()}
+        fields = cast("Fields", value)
+        return {encodable(str(k), where): plain(v, where, depth + 1) for k, v in fields.items()}
     if isinstance(value, list | tuple):
         return [plain(v, where, depth + 1) for v in cast("Sequence[object]", value)]
     if isinstance(value, float) and not math.isfinite(value):
@@ -327,7 +329,12 @@ def encodable(text: str, where: str) -> str:
 
 def key_list(row: Fields) -> str:
     """The first keys of a row, for an error."""
-    return ", ".join(str(key)[:40] for key in sorted(row, key=str)[:8]) or "none"
+    return ", ".join(shown(key) for key in sorted(row, key=str)[:8]) or "none"
+
+
+def shown(name: object) -> str:
+    """The head of a name from somebody's data, as text that any output takes."""
+    return str(name)[:40].encode("utf-8", "backslashreplace").decode()
 
 
 def kind(value: object) -> str:

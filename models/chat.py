@@ -59,6 +59,7 @@ def is_trained(message: Message) -> bool:
 RenderingNote = Literal[
     "last_turn_only",
     "no_end_token",
+    "other_end_token",
     "think_deleted",
     "no_thinking",
     "reasoning_dropped",

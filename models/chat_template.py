@@ -27,6 +27,8 @@ class ChatTemplate:
         variables: What the template may refer to (``bos_token`` and the like).
         special: Matches the text of any control token: one that is marked special, or that the settings name.
         eos_id: The id of ``eos_token``, if there is one.
+        ends: Ids at which other programs stop: ``eos_token`` and those of ``generation_config.json``; empty where that
+            file is not there.
     """
 
     tokenizer: AnyTokenizer
@@ -34,6 +36,7 @@ class ChatTemplate:
     variables: Mapping[str, str]
     special: re.Pattern[str]
     eos_id: int | None
+    ends: frozenset[int] = frozenset()
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Tool] = (), add_generation_prompt: bool = False
@@ -111,7 +114,15 @@ def load_chat_template(folder: Path) -> ChatTemplate:
     variables = _special_variables(settings)
     eos = variables.get("eos_token")
     eos_id: int | None = None if eos is None else tokenizer.token_to_id(eos)
-    return ChatTemplate(tokenizer, compiled, variables, _special_pattern(tokenizer, variables.values()), eos_id)
+    special = _special_pattern(tokenizer, variables.values())
+    return ChatTemplate(tokenizer, compiled, variables, special, eos_id, _ends(folder, eos_id))
+
+
+def _ends(folder: Path, eos_id: int | None) -> frozenset[int]:
+    declared = _json(folder / "generation_config.json").get("eos_token_id")
+    several = cast("list[object]", declared if isinstance(declared, list) else [declared])
+    ids = {each for each in several if isinstance(each, int)}
+    return frozenset(ids | {eos_id} - {None}) if ids else frozenset()
 
 
 def _generation_tag() -> type[Any]:

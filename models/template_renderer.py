@@ -184,6 +184,8 @@ class TemplateRenderer(ChatRenderer):
         else:
             pieces, seen, kept = self._cut(chat, [*spans, (last, before, answer)], text), text, turns
         notes.update(self._losses(chat, seen, kept))
+        if self._template.ends and self._template.ends.isdisjoint(self.stop[:1]):
+            notes.add("other_end_token")
         if any(piece.trained and self._template.last_special(piece.text) != len(piece.text) for piece in pieces):
             notes.add("no_end_token")
         if self._opens_reasoning and answer.lstrip().startswith(END_THINK):

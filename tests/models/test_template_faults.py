@@ -1,5 +1,6 @@
 """Chat templates that leave out, rewrite or end nothing, and what is trained and said then."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,17 @@ def test_weight_0_on_the_only_answer_that_can_be_trained_is_refused(renderers: A
 def test_a_template_that_ends_no_turn_is_named(renderers: Any) -> None:
     assert render(renderers("no_end"), ASK, answer()).notes == {"no_end_token"}
     assert render(renderers("plain"), ASK, answer()).notes == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("eos", "stops", "notes"), [(0, [0], {"other_end_token"}), (0, [0, 2], set()), (2, 0, set()), (0, None, set())]
+)
+def test_an_end_token_at_which_other_programs_do_not_stop_is_named(
+    tmp_path: Path, eos: int, stops: Any, notes: set[str]
+) -> None:
+    folder = write_tiny_model(tmp_path, eos=["<|endoftext|>", "", "<|im_end|>"][eos])
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
+    assert render(load_renderer(str(folder)), ASK, answer()).notes == notes
 
 
 def test_control_tokens_in_a_prompt_stay_text_when_training_and_sampling(renderers: Any) -> None:
