@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 from ..core.errors import DataError
 from ..models.chat import Conversation, Message, is_trained
-from .turns import (
+from .row_turns import (
     REASONING_KEYS,
     Fields,
     Note,

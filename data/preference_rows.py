@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 from ..core.errors import DataError
 from ..models.chat import Message, Tool, is_trained, words_of
 from .formats import check_roles, prompt_turns, repeats, text_of, tools_of, unread_keys, with_system
-from .turns import ROLES, Note, Notes, as_fields, key_list, read_turns
+from .row_turns import ROLES, Note, Notes, as_fields, key_list, read_turns
 
 PreferenceFormat = Literal["pairs", "conversations", "transcripts", "ratings"]
 PREFERENCE_FORMATS: Mapping[PreferenceFormat, str] = {

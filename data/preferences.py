@@ -14,7 +14,7 @@ from .examples import KEPT_PROBLEMS, Batches, Example
 from .preference_rows import PreferencePair, to_pair
 from .row_files import at_line, read_rows, usable_rows
 from .row_findings import RowFindings
-from .turns import Note
+from .row_turns import Note
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from ..core.errors import DataError, ResearcherError
 from ..models.chat import RenderingNote
-from .turns import Note
+from .row_turns import Note
 
 Severity = Literal["error", "warn", "info"]
 # Enough to find the pattern; the count says how many there are in all.

@@ -135,7 +135,7 @@ def _with_reference(turns: Sequence[object]) -> tuple[list[Message], str | None]
     last = turns[-1]
     if not isinstance(last, Mapping) or cast("Mapping[str, object]", last).get("role") != "assistant":
         return open_messages(turns), None
-    *messages, answer = to_messages({"messages": turns}, "messages")
+    *messages, answer = to_messages({"messages": turns})
     return messages, answer["content"] or None
 
 

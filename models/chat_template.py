@@ -122,7 +122,8 @@ def _ends(folder: Path, eos_id: int | None) -> frozenset[int]:
     declared = _json(folder / "generation_config.json").get("eos_token_id")
     several = cast("list[object]", declared if isinstance(declared, list) else [declared])
     ids = {each for each in several if isinstance(each, int)}
-    return frozenset(ids | {eos_id} - {None}) if ids else frozenset()
+    own = set[int]() if eos_id is None else {eos_id}
+    return frozenset(ids | own) if ids else frozenset()
 
 
 def _generation_tag() -> type[Any]:
