@@ -5,29 +5,32 @@ Rows are streamed: memory grows by about 300 bytes per row (sketches and hashes)
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.errors import DataError
+from ..core.errors import ConfigError, DataError
 from ..core.files import sha256_of, short_digest
-from ..models.chat import ChatRenderer, Message, Rendered, mask_view, words_of
+from ..models.chat import ChatRenderer, Conversation, Rendered, RenderingNote, mask_view, words_of
+from ..models.hyperparameters import require_within_context
 from .examples import render_each
-from .formats import SftFormat, detect_format, to_messages
+from .formats import ReadRow, read_row
 from .near_duplicates import Sketches, similar_pairs
-from .row_files import Row, read_rows
-from .row_findings import DatasetReport, RenderedExample, RowFindings, TokenStatistics, text_problems
+from .row_files import Row, chunks_of
+from .row_findings import DatasetReport, RenderedExample, RowFindings, TokenStatistics
 
 _BATCH = 1024
 _ROUND_TRIP_ROWS = 200
 _EXAMPLE_CHARACTERS = 1200
+# After these notes of a renderer a text that does not come back from its tokens needs no other cause.
+_CHANGED_ON_PURPOSE: frozenset[RenderingNote] = frozenset({"last_turn_only", "think_deleted", "rewritten_text"})
 
 T = TypeVar("T")
 Progress = Callable[[int, str], None]
@@ -38,6 +41,7 @@ def check_dataset(
     *,
     renderer: ChatRenderer | None = None,
     max_seq_len: int | None = None,
+    context: int | None = None,
     val_file: Path | None = None,
     progress: Progress | None = None,
 ) -> DatasetReport:
@@ -46,7 +50,8 @@ def check_dataset(
     Args:
         train_file: .jsonl, .json, .csv or .parquet.
         renderer: The model's; without one no tokens are counted.
-        max_seq_len: Tokens at which training will cut rows.
+        max_seq_len: Tokens at which training will cut rows; without it they are cut at the context.
+        context: Tokens that the model takes, where that is known.
         val_file: Held-out rows that must not be in the training file.
         progress: Called with the rows read and what is being done, after each batch.
 
@@ -54,8 +59,12 @@ def check_dataset(
         DataError: If the file as a whole cannot be read; bad rows are findings, not errors.
     """
     began = time.monotonic()
-    check = _Check(renderer, max_seq_len)
-    for prepared in _ahead(check.prepare, _chunks(train_file)):
+    check = _Check(renderer, max_seq_len or context)
+    try:
+        require_within_context(max_seq_len, context)
+    except ConfigError as error:
+        check.findings.refuse_file("above_context", error)
+    for prepared in _ahead(check.prepare, chunks_of(train_file, _BATCH)):
         check.add(prepared)
         if progress is not None:
             progress(check.rows, "rows read")
@@ -83,12 +92,6 @@ def check_dataset(
     )
 
 
-def _chunks(path: Path) -> Iterator[list[Row]]:
-    rows = read_rows(path)
-    while chunk := list(islice(rows, _BATCH)):
-        yield chunk
-
-
 def _ahead(prepare: Callable[[list[Row]], T], chunks: Iterator[list[Row]]) -> Iterator[T]:
     """Prepare each chunk in a thread while the one before it is used: the tokenizer works without the GIL."""
     with ThreadPoolExecutor(1) as pool:
@@ -104,19 +107,12 @@ def _ahead(prepare: Callable[[list[Row]], T], chunks: Iterator[list[Row]]) -> It
 
 @dataclass(slots=True)
 class _Prepared:
-    """A row after parsing and rendering: its conversation and perhaps the tokens, or what is wrong with it."""
+    """A row after reading and rendering: its conversation and perhaps the tokens, or what is wrong with it."""
 
     line: int
-    form: SftFormat | None
-    messages: list[Message] | DataError
+    content: ReadRow | DataError
+    not_finite: bool
     rendered: Rendered | None = None
-
-
-def _parse(row: Row) -> _Prepared:
-    form = row.parsed(detect_format)
-    if isinstance(form, DataError):
-        return _Prepared(row.number, None, form)
-    return _Prepared(row.number, form, row.parsed(lambda content: to_messages(content, form)))
 
 
 class _Check:
@@ -137,13 +133,13 @@ class _Check:
 
     def prepare(self, chunk: Sequence[Row]) -> list[_Prepared]:
         """Parse and render some rows. Reads no results of the check, so it can run ahead in a thread."""
-        rows = [_parse(row) for row in chunk]
+        rows = [_Prepared(row.number, row.parsed(read_row), row.not_finite) for row in chunk]
         if self._renderer is not None:
-            good = [(row, row.messages) for row in rows if not isinstance(row.messages, DataError)]
-            rendered = render_each(self._renderer, [messages for _, messages in good])
+            good = [(row, row.content.conversation) for row in rows if isinstance(row.content, ReadRow)]
+            rendered = render_each(self._renderer, [conversation for _, conversation in good])
             for (row, _), outcome in zip(good, rendered, strict=True):
                 if isinstance(outcome, DataError):
-                    row.messages = outcome
+                    row.content = outcome
                 else:
                     row.rendered = outcome
         return rows
@@ -154,32 +150,33 @@ class _Check:
         fresh: list[str] = []
         lengths: list[int] = []
         for row in rows:
-            self._note_format(row)
-            if isinstance(row.messages, DataError):
-                self.findings.bad_row(row.line, row.messages)
+            if row.not_finite:
+                self.findings.note("not_finite", row.line)
+            if isinstance(row.content, DataError):
+                self.findings.bad_row(row.line, row.content)
                 continue
             self.usable += 1
-            text = words_of(row.messages)
-            for problem in text_problems(text):
-                self.findings.note(problem, row.line)
+            self._note_format(row.line, row.content.form)
+            conversation = row.content.conversation
+            text = words_of(conversation.messages)
+            self.findings.note_all(row.line, row.content.notes, row.rendered.notes if row.rendered else (), text)
             if row.rendered is not None:
                 lengths.append(len(row.rendered.tokens))
                 self._note_loss(row.line, row.rendered)
-                self._look_closely(row.line, row.messages, row.rendered)
-            if self._is_new(row.line, row.messages):
+                self._look_closely(row.line, conversation, row.rendered)
+            if self._is_new(row.line, conversation):
                 fresh.append(text)
                 self._sketched_lines.append(row.line)
         self._lengths.append(np.asarray(lengths, dtype=np.int32))
         self._sketches.add(fresh)
 
-    def _note_format(self, row: _Prepared) -> None:
-        if row.form is not None and self.format is None:
-            self.format = row.form
-        elif row.form is not None and row.form != self.format:
-            self.findings.note("mixed_formats", row.line)
+    def _note_format(self, line: int, form: str) -> None:
+        self.format = self.format or form
+        if form != self.format:
+            self.findings.note("mixed_formats", line)
 
-    def _is_new(self, line: int, messages: Sequence[Message]) -> bool:
-        first = self._seen.setdefault(_digest(messages), line)
+    def _is_new(self, line: int, conversation: Conversation) -> bool:
+        first = self._seen.setdefault(_digest(conversation), line)
         if first != line:
             self.findings.note("exact_duplicate", line, f"line {line} repeats line {first}")
         return first == line
@@ -187,20 +184,19 @@ class _Check:
     def _note_loss(self, line: int, row: Rendered) -> None:
         loss = sum(row.weights)
         self._loss += loss
-        if row.last_turn_only:
-            self.findings.note("last_turn_only", line)
         if self._max_seq_len is not None and len(row.tokens) > self._max_seq_len:
             self._truncated += 1
             left = sum(row.weights[: self._max_seq_len])
             self._loss_cut += loss - left
             self.findings.note("nothing_left" if left == 0 else "truncated", line)
 
-    def _look_closely(self, line: int, messages: Sequence[Message], row: Rendered) -> None:
+    def _look_closely(self, line: int, conversation: Conversation, row: Rendered) -> None:
         renderer = self._renderer
         if renderer is None or self.usable > _ROUND_TRIP_ROWS:
             return
         text = renderer.text_of(row.tokens)
-        if any(message["content"].strip() not in text for message in messages):
+        changed = any(message["content"].strip() not in text for message in conversation.messages)
+        if changed and not row.notes & _CHANGED_ON_PURPOSE:
             self.findings.note("not_round_trip", line)
         if self.example is None:
             view = mask_view(renderer, row)[:_EXAMPLE_CHARACTERS]
@@ -219,16 +215,16 @@ class _Check:
         held_out = Sketches()
         lines: list[int] = []
         exact: set[int] = set()
-        for chunk in _chunks(val_file):
+        for chunk in chunks_of(val_file, _BATCH):
             texts: list[str] = []
             for row in chunk:
-                messages = row.parsed(to_messages)
-                if isinstance(messages, DataError):
+                content = row.parsed(read_row)
+                if isinstance(content, DataError):
                     continue  # it is the training file that is judged here
-                if (line := self._seen.get(_digest(messages))) is not None:
+                if (line := self._seen.get(_digest(content.conversation))) is not None:
                     exact.add(line)
                     self.findings.note("in_val", line, f"line {line} is line {row.number} of {val_file.name}")
-                texts.append(words_of(messages))
+                texts.append(words_of(content.conversation.messages))
                 lines.append(row.number)
             held_out.add(texts)
         ours = self._sketches.rows()
@@ -269,5 +265,10 @@ def _histogram(lengths: NDArray[np.int32]) -> dict[str, int]:
     return {str(2 ** int(v)): int(c) for v, c in zip(values, counts, strict=True)}
 
 
-def _digest(messages: Sequence[Message]) -> bytes:
-    return short_digest("\x1e".join(f"{m['role']}\x1f{m['content']}" for m in messages))
+def _digest(conversation: Conversation) -> bytes:
+    """Equal for conversations that are the same in all that a model may see, and in what of them is trained."""
+    messages = conversation.messages
+    said = "\x1e".join(f"{m['role']}\x1f{m['content']}" for m in messages)
+    if conversation.tools or any(len(message) > 2 for message in messages):
+        said += "\x1d" + json.dumps([list(conversation.tools), list(messages)], sort_keys=True)
+    return short_digest(said)

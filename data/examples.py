@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import DataError
-from ..models.chat import ChatRenderer, Message, Rendered
+from ..models.chat import Chat, ChatRenderer, Rendered
 
 RowT = TypeVar("RowT")
 # Rows that are rendered in one call of the tokenizer.
@@ -72,7 +72,7 @@ class Batches(ABC, Generic[RowT]):
         """A row by its place in the file."""
 
 
-def render_each(renderer: ChatRenderer, conversations: Sequence[Sequence[Message]]) -> list[Rendered | DataError]:
+def render_each(renderer: ChatRenderer, conversations: Sequence[Chat]) -> list[Rendered | DataError]:
     """Each conversation rendered, or why it cannot be; all in one call unless one of them is refused."""
     try:
         return [*renderer.render_many(conversations)]

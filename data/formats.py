@@ -1,14 +1,29 @@
-"""Supervised rows in the shapes people have them, as one list of chat messages."""
+"""Supervised rows in the shapes people have them, as one conversation each: the one reading behind every door."""
 
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from ..core.errors import DataError
-from ..models.chat import Message
+from ..models.chat import Conversation, Message, is_trained
+from .row_turns import (
+    REASONING_KEYS,
+    Fields,
+    Note,
+    Notes,
+    encodable,
+    is_blank,
+    key_list,
+    kind,
+    read_tools,
+    read_turns,
+    refuse_media,
+    shown,
+)
 
 SftFormat = Literal["messages", "prompt_completion", "input_output", "instruction", "sharegpt"]
 FORMATS: Mapping[SftFormat, str] = {
@@ -18,22 +33,37 @@ FORMATS: Mapping[SftFormat, str] = {
     "instruction": '{"instruction": "...", "input": "...", "output": "..."}',
     "sharegpt": '{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}',
 }
-_SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
-_ROLES = {name: name for name in ("system", "user", "assistant", "tool")}
+_TURN_KEYS = ("messages", "conversations", "conversation")
+_PAIRS: Mapping[SftFormat, tuple[str, str]] = {
+    "prompt_completion": ("prompt", "completion"),
+    "input_output": ("input", "output"),
+    "instruction": ("instruction", "output"),
+}
+_SYSTEM_KEYS = ("system", "system_prompt")
+_TOOL_KEYS = ("tools", "functions")
+# An answer that begins with a prompt of this length (characters) is no coincidence; a greeting may well be.
+_LEAST_REPEATED = 12
 
 
-def detect_format(row: Mapping[str, Any]) -> SftFormat:
+@dataclass(frozen=True, slots=True)
+class ReadRow:
+    """A supervised row: its shape, its conversation, and what its author may not expect."""
+
+    form: SftFormat
+    conversation: Conversation
+    notes: tuple[Note, ...] = ()
+
+
+def detect_format(row: Fields) -> SftFormat:
     """Which of the known shapes a row has.
 
     Raises:
         DataError: If it has none of them; preference rows and RL prompts are told apart by name.
     """
     keys = set(row)
-    if "messages" in keys:
-        return "messages"
-    if "conversations" in keys:
-        return "sharegpt"
+    turns = turns_key(row)
+    if turns is not None:
+        return "messages" if turns == "messages" else "sharegpt"
     if {"chosen", "rejected"} <= keys:
         raise DataError("these are preference pairs, not rows to imitate", fix="Preference pairs are for DPO")
     if {"prompt", "completion"} <= keys:
@@ -44,38 +74,49 @@ def detect_format(row: Mapping[str, Any]) -> SftFormat:
         return "input_output"
     if keys & {"prompt", "question"}:
         raise DataError(
-            "this row has a prompt and no completion",
+            f"this row has a prompt and no completion (keys: {key_list(row)})",
             fix='Add "completion"; prompts with an answer to reward are for RL',
         )
     raise DataError(f"no usable keys (found: {key_list(row)})", fix=f"Use one of: {'; '.join(FORMATS.values())}")
 
 
-def key_list(row: Mapping[str, Any]) -> str:
-    """The first keys of a row, for an error."""
-    return ", ".join(sorted(row)[:8]) or "none"
+def turns_key(row: Fields) -> str | None:
+    """The key under which a row has its turns, if it has one; one that is null counts where there is nothing else."""
+    present = [key for key in _TURN_KEYS if key in row]
+    filled = next((key for key in present if row[key] is not None), None)
+    others = any(set(pair) <= row.keys() for pair in _PAIRS.values())
+    return filled or (present[0] if present and not others else None)
 
 
-def to_messages(row: Mapping[str, Any], form: SftFormat | None = None) -> list[Message]:
+def read_row(row: Fields) -> ReadRow:
     """The conversation in a row, checked: known roles in a sensible order, no empty turns, an answer to learn.
 
     Raises:
         DataError: With what is wrong (the caller adds the file and line).
     """
-    form = form or detect_format(row)
-    if form == "messages":
-        messages = _from_turns(row, "messages")
-    elif form == "sharegpt":
-        messages = _from_turns(row, "conversations", role="from", content="value")
-    elif form == "instruction":
-        instruction, details = _text(row, "instruction"), row.get("input") or ""
-        if not isinstance(details, str):
-            raise DataError('"input" is not text')
-        prompt = f"{instruction}\n\n{details}" if details.strip() else instruction
-        messages = _exchange(prompt, _text(row, "output"))
+    form = detect_format(row)
+    notes = Notes()
+    if form in _PAIRS:
+        messages, read = _exchange(row, form, notes)
     else:
-        messages = _pair(row, *(("prompt", "completion") if form == "prompt_completion" else ("input", "output")))
-    _check_roles(messages)
-    return messages
+        key = turns_key(row) or "messages"
+        messages, read = read_turns(row.get(key), key, notes), {key}
+    messages = with_system(row, messages)
+    check_roles(messages)
+    if not any(map(is_trained, messages)):
+        raise DataError("every answer of this row has weight 0: there is nothing to learn", fix="Remove the row")
+    conversation = Conversation(messages, tools_of(row))
+    notes.extend(unread_keys(row, read))
+    return ReadRow(form, conversation, tuple(notes))
+
+
+def to_messages(row: Fields) -> list[Message]:
+    """The turns of `read_row`, for those who need neither tools nor notes.
+
+    Raises:
+        DataError: As `read_row`.
+    """
+    return list(read_row(row).conversation.messages)
 
 
 def open_messages(turns: Sequence[object]) -> list[Message]:
@@ -84,87 +125,143 @@ def open_messages(turns: Sequence[object]) -> list[Message]:
     Raises:
         DataError: If a turn cannot be read, or the last one is the assistant's.
     """
-    messages = _from_turns({"messages": turns}, "messages")
+    messages = read_turns(turns, "messages", Notes())
     if messages and messages[-1]["role"] == "assistant":
         raise DataError("the prompt ends with the assistant's turn", fix="End it with the user's")
     # A made-up answer lets the checks of a whole conversation judge the prompt alone.
-    _check_roles([*messages, Message(role="assistant", content="x")])
+    check_roles([*messages, Message(role="assistant", content="x")])
     return messages
 
 
-def _pair(row: Mapping[str, Any], prompt: str, completion: str) -> list[Message]:
-    """Prompt and completion, each as text or as a list of messages."""
-    if isinstance(row.get(prompt), list):
-        messages = _from_turns(row, prompt)
-        if isinstance(row.get(completion), list):
-            return messages + _from_turns(row, completion)
-        return [*messages, Message(role="assistant", content=_text(row, completion))]
-    return _exchange(_text(row, prompt), _text(row, completion))
+def _exchange(row: Fields, form: SftFormat, notes: Notes) -> tuple[list[Message], set[str]]:
+    """Prompt and answer, each as text or turns, after the turns of ``history``; and the keys that were read."""
+    asked, answered = _PAIRS[form]
+    prompt, read = prompt_turns(row, asked, notes)
+    value = row.get(answered)
+    if isinstance(value, list):
+        answer = read_turns(cast("list[object]", value), answered, notes)
+    else:
+        answer = [Message(role="assistant", content=text_of(row, answered))]
+    reasoning = next((key for key in REASONING_KEYS if not is_blank(row.get(key))), None)
+    if reasoning is not None and answer:
+        answer[-1].setdefault("reasoning_content", text_of(row, reasoning))
+        read.add(reasoning)
+    if prompt and answer and repeats(prompt[-1]["content"], answer[0]["content"]):
+        notes.append(Note("prompt_repeated"))
+    return [*prompt, *answer], read | {answered}
 
 
-def _exchange(prompt: str, completion: str) -> list[Message]:
-    return [Message(role="user", content=prompt), Message(role="assistant", content=completion)]
+def prompt_turns(row: Fields, key: str, notes: Notes) -> tuple[list[Message], set[str]]:
+    """The turns before the answer, from a text or a list of turns under ``key``; and the keys that were read.
+
+    An ``instruction`` takes its ``input`` along, and ``history`` (pairs of question and answer, or turns) comes first.
+
+    Raises:
+        DataError: If they cannot be read.
+    """
+    read = {key, "history"}
+    if isinstance(row.get(key), list):
+        return [*_history(row, notes), *read_turns(row[key], key, notes)], read
+    text = text_of(row, key)
+    if key == "instruction":
+        read.add("input")
+        details = row.get("input") or ""
+        if not isinstance(details, str):
+            raise DataError('"input" is not text')
+        text = f"{text}\n\n{text_of(row, 'input')}" if details.strip() else text
+    return [*_history(row, notes), Message(role="user", content=text)], read
 
 
-def _text(row: Mapping[str, Any], key: str) -> str:
+def _history(row: Fields, notes: Notes) -> list[Message]:
+    history: object = row.get("history")
+    if is_blank(history):
+        return []
+    if not isinstance(history, list):
+        raise DataError(f'"history" is {kind(history)}, and a list of [question, answer] is needed')
+    rounds = cast("list[object]", history)
+    if isinstance(rounds[0], Mapping):
+        return read_turns(rounds, "history", notes)
+    messages: list[Message] = []
+    for i, one in enumerate(rounds):
+        said = cast("list[object]", one) if isinstance(one, list) else list[object]()
+        if len(said) != 2 or not all(isinstance(text, str) and text.strip() for text in said):
+            raise DataError(f"history[{i}] is not a question and its answer", fix='Write ["question", "answer"]')
+        for role, text in zip(("user", "assistant"), said, strict=True):
+            messages.append(Message(role=role, content=encodable(str(text), f"history[{i}]")))
+    return messages
+
+
+def with_system(row: Fields, messages: list[Message]) -> list[Message]:
+    """The turns after the system turn of the row's own column, if it has one.
+
+    Raises:
+        DataError: If it is not text, or the turns have another system turn.
+    """
+    for key in _SYSTEM_KEYS:
+        if is_blank(row.get(key)) or not str(row[key]).strip():
+            continue
+        system = Message(role="system", content=text_of(row, key))
+        if not messages or messages[0]["role"] != "system":
+            return [system, *messages]
+        if messages[0]["content"].strip() != system["content"].strip():
+            raise DataError(f'"{key}" is given, and the turns begin with another system turn', fix="Keep one of them")
+    return messages
+
+
+def tools_of(row: Fields) -> tuple[dict[str, Any], ...]:
+    """The tools that a row declares.
+
+    Raises:
+        DataError: If they cannot be read.
+    """
+    key = next((key for key in _TOOL_KEYS if not is_blank(row.get(key))), None)
+    return cast("tuple[dict[str, Any], ...]", read_tools(row[key])) if key is not None else ()
+
+
+def unread_keys(row: Fields, read: set[str]) -> Iterator[Note]:
+    """A note for each key of a row that nothing reads.
+
+    Raises:
+        DataError: For pictures and sounds, and a weight that is not finite.
+    """
+    if row.keys() <= read:
+        return
+    refuse_media(row)
+    weight = row.get("weight")
+    if isinstance(weight, float) and not math.isfinite(weight):
+        raise DataError(f'"weight" is {weight}, which is not a finite number', fix="Correct or remove it")
+    known = read | {*_SYSTEM_KEYS, *_TOOL_KEYS}
+    for key, value in row.items():
+        if key not in known and not is_blank(value):
+            yield Note("unread_key", shown(key))
+
+
+def repeats(prompt: str, answer: str) -> bool:
+    """Whether an answer begins with its prompt and goes on."""
+    asked, said = prompt.strip(), answer.strip()
+    return len(asked) >= _LEAST_REPEATED and said.startswith(asked) and said[len(asked) :][:1].isspace()
+
+
+def text_of(row: Fields, key: str) -> str:
+    """The text under a key.
+
+    Raises:
+        DataError: If there is none.
+    """
     value = row.get(key)
     if not isinstance(value, str):
-        raise DataError(f'"{key}" is {_kind(value)}, and text is needed')
+        raise DataError(f'"{key}" is {kind(value)}, and text is needed')
     if not value.strip():
         raise DataError(f'"{key}" is empty')
-    return _encodable(value, f'"{key}"')
+    return encodable(value, f'"{key}"')
 
 
-def _encodable(text: str, where: str) -> str:
-    if not text.isascii() and _SURROGATE.search(text):
-        raise DataError(f"{where} holds half of a surrogate pair, which no tokenizer takes", fix="Repair the text")
-    return text
+def check_roles(messages: Sequence[Message]) -> None:
+    """Refuse turns whose order is no conversation that ends with an answer.
 
-
-def _from_turns(row: Mapping[str, Any], key: str, *, role: str = "role", content: str = "content") -> list[Message]:
-    turns: object = row.get(key)
-    if not isinstance(turns, Sequence) or isinstance(turns, str):
-        raise DataError(f'"{key}" is {_kind(turns)}, and a list of turns is needed')
-    return [_turn(turn, f"{key}[{i}]", role, content) for i, turn in enumerate(cast("Sequence[object]", turns))]
-
-
-def _turn(turn: object, where: str, role_key: str, content_key: str) -> Message:
-    if not isinstance(turn, Mapping):
-        raise DataError(f"{where} is {_kind(turn)}, and an object is needed")
-    fields = cast("Mapping[str, Any]", turn)
-    role = fields.get(role_key)
-    roles = _SHAREGPT_ROLES if role_key == "from" else _ROLES
-    if role not in roles:
-        raise DataError(f"{where} has the role {role!r}", fix=f"Known roles: {', '.join(roles)}")
-    content = _content(fields.get(content_key), f"{where}.{content_key}")
-    calls = fields.get("tool_calls")
-    if not content.strip() and not calls:
-        raise DataError(f"{where} ({roles[role]}) is empty")
-    message = Message(role=roles[role], content=content)
-    if calls:
-        message["tool_calls"] = list(calls)
-    return message
-
-
-def _content(value: object, where: str) -> str:
-    """Text, or a list of text parts as some chat APIs write it."""
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return _encodable(value, where)
-    if isinstance(value, Sequence):
-        return "".join(_part(part, where) for part in cast("Sequence[object]", value))
-    raise DataError(f"{where} is {_kind(value)}, and text is needed")
-
-
-def _part(part: object, where: str) -> str:
-    fields: Mapping[str, Any] = cast("Mapping[str, Any]", part) if isinstance(part, Mapping) else {}
-    if fields.get("type") != "text" or not isinstance(fields.get("text"), str):
-        raise DataError(f"{where} has a part that is not text", fix="Images and audio cannot be trained on here")
-    return _encodable(str(fields["text"]), where)
-
-
-def _check_roles(messages: Sequence[Message]) -> None:
+    Raises:
+        DataError: With the turn.
+    """
     if not messages:
         raise DataError("the conversation is empty")
     roles = [message["role"] for message in messages]
@@ -182,13 +279,3 @@ def _check_roles(messages: Sequence[Message]) -> None:
         raise DataError(
             f"the conversation ends with {roles[-1]}, not assistant", fix="Remove the turns after the answer"
         )
-
-
-def _kind(value: object) -> str:
-    """A value's type in the words of a person who writes JSON."""
-    if value is None:
-        return "missing"
-    name = type(value).__name__
-    return {"str": "text", "bool": "true or false", "list": "a list", "dict": "an object"}.get(
-        name, "a number" if isinstance(value, int | float) else name
-    )

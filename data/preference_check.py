@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel
 
-from ..core.errors import DataError
+from ..core.errors import ConfigError, DataError
 from ..core.files import short_digest
 from ..doctrine.rules import number
-from ..models.chat import words_of
+from ..models.chat import ChatRenderer, words_of
+from ..models.hyperparameters import require_within_context
 from .preference_rows import PreferencePair, is_preference_row, to_pair
-from .row_files import read_rows
-from .row_findings import SHOWN_LINES
+from .preferences import RenderedPair, render_pair
+from .row_files import Row, read_rows
+from .row_findings import SHOWN_LINES, RowFindings
 
 _NAMED_LINES = 5
+_PROGRESS_ROWS = 256
 DataKind = Literal["supervised", "preferences"]
 
 
@@ -34,6 +37,8 @@ class PreferenceFindings:
         repeated: Lines that repeat an earlier pair.
         leaked: Lines whose prompt is in the validation file too.
         chosen_longer: Pairs whose chosen answer has more characters; ``rejected_longer`` the other way round.
+        cut: Lines of pairs that are longer than ``max_seq_len``.
+        noted: How the rows were read and, with a renderer, rendered.
     """
 
     rows: int = 0
@@ -45,6 +50,8 @@ class PreferenceFindings:
     leaked: list[int] = field(default_factory=list[int])
     chosen_longer: int = 0
     rejected_longer: int = 0
+    cut: list[int] = field(default_factory=list[int])
+    noted: RowFindings = field(default_factory=RowFindings)
 
     @property
     def longer_share(self) -> float | None:
@@ -52,12 +59,19 @@ class PreferenceFindings:
         unequal = self.chosen_longer + self.rejected_longer
         return self.chosen_longer / unequal if unequal else None
 
+    def add_bad(self, line: int, error: DataError | None) -> None:
+        """Count a row that holds no pair to compare."""
+        self.bad_count += 1
+        if error is not None and len(self.bad) < _NAMED_LINES:
+            self.bad.append((line, error))
+
     def warnings(self) -> list[str]:
         """One sentence for each kind of problem."""
         kinds = (
             (self.contradictory, "pairs contradict an earlier one"),
             (self.repeated, "pairs repeat an earlier one"),
             (self.leaked, "prompts are in the validation file too"),
+            (self.cut, "pairs have a side that is cut at max_seq_len"),
         )
         warnings = [f"{len(lines):,} {problem} ({_lines(lines)})" for lines, problem in kinds if lines]
         share = self.longer_share
@@ -92,8 +106,22 @@ class PreferenceReport(BaseModel):
     warnings: list[str]
 
 
-def check_preferences(train_file: Path, val_file: Path | None = None) -> PreferenceFindings:
+def check_preferences(
+    train_file: Path,
+    val_file: Path | None = None,
+    *,
+    renderer: ChatRenderer | None = None,
+    max_seq_len: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> PreferenceFindings:
     """Read a whole file of preferences; memory grows by some hundred bytes per row.
+
+    Args:
+        train_file: The pairs to train.
+        val_file: Held-out pairs whose prompts must not be in it.
+        renderer: The model's; without one nothing is said of tokens.
+        max_seq_len: Tokens at which training cuts a side.
+        progress: Called with the rows read.
 
     Raises:
         DataError: If the file as a whole cannot be read; bad rows are counted, not raised.
@@ -101,34 +129,53 @@ def check_preferences(train_file: Path, val_file: Path | None = None) -> Prefere
     held_out = {_prompt_digest(pair) for _, pair in _pairs(val_file) if isinstance(pair, PreferencePair)}
     findings = PreferenceFindings()
     chosen_before: dict[bytes, bytes] = {}
-    for line, pair in _pairs(train_file):
+    for row, pair in _pairs(train_file):
         findings.rows += 1
-        if isinstance(pair, DataError):
-            findings.bad_count += 1
-            if len(findings.bad) < _NAMED_LINES:
-                findings.bad.append((line, pair))
+        if progress is not None and findings.rows % _PROGRESS_ROWS == 0:
+            progress(findings.rows)
+        if row.not_finite:
+            findings.noted.note("not_finite", row.number)
+        rendered = None
+        if renderer is not None and isinstance(pair, PreferencePair):
+            rendered = render_pair(renderer, pair, max_seq_len)
+        problem = next((each for each in (pair, rendered) if isinstance(each, DataError)), None)
+        if problem is not None or isinstance(pair, DataError):
+            findings.add_bad(row.number, problem)
             continue
         findings.usable += 1
-        chosen, rejected = short_digest(pair.chosen_text), short_digest(pair.rejected_text)
-        prompt = _prompt_digest(pair)
-        question = prompt + min(chosen, rejected) + max(chosen, rejected)
-        if question not in chosen_before:
-            chosen_before[question] = chosen
-        elif chosen_before[question] == chosen:
-            findings.repeated.append(line)
+        _note_pair(findings, row.number, pair, rendered if isinstance(rendered, RenderedPair) else None)
+        prompt, key, chosen = _digests(pair)
+        if key not in chosen_before:
+            chosen_before[key] = chosen
+        elif chosen_before[key] == chosen:
+            findings.repeated.append(row.number)
         else:
-            findings.contradictory.append(line)
+            findings.contradictory.append(row.number)
         if prompt in held_out:
-            findings.leaked.append(line)
-        difference = len(pair.chosen_text) - len(pair.rejected_text)
-        findings.chosen_longer += difference > 0
-        findings.rejected_longer += difference < 0
+            findings.leaked.append(row.number)
     return findings
 
 
-def _pairs(path: Path | None) -> Iterator[tuple[int, PreferencePair | DataError]]:
+def _note_pair(findings: PreferenceFindings, line: int, pair: PreferencePair, rendered: RenderedPair | None) -> None:
+    words = "\n".join((words_of(pair.prompt), pair.chosen_text, pair.rejected_text))
+    findings.noted.note_all(line, pair.notes, rendered.rendered if rendered else (), words)
+    if rendered is not None and rendered.cut:
+        findings.cut.append(line)
+    difference = len(pair.chosen_text) - len(pair.rejected_text)
+    findings.chosen_longer += difference > 0
+    findings.rejected_longer += difference < 0
+
+
+def _digests(pair: PreferencePair) -> tuple[bytes, bytes, bytes]:
+    """The prompt, the prompt with both answers in either order, and the better answer."""
+    prompt = _prompt_digest(pair)
+    chosen, rejected = short_digest(pair.chosen_text), short_digest(pair.rejected_text)
+    return prompt, prompt + min(chosen, rejected) + max(chosen, rejected), chosen
+
+
+def _pairs(path: Path | None) -> Iterator[tuple[Row, PreferencePair | DataError]]:
     for row in read_rows(path) if path is not None else ():
-        yield row.number, row.parsed(to_pair)
+        yield row, row.parsed(to_pair)
 
 
 def _prompt_digest(pair: PreferencePair) -> bytes:
@@ -147,22 +194,37 @@ def kind_of(path: Path) -> DataKind:
     return "supervised"
 
 
-def preference_report(train_file: Path, val_file: Path | None) -> PreferenceReport:
-    """What is wrong with a file of preferences.
+def preference_report(
+    train_file: Path,
+    val_file: Path | None,
+    *,
+    renderer: ChatRenderer | None = None,
+    max_seq_len: int | None = None,
+    context: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> PreferenceReport:
+    """What is wrong with a file of preferences; the arguments are those of `check_dataset`.
 
     Raises:
         DataError: If the file as a whole cannot be read.
     """
-    findings = check_preferences(train_file, val_file)
+    findings = check_preferences(
+        train_file, val_file, renderer=renderer, max_seq_len=max_seq_len or context, progress=progress
+    )
+    refused: list[str] = []
+    try:
+        require_within_context(max_seq_len, context)
+    except ConfigError as error:
+        refused.append(str(error))
     return PreferenceReport(
         file=str(train_file),
-        ok=findings.usable > 0 and findings.bad_count == 0,
+        ok=findings.usable > 0 and findings.bad_count == 0 and not refused,
         rows=findings.rows,
         usable_rows=findings.usable,
-        bad_rows=[f"line {line}: {error}" for line, error in findings.bad],
+        bad_rows=[*refused, *(f"line {line}: {error}" for line, error in findings.bad)],
         contradictory=findings.contradictory[:SHOWN_LINES],
         repeated=findings.repeated[:SHOWN_LINES],
         leaked=findings.leaked[:SHOWN_LINES],
         chosen_longer_share=findings.longer_share,
-        warnings=findings.warnings(),
+        warnings=[*findings.warnings(), *findings.noted.sentences()],
     )

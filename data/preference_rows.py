@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from ..core.errors import DataError
-from ..models.chat import Message, words_of
-from .formats import key_list, to_messages
+from ..models.chat import Message, Tool, is_trained, words_of
+from .formats import check_roles, prompt_turns, repeats, text_of, tools_of, unread_keys, with_system
+from .row_turns import ROLES, Note, Notes, as_fields, key_list, read_turns
 
 PreferenceFormat = Literal["pairs", "conversations", "transcripts", "ratings"]
 PREFERENCE_FORMATS: Mapping[PreferenceFormat, str] = {
@@ -19,17 +21,23 @@ PREFERENCE_FORMATS: Mapping[PreferenceFormat, str] = {
     "ratings": '{"prompt": "...", "responses": ["...", "..."], "ratings": [4, 2]}',
 }
 _SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
-_ROLES = {"Human": "user", "Assistant": "assistant"}
+_SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 _RATING_KEYS = ("ratings", "scores")
+_PROMPT_KEYS = ("prompt", "question", "instruction", "messages", "conversations", "conversation")
 
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
-    """A prompt (ending in a turn that is not the assistant's) and two answers, the first of them preferred."""
+    """A prompt (ending in a turn that is not the assistant's) and two answers, the first of them preferred.
+
+    ``tools`` are those the model is told of; ``notes`` say what the row's author may not expect.
+    """
 
     prompt: tuple[Message, ...]
     chosen: tuple[Message, ...]
     rejected: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     @property
     def chosen_text(self) -> str:
@@ -40,6 +48,15 @@ class PreferencePair:
     def rejected_text(self) -> str:
         """The worse answer's words."""
         return words_of(self.rejected)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sides:
+    """Both answers of a row with the turns before each, and the keys that were read."""
+
+    chosen: tuple[list[Message], list[Message]]
+    rejected: tuple[list[Message], list[Message]]
+    read: set[str]
 
 
 def is_preference_row(row: Mapping[str, Any]) -> bool:
@@ -54,9 +71,9 @@ def detect_preference_format(row: Mapping[str, Any]) -> PreferenceFormat:
         DataError: If it has none of them.
     """
     keys = set(row)
-    if {"prompt", "chosen", "rejected"} <= keys and row["prompt"] is not None:
-        return "pairs" if isinstance(row["chosen"], str) or not _holds_prompt(row) else "conversations"
     if {"chosen", "rejected"} <= keys:
+        if _prompt_key(row) is not None:
+            return "conversations" if _holds_prompt(row) else "pairs"
         return "transcripts" if isinstance(row["chosen"], str) else "conversations"
     if {"prompt", "responses"} <= keys:
         return "ratings"
@@ -66,38 +83,53 @@ def detect_preference_format(row: Mapping[str, Any]) -> PreferenceFormat:
     )
 
 
+def _prompt_key(row: Mapping[str, Any]) -> str | None:
+    return next((key for key in _PROMPT_KEYS if row.get(key) is not None), None)
+
+
 def to_pair(row: Mapping[str, Any], form: PreferenceFormat | None = None) -> PreferencePair:
     """The preference in a row, checked: roles, no empty turns, two answers that differ.
 
     Raises:
         DataError: With what is wrong (the caller adds the file and line).
     """
-    form = form or detect_preference_format(row)
-    pair = _READERS[form](row)
-    if pair.chosen == pair.rejected:
+    notes = Notes()
+    sides = _READERS[form or detect_preference_format(row)](row, notes)
+    prompt = with_system(row, sides.chosen[0])
+    chosen, rejected = tuple(sides.chosen[1]), tuple(sides.rejected[1])
+    for answer in (chosen, rejected):
+        check_roles([*prompt, *answer])
+    if chosen == rejected:
         raise DataError(
             "chosen and rejected are the same: there is nothing to prefer", fix="Remove the row, or correct its label"
         )
-    return pair
+    if not all(is_trained(m) for m in (*chosen, *rejected) if m["role"] == "assistant"):
+        raise DataError("an answer has weight 0, and both answers of a pair are compared", fix="Remove the weight")
+    notes.extend(unread_keys(row, sides.read))
+    return PreferencePair(tuple(prompt), chosen, rejected, tools_of(row), tuple(notes))
 
 
-def _from_pairs(row: Mapping[str, Any]) -> PreferencePair:
-    (prompt, chosen), (_, rejected) = (_answered(row, side) for side in ("chosen", "rejected"))
-    return PreferencePair(prompt, chosen, rejected)
+def _from_pairs(row: Mapping[str, Any], notes: Notes) -> _Sides:
+    key = _prompt_key(row) or "prompt"
+    prompt, read = prompt_turns(row, key, notes)
+    chosen, rejected = (_answer(row, side, notes) for side in ("chosen", "rejected"))
+    asked = prompt[-1]["content"] if prompt else ""
+    if all(repeats(asked, answer[0]["content"]) for answer in (chosen, rejected)):
+        notes.append(Note("prompt_cut"))
+        for answer in (chosen, rejected):
+            answer[0]["content"] = answer[0]["content"].lstrip().removeprefix(asked.strip()).lstrip()
+    return _Sides((prompt, chosen), (prompt, rejected), read | {"chosen", "rejected"})
 
 
-def _answered(row: Mapping[str, Any], side: str) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
-    """The prompt and one of its answers, each as text or messages."""
-    prompt, answer = row["prompt"], row[side]
-    try:
-        if isinstance(prompt, str) and isinstance(answer, list):
-            prompt = [{"role": "user", "content": prompt}]
-        turns = to_messages({"prompt": prompt, "completion": answer}, "prompt_completion")
-    except DataError as error:
-        problem = error.problem.replace('"completion"', f'"{side}"').replace("completion[", f"{side}[")
-        raise DataError(problem, fix=error.fix) from error
-    length = len(cast("Sequence[object]", answer)) if isinstance(answer, list) else 1
-    return tuple(turns[:-length]), tuple(turns[-length:])
+def _answer(row: Mapping[str, Any], side: str, notes: Notes) -> list[Message]:
+    """One answer: a text, a turn or a list of turns."""
+    value: object = row[side]
+    if not isinstance(value, list | Mapping):
+        return [Message(role="assistant", content=text_of(row, side))]
+    turns = read_turns(cast("list[object]", value if isinstance(value, list) else [value]), side, notes)
+    if not turns:
+        raise DataError(f'"{side}" has no turns')
+    return turns
 
 
 def _holds_prompt(row: Mapping[str, Any]) -> bool:
@@ -105,21 +137,21 @@ def _holds_prompt(row: Mapping[str, Any]) -> bool:
     turns = row["chosen"]
     if not isinstance(turns, list) or not turns:
         return False
-    first = cast("Sequence[object]", turns)[0]
-    return isinstance(first, Mapping) and cast("Mapping[str, Any]", first).get("role") in {"user", "system"}
+    fields = as_fields(cast("list[object]", turns)[0])
+    return ROLES.get(str(fields.get("role") or fields.get("from")).lower()) in {"user", "system"}
 
 
-def _from_conversations(row: Mapping[str, Any]) -> PreferencePair:
-    chosen = to_messages({"messages": row["chosen"]}, "messages")
-    rejected = to_messages({"messages": row["rejected"]}, "messages")
-    return _split(chosen, rejected)
+def _from_conversations(row: Mapping[str, Any], notes: Notes) -> _Sides:
+    chosen, rejected = (read_turns(row[side], side, notes) for side in ("chosen", "rejected"))
+    return _split(chosen, rejected, {"chosen", "rejected", *_PROMPT_KEYS})
 
 
-def _from_transcripts(row: Mapping[str, Any]) -> PreferencePair:
-    return _split(_transcript(row, "chosen"), _transcript(row, "rejected"))
+def _from_transcripts(row: Mapping[str, Any], notes: Notes) -> _Sides:
+    chosen, rejected = (_transcript(row, side, notes) for side in ("chosen", "rejected"))
+    return _split(chosen, rejected, {"chosen", "rejected"})
 
 
-def _transcript(row: Mapping[str, Any], side: str) -> list[Message]:
+def _transcript(row: Mapping[str, Any], side: str, notes: Notes) -> list[Message]:
     text = row[side]
     if not isinstance(text, str):
         raise DataError(f'"{side}" is not text, and the other side is')
@@ -131,13 +163,13 @@ def _transcript(row: Mapping[str, Any], side: str) -> list[Message]:
         )
     ends = [m.start() for m in speakers[1:]] + [len(text)]
     turns = [
-        {"role": _ROLES[m.group(1)], "content": text[m.end() : end].strip()}
+        {"role": _SPEAKERS[m.group(1)], "content": text[m.end() : end].strip()}
         for m, end in zip(speakers, ends, strict=True)
     ]
-    return to_messages({"messages": turns}, "messages")
+    return read_turns(turns, side, notes)
 
 
-def _split(chosen: Sequence[Message], rejected: Sequence[Message]) -> PreferencePair:
+def _split(chosen: Sequence[Message], rejected: Sequence[Message], read: set[str]) -> _Sides:
     """Two conversations as their common beginning and two endings."""
     common = 0
     for one, other in zip(chosen[:-1], rejected[:-1], strict=False):
@@ -148,22 +180,25 @@ def _split(chosen: Sequence[Message], rejected: Sequence[Message]) -> Preference
         common -= 1
     if common == 0:
         raise DataError("chosen and rejected have no common prompt", fix="Both must begin with the same turns")
-    return PreferencePair(tuple(chosen[:common]), tuple(chosen[common:]), tuple(rejected[common:]))
+    prompt = list(chosen[:common])
+    return _Sides((prompt, list(chosen[common:])), (prompt, list(rejected[common:])), read)
 
 
-def _from_ratings(row: Mapping[str, Any]) -> PreferencePair:
-    responses, ratings = row["responses"], next((row[key] for key in _RATING_KEYS if key in row), None)
+def _from_ratings(row: Mapping[str, Any], notes: Notes) -> _Sides:
+    key = next((key for key in _RATING_KEYS if key in row), "ratings")
+    responses, ratings = row["responses"], row.get(key)
     if not isinstance(responses, list) or not isinstance(ratings, list):
         raise DataError('"responses" and "ratings" must be two lists of the same length')
     texts, values = cast("list[Any]", responses), cast("list[Any]", ratings)
     if len(texts) != len(values) or len(texts) < 2:
         raise DataError(f"{len(texts)} responses and {len(values)} ratings: two or more of each are needed")
-    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-        raise DataError('"ratings" must be numbers')
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values):
+        raise DataError(f'"{key}" must be numbers, and finite ones', fix="Remove the responses without a rating")
     best, worst = values.index(max(values)), values.index(min(values))
     if values[best] == values[worst]:
         raise DataError("every response has the same rating: there is nothing to prefer", fix="Remove the row")
-    return _from_pairs({"prompt": row["prompt"], "chosen": texts[best], "rejected": texts[worst]})
+    sides = _from_pairs({**row, "chosen": texts[best], "rejected": texts[worst]}, notes)
+    return replace(sides, read=sides.read | {"responses", key})
 
 
 _READERS = {

@@ -9,22 +9,26 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import DataError
-from ..models.chat import ChatRenderer, Rendered
+from ..models.chat import ChatRenderer, Conversation, Rendered, RenderingNote
 from .examples import KEPT_PROBLEMS, Batches, Example
 from .preference_rows import PreferencePair, to_pair
 from .row_files import at_line, read_rows, usable_rows
+from .row_findings import RowFindings
+from .row_turns import Note
 
 
 @dataclass(frozen=True, slots=True)
 class RenderedPair:
     """The better and the worse answer to one prompt, each with its prompt and weight 1 on the answer's tokens.
 
-    ``cut``: whether a side was longer than ``max_seq_len``.
+    ``cut``: whether a side was longer than ``max_seq_len``. ``read`` and ``rendered`` are what was noted of the row.
     """
 
     chosen: Example
     rejected: Example
     cut: bool
+    read: tuple[Note, ...] = ()
+    rendered: frozenset[RenderingNote] = frozenset()
 
 
 class PreferenceData(Batches[RenderedPair]):
@@ -73,6 +77,8 @@ class PreferenceCounts:
         chosen_longer: Pairs whose chosen answer has more tokens than the rejected one.
         rejected_longer: Pairs where it is the other way round.
         problems: The first rows that cannot be used, with file and line.
+        unusable: How many rows cannot be used.
+        notes: What to know of how the rows were read and rendered (see `TokenCounts.notes`).
     """
 
     rows: int
@@ -83,6 +89,7 @@ class PreferenceCounts:
     rejected_longer: int
     problems: tuple[DataError, ...]
     unusable: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def count_pairs(path: Path, renderer: ChatRenderer, *, max_seq_len: int | None) -> PreferenceCounts:
@@ -93,19 +100,22 @@ def count_pairs(path: Path, renderer: ChatRenderer, *, max_seq_len: int | None) 
     """
     rows = tokens = answers = truncated = longer = shorter = unusable = 0
     problems: list[DataError] = []
+    findings = RowFindings()
     for number, outcome in _rendered_pairs(path, renderer, max_seq_len):
         if isinstance(outcome, DataError):
             unusable += 1
             if len(problems) < KEPT_PROBLEMS:
                 problems.append(at_line(path, number, outcome))
             continue
+        findings.note_all(number, outcome.read, outcome.rendered)
         chosen, rejected = outcome.chosen.trained_tokens, outcome.rejected.trained_tokens
         rows, answers, truncated = rows + 1, answers + chosen + rejected, truncated + outcome.cut
         tokens += len(outcome.chosen.tokens) + len(outcome.rejected.tokens)
         longer, shorter = longer + (chosen > rejected), shorter + (chosen < rejected)
     if not rows:
         raise problems[0] if problems else DataError("no pair can be used", where=str(path))
-    return PreferenceCounts(rows, tokens, answers, truncated, longer, shorter, tuple(problems), unusable)
+    notes = findings.sentences()
+    return PreferenceCounts(rows, tokens, answers, truncated, longer, shorter, tuple(problems), unusable, notes)
 
 
 def _rendered_pairs(
@@ -114,13 +124,15 @@ def _rendered_pairs(
     """Every row of a file with its number: both sides rendered, or why they cannot be."""
     for row in read_rows(path):
         pair = row.parsed(to_pair)
-        yield row.number, pair if isinstance(pair, DataError) else _render(renderer, pair, max_seq_len)
+        yield row.number, pair if isinstance(pair, DataError) else render_pair(renderer, pair, max_seq_len)
 
 
-def _render(renderer: ChatRenderer, pair: PreferencePair, max_seq_len: int | None) -> RenderedPair | DataError:
+def render_pair(renderer: ChatRenderer, pair: PreferencePair, max_seq_len: int | None) -> RenderedPair | DataError:
+    """Both sides of a pair, cut; or why nothing of it can be compared."""
+    sides = [Conversation([*pair.prompt, *answer], pair.tools) for answer in (pair.chosen, pair.rejected)]
     try:
-        prompt = renderer.generation_prompt(pair.prompt)
-        both = renderer.render_many([[*pair.prompt, *pair.chosen], [*pair.prompt, *pair.rejected]])
+        prompt = renderer.generation_prompt(Conversation(pair.prompt, pair.tools))
+        both = renderer.render_many(sides)
     except DataError as error:
         return error
     chosen, rejected = (_answer(side, len(prompt), max_seq_len) for side in both)
@@ -131,7 +143,9 @@ def _render(renderer: ChatRenderer, pair: PreferencePair, max_seq_len: int | Non
     if np.array_equal(chosen.tokens, rejected.tokens):
         return DataError("both answers are the same tokens after truncation", fix="Raise max_seq_len")
     cut = max_seq_len is not None and any(len(side.tokens) > max_seq_len for side in both)
-    return RenderedPair(chosen, rejected, cut)
+    # Earlier answers are common to both sides and not compared, whether they could be trained or not.
+    notes = both[0].notes.union(both[1].notes) - {"last_turn_only"}
+    return RenderedPair(chosen, rejected, cut, pair.notes, frozenset(notes))
 
 
 def _answer(side: Rendered, prompt_tokens: int, max_seq_len: int | None) -> Example:

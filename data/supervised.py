@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,12 @@ import numpy as np
 from ..core.errors import DataError
 from ..models.chat import ChatRenderer, Rendered
 from .examples import CHUNK_ROWS, KEPT_PROBLEMS, Batches, Example, render_each
-from .formats import to_messages
-from .row_files import at_line, read_rows, usable_rows
+from .formats import ReadRow, read_row
+from .row_files import at_line, chunks_of, read_rows, usable_rows
+from .row_findings import RowFindings
+
+# A line without an end must not be read into memory whole.
+_LINE_PART_BYTES = 2**20
 
 
 class SftData(Batches[Example]):
@@ -103,6 +106,8 @@ class TokenCounts:
         longest: Tokens of the longest row, before truncation.
         exact: False when only the first rows were read and the counts are scaled up by size.
         problems: The first rows that cannot be used, with file and line.
+        unusable: How many rows cannot be used.
+        notes: What to know of how the rows read were read and rendered: keys that nothing reads, text that is lost.
     """
 
     rows: int
@@ -113,6 +118,7 @@ class TokenCounts:
     exact: bool
     problems: tuple[DataError, ...]
     unusable: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def count_tokens(
@@ -123,26 +129,27 @@ def count_tokens(
     Raises:
         DataError: If the file cannot be read, or not one of the rows read can be used.
     """
-    rows = tokens = loss = truncated = longest = seen = unusable = 0
+    rows = tokens = loss = truncated = longest = seen = number = 0
     problems: list[DataError] = []
     stopped = False
-    for number, outcome in rendered_rows(path, renderer):
+    findings = RowFindings()
+    for number, outcome in rendered_rows(path, renderer, findings):
         seen += 1
         example = Example.of(outcome, max_seq_len) if isinstance(outcome, Rendered) else None
-        if isinstance(outcome, Rendered) and example is not None and example.trained_tokens:
+        if example is not None and not example.trained_tokens:
+            outcome = _NOTHING_LEFT
+        if example is not None and isinstance(outcome, Rendered):
             rows, longest = rows + 1, max(longest, len(outcome.tokens))
             truncated += len(example.tokens) < len(outcome.tokens)
             tokens, loss = tokens + len(example.tokens), loss + int(example.weights.sum())
-        else:
-            unusable += 1
-            problem = _NOTHING_LEFT if isinstance(outcome, Rendered) else outcome
-            problems += [at_line(path, number, problem)] if len(problems) < KEPT_PROBLEMS else []
+        elif isinstance(outcome, DataError) and len(problems) < KEPT_PROBLEMS:
+            problems.append(at_line(path, number, outcome))
         if sample_rows is not None and seen >= sample_rows:
             stopped = True
             break
     if not rows:
         raise problems[0] if problems else DataError("no row can be used", where=str(path))
-    share = _share_read(path, seen) if stopped else 1.0
+    share = _share_read(path, seen, number) if stopped else 1.0
     return TokenCounts(
         rows=round(rows / share),
         tokens=round(tokens / share),
@@ -151,26 +158,37 @@ def count_tokens(
         longest=longest,
         exact=share == 1.0,
         problems=tuple(problems),
-        unusable=round(unusable / share),
+        unusable=round((seen - rows) / share),
+        notes=findings.sentences(),
     )
 
 
-def _share_read(path: Path, rows: int) -> float:
-    """The share of a file that its first ``rows`` rows are, by bytes for text and by count for Parquet."""
-    if path.suffix.lower() == ".parquet":
+def _share_read(path: Path, rows: int, last: int) -> float:
+    """The share of a file that its first rows are: by count, or for text by the bytes up to the ``last`` row's line."""
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
         parquet: Any = importlib.import_module("pyarrow.parquet")
 
         return min(1.0, rows / max(1, parquet.ParquetFile(path).metadata.num_rows))
+    if suffix == ".json":
+        return rows / sum(1 for _ in read_rows(path))
+    read = 0
     with path.open("rb") as file:
-        read = sum(len(line) for line in islice(file, rows))
+        while last and (part := file.readline(_LINE_PART_BYTES)):
+            read += len(part)
+            last -= part.endswith(b"\n")
     return min(1.0, read / path.stat().st_size)
 
 
-def rendered_rows(path: Path, renderer: ChatRenderer) -> Iterator[tuple[int, Rendered | DataError]]:
-    """Every row of a file with its number: rendered, or why it cannot be."""
-    rows = read_rows(path)
-    while chunk := list(islice(rows, CHUNK_ROWS)):
-        parsed = [row.parsed(to_messages) for row in chunk]
-        rendered = iter(render_each(renderer, [p for p in parsed if not isinstance(p, DataError)]))
-        for row, messages in zip(chunk, parsed, strict=True):
-            yield row.number, messages if isinstance(messages, DataError) else next(rendered)
+def rendered_rows(
+    path: Path, renderer: ChatRenderer, findings: RowFindings | None = None
+) -> Iterator[tuple[int, Rendered | DataError]]:
+    """Every row of a file with its number: rendered, or why it cannot be; what was noted of it goes to ``findings``."""
+    for chunk in chunks_of(path, CHUNK_ROWS):
+        read = [row.parsed(read_row) for row in chunk]
+        rendered = iter(render_each(renderer, [r.conversation for r in read if isinstance(r, ReadRow)]))
+        for row, content in zip(chunk, read, strict=True):
+            outcome = content if isinstance(content, DataError) else next(rendered)
+            if findings is not None and isinstance(content, ReadRow) and isinstance(outcome, Rendered):
+                findings.note_all(row.number, content.notes, outcome.notes)
+            yield row.number, outcome

@@ -12,6 +12,7 @@ from ..core.errors import DataError
 from ..core.foreign_text import named
 from ..data.formats import open_messages, to_messages
 from ..data.row_files import Row, read_rows, usable_rows
+from ..data.row_turns import Notes, read_turns
 from ..judges.prompt import EvalItem, prompt_key
 from ..models.chat import Message
 
@@ -155,7 +156,7 @@ def conversation(row: Mapping[str, Any]) -> tuple[list[Message], str | None]:
         raise DataError(f'"{key}" is empty')
     if key == "instruction":
         # A made-up answer makes a training row of it, whose first turn is the instruction with its input.
-        exchange = to_messages({"instruction": value, "input": row.get("input"), "output": "x"}, "instruction")
+        exchange = to_messages({"instruction": value, "input": row.get("input"), "output": "x"})
         value = exchange[0]["content"]
     turns: object = [Message(role="user", content=value)] if isinstance(value, str) else value
     if not isinstance(turns, list) or not turns:
@@ -194,10 +195,10 @@ def _label(row: Mapping[str, Any], key: str) -> str | None:
 
 def _with_reference(turns: Sequence[object]) -> tuple[list[Message], str | None]:
     """The turns to answer, and the answer that stands after them, if one does."""
-    last = turns[-1]
-    if not isinstance(last, Mapping) or cast("Mapping[str, object]", last).get("role") != "assistant":
+    messages = read_turns(turns, "messages", Notes())
+    if len(messages) < 2 or messages[-1]["role"] != "assistant":
         return open_messages(turns), None
-    *messages, answer = to_messages({"messages": turns}, "messages")
+    *messages, answer = to_messages({"messages": turns})
     return messages, answer["content"] or None
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from ..core.errors import DataError, ModelError
 from ..core.extras import not_installed
-from .chat import ChatRenderer, Message, Rendered
+from .chat import Tool, control_pattern
 
 # tokenizers ships no types.
 AnyTokenizer = Any
@@ -26,8 +26,10 @@ class ChatTemplate:
         tokenizer: The fast tokenizer.
         compiled: The jinja2 template.
         variables: What the template may refer to (``bos_token`` and the like).
-        special: Matches any special token's text.
+        special: Matches the text of any control token: one that is marked special, or that the settings name.
         eos_id: The id of ``eos_token``, if there is one.
+        ends: Ids at which other programs stop: ``eos_token`` and those of ``generation_config.json``; empty where that
+            file is not there.
     """
 
     tokenizer: AnyTokenizer
@@ -35,9 +37,17 @@ class ChatTemplate:
     variables: Mapping[str, str]
     special: re.Pattern[str]
     eos_id: int | None
+    ends: frozenset[int] = frozenset()
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Tool] = (), add_generation_prompt: bool = False
+    ) -> str:
         """The text of a conversation.
+
+        Args:
+            messages: Turns with the keys that the template reads.
+            tools: What it declares to the model.
+            add_generation_prompt: End it where the model is to answer.
 
         Raises:
             DataError: If the template refuses it (some accept no system turn, for example).
@@ -46,10 +56,18 @@ class ChatTemplate:
 
         try:
             return self.compiled.render(
-                messages=messages, add_generation_prompt=add_generation_prompt, tools=None, **self.variables
+                messages=messages,
+                add_generation_prompt=add_generation_prompt,
+                tools=list(tools) or None,
+                **self.variables,
             )
-        except (TemplateError, TypeError) as error:
-            raise DataError(f"the model's chat template refuses it: {error}") from error
+        except TemplateError as error:
+            reason = error.message or "it does not say why"
+            raise DataError(f"the model's chat template refuses it: {reason}") from error
+        except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
+            raise DataError(
+                f"the model's chat template cannot write it ({error})", fix="It expects turns of another shape"
+            ) from error
 
     def last_special(self, text: str) -> int | None:
         """Where the last special token in ``text`` ends, or None."""
@@ -95,7 +113,16 @@ def load_chat_template(folder: Path) -> ChatTemplate:
     variables = _special_variables(settings)
     eos = variables.get("eos_token")
     eos_id: int | None = None if eos is None else tokenizer.token_to_id(eos)
-    return ChatTemplate(tokenizer, compiled, variables, _special_pattern(tokenizer), eos_id)
+    special = _special_pattern(tokenizer, variables.values())
+    return ChatTemplate(tokenizer, compiled, variables, special, eos_id, _ends(folder, eos_id))
+
+
+def _ends(folder: Path, eos_id: int | None) -> frozenset[int]:
+    declared = _json(folder / "generation_config.json").get("eos_token_id")
+    several = cast("list[object]", declared if isinstance(declared, list) else [declared])
+    ids = {each for each in several if isinstance(each, int)}
+    own = set[int]() if eos_id is None else {eos_id}
+    return frozenset(ids | own) if ids else frozenset()
 
 
 def _generation_tag() -> type[Any]:
@@ -147,10 +174,10 @@ def _special_variables(settings: Mapping[str, Any]) -> dict[str, str]:
     return {k: v for k, v in texts.items() if isinstance(v, str)}
 
 
-def _special_pattern(tokenizer: AnyTokenizer) -> re.Pattern[str]:
+def _special_pattern(tokenizer: AnyTokenizer, named: Iterable[str]) -> re.Pattern[str]:
     added = cast("dict[int, Any]", tokenizer.get_added_tokens_decoder())
-    texts = sorted((t.content for t in added.values() if t.special), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, texts)) or "(?!)")
+    # A token that the settings name is a control token even where nobody marked it so.
+    return control_pattern(t.content for t in added.values() if t.special or t.content in set(named))
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
@@ -166,102 +193,3 @@ def _refuse(message: str) -> None:
 
 def _strftime_now(form: str) -> str:
     return datetime.now().astimezone().strftime(form)
-
-
-TEMPLATE_RENDERER = "chat_template"
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    text: str
-    trained: bool
-
-
-class TemplateRenderer(ChatRenderer):
-    """Renders with a model's own chat template."""
-
-    def __init__(self, template: ChatTemplate) -> None:
-        self._template = template
-        self.name = TEMPLATE_RENDERER
-        self.stop = self._find_stop()
-        self.vocabulary = template.tokenizer.get_vocab_size(with_added_tokens=True)
-
-    @property
-    def special_tokens(self) -> Sequence[int]:
-        """Ids of the added tokens that are marked special."""
-        added = self._template.tokenizer.get_added_tokens_decoder()
-        return [token for token, how in added.items() if how.special]
-
-    def render_many(self, conversations: Sequence[Sequence[Message]]) -> list[Rendered]:
-        """Render many conversations; the tokenizer works on all their pieces at once."""
-        split = [self._pieces(conversation) for conversation in conversations]
-        encodings = iter(self._encode([piece.text for pieces, _ in split for piece in pieces]))
-        rendered: list[Rendered] = []
-        for pieces, last_only in split:
-            tokens, weights = list[int](), list[int]()
-            for piece in pieces:
-                ids = next(encodings)
-                tokens += ids
-                weights += [int(piece.trained)] * len(ids)
-            rendered.append(Rendered(tokens, weights, last_only))
-        return rendered
-
-    def generation_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The prompt's tokens, cut where training cuts them."""
-        pieces, _ = self._pieces([*messages, Message(role="assistant", content="x")])
-        last = max(i for i, piece in enumerate(pieces) if piece.trained)
-        return [token for ids in self._encode([p.text for p in pieces[:last]]) for token in ids]
-
-    def text_of(self, tokens: Sequence[int]) -> str:
-        """The text of any tokens."""
-        return self._template.tokenizer.decode([int(t) for t in tokens], skip_special_tokens=False)
-
-    def _encode(self, texts: list[str]) -> Iterable[list[int]]:
-        for encoding in self._template.tokenizer.encode_batch_fast(texts, add_special_tokens=False):
-            yield encoding.ids
-
-    def _pieces(self, messages: Sequence[Message]) -> tuple[list[_Piece], bool]:
-        """The conversation's text, cut into what the model reads and what it answers."""
-        text = self._template.render(messages)
-        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        spans = [self._span(messages, i, text) for i in turns]
-        last_only = any(not text.startswith(before + answer) for before, answer in spans)
-        if last_only:
-            before, answer = spans[-1]
-            return [_Piece(before, False), _Piece(answer, True)], len(turns) > 1
-        pieces: list[_Piece] = []
-        position = 0
-        for before, answer in spans:
-            pieces += [_Piece(before[position:], False), _Piece(answer, True)]
-            position = len(before) + len(answer)
-        return pieces, False
-
-    def _span(self, messages: Sequence[Message], turn: int, text: str) -> tuple[str, str]:
-        """The text before an assistant turn, and the turn up to and including the token that ends it."""
-        before = self._template.render(messages[:turn], add_generation_prompt=True)
-        through = text if turn == len(messages) - 1 else self._template.render(messages[: turn + 1])
-        if not through.startswith(before):
-            raise DataError(
-                f"the chat template writes turn {turn + 1} differently after its own generation prompt",
-                fix="Use a template whose prompt is a prefix of the whole conversation, or name a cookbook renderer",
-            )
-        answer = through[len(before) :]
-        end = self._template.last_special(answer)
-        return before, answer if end is None or answer[end:].strip() else answer[:end]
-
-    def _find_stop(self) -> list[int]:
-        probe = [Message(role="user", content="a"), Message(role="assistant", content="b")]
-        try:
-            _, answer = self._span(probe, 1, self._template.render(probe))
-        except DataError as error:
-            raise ModelError(error.problem, where="chat template", fix=error.fix) from error
-        ids: list[int] = self._template.tokenizer.encode(answer, add_special_tokens=False).ids
-        ended = self._template.last_special(answer) == len(answer)
-        stops = [*(ids[-1:] if ended else []), *([] if self._template.eos_id is None else [self._template.eos_id])]
-        if not stops:
-            raise ModelError(
-                "nothing ends an answer: the template writes no special token after it and there is no eos_token",
-                where="chat template",
-                fix="Set eos_token in tokenizer_config.json",
-            )
-        return list(dict.fromkeys(stops))

@@ -182,6 +182,25 @@ def derive_max_seq_len(config: ModelConfig, backend: str) -> Derived:
     return Derived(None, "data.max_seq_len", "the model's context is not known here: ask the backend")
 
 
+def require_within_context(max_seq_len: int | None, context: int | None, *, where: str = "max_seq_len") -> None:
+    """Refuse rows longer than the model takes; a length or a context that is not known passes.
+
+    Args:
+        max_seq_len: Tokens at which rows are cut.
+        context: Tokens the model takes (see ``derive_max_seq_len``).
+        where: Where ``max_seq_len`` was set, for the error.
+
+    Raises:
+        ConfigError: If ``max_seq_len`` is above the context.
+    """
+    if max_seq_len is not None and context is not None and max_seq_len > context:
+        raise ConfigError(
+            f"max_seq_len {max_seq_len:,} is above the {context:,} tokens of the model's context",
+            where=where,
+            fix=f"Set max_seq_len to {context} or less, or leave it out; longer rows are cut there",
+        )
+
+
 def _cadence(rule_id: str, total_steps: int, what: str) -> Derived:
     times = integer(rule_id)
     return Derived(max(1, total_steps // times), rule_id, f"about {times} {what} in {total_steps} steps")

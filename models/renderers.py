@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from .chat import ChatRenderer
-from .chat_template import TEMPLATE_RENDERER, TemplateRenderer, load_chat_template
+from .chat_template import load_chat_template
 from .hub import tokenizer_folder
 from .model_ref import resolve_model
+from .template_renderer import TEMPLATE_RENDERER, TemplateRenderer
 
 
 def load_renderer(base_model: str, renderer_name: str | None = None) -> ChatRenderer:

@@ -21,8 +21,8 @@ from torch.nn.functional import cross_entropy
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from sota_ml_researcher.models.chat import ChatRenderer
-from sota_ml_researcher.models.chat_template import TemplateRenderer
 from sota_ml_researcher.models.renderers import load_renderer
+from sota_ml_researcher.models.template_renderer import TemplateRenderer
 
 FOLDER = Path(__file__).parent.parent / "demo"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|unk|>"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ from mcp.server.mcpserver import Context
 from mcp_types import CallToolResult
 from pydantic import BaseModel, Field
 
+from ..core.errors import ConfigError, ModelError
 from ..core.foreign_text import foreign, named, one_line
 from .answers import answer, number
 from .background import CALL_AGAIN, WorkProgress, config_path, data_path, file_identity, forget, run_in_background
@@ -17,7 +19,9 @@ from .model_arguments import with_reward_models
 if TYPE_CHECKING:
     from ..data.preference_check import PreferenceReport
     from ..data.row_findings import DatasetReport
+    from ..models.chat import ChatRenderer
     from ..rewards.probes import RewardReport
+_SHOWN_FINDINGS = 10
 TrainFile = Annotated[str, Field(description=".jsonl, .json, .csv or .parquet file, or demo:NAME")]
 
 
@@ -49,28 +53,33 @@ async def check_dataset(
     ranks. Next: validate_capacity.
     """
     train, val = data_path(train_file), data_path(val_file, "val_file") if val_file else None
+    if reward_config is not None and val is not None:
+        raise ConfigError("a reward is tried on train_file alone", where="val_file", fix="Leave it out")
+    needs_model = {"renderer": renderer} | ({} if reward_config else {"max_seq_len": max_seq_len})
+    for name, value in needs_model.items():
+        if value is not None and base_model is None:
+            raise ConfigError("it says how tokens are counted, and base_model is missing", where=name, fix="Give both")
     if reward_config is not None:
-        return await _check_reward(reward_config, train, base_model, ctx)
+        changes = {"train_file": str(train), "base_model": base_model, "renderer": renderer, "max_seq_len": max_seq_len}
+        return await _check_reward(reward_config, changes, ctx)
     from ..data.preference_check import PreferenceReport, kind_of, preference_report
 
     def work(report: WorkProgress) -> DatasetReport | PreferenceReport:
         report.message = "the file is being opened"
         from ..data.check import check_dataset as check
-        from ..models.renderers import load_renderer
 
-        if kind_of(train) == "preferences":
-            return preference_report(train, val)
+        report.message = f"{train.name}, its first rows"
+        is_preference = kind_of(train) == "preferences"
+        chat, context = _model(base_model, renderer) if base_model else (None, None)
 
-        def progress(rows: int, doing: str) -> None:
-            report.done, report.message = rows, f"{rows:,} {doing}"
+        def progress(rows: int, doing: str = "pairs read") -> None:
+            report.done, report.message = rows, f"{train.name}, {rows:,} {doing}"
 
-        return check(
-            train,
-            renderer=load_renderer(base_model, renderer) if base_model else None,
-            max_seq_len=max_seq_len,
-            val_file=val,
-            progress=progress,
-        )
+        if is_preference:
+            return preference_report(
+                train, val, renderer=chat, max_seq_len=max_seq_len, context=context, progress=progress
+            )
+        return check(train, renderer=chat, max_seq_len=max_seq_len, context=context, val_file=val, progress=progress)
 
     key = ("check", file_identity(train), file_identity(val), base_model, max_seq_len, renderer)
     checked, progress = await run_in_background(key, work, ctx)
@@ -81,13 +90,29 @@ async def check_dataset(
         return _preferences_answer(checked)
     following = _after_check(checked, base_model)
     content = DatasetAnswer(done=True, rows_read=checked.rows, report=checked.model_dump(mode="json"), next=following)
-    return answer(content, _dataset_text(checked, following))
+    return answer(content, _dataset_text(checked, following, has_model=base_model is not None))
 
 
-async def _check_reward(reward_config: str, train: Path, base_model: str | None, ctx: Context) -> CallToolResult:
+def _model(base_model: str, renderer: str | None) -> tuple[ChatRenderer, int | None]:
+    """A model's renderer, and the tokens it takes where that is known."""
+    from ..models.configs import load_model_config
+    from ..models.hyperparameters import derive_max_seq_len
+    from ..models.model_ref import resolve_model
+    from ..models.renderers import load_renderer
+
+    chat = load_renderer(base_model, renderer)
+    try:
+        context = derive_max_seq_len(load_model_config(resolve_model(base_model)), "embedded").value
+    except ModelError:  # its config is out of reach, and only the check of the length needs it
+        context = None
+    return chat, None if context is None else int(context)
+
+
+async def _check_reward(reward_config: str, given: Mapping[str, str | int | None], ctx: Context) -> CallToolResult:
     from ..training.rl.config import load_rl_settings
 
-    changes = {"train_file": str(train)} | ({"base_model": base_model} if base_model else {})
+    changes = {key: value for key, value in given.items() if value is not None}
+    base_model, train = given["base_model"], Path(str(given["train_file"]))
     file = config_path(reward_config)
 
     def work(report: WorkProgress) -> RewardReport:
@@ -97,7 +122,7 @@ async def _check_reward(reward_config: str, train: Path, base_model: str | None,
         settings, _ = with_reward_models(load_rl_settings(file, changes))
         return reward_report(prepared(settings).config, sample=base_model is not None)
 
-    key = ("reward", file_identity(file), file_identity(train), base_model)
+    key = ("reward", file_identity(file), file_identity(train), *map(str, given.values()))
     tried, progress = await run_in_background(key, work, ctx)
     if tried is None:
         waiting = DatasetAnswer(done=False, rows_read=0, report=None, next=CALL_AGAIN)
@@ -137,22 +162,25 @@ def _after_check(report: DatasetReport, base_model: str | None) -> str:
     return f"validate_capacity(base_model={model}, train_file='{report.file}')"
 
 
-def _dataset_text(report: DatasetReport, following: str) -> str:
+def _dataset_text(report: DatasetReport, following: str, *, has_model: bool) -> str:
     verdict = "usable" if report.ok else "NOT usable as it is"
-    lines = [f"{named(Path(report.file).name)}: {verdict}."]
-    lines[0] += f" {report.usable_rows:,} of {report.rows:,} rows, {report.format or 'of no known format'}."
+    form = f", {report.format}" if report.format else ""
+    lines = [f"{named(Path(report.file).name)}: {verdict}. {report.usable_rows:,} of {report.rows:,} rows{form}."]
     tokens = report.tokens
     if tokens is None:
-        lines.append("No tokens were counted: give base_model for that.")
+        lines.append("No tokens were counted: " + ("no row can be used." if has_model else "give base_model for that."))
     else:
         lines.append(
             f"{tokens.total:,} tokens, {tokens.loss:,} of them trained; a row has {tokens.p50} (median), "
             f"{tokens.p99} (99%), {tokens.max} (longest)."
         )
-    for finding in report.findings[:6]:
-        at = f" Lines: {', '.join(map(str, finding.lines[:5]))}." if finding.kind != "bad_row" else ""
+    for finding in report.findings[:_SHOWN_FINDINGS]:
+        has_lines = finding.lines and finding.kind not in {"bad_row", "unread_key"}
+        at = f" Lines: {', '.join(map(str, finding.lines[:5]))}." if has_lines else ""
         lines.append(f"[{finding.severity}] {foreign(finding.message)}.{at} {one_line(finding.fix)}.")
-    if not report.findings:
+    if len(report.findings) > _SHOWN_FINDINGS:
+        lines.append(f"{len(report.findings) - _SHOWN_FINDINGS} more kinds of findings are in the report.")
+    if all(finding.severity == "info" for finding in report.findings):
         lines.append("No problems found.")
     if report.example is not None:
         text = foreign(report.example.text, 400, lines=True)

@@ -19,7 +19,13 @@ from ..data.supervised import TokenCounts
 from ..doctrine.rules import integer
 from ..models.capacity import CapacityReport, DataSize, capacity_report
 from ..models.configs import ModelConfig, load_model_config
-from ..models.hyperparameters import Derived, derive_checkpoint_every, derive_eval_every, derive_max_seq_len
+from ..models.hyperparameters import (
+    Derived,
+    derive_checkpoint_every,
+    derive_eval_every,
+    derive_max_seq_len,
+    require_within_context,
+)
 from ..models.lora_params import require_accepted_rank
 from ..models.model_ref import resolve_model
 from .config import OfflineConfig, TrainingConfig
@@ -105,13 +111,15 @@ def with_model(settings: Settings[OfflineT]) -> tuple[Settings[OfflineT], ModelC
     """`prepared`, with ``max_seq_len`` filled in from the model's context where it was left out; and the model.
 
     Raises:
-        ConfigError: As `prepared`.
+        ConfigError: As `prepared`, and if ``max_seq_len`` is above the context.
         ModelError: If the model cannot be had.
     """
     settings = prepared(settings)
     config = settings.config
     model = load_model_config(resolve_model(config.base_model))
     length = derive_max_seq_len(model, config.backend)
+    context = None if length.value is None else int(length.value)
+    require_within_context(config.max_seq_len, context, where=settings.place("max_seq_len"))
     if config.max_seq_len is None and length.value is not None:
         settings = settings.derived({"max_seq_len": _filled(length)})
     elif config.max_seq_len is not None and length.value is not None and config.max_seq_len > length.value:
@@ -226,11 +234,12 @@ def shared_warnings(config: OfflineConfig, counts: Counts, total_steps: int, *, 
     """
     warnings: list[str] = []
     if counts.problems:
-        total = counts.rows + counts.unusable
+        of_all = counts.rows + counts.unusable
         warnings.append(
-            f"{counts.unusable:,} of {total:,} {unit} cannot be used and will be left out, the first: "
+            f"{counts.unusable:,} of {of_all:,} {unit} cannot be used and will be left out, the first: "
             f"{foreign(counts.problems[0])}"
         )
+    warnings += [foreign(note) for note in counts.notes]
     if counts.truncated:
         warnings.append(f"{counts.truncated:,} {unit} are longer than max_seq_len {config.max_seq_len} and will be cut")
     least = integer("sft.steps.min")

@@ -67,7 +67,7 @@ def test_bad_rows_are_grouped_with_their_lines(tmp_path: Path) -> None:
 
 def test_repeats_are_counted_exactly_and_nearly(tmp_path: Path) -> None:
     rows = [row(f"unique question number {i} {LONG[i:]}", f"unique answer {i * 7919}") for i in range(20)]
-    rows += [rows[3], row(LONG, LONG + " one"), row(LONG, LONG + " two")]
+    rows += [rows[3], row("Tell it.", LONG + " one"), row("Tell it.", LONG + " two")]
     report = check_dataset(write(tmp_path / "train.jsonl", rows))
     assert report.ok
     assert (report.exact_duplicates, report.near_duplicates) == (1, 1)
@@ -77,9 +77,12 @@ def test_repeats_are_counted_exactly_and_nearly(tmp_path: Path) -> None:
 
 def test_rows_of_the_validation_file_are_found_in_the_training_file(tmp_path: Path) -> None:
     train = write(
-        tmp_path / "train.jsonl", [row(f"question {i}", f"answer {i}") for i in range(10)] + [row(LONG, LONG + " x")]
+        tmp_path / "train.jsonl",
+        [row(f"question {i}", f"answer {i}") for i in range(10)] + [row("Tell it.", LONG + " x")],
     )
-    val = write(tmp_path / "val.jsonl", [row("question 4", "answer 4"), row(LONG, LONG + " y"), row("fresh", "new")])
+    val = write(
+        tmp_path / "val.jsonl", [row("question 4", "answer 4"), row("Tell it.", LONG + " y"), row("fresh", "new")]
+    )
     report = check_dataset(train, val_file=val)
     assert report.overlap_with_val == 2
     assert sorted(kinds(report)["in_val"]) == [5, 11]
@@ -100,6 +103,27 @@ def test_damaged_text_is_recognised(tmp_path: Path) -> None:
     texts = ["fine é 日本", "lost � here", "cafÃ© au lait", "bell \x07 rings", "itâ€™s"]
     report = check_dataset(write(tmp_path / "train.jsonl", [row(t, f"a{i}") for i, t in enumerate(texts)]))
     assert kinds(report) == {"replacement_character": [2], "mojibake": [3, 5], "control_character": [4]}
+
+
+def test_markers_of_another_chat_format_are_named(tmp_path: Path, tiny_model: Path) -> None:
+    answers = ["fine", "done</s>", "a <s>struck</s> word", "done<|eot_id|>", "done<|im_end|>"]
+    path = write(tmp_path / "train.jsonl", [row(f"q{i}", answer) for i, answer in enumerate(answers)])
+    assert kinds(check_dataset(path)) == {"chat_marker": [2, 4, 5]}
+    # The last one is this model's own: what becomes of it is known.
+    found = kinds(check_dataset(path, renderer=load_renderer(str(tiny_model))))
+    assert found == {"chat_marker": [2, 4], "control_in_answer": [5]}
+
+
+def test_rows_longer_than_the_context_are_counted_as_cut(tmp_path: Path, tiny_model: Path) -> None:
+    path = write(tmp_path / "train.jsonl", [row("q", "b" * 100)])
+    report = check_dataset(path, renderer=load_renderer(str(tiny_model)), context=60)
+    assert report.tokens is not None
+    assert (report.tokens.max_seq_len, kinds(report)) == (60, {"truncated": [1]})
+
+
+def test_numbers_that_are_not_json_are_a_finding(tmp_path: Path) -> None:
+    path = write(tmp_path / "train.jsonl", [row("q", "a"), '{"prompt": "r", "completion": "b", "score": NaN}'])
+    assert kinds(check_dataset(path))["not_finite"] == [2]
 
 
 def test_characters_the_tokenizer_does_not_know_are_reported(tmp_path: Path) -> None:

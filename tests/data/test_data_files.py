@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,15 @@ def test_bytes_that_are_not_utf8_are_named_by_line(tmp_path: Path) -> None:
         ("train.json", b'["\xff"]', "train.json:1: not UTF-8"),
         ("train.csv", b"prompt,completion\n\xff,b\n", "not UTF-8"),
         ("train.csv", b'prompt,completion\n"a,b\n', "not CSV"),
+        ("train.csv", b'a,b\n1,2\n"open\n,3\n', "train.csv:3: not CSV"),
+        ("train.csv", b"a,b,a\n1,2,3\n", "two columns have the name 'a'"),
         ("train.parquet", b"not parquet at all", "not a readable Parquet file"),
+        ("train.jsonl", b'[\n {"a": 1},\n {"a": 2}\n]\n', "the file is one JSON array"),
+        ("train.jsonl", b'\xef\xbb\xbf[{"a": 1}, {"a": 2}]', "the file is one JSON array"),
+        ("train.jsonl", b'{\n "a": 1\n}\n{\n "a": 2\n}\n', "a JSON object is spread over several lines"),
+        ("train.jsonl", '{"a": 1}\n'.encode("utf-16"), "the file is UTF-16"),
+        ("train.jsonl", b"\x1f\x8b\x08\x00rest", "compressed or Parquet"),
+        ("train.json", b"[" * 100_000, "nested too deeply"),
     ],
 )
 def test_a_file_that_cannot_be_used_says_why(tmp_path: Path, name: str, content: bytes, problem: str) -> None:
@@ -78,6 +87,59 @@ def test_a_file_that_cannot_be_used_says_why(tmp_path: Path, name: str, content:
     with pytest.raises(DataError) as caught:
         list(read_rows(tmp_path / name))
     assert problem in str(caught.value)
+
+
+def test_a_record_of_a_csv_has_the_line_on_which_it_begins(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text('prompt,completion\n"one\ntwo\nthree",ok\n\nfine,yes\n"a\nb"\n')
+    rows = list(read_rows(tmp_path / "train.csv"))
+    assert [row.number for row in rows] == [2, 6, 7]
+    assert "train.csv:7: not as many fields" in str(rows[2].problem)
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_line_endings_and_separators_in_texts_end_no_row(tmp_path: Path, ending: str) -> None:
+    rows = [{"a": "x\u2028y\x85z"}, {"a": "b"}]
+    lines = [json.dumps(row, ensure_ascii=False) + ending for row in rows]
+    (tmp_path / "train.jsonl").write_bytes("".join(lines).encode())
+    assert [row.value for row in read_rows(tmp_path / "train.jsonl")] == rows
+
+
+def test_a_row_without_end_is_named_by_its_size_and_the_next_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "train.jsonl").open("wb") as file:
+        file.write(b'{"a": "')
+        file.seek(300_000_000)  # a hole: it takes no disk
+        file.write(b'"}\n{"a": 1}\n')
+    long, good = read_rows(tmp_path / "train.jsonl")
+    assert "train.jsonl:1: 300.0 MB in one row; rows above 2 MiB are not read" in str(long.problem)
+    assert (good.number, good.value) == (2, {"a": 1})
+
+
+def test_nesting_without_end_is_a_bad_row_like_any_other(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + '}\n{"a": 1}\n')
+    deep, good = read_rows(tmp_path / "train.jsonl")
+    assert "nested too deeply" in str(deep.problem)
+    assert good.problem is None
+
+
+def test_a_pipe_or_a_device_is_refused_without_reading_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "train.jsonl")
+    (tmp_path / "endless.jsonl").symlink_to("/dev/zero")
+    for name in ("train.jsonl", "endless.jsonl"):
+        with pytest.raises(DataError, match="a pipe or a device"):
+            list(read_rows(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train.json"])
+def test_numbers_that_are_not_json_are_marked(tmp_path: Path, name: str) -> None:
+    rows = ['{"a": NaN}', '{"a": "NaN"}', '{"a": [{"b": -Infinity}]}']
+    (tmp_path / name).write_text("\n".join(rows) if name.endswith("l") else f"[{', '.join(rows)}]")
+    assert [row.not_finite for row in read_rows(tmp_path / name)] == [True, False, True]
+
+
+def test_a_json_null_is_called_null(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text("null\n")
+    (row,) = read_rows(tmp_path / "train.jsonl")
+    assert str(row.problem) == "train.jsonl:1: null, and an object is needed. Write {...}."
 
 
 def test_a_csv_record_with_too_few_fields_is_named(tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ def test_tool_calls_are_kept() -> None:
         {"role": "tool", "content": "4"},
         ANSWER,
     ]
-    assert to_messages({"messages": turns})[1] == {"role": "assistant", "content": "", "tool_calls": calls}
+    called = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    assert to_messages({"messages": turns})[1] == {"role": "assistant", "content": "", "tool_calls": [called]}
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_a_template_that_rewrites_history_trains_the_last_answer_and_says_so(tmp
     renderer = load_renderer(str(write_tiny_model(tmp_path, template=thinking)))
     turns = [*CHAT[:2], Message(role="assistant", content="<think>hm</think>world"), *CHAT[3:]]
     rendered = render(renderer, turns)
-    assert rendered.last_turn_only
+    assert rendered.notes == {"last_turn_only", "control_text"}
     assert mask_view(renderer, rendered).count("⟦") == 1
     prompt = renderer.generation_prompt(turns[:-1])
     assert list(rendered.tokens[: len(prompt)]) == prompt

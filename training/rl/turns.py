@@ -80,7 +80,11 @@ def next_prompt(
     """
     placeholder = [*history, Message(role="assistant", content="x")]
     prompt = renderer.generation_prompt(history)
-    turn = list(renderer.render_many([placeholder])[0].tokens)
+    try:
+        turn = list(renderer.render_many([placeholder])[0].tokens)
+    except DataError:  # a generation prompt that opens <think> wants an answer with reasoning
+        placeholder[-1] = Message(role="assistant", content="<think>\nx\n</think>\n\nx")
+        turn = list(renderer.render_many([placeholder])[0].tokens)
     whole = renderer.generation_prompt([*placeholder, *added])
     if turn[: len(prompt)] == prompt and whole[: len(turn)] == turn:
         return [*shown, *whole[len(turn) :]]
