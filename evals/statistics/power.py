@@ -19,8 +19,8 @@ def minimal_detectable_effect(
 ) -> float | None:
     """The smallest true difference in the mean score that n items show with the given power.
 
-    (z(1 - alpha/2) + z(power)) x sd / sqrt(n), n divided by the design effect (Miller 2024, arXiv 2411.00640,
-    section 5).
+    (z(1 - alpha/2) + z(power)) x sd / sqrt(n) + 1 / n, n divided by the design effect (Miller 2024, arXiv 2411.00640,
+    section 5); 1 / n because the exact test moves in steps of one item (a continuity correction).
 
     Args:
         n: Items.
@@ -34,7 +34,8 @@ def minimal_detectable_effect(
     """
     if n < 2:
         return None
-    return _quantiles(power, level) * deviation / math.sqrt(n / design_effect)
+    size = n / design_effect
+    return _quantiles(power, level) * deviation / math.sqrt(size) + 1 / size
 
 
 def items_needed(
@@ -47,7 +48,9 @@ def items_needed(
     """
     if effect <= 0:
         raise ValueError(f"items_needed: the effect must be above 0, got {effect}")
-    return math.ceil((_quantiles(power, level) * deviation / effect) ** 2 * design_effect - 1e-9)
+    half = _quantiles(power, level) * deviation / 2
+    root = math.sqrt(half * half + effect) - half  # 1 / sqrt(n), from the formula for the effect solved for it
+    return math.ceil(design_effect / root**2 - 1e-9)
 
 
 def _quantiles(power: float, level: float) -> float:
