@@ -66,7 +66,8 @@ def _length(main: ArmComparison) -> list[str]:
     if length is None or length.interval is None or main.mean is None:
         return []
     flipped = side_of(length.interval, 0.5) != side_of(main.interval, 0.5)
-    if abs(length.rate - main.mean) <= number("judge.length_gap") and not flipped:
+    matters = length.slope_p_value is not None and length.slope_p_value < 0.05
+    if not matters or (abs(length.rate - main.mean) <= number("judge.length_gap") and not flipped):
         return []
     return [
         f"at equal length the win rate is {length.rate:.3f} ({length.interval.low:.3f} to "

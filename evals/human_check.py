@@ -65,8 +65,8 @@ def refuted_by_people(human: HumanAgreement, verdict: str) -> str | None:
     if human.true_positive_rate is None or human.true_negative_rate is None:
         side = TUNED if human.true_negative_rate is None else BASELINE
         return (
-            f"{_agreement(human)}, all labels that count name the {side} arm, and they are too few or against the "
-            "verdict: label prompts where people prefer the other arm too"
+            f"{_agreement(human)}, where every label names the {side} arm: label more prompts, some that people give "
+            "to the other arm"
         )
     return f"{_agreement(human)}, which is no better than chance (judge.agreement): use another judge or rubric"
 

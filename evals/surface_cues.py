@@ -17,6 +17,7 @@ from .statistics.hypothesis_tests import sign_test
 # A word without its case, or one run of marks ("**", "!", "```"); digits carry the content.
 _TOKEN = re.compile(r"[^\W\d_]+|[^\w\s]+")
 _LEAST_PAIRS = 10
+_NAMED = 5
 _CHANCE = 0.001  # that some word of the answers tells as many winners by luck
 
 
@@ -59,10 +60,13 @@ def _word(effects: Sequence[float], pairs: Sequence[tuple[str, str]]) -> str | N
     ]
     if not told:
         return None
-    count, word = max(told, key=lambda found: (found[0], found[0] / apart[found[1]], found[1]))
+    most = max(count for count, _ in told)
+    count, word = next(found for found in sorted(told) if found[0] == most)
     has = "with" if wins[word] == count else "without"
+    alike = sorted(w for c, w in told if c == most and apart[w] == apart[word] and (wins[w] == c) == (has == "with"))
+    named = ", ".join(f"'{w[:20]}'" for w in alike[:_NAMED]) + (" and others" if len(alike) > _NAMED else "")
     return (
-        f"the answer {has} {word[:20]!r} wins {count} of the {apart[word]} pairs that differ in it: this may be the "
+        f"the answer {has} {named} wins {count} of the {apart[word]} pairs that differ in it: this may be the "
         "judge's taste for a style or a name and not quality"
     )
 

@@ -71,8 +71,7 @@ def mean_interval(
     Args:
         values: One number per item, shape [n].
         clusters: A label per item, or None.
-        bounds: The ends of the scale, where it has some: Wilson's interval, else Student's (see the module). Values
-            that are all equal and lie inside the scale have no interval.
+        bounds: The ends of the scale, where it has some: Wilson's interval, else Student's (see the module).
         level: Confidence of the interval.
 
     Raises:
@@ -111,10 +110,14 @@ def _on_a_scale(
     size = float(effective_size(n, mean, float((x * x).mean()), inflation))
     deviation = float(values.std(ddof=1))
     estimate = MeanEstimate(float(values.mean()), error, None, n, units, deviation, bounds, size)
-    if x.min() == x.max() and 0 < x[0] < 1:
-        return estimate
-    ends = wilson_ends(mean, size, _quantile(0.5 + level / 2, n, units))
-    method = "Wilson, clustered" if units < n else "Wilson" if np.isin(x, (0, 1)).all() else "Wilson, effective size"
+    quantile = _quantile(0.5 + level / 2, n, units)
+    if x.min() == x.max():
+        # So large a share of others may have been missed (Wilson's bound), and these may lie at either end.
+        missed = quantile**2 / (units + quantile**2)
+        ends, method = (mean * (1 - missed), mean + missed * (1 - mean)), "Wilson, all alike"
+    else:
+        ends = wilson_ends(mean, size, quantile)
+        method = "Wilson, clustered" if units < n else "Wilson" if set(x) == {0.0, 1.0} else "Wilson, effective size"
     lower, upper = (low + (high - low) * float(end) for end in ends)
     return replace(estimate, interval=Interval(lower, upper, level, method))
 
@@ -190,19 +193,24 @@ def mean_p_value(estimate: MeanEstimate, null: float) -> float | None:
     assert estimate.effective_n is not None
     low, high = estimate.bounds
     p, mean = (null - low) / (high - low), (estimate.mean - low) / (high - low)
-    z = abs(mean - p) / math.sqrt(p * (1 - p) / estimate.effective_n)
+    if estimate.deviation == 0:
+        share = (mean - p) / mean if mean > p else (p - mean) / (1 - mean) if p > mean else 0.0
+        z = math.sqrt(estimate.units * share / (1 - share))
+    else:
+        z = abs(mean - p) / math.sqrt(p * (1 - p) / estimate.effective_n)
     law = stats.norm if estimate.units == estimate.n else stats.t(estimate.units - 1)
     return float(2 * law.sf(z))
 
 
 def scale_of(values: Sequence[float], low: float, high: float) -> Bounds | None:
-    """The scale's ends where they limit these values: all lie between them and one lies at an end; else None.
+    """The scale's ends where they limit these values: all lie between them, and one lies at an end or all are equal.
 
     Graded scores far from both ends are better served by Student's interval: `effective_size` would add a whole win and
     loss to a variance that is much smaller.
     """
     inside = all(low <= value <= high for value in values)
-    return (low, high) if inside and any(value in (low, high) for value in values) else None
+    limited = any(value in (low, high) for value in values) or len(set(values)) == 1
+    return (low, high) if inside and limited else None
 
 
 def wilson_interval(successes: float, n: int, *, level: float = 0.95) -> Interval | None:
