@@ -19,8 +19,9 @@ def minimal_detectable_effect(
 ) -> float | None:
     """The smallest true difference in the mean score that n items show with the given power.
 
-    (z(1 - alpha/2) + z(power)) x sd / sqrt(n) + 1 / n, n divided by the design effect (Miller 2024, arXiv 2411.00640,
-    section 5); 1 / n because the exact test moves in steps of one item (a continuity correction).
+    (z(1 - alpha/2) + z(power)) x sd / sqrt(n) + 2 x sd / n, n divided by the design effect (Miller 2024, arXiv
+    2411.00640, section 5). The second term is a continuity correction: the exact test moves in steps of one item, which
+    are 2 x sd without ties.
 
     Args:
         n: Items.
@@ -35,7 +36,7 @@ def minimal_detectable_effect(
     if n < 2:
         return None
     size = n / design_effect
-    return _quantiles(power, level) * deviation / math.sqrt(size) + 1 / size
+    return _quantiles(power, level) * deviation / math.sqrt(size) + 2 * deviation / size
 
 
 def items_needed(
@@ -48,8 +49,8 @@ def items_needed(
     """
     if effect <= 0:
         raise ValueError(f"items_needed: the effect must be above 0, got {effect}")
-    half = _quantiles(power, level) * deviation / 2
-    root = math.sqrt(half * half + effect) - half  # 1 / sqrt(n), from the formula for the effect solved for it
+    quarter = _quantiles(power, level) / 4
+    root = math.sqrt(quarter**2 + effect / (2 * deviation)) - quarter  # 1 / sqrt(n), which solves that formula
     return math.ceil(design_effect / root**2 - 1e-9)
 
 
