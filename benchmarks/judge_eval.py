@@ -30,13 +30,13 @@ from sota_ml_researcher.evals.judge_config import load_judge_settings
 from sota_ml_researcher.evals.judge_plan import plan_judge_eval
 from sota_ml_researcher.evals.statistics.comparison_models import length_adjusted
 from sota_ml_researcher.evals.statistics.hypothesis_tests import sign_test
-from sota_ml_researcher.evals.statistics.intervals import bootstrap_interval, mean_interval
+from sota_ml_researcher.evals.statistics.intervals import mean_interval
 from sota_ml_researcher.jobs import control
 from sota_ml_researcher.jobs.create import start_job
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.states import ACTIVE, Job
 
-PARTS = ("undisturbed", "with_20_percent_faults", "killed_and_resumed", "statistics", "same_model")
+PARTS = ("undisturbed", "with_20_percent_faults", "killed_and_resumed", "statistics")
 SUPPORT = Path(__file__).parents[1] / "tests" / "support"
 LOOPBACK = SUPPORT / "loopback_judges.py"
 
@@ -194,27 +194,10 @@ def statistics() -> dict[str, float]:
     scores = rng.choice([0, 0.5, 1], size=10_000)
     clusters = rng.integers(0, 4000, 10_000).tolist()
     began = time.perf_counter()
-    mean_interval(scores, clusters=clusters)
-    bootstrap_interval(scores, rng, clusters=clusters, draws=2000)
+    mean_interval(scores, clusters=clusters, bounds=(0, 1))
     length_adjusted(scores.tolist(), rng.normal(size=10_000).tolist(), clusters=clusters)
-    sign_test((scores - 0.5).tolist())
-    return {"items": 10_000, "draws": 2000, "seconds": round(time.perf_counter() - began, 2)}
-
-
-def same_model(repeats: int = 1000, prompts: int = 200) -> list[dict[str, float]]:
-    """A model against itself, from judgments to the verdict, with and without clusters."""
-    sys.path.insert(0, str(SUPPORT))
-    from same_model import not_distinguishable
-
-    return [
-        {
-            "repeats": repeats,
-            "prompts": prompts,
-            "prompts_a_cluster": size,
-            "not_distinguishable": not_distinguishable(repeats, prompts, seed=1, cluster_size=size) / repeats,
-        }
-        for size in (1, 5)
-    ]
+    sign_test((scores - 0.5).tolist(), clusters=clusters)
+    return {"items": 10_000, "seconds": round(time.perf_counter() - began, 2)}
 
 
 def main() -> None:
@@ -233,7 +216,6 @@ def main() -> None:
             "with_20_percent_faults": lambda: with_faults(config, options.delay),
             "killed_and_resumed": lambda: killed(config, options.delay, options.concurrency),
             "statistics": statistics,
-            "same_model": same_model,
         }
         figures = {name: part() for name, part in parts.items() if options.only in (None, name)}
     print(json.dumps(figures, indent=2))

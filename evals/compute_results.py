@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections import defaultdict
+from collections.abc import Sequence
 from statistics import fmean
 
 import numpy as np
 
 from ..doctrine.rules import number
 from ..judges.prompt import EvalItem
+from .cautions import cautions
 from .evidence import BASELINE, TUNED, Evidence
+from .human_check import against_people, refuted_by_people
 from .results import (
-    BETTER,
     NONE,
-    SAME,
     SCHEMA_VERSION,
-    WORSE,
     ArmComparison,
     CategoryMean,
-    CorrectedShare,
     EvalResult,
-    HumanAgreement,
     JudgeMean,
     JudgeQuality,
     LengthAdjustedRate,
     Strength,
     Unscored,
+    verdict_of,
 )
 from .scoring import (
     criterion_scores,
@@ -38,30 +35,24 @@ from .scoring import (
     over_judges,
     pair_scores,
 )
-from .statistics.agreement import judge_accuracy, krippendorff_alpha, rogan_gladen
+from .statistics.agreement import krippendorff_alpha
 from .statistics.comparison_models import PairScore, bradley_terry, bradley_terry_intervals, length_adjusted
 from .statistics.estimates import MeanEstimate
-from .statistics.hypothesis_tests import equal_rates_test, holm, sign_test
-from .statistics.intervals import (
-    bootstrap_interval,
-    cluster_labels,
-    degenerate_interval,
-    mean_interval,
-    mean_p_value,
-    wilson_interval,
-)
+from .statistics.hypothesis_tests import SignTest, equal_rates_test, holm, sign_test
+from .statistics.intervals import cluster_labels, mean_interval, mean_p_value, scale_of
 
 
 def compute_results(evidence: Evidence) -> EvalResult:
-    """All numbers, the verdict, and what to be careful about. Draws of the bootstrap follow the config's seed."""
-    rng = np.random.default_rng(evidence.config.seed)
+    """All numbers, the verdict, and what to be careful about."""
     judges = [judge_quality(evidence.judgments, name) for name in evidence.config.judge_model]
     by_arm = missing_by_arm(evidence.judgments)
     unequal = equal_rates_test([(c.missing, c.asked - c.missing) for c in by_arm.values()])
     unscored = Unscored(by_arm=by_arm, reasons=missing_reasons(evidence.judgments), unequal_p_value=unequal)
-    obstacle = _obstacle(judges, unscored)
     others = [arm for arm in evidence.answers if arm != BASELINE]
-    comparisons = _with_verdicts([_comparison(evidence, arm, rng) for arm in others], evidence.null, obstacle)
+    comparisons = _with_verdicts([_comparison(evidence, arm) for arm in others], evidence.null)
+    obstacle = _obstacle(judges, unscored) or _refutation(comparisons)
+    if obstacle:
+        comparisons = [c.model_copy(update={"verdict": NONE}) for c in comparisons]
     result = EvalResult(
         schema_version=SCHEMA_VERSION,
         mode=evidence.config.mode,
@@ -75,13 +66,13 @@ def compute_results(evidence: Evidence) -> EvalResult:
         judge_agreement_alpha=_agreement(evidence),
         unscored=unscored,
         criteria=criterion_scores(evidence.judgments, list(evidence.answers), evidence.rubric),
-        bradley_terry=_strengths(evidence, rng) if len(evidence.answers) > 2 and evidence.pairwise else None,
+        bradley_terry=_strengths(evidence) if len(evidence.answers) > 2 and evidence.pairwise else None,
         mean_answer_chars={arm: fmean(len(r.text) for r in rs) for arm, rs in evidence.answers.items()},
     )
-    return result.model_copy(update={"warnings": _warnings(evidence, result)})
+    return result.model_copy(update={"warnings": cautions(evidence, result)})
 
 
-def _comparison(evidence: Evidence, arm: str, rng: np.random.Generator) -> ArmComparison:
+def _comparison(evidence: Evidence, arm: str) -> ArmComparison:
     """One arm against the baseline, not yet corrected for the number of arms and without its verdict."""
     effects = item_effects(evidence, arm)
     scored = [item for item in evidence.items if item.id in effects]
@@ -100,11 +91,8 @@ def _comparison(evidence: Evidence, arm: str, rng: np.random.Generator) -> ArmCo
             length=None,
         )
     values = [effects[item.id] for item in scored]
-    clusters = _clusters(scored)
-    estimate = mean_interval(values, clusters=clusters)
-    signs = sign_test([v - evidence.null for v in values])
-    lowest = 0.0 if evidence.pairwise else -1.0
-    draws = evidence.config.bootstrap_draws
+    estimate = _mean(evidence, list(zip(scored, values, strict=True)))
+    signs = sign_test([v - evidence.null for v in values], clusters=_clusters(scored))
     return ArmComparison(
         arm=arm,
         against=BASELINE,
@@ -114,41 +102,40 @@ def _comparison(evidence: Evidence, arm: str, rng: np.random.Generator) -> ArmCo
         standard_error=estimate.standard_error,
         deviation=estimate.deviation,
         independent_units=estimate.units,
-        interval=estimate.interval or degenerate_interval(values, low=lowest, high=1.0, units=estimate.units),
-        bootstrap_interval=bootstrap_interval(values, rng, clusters=clusters, draws=draws),
+        interval=estimate.interval,
         wins=signs.wins,
         ties=signs.ties,
         losses=signs.losses,
-        win_share_wilson=wilson_interval(signs.wins, len(values)),
         sign_test_p_value=signs.p_value,
         length=_length(evidence, arm, scored, values) if evidence.pairwise else None,
-        categories=_categories(scored, values),
+        categories=_categories(evidence, scored, values),
         by_judge=_by_judge(evidence, arm) if evidence.pairwise else [],
-        human=_against_people(effects, evidence.human) if arm == TUNED and evidence.human else None,
+        human=against_people(effects, evidence.human) if arm == TUNED and evidence.human else None,
     )
 
 
-def _with_verdicts(comparisons: Sequence[ArmComparison], null: float, obstacle: str | None) -> list[ArmComparison]:
-    """The comparisons with Holm's correction over the arms, and a verdict each."""
-    tested = [(c.arm, c.p_value) for c in comparisons if c.p_value is not None]
-    adjusted = dict(zip((arm for arm, _ in tested), holm([p for _, p in tested]), strict=True))
-    several = len(comparisons) > 1
+def _with_verdicts(comparisons: Sequence[ArmComparison], null: float) -> list[ArmComparison]:
+    """The comparisons with a verdict each, corrected by Holm where there are several."""
+    tested = {
+        c.arm: max(c.p_value, c.sign_test_p_value)
+        for c in comparisons
+        if c.p_value is not None and c.sign_test_p_value is not None
+    }
+    adjusted = dict(zip(tested, holm(list(tested.values())), strict=True)) if len(comparisons) > 1 else {}
     return [
         c.model_copy(
             update={
-                "p_value_holm": (p := adjusted.get(c.arm)),
-                "verdict": NONE if obstacle else _verdict(c, null, p if several else None),
+                "p_value_holm": adjusted.get(c.arm),
+                "verdict": verdict_of(
+                    c.interval,
+                    SignTest(c.wins, c.losses, c.ties, c.sign_test_p_value),
+                    null,
+                    holm_p=adjusted.get(c.arm),
+                ),
             }
         )
         for c in comparisons
     ]
-
-
-def _verdict(comparison: ArmComparison, null: float, corrected_p: float | None) -> str:
-    interval = comparison.interval
-    if interval is None or (corrected_p is not None and corrected_p >= 1 - interval.level):
-        return SAME
-    return BETTER if interval.low > null else WORSE if interval.high < null else SAME
 
 
 def _obstacle(judges: Sequence[JudgeQuality], unscored: Unscored) -> str | None:
@@ -165,6 +152,12 @@ def _obstacle(judges: Sequence[JudgeQuality], unscored: Unscored) -> str | None:
     return None
 
 
+def _refutation(comparisons: Sequence[ArmComparison]) -> str | None:
+    """What people's labels say against the judges, and with them against every verdict."""
+    main = next(c for c in comparisons if c.arm == TUNED)
+    return None if main.human is None else refuted_by_people(main.human, main.verdict)
+
+
 def _agreement(evidence: Evidence) -> float | None:
     """Krippendorff's alpha over the judges' winners, order by order."""
     if len(evidence.config.judge_model) < 2 or not evidence.pairwise:
@@ -176,7 +169,9 @@ def _agreement(evidence: Evidence) -> float | None:
     return krippendorff_alpha(list(by_question.values()))
 
 
-def _strengths(evidence: Evidence, rng: np.random.Generator) -> dict[str, Strength] | None:
+def _strengths(evidence: Evidence) -> dict[str, Strength] | None:
+    """Bradley-Terry strengths of all arms; draws of their bootstrap follow the config's seed."""
+    rng = np.random.default_rng(evidence.config.seed)
     arms = list(evidence.answers)
     by_item: dict[str, list[PairScore]] = defaultdict(list)
     for index, second in enumerate(arms):
@@ -211,16 +206,19 @@ def _length(
     )
 
 
-def _mean_of(scored: Sequence[tuple[EvalItem, float]]) -> MeanEstimate:
-    return mean_interval([value for _, value in scored], clusters=_clusters([item for item, _ in scored]))
+def _mean(evidence: Evidence, scored: Sequence[tuple[EvalItem, float]]) -> MeanEstimate:
+    """The mean effect: win rates lie on the scale of 0 to 1, differences of scores on that of -1 to 1."""
+    values = [value for _, value in scored]
+    bounds = (0.0, 1.0) if evidence.pairwise else scale_of(values, -1.0, 1.0)
+    return mean_interval(values, clusters=_clusters([item for item, _ in scored]), bounds=bounds)
 
 
-def _categories(scored: Sequence[EvalItem], values: Sequence[float]) -> list[CategoryMean]:
+def _categories(evidence: Evidence, scored: Sequence[EvalItem], values: Sequence[float]) -> list[CategoryMean]:
     by_name: dict[str, list[tuple[EvalItem, float]]] = defaultdict(list)
     for item, value in zip(scored, values, strict=True):
         if item.category is not None:
             by_name[item.category].append((item, value))
-    estimates = {name: _mean_of(rows) for name, rows in sorted(by_name.items())}
+    estimates = {name: _mean(evidence, rows) for name, rows in sorted(by_name.items())}
     return [CategoryMean(category=k, n=e.n, mean=e.mean, interval=e.interval) for k, e in estimates.items()]
 
 
@@ -231,63 +229,9 @@ def _by_judge(evidence: Evidence, arm: str) -> list[JudgeMean]:
     for judge in sorted(by_judge, key=evidence.config.judge_model.index):
         scored = [(item, s) for item in evidence.items if (s := by_judge[judge].get(item.id)) is not None]
         if scored:
-            estimate = _mean_of(scored)
+            estimate = _mean(evidence, scored)
             means.append(JudgeMean(judge=judge, n=estimate.n, mean=estimate.mean, interval=estimate.interval))
     return means
-
-
-def _against_people(effects: Mapping[str, float], labels: Mapping[str, str]) -> HumanAgreement | None:
-    """The judges against people on the items both decided; None without any. ``effects`` are the tuned arm's scores."""
-    decided = [item for item in effects if effects[item] != 0.5]
-    both = [item for item in decided if labels.get(item) in {TUNED, BASELINE}]
-    if not both:
-        return None
-    accuracy = judge_accuracy([effects[i] > 0.5 for i in both], [labels[i] == TUNED for i in both])
-    corrected = rogan_gladen(sum(effects[i] > 0.5 for i in decided), len(decided), accuracy)
-    share = corrected and CorrectedShare(rate=corrected.rate, raw=corrected.raw, **asdict(corrected.interval))
-    return HumanAgreement(
-        labelled=len(both),
-        agreement=sum((effects[i] > 0.5) == (labels[i] == TUNED) for i in both) / len(both),
-        true_positive_rate=accuracy.true_positive_rate,
-        true_negative_rate=accuracy.true_negative_rate,
-        corrected_share_of_decided=share,
-    )
-
-
-def _warnings(evidence: Evidence, result: EvalResult) -> list[str]:
-    warnings: list[str] = []
-    main = result.main
-    if len(evidence.items) < 2:
-        warnings.append("one prompt has no interval: nothing can be concluded")
-    for judge in result.judges:
-        rate = judge.consistency
-        if rate is not None and rate < 2 / 3:
-            warnings.append(f"{judge.name} gave the same verdict in both orders in only {rate:.0%} of the pairs")
-    warnings += _length_warnings(main)
-    p, interval = main.sign_test_p_value, main.interval
-    if main.verdict in {BETTER, WORSE} and interval and p is not None and p > 1 - interval.level:
-        warnings.append(f"the exact sign test does not agree with the interval (p {p:.2g})")
-    if not evidence.config.position_debias:
-        warnings.append("each pair was asked in one order only: a preference for a place adds noise")
-    sizes = Counter(i.cluster for i in evidence.items if i.cluster is not None)
-    units = main.independent_units
-    if sizes and units is not None and units < 10:
-        warnings.append(f"only {units} clusters: the interval rests on few independent units")
-    empty = {arm: sum(not r.text.strip() for r in rs) for arm, rs in evidence.answers.items()}
-    return warnings + [f"{count} answers of {arm} are empty" for arm, count in empty.items() if count]
-
-
-def _length_warnings(main: ArmComparison) -> list[str]:
-    length = main.length
-    if length is None or length.interval is None or main.mean is None:
-        return []
-    flipped = (length.interval.low > 0.5) != (main.interval is not None and main.interval.low > 0.5)
-    if abs(length.rate - main.mean) <= number("judge.length_gap") and not flipped:
-        return []
-    return [
-        f"at equal length the win rate is {length.rate:.3f} ({length.interval.low:.3f} to "
-        f"{length.interval.high:.3f}), not {main.mean:.3f}: length is part of the result"
-    ]
 
 
 def _clusters(items: Sequence[EvalItem]) -> list[str] | None:

@@ -14,11 +14,11 @@ from ..judges.judge_catalog import JudgePrice, JudgeRef, parse_judge
 
 RETIRED_KEYS: Mapping[str, str] = {
     "api_key": "Remove it: keys come from the environment (ANTHROPIC_API_KEY, OPENAI_API_KEY), never from a file",
+    "bootstrap_draws": "Remove it: intervals are computed by formula, docs/judge-eval.md says which",
     "judge_temperature": "Remove it: the judge runs at temperature 0 where its model takes one",
 }
 DEFAULT_RULES: Mapping[str, str] = {
     "position_debias": "judge.both_orders",
-    "bootstrap_draws": "stats.bootstrap",
     "seed": "job.seed",
 }
 
@@ -71,8 +71,9 @@ class JudgeEvalConfig(BaseModel):
     wanted_effect: PositiveReal | None = Field(
         None, description="Points of win rate (absolute: of mean score) worth finding"
     )
-    bootstrap_draws: Annotated[int, Field(ge=200, le=100_000)] = Field(10_000, description="Resamples of an interval")
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Sampling, orders and bootstrap")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        0, description="Sampling, orders, and intervals of three and more arms"
+    )
 
     backend: BackendName = Field("embedded", description="Where the arms are sampled")
     base_url: str | None = Field(None, description="URL of a Tinker-compatible cluster")
@@ -93,6 +94,13 @@ class JudgeEvalConfig(BaseModel):
     def judges(self) -> list[JudgeRef]:
         """The judges in order."""
         return [parse_judge(name) for name in self.judge_model]
+
+    @property
+    def judges_of_own_family(self) -> list[str]:
+        """Judges whose model seems to be of one family with an arm, by their names."""
+        families = {_family(model) for model in self.arms.values()}
+        asked = [judge for judge in self.judges if judge.kind not in {"check", "assistant"}]
+        return [judge.name for judge in asked if _family(judge.model) in families]
 
     def in_batches(self, judge: JudgeRef) -> bool:
         """Whether this judge is asked through Message Batches."""
@@ -121,6 +129,12 @@ class JudgeEvalConfig(BaseModel):
         if self.mode == "absolute" and self.human_labels:
             raise ValueError("human_labels say which of two answers is better: they belong to mode: pairwise")
         return self
+
+
+def _family(model: str) -> str:
+    name = model.split("/")[-1].lower()
+    known = ("claude", "gpt", "qwen", "llama", "deepseek", "kimi", "gemma", "gemini", "mistral", "nemotron")
+    return next((family for family in known if family in name), name)
 
 
 def load_judge_settings(config_file: Path | None, overrides: Mapping[str, Any] | None) -> Settings[JudgeEvalConfig]:

@@ -244,21 +244,18 @@ def _warnings(config: JudgeEvalConfig, inputs: EvalInputs, wanted: int | None) -
         warnings.append(f"an effect of {config.wanted_effect:g} needs {wanted} prompts, and there are {count}")
     if not config.position_debias:
         warnings.append("each pair is asked in one order only (judge.both_orders advises both)")
-    families = {_family(model) for model in config.arms.values()}
     if "check:exact" in config.judge_model:
         warnings += worked_solutions(inputs.items, "check:exact")
-    for judge in config.judges:
-        if judge.kind == "check":
-            warnings.append(f"{judge.name} is a program that compares with references, not a model's opinion")
-        if judge.kind not in {"check", "assistant"} and _family(judge.model) in families:
-            warnings.append(f"{judge.name} judges a model of its own family (judge.self_preference)")
+    warnings += [
+        f"{judge.name} is a program that compares with references, not a model's opinion"
+        for judge in config.judges
+        if judge.kind == "check"
+    ]
+    warnings += [
+        f"{name} judges a model of its own family (judge.self_preference)" for name in config.judges_of_own_family
+    ]
     if "assistant" in config.judge_model and count > _MANY_FOR_ASSISTANT:
         warnings.append("an assistant judges each packet itself: num_samples of 20 to 50 is manageable")
     if len({str(a.file or a.model) for a in inputs.arms.values()}) < len(inputs.arms):
         warnings.append("two arms are the same model: expect no difference")
     return warnings
-
-
-def _family(model: str) -> str:
-    name = model.split("/")[-1].lower()
-    return next((f for f in ("claude", "gpt", "qwen", "llama", "deepseek", "kimi") if f in name), model)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -17,6 +17,9 @@ from ..core.files import write_atomically
 from .controls import ControlResult
 from .evidence import TUNED
 from .statistics.estimates import Interval
+
+if TYPE_CHECKING:
+    from .statistics.hypothesis_tests import SignTest
 
 SCHEMA_VERSION = 1
 BETTER, WORSE, SAME, NONE = "better", "worse", "not distinguishable", "no verdict"
@@ -73,10 +76,24 @@ class CorrectedShare(Record):
 
 
 class HumanAgreement(Record):
-    """The judges against people, on the items that both decided."""
+    """The judges against people.
 
+    Attributes:
+        labels: People's labels on prompts of this evaluation, ties among them.
+        labels_for_tuned: Labels that name the tuned arm.
+        labels_for_baseline: Labels that name the baseline.
+        labelled: Pairs that people and judges both decided; the rates below are shares of these.
+        agreement: Share on which they agree; None without any.
+        true_positive_rate: Of those people gave to the tuned arm, the share that the judges gave it too.
+        true_negative_rate: The same for the baseline.
+        corrected_share_of_decided: Without labels on both sides, or with agreement no better than chance, None.
+    """
+
+    labels: int = 0
+    labels_for_tuned: int = 0
+    labels_for_baseline: int = 0
     labelled: int
-    agreement: float
+    agreement: float | None
     true_positive_rate: float | None
     true_negative_rate: float | None
     corrected_share_of_decided: CorrectedShare | None
@@ -89,19 +106,17 @@ class ArmComparison(Record):
         arm: The arm.
         against: The arm it is compared with.
         scored: Prompts with a score.
-        p_value: Two-sided, of no difference (Student's test).
-        p_value_holm: The same, corrected for the number of arms.
+        p_value: Two-sided, of no difference, by the test that ``interval`` inverts.
+        p_value_holm: The larger of it and ``sign_test_p_value``, corrected for the number of arms (Holm).
         mean: The win rate (ties count half), or the mean difference of scores from 0 to 1; None without scores.
         standard_error: Of the mean, clustered where prompts have clusters.
         deviation: Standard deviation of the scores.
         independent_units: Clusters, or prompts without clusters.
-        interval: Student's, or Wilson's bound where all scores are equal.
-        bootstrap_interval: A cluster bootstrap, to check the other by.
+        interval: Of the mean (see `statistics.intervals.mean_interval`); its method is named in it.
         wins: Prompts won.
         ties: Prompts tied.
         losses: Prompts lost.
-        win_share_wilson: Interval of ``wins`` among the scored prompts.
-        sign_test_p_value: Exact sign test; None when no pair was decided.
+        sign_test_p_value: Exact sign test, of whole clusters where there are any; None when no pair was decided.
         length: The rate at equal length; None in absolute mode and where it cannot be fitted.
         categories: The effect by category.
         by_judge: The effect by judge.
@@ -119,11 +134,9 @@ class ArmComparison(Record):
     deviation: float | None
     independent_units: int | None = None
     interval: Interval | None
-    bootstrap_interval: Interval | None = None
     wins: int
     ties: int
     losses: int
-    win_share_wilson: Interval | None = None
     sign_test_p_value: float | None = None
     length: LengthAdjustedRate | None
     categories: Sequence[CategoryMean] = ()
@@ -244,6 +257,28 @@ class Verdict(Record):
     interval: Interval | None
     report: str
     inspect_log: str
+
+
+def side_of(interval: Interval | None, null: float) -> str | None:
+    """``better`` or ``worse`` where the interval leaves ``null`` out on that side, else None."""
+    if interval is None:
+        return None
+    return BETTER if interval.low > null else WORSE if interval.high < null else None
+
+
+def verdict_of(interval: Interval | None, test: SignTest, null: float, *, holm_p: float | None = None) -> str:
+    """The one rule for a verdict: the interval and the exact sign test must both name the same side.
+
+    Args:
+        interval: Of the mean effect.
+        test: The exact sign test of the effects.
+        null: The effect of no difference.
+        holm_p: The larger p-value of the two, corrected for several comparisons, where there are several.
+    """
+    side, p = side_of(interval, null), test.p_value if holm_p is None else holm_p
+    if interval is None or side is None or p is None or p >= 1 - interval.level:
+        return SAME
+    return side if side == (BETTER if test.wins > test.losses else WORSE) else SAME
 
 
 def record_json(record: Record) -> str:

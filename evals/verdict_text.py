@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .controls import ControlResult
-from .results import TUNED, ArmComparison, EvalResult, JudgeQuality
+from .results import TUNED, ArmComparison, EvalResult, HumanAgreement, JudgeQuality
 from .statistics.estimates import Interval
 
 MAX_BYTES = 2048
 
 
 def verdict_text(result: EvalResult) -> str:
-    """The verdict, how sure it is, and what to be careful about."""
-    lines = [_headline(result), *_detail(result.main)]
+    """The verdict, what to be careful about, and how sure it is; lines that find no room are left out whole."""
+    lines = [_headline(result), *(f"Careful: {warning}." for warning in result.warnings), *_detail(result.main)]
     lines += [_other(c) for c in result.comparisons if c.arm != TUNED]
     lines += [_judge(judge, result.controls) for judge in result.judges]
     if result.judge_agreement_alpha is not None:
@@ -21,8 +21,18 @@ def verdict_text(result: EvalResult) -> str:
     lines.append(_missing(result))
     if result.run is not None and result.run.spent_usd is not None:
         lines.append(f"The judges cost about {result.run.spent_usd:.4f} USD.")
-    lines += [f"Careful: {warning}." for warning in result.warnings]
-    return _cut("\n".join(lines) + "\n")
+    return lines_within(lines, MAX_BYTES)
+
+
+def lines_within(lines: Sequence[str], limit: int) -> str:
+    """As many whole lines as fit into ``limit`` bytes, and where the rest is."""
+    rest = "The rest is in metrics.json."
+    text = "".join(f"{line}\n" for line in lines)
+    kept = list(lines)
+    while len(text.encode()) > limit and kept:
+        kept.pop()
+        text = "".join(f"{line}\n" for line in [*kept, rest])
+    return text
 
 
 def interval_text(interval: Interval | None) -> str:
@@ -30,6 +40,11 @@ def interval_text(interval: Interval | None) -> str:
     if interval is None:
         return "no interval"
     return f"{interval.level:.0%} interval {interval.low:.3f} to {interval.high:.3f}"
+
+
+def test_text(p_value: float | None) -> str:
+    """``exact sign test p 0.012``, or that nothing was decided."""
+    return "no pair was decided" if p_value is None else f"exact sign test p {p_value:.2g}"
 
 
 def _headline(result: EvalResult) -> str:
@@ -47,29 +62,36 @@ def _headline(result: EvalResult) -> str:
 def _detail(main: ArmComparison) -> list[str]:
     if main.mean is None:
         return []
-    p = main.sign_test_p_value
-    test = f"exact sign test p {p:.2g}" if p is not None else "no pair was decided"
+    test = test_text(main.sign_test_p_value)
     lines = [f"{main.wins} won, {main.ties} tied, {main.losses} lost; {test}."]
     if main.interval:
         lines[0] += f" Interval: {main.interval.method}, {main.independent_units} independent units."
     if main.length:
         lines.append(f"At equal length: {main.length.rate:.3f}, {interval_text(main.length.interval)}.")
     if main.human:
-        lines.append(f"Against people ({main.human.labelled} labels): {main.human.agreement:.0%} agreement.")
-        share = main.human.corrected_share_of_decided
-        if share:
-            lines[-1] += f" Share of decided pairs, corrected: {share.rate:.3f}, {interval_text(share.interval)}."
+        lines.append(_people(main.human))
     worst = sorted(main.categories, key=lambda c: c.mean)[:3]
     if worst:
         lines.append("Lowest categories: " + ", ".join(f"{c.category} {c.mean:.2f} (n {c.n})" for c in worst) + ".")
     return lines
 
 
+def _people(human: HumanAgreement) -> str:
+    if human.agreement is None:
+        return f"Against people: none of {human.labels} labels decides a pair that the judges decided."
+    text = f"Against people: {human.agreement:.0%} agreement on {human.labelled} of {human.labels} labelled pairs."
+    share = human.corrected_share_of_decided
+    if share:
+        text += f" Share of decided pairs, corrected: {share.rate:.3f}, {interval_text(share.interval)}."
+    return text
+
+
 def _other(c: ArmComparison) -> str:
     if c.mean is None:
         return f"{c.arm}: nothing was scored."
     corrected = f", Holm p {c.p_value_holm:.2g}" if c.p_value_holm is not None else ""
-    return f"{c.arm} against baseline: {c.verdict}, {c.mean:.3f}, {interval_text(c.interval)}{corrected}."
+    test = test_text(c.sign_test_p_value)
+    return f"{c.arm} against baseline: {c.verdict}, {c.mean:.3f}, {interval_text(c.interval)}, {test}{corrected}."
 
 
 def _judge(judge: JudgeQuality, controls: Sequence[ControlResult]) -> str:
@@ -105,8 +127,3 @@ def _missing(result: EvalResult) -> str:
 
 def _short(model: str) -> str:
     return model if len(model) <= 70 else f"...{model[-67:]}"
-
-
-def _cut(text: str) -> str:
-    raw = text.encode()
-    return text if len(raw) <= MAX_BYTES else raw[: MAX_BYTES - 4].decode("utf-8", "ignore") + "...\n"

@@ -55,17 +55,21 @@ _DENSE: dict[str, _Names] = {
         (
             "llama", "mistral", "ministral3", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo",
             "olmo2", "olmo3", "smollm3", "granite", "cohere", "cohere2", "seed_oss", "exaone4", "stablelm", "helium",
-            "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text",
+            "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "bitnet", "cwm", "diffllama", "ernie4_5",
+            "hunyuan_v1_dense", "ministral", "vaultgemma",
         ),
         _LLAMA,
     ),
-    **dict.fromkeys(("nemotron", "arcee", "apertus"), _PLAIN),
+    **dict.fromkeys(("nemotron", "arcee", "apertus", "jais2", "nanochat"), _PLAIN),
     "starcoder2": _Names(up=("c_fc",), down="c_proj"),
     "phi": _Names(out="dense", up=("fc1",), down="fc2"),
     "phi3": _Names(qkv=("qkv_proj",), up=("gate_up_proj",), fused_up=2),
     **dict.fromkeys(("glm", "glm4"), _Names(up=("gate_up_proj",), fused_up=2)),
     "gpt2": _Names(qkv=("c_attn",), out="c_proj", up=("c_fc",), down="c_proj"),
-    "gpt_neox": _Names(qkv=("query_key_value",), out="dense", up=("dense_h_to_4h",), down="dense_4h_to_h"),
+    **dict.fromkeys(
+        ("gpt_neox", "persimmon"),
+        _Names(qkv=("query_key_value",), out="dense", up=("dense_h_to_4h",), down="dense_4h_to_h"),
+    ),
 }  # fmt: skip
 _EXPERTS = frozenset(
     {
@@ -74,6 +78,7 @@ _EXPERTS = frozenset(
     }
 )  # fmt: skip
 KNOWN_FAMILIES = frozenset(_DENSE) | _EXPERTS
+_UNLIKE_LLAMA = frozenset({"bert-generation", "biogpt", "xlm-roberta-xl"})  # the sizes of Llama, other matrices
 _OUTER_TYPES = {
     "qwen3_5": "qwen3_5_text",
     "qwen3_5_moe": "qwen3_5_moe_text",
@@ -86,7 +91,19 @@ _OUTER_TYPES = {
 }
 _LATENT_ATTENTION = frozenset({"deepseek_v3", "kimi_k2", "glm_moe_dsa"})
 _GATED_QUERY = frozenset({"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"})
-_OTHER_LAYERS = ("num_experts", "num_local_experts", "n_routed_experts", "kv_lora_rank", "ssm_state_size", "state_size")
+# Whole numbers, lists and tables that stand in the configs of models built like Llama. Any other may be the size or the
+# place of a part that is not known here, whatever it is called.
+_PLAIN_KEYS = frozenset(
+    {
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "head_dim", "vocab_size", "max_position_embeddings", "original_max_position_embeddings", "sliding_window",
+        "sliding_window_size", "max_window_layers", "rope_scaling", "rope_parameters", "rope_theta", "pretraining_tp",
+        "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "decoder_start_token_id",
+        "architectures", "auto_map", "quantization_config", "layer_types", "chunk_size_feed_forward", "id2label",
+        "label2id", "keys_to_ignore_at_inference", "no_rope_layers", "no_rope_layer_interval",
+    }
+)  # fmt: skip
+_PLAIN_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
 
 def adapted_matrices(config: ModelConfig, scheme: Scheme) -> tuple[list[Matrix], tuple[str, ...]]:
@@ -110,15 +127,39 @@ def adapted_matrices(config: ModelConfig, scheme: Scheme) -> tuple[list[Matrix],
 
 
 def _assume_llama(config: ModelConfig) -> str:
-    """Allow an unknown family only if it looks like Llama, and say so."""
+    """Allow an unknown family only if all sizes in its config are those of Llama, and say so."""
     family = config.model_type or "no model_type"
-    if not config.model_type or any(config.has(key) for key in _OTHER_LAYERS) or not config.has("intermediate_size"):
+    odd = _odd_part(config)
+    if odd is not None:
         raise ModelError(
-            f"its architecture ({family}) is not one whose LoRA matrices are known here",
+            f"its architecture ({family}) is not one whose LoRA matrices are known here: {odd}",
             where=config.name,
             fix=f"Known are: {', '.join(sorted(KNOWN_FAMILIES))}",
         )
     return f"'{family}' was not checked: it is counted as if built like Llama, and may differ"
+
+
+def _odd_part(config: ModelConfig) -> str | None:
+    """What in the config of an unknown family speaks against a model built like Llama; None where nothing does."""
+    if not config.model_type:
+        return "its config has no model_type"
+    if config.model_type in _UNLIKE_LLAMA:
+        return "its matrices are other ones than Llama's"
+    for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
+        if type(config.values.get(key)) is not int:
+            return f"'{key}' is not a whole number in its config"
+    for key, value in config.values.items():
+        if key not in _PLAIN_KEYS and _may_be_a_size(value):
+            return f"its config has '{key}'"
+    if set(map(str, _list(config, "layer_types") or [])) - _PLAIN_LAYERS:
+        return "its layer_types are not all attention"
+    return None
+
+
+def _may_be_a_size(value: object) -> bool:
+    if isinstance(value, bool):
+        return False
+    return (isinstance(value, int) and value > 1) or (isinstance(value, list | dict) and bool(cast("object", value)))
 
 
 def _attention(config: ModelConfig, kind: str, index: int, scheme: Scheme) -> Iterator[Matrix]:

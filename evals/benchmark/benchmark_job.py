@@ -13,13 +13,28 @@ from inspect_ai import Task, eval
 from inspect_ai.dataset import Sample
 from inspect_ai.log import EvalLog
 from inspect_ai.model import ChatMessageAssistant, ChatMessageSystem, ChatMessageUser, GenerateConfig, Model
-from inspect_ai.scorer import Scorer, exact, includes, math, model_graded_qa, value_to_float
+from inspect_ai.scorer import (
+    CORRECT,
+    INCORRECT,
+    Score,
+    Scorer,
+    Target,
+    accuracy,
+    includes,
+    math,
+    model_graded_qa,
+    scorer,
+    stderr,
+    value_to_float,
+)
+from inspect_ai.solver import TaskState
 
 from ...core.errors import ConfigError, ResearcherError
 from ...core.files import write_atomically
 from ...core.foreign_text import foreign
 from ...doctrine.rules import number
 from ...jobs.context import Outcome, Progress, RunContext
+from ...judges.local_judges import check_exact
 from ...judges.prompt import EvalItem
 from ..evidence import METRICS, VERDICT_TEXT
 from ..responses import open_model
@@ -151,6 +166,17 @@ def _scorer(config: BenchmarkConfig, grader: Model | None) -> Scorer:
         return model_graded_qa(model=grader)
     plain: Mapping[str, Any] = {"exact": exact, "includes": includes, "math": math}
     return plain[config.scorer or "exact"]()
+
+
+@scorer(metrics=[accuracy(), stderr()])
+def exact() -> Scorer:
+    """Equal to the reference as `check:exact` means it; Inspect's own scorer of this name ignores case and marks."""
+
+    async def score(state: TaskState, target: Target) -> Score:
+        answer = state.output.completion
+        return Score(value=CORRECT if check_exact(answer, target.text) else INCORRECT, answer=answer)
+
+    return score
 
 
 def _task_failed(log: EvalLog, folder: Path) -> ResearcherError:

@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..results import BETTER, NONE, SAME, WORSE, Record
+from ..results import NONE, Record, side_of, verdict_of
 from ..statistics.estimates import Interval
 from ..statistics.hypothesis_tests import sign_test
-from ..statistics.intervals import (
-    cluster_labels,
-    degenerate_interval,
-    mean_interval,
-    mean_p_value,
-    paired_interval,
-    wilson_interval,
-)
-from ..verdict_text import interval_text
+from ..statistics.intervals import cluster_labels, mean_interval, mean_p_value, scale_of
+from ..verdict_text import interval_text, lines_within, test_text
+
+_MAX_BYTES = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +101,12 @@ def benchmark_text(numbers: BenchmarkNumbers, *, task: str) -> str:
         if d is not None:
             lines.append(
                 f"{d.verdict.upper()}: model minus baseline {_number(d.mean)}, {interval_text(d.interval)}; paired, "
-                f"{d.wins} items better, {d.losses} worse, {d.ties} equal."
+                f"{d.wins} items better, {d.losses} worse, {d.ties} equal; {test_text(d.sign_test_p_value)}."
             )
-    return "\n".join(lines)[:2000] + "\n"
+            side = side_of(d.interval, 0.0)
+            if side and d.verdict not in (side, NONE):
+                lines.append(f"Careful: the interval alone would say {side}, and the exact sign test does not agree.")
+    return lines_within(lines, _MAX_BYTES)
 
 
 def _arm(items: ItemScores) -> ArmScore:
@@ -117,15 +115,11 @@ def _arm(items: ItemScores) -> ArmScore:
     if not scored:
         return ArmScore(mean=None, standard_error=None, interval=None, n=0, units=0, unscored=unscored)
     values = list(scored.values())
-    clusters = _clusters(list(scored), items)
-    estimate = mean_interval(values, clusters=clusters)
-    interval = estimate.interval
-    if clusters is None and all(v in (0.0, 1.0) for v in values):
-        interval = wilson_interval(sum(values), len(values))
+    estimate = mean_interval(values, clusters=_clusters(list(scored), items), bounds=scale_of(values, 0.0, 1.0))
     return ArmScore(
         mean=estimate.mean,
         standard_error=estimate.standard_error,
-        interval=interval,
+        interval=estimate.interval,
         n=estimate.n,
         units=estimate.units,
         unscored=unscored,
@@ -137,16 +131,15 @@ def _difference(mine: ItemScores, theirs: ItemScores, limit: float) -> PairedDif
     both = [(i, a, b) for i, a in first.items() if a is not None and (b := second.get(i)) is not None]
     if not both:
         return PairedDifference(mean=None, interval=None, n=0, wins=0, losses=0, ties=0, verdict=NONE)
-    a, b = [x for _, x, _ in both], [y for _, _, y in both]
-    estimate = paired_interval(a, b, clusters=_clusters([i for i, _, _ in both], mine))
-    differences = [x - y for x, y in zip(a, b, strict=True)]
-    interval = estimate.interval or degenerate_interval(differences, low=-1.0, high=1.0, units=estimate.units)
-    signs = sign_test(differences)
+    differences = [a - b for _, a, b in both]
+    clusters = _clusters([i for i, _, _ in both], mine)
+    estimate = mean_interval(differences, clusters=clusters, bounds=scale_of(differences, -1.0, 1.0))
+    signs = sign_test(differences, clusters=clusters)
     too_many_lost = len(first) - len(both) > limit * len(first)
     return PairedDifference(
         mean=estimate.mean,
         standard_error=estimate.standard_error,
-        interval=interval,
+        interval=estimate.interval,
         n=estimate.n,
         units=estimate.units,
         wins=signs.wins,
@@ -154,14 +147,8 @@ def _difference(mine: ItemScores, theirs: ItemScores, limit: float) -> PairedDif
         ties=signs.ties,
         sign_test_p_value=signs.p_value,
         p_value=mean_p_value(estimate, 0.0),
-        verdict=NONE if too_many_lost else _verdict(interval),
+        verdict=NONE if too_many_lost else verdict_of(estimate.interval, signs, 0.0),
     )
-
-
-def _verdict(interval: Interval | None) -> str:
-    if interval is None:
-        return SAME
-    return BETTER if interval.low > 0 else WORSE if interval.high < 0 else SAME
 
 
 def _clusters(names: Sequence[str], items: ItemScores) -> list[str] | None:

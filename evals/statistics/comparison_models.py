@@ -1,12 +1,12 @@
 """Bradley-Terry strengths of several models, and a win rate adjusted for length."""
 # pyright: basic
-# reason: statsmodels and scipy have no type information
+# reason: scipy has no type information
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from .intervals import cluster_codes
 
 _ITERATIONS = 10_000
 _TOLERANCE = 1e-10
-_STEEPEST = 15.0  # log-odds for one standard deviation; beyond it the fit runs off to infinity
+SEPARATED = 0.9  # a feature that tells so many winners leaves nothing to tell apart from it
 
 
 class PairScore(NamedTuple):
@@ -33,7 +33,7 @@ class LengthAdjusted(NamedTuple):
 
     Attributes:
         rate: The expected score when both answers are of one length.
-        interval: Its interval, cluster-robust, or None where the model cannot be fitted.
+        interval: Its interval, cluster-robust.
         raw: The plain mean score beside it.
         slope: Log-odds for one standard deviation of length difference; positive means that longer answers win.
         slope_p_value: Of no effect of length.
@@ -41,7 +41,7 @@ class LengthAdjusted(NamedTuple):
     """
 
     rate: float
-    interval: Interval | None
+    interval: Interval
     raw: float
     slope: float
     slope_p_value: float | None
@@ -125,7 +125,9 @@ def length_adjusted(
 
     logit E[score] = a + b x d / sd(d); the adjusted rate is expit(a). AlpacaEval 2 (Dubois et al. 2024, arXiv
     2404.04475) also fits a difficulty for each of its own prompts; that needs many models on one prompt set and is left
-    out here. Scores of one half are fractions of a success (quasi-likelihood), and standard errors are cluster-robust.
+    out here. Scores of one half are fractions of a success (quasi-likelihood). The fit is Firth's, which stays finite
+    where length alone decides (see `_fit_firth`). Standard errors are cluster-robust, or the model's own where those
+    are larger: under separation the residuals, and the robust errors with them, vanish.
 
     Args:
         scores: 0 to 1 for each item, shape [n].
@@ -134,48 +136,108 @@ def length_adjusted(
         level: Confidence.
 
     Returns:
-        None with fewer than ten items, equal differences, or scores that are all equal or determined by length alone.
+        None with fewer than ten items, fewer than three units, or equal differences.
     """
     y, d = np.asarray(scores, dtype=float), np.asarray(length_differences, dtype=float)
     spread = float(d.std())
-    if len(y) < 10 or spread == 0 or y.min() == y.max():
+    codes = cluster_codes(clusters, len(y))
+    units = int(codes.max()) + 1
+    if len(y) < 10 or spread == 0 or units < 3:
         return None
-    fitted = _fit_logistic(y, d / spread, cluster_codes(clusters, len(y)))
-    if fitted is None:
-        return None
-    params, errors, units = fitted
+    x = np.column_stack([np.ones(len(y)), d / spread])
+    params, covariance = _fit_firth(y, x)
+    robust = _cluster_robust(y, x, params, covariance, codes)
+    separated = rank_agreement(y - 0.5, length_differences) is not None
+    own = np.sqrt(np.diag(covariance))
+    errors = np.maximum(robust, own) if separated or y.min() == y.max() else robust
     half = float(stats.t.ppf(0.5 + level / 2, units - 1)) * errors[0]
-    low, high = _expit(params[0] - half), _expit(params[0] + half)
+    interval = Interval(_expit(params[0] - half), _expit(params[0] + half), level, "logistic (Firth), cluster-robust")
     p_value = float(2 * stats.t.sf(abs(params[1]) / errors[1], units - 1)) if errors[1] > 0 else None
-    interval = Interval(low, high, level, "logistic, cluster-robust")
     return LengthAdjusted(_expit(params[0]), interval, float(y.mean()), float(params[1]), p_value, len(y))
 
 
-def _fit_logistic(
-    y: NDArray[np.float64], x: NDArray[np.float64], codes: NDArray[np.intp]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], int] | None:
-    import warnings
+def rank_agreement(effects: Sequence[float] | NDArray[np.float64], feature: Sequence[float]) -> float | None:
+    """How well one feature alone tells the decided items' winners, where it nearly does.
 
-    from statsmodels.genmod.families import Binomial
-    from statsmodels.genmod.generalized_linear_model import GLM
-    from statsmodels.tools.sm_exceptions import PerfectSeparationError, PerfectSeparationWarning
+    Two measures, of which the larger counts, and either way round: the share of items whose winner is the side with
+    more of the feature, and the chance that a won item has a larger difference than a lost one (the area under the ROC
+    curve), which sees a threshold other than zero too.
 
-    units = int(codes.max()) + 1
-    if units < 3:
+    Args:
+        effects: Above zero where the first side won, below where it lost, shape [n].
+        feature: The first side's excess of the feature, shape [n].
+
+    Returns:
+        The larger measure from `SEPARATED` on, negative where having less of the feature wins; None below that, with
+        fewer than ten decided items, or where chance would do it in one of a hundred evaluations.
+    """
+    won, d = np.sign(np.asarray(effects, dtype=float)), np.asarray(feature, dtype=float)
+    won, d = won[won != 0], d[won != 0]
+    if len(won) < 10:
         return None
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("error", PerfectSeparationWarning)
-        warnings.simplefilter("ignore", UserWarning)
-        try:
-            model = GLM(y, np.column_stack([np.ones(len(y)), x]), family=Binomial())
-            fitted = model.fit(cov_type="cluster", cov_kwds={"groups": codes})
-        except (PerfectSeparationError, PerfectSeparationWarning, np.linalg.LinAlgError):
-            return None
-    # (Nearly) perfect separation: length determines the score, so there is no such thing as the score at equal length.
-    if float(fitted.deviance) < 1e-4 * len(y) or abs(float(fitted.params[1])) > _STEEPEST:
-        return None
-    errors = np.asarray(fitted.bse)
-    return (np.asarray(fitted.params), errors, units) if np.isfinite(errors).all() else None
+    found: list[float] = []
+    agree, apart = int((won * d > 0).sum()), int((d != 0).sum())
+    if apart >= 0.9 * len(won) and stats.binomtest(agree, apart).pvalue < 0.01:
+        found += [agree / apart, agree / apart - 1]
+    first, second = d[won > 0], d[won < 0]
+    if len(first) and len(second):
+        test = stats.mannwhitneyu(first, second)
+        area = float(test.statistic) / (len(first) * len(second))
+        if test.pvalue < 0.01:
+            found += [area, area - 1]
+    strongest = max(found, key=abs, default=0.0)
+    return strongest if abs(strongest) >= SEPARATED else None
+
+
+def _fit_firth(y: NDArray[np.float64], x: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Logistic regression with Firth's penalty: its coefficients and their covariance, the inverse information.
+
+    The score equations are sum (y - p + h (1/2 - p)) x = 0 with the leverages h (Firth 1993, Biometrika 80; Heinze and
+    Schemper 2002, Statistics in Medicine 21, for separation): finite for all data. Newton steps are cut to length 2 and
+    halved while the penalised likelihood falls. Libraries (firthmodels 0.8) take outcomes of 0 and 1 alone, and ties
+    are scores of one half.
+    """
+    beta = np.zeros(x.shape[1])
+    value = _penalised(y, x, beta)
+    for _ in range(200):
+        p = 1 / (1 + np.exp(-(x @ beta)))
+        weighted = x * (p * (1 - p))[:, None]
+        covariance = np.linalg.inv(x.T @ weighted)
+        leverage = np.einsum("ij,jk,ik->i", x, covariance, weighted)
+        step = covariance @ (x.T @ (y - p + leverage * (0.5 - p)))
+        step *= min(1.0, 2.0 / max(float(np.abs(step).max()), 1e-12))
+        while (moved := _penalised(y, x, beta + step)) < value - 1e-12 and np.abs(step).max() > 1e-9:
+            step = step / 2
+        beta, value = beta + step, moved
+        if np.abs(step).max() < 1e-8:
+            break
+    p = 1 / (1 + np.exp(-(x @ beta)))
+    return beta, np.linalg.inv(x.T @ (x * (p * (1 - p))[:, None]))
+
+
+def _penalised(y: NDArray[np.float64], x: NDArray[np.float64], beta: NDArray[np.float64]) -> float:
+    """The log-likelihood plus half the log-determinant of the information (Jeffreys' prior)."""
+    z = x @ beta
+    p = 1 / (1 + np.exp(-z))
+    sign, determinant = np.linalg.slogdet(x.T @ (x * (p * (1 - p))[:, None]))
+    if sign <= 0:
+        return -math.inf
+    return float(y @ z - np.logaddexp(0, z).sum() + determinant / 2)
+
+
+def _cluster_robust(
+    y: NDArray[np.float64],
+    x: NDArray[np.float64],
+    beta: NDArray[np.float64],
+    covariance: NDArray[np.float64],
+    codes: NDArray[np.intp],
+) -> NDArray[np.float64]:
+    """Sandwich standard errors with statsmodels' small-sample factor, G / (G - 1) x (n - 1) / (n - k)."""
+    residuals = x * (y - 1 / (1 + np.exp(-(x @ beta))))[:, None]
+    units, (n, k) = int(codes.max()) + 1, x.shape
+    sums = np.column_stack([np.bincount(codes, weights=column, minlength=units) for column in residuals.T])
+    factor = units / (units - 1) * (n - 1) / (n - k)
+    return np.sqrt(np.diag(covariance @ (sums.T @ sums) @ covariance) * factor)
 
 
 def _win_matrix(comparisons: Sequence[PairScore], names: Sequence[str], prior: float) -> NDArray[np.float64]:

@@ -29,10 +29,13 @@ class MeanEstimate:
     Attributes:
         mean: The mean of the items.
         standard_error: Its standard error (clustered where there are clusters), or None for fewer than two units.
-        interval: Student's interval with units - 1 degrees of freedom, or None where it is undefined.
+        interval: Its confidence interval, or None where that is undefined.
         n: Items.
         units: Independent units: clusters, or items without clusters.
         deviation: Standard deviation of the items, or None for fewer than two.
+        bounds: The ends of the scale that the interval was made for, or None where it is Student's.
+        effective_n: Independent wins and losses that say as much as the items do (see `intervals.effective_size`); None
+            for Student's interval.
     """
 
     mean: float
@@ -41,3 +44,5 @@ class MeanEstimate:
     n: int
     units: int
     deviation: float | None
+    bounds: tuple[float, float] | None = None
+    effective_n: float | None = None

@@ -1,7 +1,18 @@
-"""Intervals for means and rates: t, clustered t, cluster bootstrap, Wilson.
+"""Confidence intervals of means and rates: Wilson's on a scale with ends, Student's on one without.
 
 The unit of analysis is one item (a prompt). Items that share a source are one cluster, and every function that takes
 ``clusters`` treats the cluster as the thing that was drawn at random. What is undefined is None, never zero.
+
+Which interval where (`mean_interval`):
+
+- Scores on a scale with ends, such as a win rate: Wilson's (1927) score interval, which never leaves the scale, with
+  the number of items replaced by an effective one, items / design effect (Kish 1965, "Survey Sampling"; with Wilson's
+  interval Dean and Pagano 2015, Franco, Little, Louis and Slud 2019, both Journal of Survey Statistics and
+  Methodology): ties make it shorter, clusters longer. Without either it is Wilson's interval itself. With clusters the
+  normal quantile becomes Student's with units - 1 degrees of freedom (Korn and Graubard 1998, Survey Methodology 24).
+- Scores without ends, such as differences of graded scores: Student's, with clustered errors (Miller 2024).
+
+``scripts/make_judge_tables.py`` measures their coverage; the table stands in docs/judge-eval.md.
 """
 # pyright: basic
 # reason: scipy.stats has no type information
@@ -10,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +29,7 @@ from scipy import stats
 
 from .estimates import Interval, MeanEstimate
 
-_CHUNK = 1_000_000  # indices drawn at once in a bootstrap: 12 MB with the values they select
+Bounds = tuple[float, float]
 
 
 def cluster_labels(clusters: Mapping[str, str | None]) -> list[str] | None:
@@ -44,9 +56,13 @@ def cluster_codes(clusters: Sequence[Hashable] | None, n: int) -> NDArray[np.int
 
 
 def mean_interval(
-    values: Sequence[float] | NDArray[np.float64], *, clusters: Sequence[Hashable] | None = None, level: float = 0.95
+    values: Sequence[float] | NDArray[np.float64],
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    bounds: Bounds | None = None,
+    level: float = 0.95,
 ) -> MeanEstimate:
-    """The mean of ``values`` with Student's interval, clustered where labels are given.
+    """The mean of ``values`` with its standard error and interval, clustered where labels are given.
 
     The clustered standard error sums residuals in each cluster (Miller 2024, arXiv 2411.00640, section 2.2) and
     carries the factor G / (G - 1) of G clusters, which the paper leaves out; with one item per cluster it is the
@@ -55,7 +71,11 @@ def mean_interval(
     Args:
         values: One number per item, shape [n].
         clusters: A label per item, or None.
+        bounds: The ends of the scale, where it has some: Wilson's interval, else Student's (see the module).
         level: Confidence of the interval.
+
+    Raises:
+        ValueError: If there are no values, one is not finite or off the scale, or there is not one label per item.
     """
     x = _finite(values)
     n = len(x)
@@ -64,75 +84,137 @@ def mean_interval(
     mean = float(x.mean())
     deviation = float(x.std(ddof=1)) if n > 1 else None
     if units < 2:
-        return MeanEstimate(mean, None, None, n, units, deviation)
+        return MeanEstimate(mean, None, None, n, units, deviation, bounds)
     residuals = np.bincount(codes, weights=x - mean, minlength=units)
     error = math.sqrt(float(residuals @ residuals) * units / (units - 1)) / n
+    if bounds is not None:
+        return _on_a_scale(x, codes, error, bounds, level)
     half = float(stats.t.ppf(0.5 + level / 2, units - 1)) * error
     method = "t" if units == n else "t, clustered"
     interval = Interval(mean - half, mean + half, level, method) if error > 0 else None
     return MeanEstimate(mean, error, interval, n, units, deviation)
 
 
-def mean_p_value(estimate: MeanEstimate, null: float) -> float | None:
-    """Two-sided p-value of Student's test that the true mean is ``null``; None where the error is 0 or undefined."""
-    if not estimate.standard_error:
-        return None
-    return float(2 * stats.t.sf(abs(estimate.mean - null) / estimate.standard_error, estimate.units - 1))
-
-
-def paired_interval(
-    first: Sequence[float],
-    second: Sequence[float],
-    *,
-    clusters: Sequence[Hashable] | None = None,
-    level: float = 0.95,
+def _on_a_scale(
+    values: NDArray[np.float64], codes: NDArray[np.intp], error: float, bounds: Bounds, level: float
 ) -> MeanEstimate:
-    """`mean_interval` of the item-by-item differences ``first - second``.
+    low, high = bounds
+    if values.min() < low or values.max() > high:
+        raise ValueError(f"a value is off the scale of {low:g} to {high:g}")
+    x = (values - low) / (high - low)
+    n, sizes = len(x), np.bincount(codes)
+    units, mean = len(sizes), float(x.mean())
+    inflation = 1.0
+    if units < n:
+        inflation = float(cluster_inflation((error / (high - low)) ** 2, x.var(), sizes))
+    size = float(effective_size(n, mean, float((x * x).mean()), inflation))
+    deviation = float(values.std(ddof=1))
+    estimate = MeanEstimate(float(values.mean()), error, None, n, units, deviation, bounds, size)
+    quantile = _quantile(0.5 + level / 2, n, units)
+    if x.min() == x.max():
+        # So large a share of others may have been missed (Wilson's bound), and these may lie at either end.
+        missed = quantile**2 / (units + quantile**2)
+        ends, method = (mean * (1 - missed), mean + missed * (1 - mean)), "Wilson, all alike"
+    else:
+        ends = wilson_ends(mean, size, quantile)
+        method = "Wilson, clustered" if units < n else "Wilson" if set(x) == {0.0, 1.0} else "Wilson, effective size"
+    lower, upper = (low + (high - low) * float(end) for end in ends)
+    return replace(estimate, interval=Interval(lower, upper, level, method))
 
-    Raises:
-        ValueError: If the two have not the same length.
-    """
-    if len(first) != len(second):
-        raise ValueError(f"paired_interval: {len(first)} and {len(second)} values cannot be paired")
-    return mean_interval(
-        np.asarray(first, dtype=float) - np.asarray(second, dtype=float), clusters=clusters, level=level
-    )
 
+def cluster_inflation(
+    squared_error: NDArray[np.float64] | float, variance: NDArray[np.float64] | float, sizes: NDArray[np.intp]
+) -> NDArray[np.float64]:
+    """By how much clusters inflate the variance of a mean; of arrays, element by element.
 
-def bootstrap_interval(
-    values: Sequence[float] | NDArray[np.float64],
-    rng: np.random.Generator,
-    *,
-    clusters: Sequence[Hashable] | None = None,
-    draws: int = 2000,
-    level: float = 0.95,
-) -> Interval | None:
-    """Cluster bootstrap of the mean: whole clusters are drawn with replacement.
-
-    The percentile interval is too narrow for few units; the quantiles are widened as Hesterberg (2015, "What teachers
-    should know about the bootstrap", section 4.3.4) proposes, so that for normal data it has Student's width.
+    Args:
+        squared_error: The clustered standard error, squared.
+        variance: The variance of the items; where it is 0 the clusters are taken to agree entirely.
+        sizes: Items in each cluster, shape [clusters].
 
     Returns:
-        None with fewer than two units, or when all draws are equal.
+        At most what clusters that agree entirely would give, and at least 1 / clusters.
     """
-    x = _finite(values)
-    codes = cluster_codes(clusters, len(x))
-    units = int(codes.max()) + 1
-    if units < 2:
-        return None
-    sums = np.bincount(codes, weights=x, minlength=units).astype(float)
-    counts = np.bincount(codes, minlength=units).astype(float)
-    means = np.concatenate([_drawn_means(sums, counts, rng, k) for k in _chunks(draws, units)])
-    widened = math.sqrt(units / (units - 1)) * float(stats.t.ppf(0.5 - level / 2, units - 1))
-    tail = float(stats.norm.cdf(widened))
-    low, high = np.quantile(means, [tail, 1 - tail])
-    if low == high:
-        return None
-    return Interval(float(low), float(high), level, "cluster bootstrap, widened percentile")
+    n, most = sizes.sum(), float((sizes**2).sum() / sizes.sum())
+    variance = np.asarray(variance, dtype=float)
+    safe = np.where(variance > 0, variance, 1.0)
+    return np.where(variance > 0, np.clip(squared_error * n / safe, 1 / len(sizes), most), most)
 
 
-def wilson_interval(successes: float, n: float, *, level: float = 0.95) -> Interval | None:
-    """Wilson's score interval for a rate (Wilson 1927); ``successes`` may be half-integral where ties count half.
+def effective_size(
+    n: int,
+    mean: NDArray[np.float64] | float,
+    mean_square: NDArray[np.float64] | float,
+    inflation: NDArray[np.float64] | float,
+) -> NDArray[np.float64]:
+    """How many independent wins and losses say as much as ``n`` scores of 0 to 1; of arrays, element by element.
+
+    That is n / design effect, the variance of the scores over that of wins and losses of the same mean. Half a win and
+    half a loss are added for it: a few scores that all lie near one end show too little of their variance.
+
+    Args:
+        n: Items.
+        mean: The mean score.
+        mean_square: The mean of the squared scores.
+        inflation: Of the variance by clusters (`cluster_inflation`); 1 without.
+    """
+    m, square = (n * np.asarray(mean) + 0.5) / (n + 1), (n * np.asarray(mean_square) + 0.5) / (n + 1)
+    return n * m * (1 - m) / ((square - m * m) * inflation)
+
+
+def wilson_ends(
+    mean: NDArray[np.float64] | float, n: NDArray[np.float64] | float, quantile: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The ends of Wilson's score interval (Wilson 1927) of a mean of 0 to 1; of arrays, element by element.
+
+    Args:
+        mean: The mean.
+        n: Items, or the effective size.
+        quantile: 1.96 for 95% (Student's where the variance was estimated from few clusters).
+    """
+    p, q2 = np.asarray(mean, dtype=float), quantile * quantile
+    centre = (p + q2 / (2 * n)) / (1 + q2 / n)
+    half = quantile / (1 + q2 / n) * np.sqrt(np.maximum(p * (1 - p), 0) / n + q2 / (4 * n * n))
+    # At the ends rounding would leave 1e-17 instead of 0.
+    return np.where(p <= 0, 0.0, np.maximum(centre - half, 0)), np.where(p >= 1, 1.0, np.minimum(centre + half, 1))
+
+
+def mean_p_value(estimate: MeanEstimate, null: float) -> float | None:
+    """Two-sided p-value that the true mean is ``null``, of the test that the estimate's interval inverts.
+
+    Returns:
+        None where the estimate has no interval.
+    """
+    if estimate.interval is None or not estimate.units > 1:
+        return None
+    if estimate.bounds is None:
+        assert estimate.standard_error
+        return float(2 * stats.t.sf(abs(estimate.mean - null) / estimate.standard_error, estimate.units - 1))
+    assert estimate.effective_n is not None
+    low, high = estimate.bounds
+    p, mean = (null - low) / (high - low), (estimate.mean - low) / (high - low)
+    if estimate.deviation == 0:
+        share = (mean - p) / mean if mean > p else (p - mean) / (1 - mean) if p > mean else 0.0
+        z = math.sqrt(estimate.units * share / (1 - share))
+    else:
+        z = abs(mean - p) / math.sqrt(p * (1 - p) / estimate.effective_n)
+    law = stats.norm if estimate.units == estimate.n else stats.t(estimate.units - 1)
+    return float(2 * law.sf(z))
+
+
+def scale_of(values: Sequence[float], low: float, high: float) -> Bounds | None:
+    """The scale's ends where they limit these values: all lie between them, and one lies at an end or all are equal.
+
+    Graded scores far from both ends are better served by Student's interval: `effective_size` would add a whole win and
+    loss to a variance that is much smaller.
+    """
+    inside = all(low <= value <= high for value in values)
+    limited = any(value in (low, high) for value in values) or len(set(values)) == 1
+    return (low, high) if inside and limited else None
+
+
+def wilson_interval(successes: float, n: int, *, level: float = 0.95) -> Interval | None:
+    """Wilson's score interval for a rate (Wilson 1927).
 
     Returns:
         None without observations.
@@ -144,38 +226,12 @@ def wilson_interval(successes: float, n: float, *, level: float = 0.95) -> Inter
         raise ValueError(f"wilson_interval: {successes} successes of {n}")
     if n == 0:
         return None
-    z = float(stats.norm.ppf(0.5 + level / 2))
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Interval(max(0.0, centre - half), min(1.0, centre + half), level, "Wilson")
+    low, high = wilson_ends(successes / n, n, float(stats.norm.ppf(0.5 + level / 2)))
+    return Interval(float(low), float(high), level, "Wilson")
 
 
-def degenerate_interval(
-    values: Sequence[float], *, low: float, high: float, units: int, level: float = 0.95
-) -> Interval | None:
-    """An interval for the mean when all values are equal, where Student's has no width and would read as certainty.
-
-    Values that all lie at one end of their range count as that many successes: the interval is Wilson's bound for
-    their share, with the rest assumed to lie at the other end.
-
-    Args:
-        values: One number per item, shape [n].
-        low: Lower end of the range.
-        high: Upper end of the range.
-        units: Independent units among the items.
-        level: Confidence.
-
-    Returns:
-        None for values inside the range, and with fewer than two units.
-    """
-    if units < 2 or len(set(values)) != 1 or values[0] not in (low, high):
-        return None
-    share = wilson_interval(units, units, level=level)
-    assert share is not None
-    reach = (high - low) * share.low
-    ends = (low + reach, high) if values[0] == high else (low, high - reach)
-    return Interval(*ends, level, "Wilson, all alike")
+def _quantile(probability: float, n: int, units: int) -> float:
+    return float(stats.norm.ppf(probability) if units == n else stats.t.ppf(probability, units - 1))
 
 
 def _finite(values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
@@ -185,18 +241,3 @@ def _finite(values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64
     if not np.isfinite(x).all():
         raise ValueError("a value is not a finite number: leave unscored items out")
     return x
-
-
-def _chunks(draws: int, units: int) -> list[int]:
-    size = max(1, _CHUNK // units)
-    return [min(size, draws - start) for start in range(0, draws, size)]
-
-
-def _drawn_means(
-    sums: NDArray[np.float64], counts: NDArray[np.float64], rng: np.random.Generator, draws: int
-) -> NDArray[np.float64]:
-    drawn = rng.integers(0, len(sums), size=(draws, len(sums)), dtype=np.int32)
-    totals = sums[drawn].sum(axis=1)
-    if (counts == counts[0]).all():
-        return totals / (counts[0] * len(sums))
-    return totals / counts[drawn].sum(axis=1)

@@ -19,8 +19,9 @@ def minimal_detectable_effect(
 ) -> float | None:
     """The smallest true difference in the mean score that n items show with the given power.
 
-    (z(1 - alpha/2) + z(power)) x sd / sqrt(n), n divided by the design effect (Miller 2024, arXiv 2411.00640,
-    section 5).
+    (z(1 - alpha/2) + z(power)) x sd / sqrt(n) + 2 x sd / n, n divided by the design effect (Miller 2024, arXiv
+    2411.00640, section 5). The second term is a continuity correction: the exact test moves in steps of one item, which
+    are 2 x sd without ties.
 
     Args:
         n: Items.
@@ -34,7 +35,8 @@ def minimal_detectable_effect(
     """
     if n < 2:
         return None
-    return _quantiles(power, level) * deviation / math.sqrt(n / design_effect)
+    size = n / design_effect
+    return _quantiles(power, level) * deviation / math.sqrt(size) + 2 * deviation / size
 
 
 def items_needed(
@@ -47,7 +49,9 @@ def items_needed(
     """
     if effect <= 0:
         raise ValueError(f"items_needed: the effect must be above 0, got {effect}")
-    return math.ceil((_quantiles(power, level) * deviation / effect) ** 2 * design_effect - 1e-9)
+    quarter = _quantiles(power, level) / 4
+    root = math.sqrt(quarter**2 + effect / (2 * deviation)) - quarter  # 1 / sqrt(n), which solves that formula
+    return math.ceil(design_effect / root**2 - 1e-9)
 
 
 def _quantiles(power: float, level: float) -> float:

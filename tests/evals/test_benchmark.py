@@ -45,12 +45,13 @@ def numbers(model: list[float | None], baseline: list[float | None], clusters: l
 
 
 def test_the_difference_is_paired_by_hand() -> None:
-    # differences 1, 0, 1, 0: mean 0.5, sd sqrt(4 x 0.25 / 3) = 0.57735, error 0.288675, t(3) = 3.182446
+    # differences 1, 0, 1, 0 on the scale of -1 to 1: scores 1, 1/2, 1, 1/2 with mean 3/4; smoothed mean 3.5 / 5 = .7,
+    # square (2 + .5 + .5) / 5 = .6, variance .11 of .21: effective size 4 x .21 / .11; Wilson .40222 to .93044
     found = numbers([1, 1, 1, 0], [0, 1, 0, 0], [None] * 4).scorers["exact"]
     difference = found.difference
     assert difference is not None and difference.interval is not None
     assert difference.mean == 0.5
-    assert difference.interval.low == pytest.approx(0.5 - 3.182446 * 0.288675, abs=1e-4)
+    assert (difference.interval.low, difference.interval.high) == pytest.approx((-0.19556, 0.86088), abs=1e-4)
     assert difference.verdict == "not distinguishable"
     assert (difference.wins, difference.ties) == (2, 2)
     assert found.model.interval is not None and found.model.interval.method == "Wilson"
@@ -67,6 +68,41 @@ def test_clusters_widen_the_interval_and_all_alike_is_not_certain() -> None:
     # Wilson's bound 0.8389 for 20 of 20, the rest taken for lost: 2 x 0.8389 - 1
     assert every.interval.low == pytest.approx(0.6777, abs=1e-3)
     assert every.verdict == "better"
+
+
+def test_five_wins_of_sixty_are_no_verdict_and_the_text_names_p() -> None:
+    found = numbers([1.0] * 5 + [0.0] * 55, [0.0] * 60, [None] * 60)
+    difference = found.scorers["exact"].difference
+    assert difference is not None and difference.interval is not None
+    assert difference.interval.low > 0
+    assert difference.sign_test_p_value == pytest.approx(2 / 2**5)
+    assert difference.verdict == "not distinguishable"
+    text = benchmark_text(found, task="t")
+    assert "5 items better, 0 worse, 55 equal; exact sign test p 0.062" in text
+    assert "Careful: the interval alone would say better, and the exact sign test does not agree" in text
+
+
+def test_graded_scores_have_students_interval() -> None:
+    # differences .1, .2, .3: mean .2, error .1 / sqrt(3), t(2) = 4.302653
+    found = numbers([0.5, 0.6, 0.7], [0.4, 0.4, 0.4], [None] * 3).scorers["exact"].difference
+    assert found is not None and found.interval is not None
+    assert found.interval.high - 0.2 == pytest.approx(4.302653 * 0.1 / 3**0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize("answer", ["abc", " abc\n", "ABC", "abc.", "the abc"])
+def test_exact_means_what_check_exact_means(answer: str) -> None:
+    from inspect_ai.model import ModelName, ModelOutput
+    from inspect_ai.scorer import Target
+    from inspect_ai.solver import TaskState
+
+    from sota_ml_researcher.evals.benchmark.benchmark_job import exact
+    from sota_ml_researcher.judges.local_judges import check_exact
+
+    output = ModelOutput.from_content("m", answer)
+    state = TaskState(ModelName("a/m"), sample_id=1, epoch=1, input="?", messages=[], output=output)
+    score = anyio.run(exact(), state, Target("abc"))
+    assert score is not None
+    assert score.value == ("C" if check_exact(answer, "abc") else "I") == ("C" if answer.strip() == "abc" else "I")
 
 
 def test_unscored_items_are_counted_and_too_many_forbid_a_verdict() -> None:

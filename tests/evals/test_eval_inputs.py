@@ -188,11 +188,11 @@ def test_the_plan_counts_calls_says_what_it_can_show_and_what_it_costs(tmp_path:
     config = sums(tmp_path, 200) | {"judge_model": "claude-haiku-4-5", "wanted_effect": 0.05}
     found = plan(config)
     assert found.calls == 200 * 2 + 16 + 20
-    assert found.detectable_effect == pytest.approx(0.099, abs=1e-3)
-    assert found.prompts_for_wanted == 785
+    assert found.detectable_effect == pytest.approx(0.099 + 1 / 200, abs=1e-3)
+    assert found.prompts_for_wanted == 825
     assert found.bills_elsewhere and 0.5 < found.cost_usd < 5
     assert "2026-" in found.cost_note
-    assert "an effect of 0.05 needs 785 prompts" in found.warnings[0]
+    assert "an effect of 0.05 needs 825 prompts" in found.warnings[0]
     half = plan(config | {"judge_batch": True})
     assert half.cost_usd == pytest.approx(found.cost_usd / 2)
     assert mark(half) != mark(found)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,14 +11,16 @@ from peft import LoraConfig, get_peft_model
 from tinker_cookbook.hyperparam_utils import get_lora_param_count
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
 from sota_ml_researcher.core.errors import ConfigError, ModelError
 from sota_ml_researcher.core.names import COMPONENTS, Component
-from sota_ml_researcher.models.configs import ModelConfig
+from sota_ml_researcher.models.configs import ModelConfig, load_model_config
 from sota_ml_researcher.models.lora_architectures import KNOWN_FAMILIES
 from sota_ml_researcher.models.lora_params import check_components, count_from_config, count_lora
 from sota_ml_researcher.models.model_catalog import CatalogEntry, ComponentCounts, catalog_entry, load_catalog
+from sota_ml_researcher.models.model_ref import resolve_model
 
 RANK = 3
 COMMON = {
@@ -64,6 +67,9 @@ TINY: dict[str, dict[str, Any]] = {
     "gemma3_text": {**COMMON, "head_dim": 16},
     "gpt_neox": {key: value for key, value in COMMON.items() if key != "num_key_value_heads"},
     "helium": {**COMMON, "head_dim": 10},
+    "hunyuan_v1_dense": {**COMMON, "head_dim": 10},
+    "ministral": {**COMMON, "head_dim": 10},
+    "persimmon": {key: value for key, value in COMMON.items() if key != "num_key_value_heads"},
     "gpt2": {"vocab_size": 97, "n_embd": 40, "n_layer": 2, "n_head": 4},
     "mixtral": {**COMMON, "num_local_experts": 4},
     "gpt_oss": {**COMMON, "head_dim": 16, "num_local_experts": 4},
@@ -259,11 +265,73 @@ def test_an_unknown_dense_family_is_counted_like_llama_and_says_so() -> None:
     assert "'newcomer' was not checked" in count.notes[0]
 
 
-@pytest.mark.parametrize("key", ["num_experts", "kv_lora_rank", "ssm_state_size"])
-def test_an_unknown_family_with_unusual_layers_is_refused(key: str) -> None:
-    config = ModelConfig("org/new", {**COMMON, "model_type": "newcomer", key: 4}, "folder")
-    with pytest.raises(ModelError, match=r"org/new: its architecture \(newcomer\)"):
+ODD_PARTS: dict[str, Any] = {
+    "num_experts": 4,
+    "moe_num_experts": 64,
+    "kv_lora_rank": 12,
+    "ssm_state_size": 8,
+    "mamba_d_state": 128,
+    "conv_L_cache": 3,
+    "ffn_config": {"moe_num_experts": 16},
+    "block_types": ["recurrent", "attention"],
+    "a_part_of_another_name": 24,
+}
+
+
+@pytest.mark.parametrize("key", ODD_PARTS)
+def test_an_unknown_family_with_parts_that_llama_lacks_is_refused(key: str) -> None:
+    config = ModelConfig("org/new", {**COMMON, "model_type": "newcomer", key: ODD_PARTS[key]}, "folder")
+    with pytest.raises(ModelError, match=rf"org/new: its architecture \(newcomer\).*'{key}'"):
         count_from_config(config, "per_expert")
+
+
+def test_an_unknown_family_with_other_layers_or_sizes_is_refused() -> None:
+    for changes, message in (
+        ({"layer_types": ["conv", "full_attention"]}, "layer_types are not all attention"),
+        ({"intermediate_size": [56, 56]}, "'intermediate_size' is not a whole number"),
+        ({"model_type": None}, "no model_type"),
+    ):
+        config = ModelConfig("org/new", {**COMMON, "model_type": "newcomer", **changes}, "folder")
+        with pytest.raises(ModelError, match=message):
+            count_from_config(config, "fused_experts")
+
+
+NOT_BUILT = {"qwen3_5", "qwen3_5_moe", "ministral", "hunyuan_v1_dense", "nemotron"}  # counted; checked by size in TINY
+
+
+def test_every_causal_model_of_transformers_is_counted_right_or_refused(tmp_path: Path) -> None:
+    counted: list[str] = []
+    for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        try:
+            config = CONFIG_MAPPING[name]()
+        except Exception:  # MusicGen's configs need those of their parts
+            assert name.startswith("musicgen")
+            continue
+        (tmp_path / "config.json").write_text(config.to_json_string(use_diff=False))
+        try:
+            ours = count_from_config(load_model_config(resolve_model(str(tmp_path))), "fused_experts").per_rank.total
+        except ModelError as error:
+            assert "is not one whose LoRA matrices are known here" in str(error)
+            continue
+        counted.append(name)
+        if name not in NOT_BUILT:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config)
+            assert (name, ours) == (name, _per_rank_from_shapes(model))
+    assert len(counted) >= 50
+
+
+def _per_rank_from_shapes(model: nn.Module) -> int:
+    """Inputs and outputs of all matrices of the language model but its routers; experts stand stacked in one."""
+    total = 0
+    for name, module in model.named_modules():
+        last = name.rsplit(".", 1)[-1]
+        if re.search("vision|visual|audio|projector", name) or last in ROUTERS or ".indexer." in name:
+            continue
+        if isinstance(module, nn.Linear | Conv1D):
+            total += sum(module.weight.shape)
+    experts = [p for name, p in model.named_parameters() if p.ndim == 3 and ".experts." in name]
+    return total + sum(p.shape[0] * (p.shape[1] + p.shape[2]) for p in experts)
 
 
 def test_a_missing_or_odd_size_names_the_key() -> None:

@@ -75,7 +75,6 @@ def sums(folder: Path, count: int, *, tuned_right: float = 1.0, base_right: floa
         "baseline_model": str(write_lines(folder / "base.jsonl", answers(base_right))),
         "finetuned_model": str(write_lines(folder / "tuned.jsonl", answers(tuned_right))),
         "judge_model": "check:exact",
-        "bootstrap_draws": 500,
     }
 
 

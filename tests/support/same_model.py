@@ -19,6 +19,7 @@ from sota_ml_researcher.judges.rubric import default_rubric
 
 RUBRIC = default_rubric()
 
+_JUDGE = "openai:judge"
 _LEAN, _NOISE, _TIE_BELOW = 0.3, 0.7, 0.5  # in standard deviations of the difference between two answers
 _SCORES = {c.name: {"A": 3, "B": 3} for c in RUBRIC.criteria}
 
@@ -30,8 +31,7 @@ def one_evaluation(prompts: int, rng: np.random.Generator, *, cluster_size: int 
         test_set="t.jsonl",
         baseline_model="same",
         finetuned_model="same",
-        judge_model=("judge",),
-        bootstrap_draws=200,
+        judge_model=(_JUDGE,),
     )
     clusters = [str(n // cluster_size) if cluster_size > 1 else None for n in range(prompts)]
     items = [
@@ -43,7 +43,7 @@ def one_evaluation(prompts: int, rng: np.random.Generator, *, cluster_size: int 
     shared = np.repeat(rng.normal(size=prompts // cluster_size), cluster_size)  # prompts of one source go one way
     margins = shared if cluster_size == 1 else 0.6 * shared + 0.8 * rng.normal(size=prompts)
     judgments = [
-        Judgment(f"{i}-{first}", "judge", "pair", i, first, second, _verdict(sign * margin, rng), _SCORES)
+        Judgment(f"{i}-{first}", _JUDGE, "pair", i, first, second, _verdict(sign * margin, rng), _SCORES)
         for i, margin in zip(ids, margins, strict=True)
         for first, second, sign in (("tuned", "baseline", 1), ("baseline", "tuned", -1))
     ]
