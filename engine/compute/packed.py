@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import psutil
 import torch
@@ -164,7 +164,7 @@ class PackedBackbone:
             gate_lora, down_lora = Lora.of(layer.gate_up, lora), Lora.of(layer.down, lora)
             wide = NormedLinear.apply(x, layer.middle_norm, self._eps, layer.gate_up, gate_lora, *gate_lora.tensors())
             x = GatedDown.apply(wide, x, self._activation, layer.down, down_lora, *down_lora.tensors())
-        return _FinalNorm.apply(x, self._final_norm, self._eps)  # type: ignore[return-value]
+        return cast("Tensor", _FinalNorm.apply(x, self._final_norm, self._eps))
 
     @torch.no_grad()
     def _read(self, batch: PackedTokens, rotary: Rotary, lora: ActiveLora | None, *, shared: bool) -> Tensor:
@@ -302,7 +302,7 @@ class _FinalNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Gradient w.r.t. x."""
         x, root, weight = ctx.saved_tensors
         return rms_norm_backward(grad, x, root, weight), None, None

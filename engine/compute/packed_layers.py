@@ -265,7 +265,7 @@ class NormedLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Gradients w.r.t. x and the pairs."""
         x, root, low, norm = ctx.saved_tensors
         want_x = ctx.needs_input_grad[0]
@@ -287,7 +287,7 @@ class ResidualLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Gradients w.r.t. x, the residual and the pairs."""
         x, low = ctx.saved_tensors
         grad_x, grads = lora_backward(grad, x, low, ctx.linear, ctx.lora, want_x=ctx.needs_input_grad[0])
@@ -333,7 +333,7 @@ class GatedDown(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Gradients w.r.t. gate and up, the residual and the pairs."""
         gate_up, low = ctx.saved_tensors
         want_x = ctx.needs_input_grad[0]

@@ -184,7 +184,7 @@ def _install(model: nn.Module, sites: Sequence[Site], pair: FindPair) -> None:
             _wrap_linear(model.get_submodule(site.name), site.name, pair)
     for name, members in experts.items():
         module = model.get_submodule(name)
-        module.forward = _expert_forward(module, members, pair)  # type: ignore[method-assign]
+        module.forward = _expert_forward(module, members, pair)
 
 
 def _wrap_linear(module: nn.Module, name: str, pair: FindPair) -> None:
@@ -197,7 +197,7 @@ def _wrap_linear(module: nn.Module, name: str, pair: FindPair) -> None:
         (a, b), scaling = active
         return base(x) + scaling * F.linear(F.linear(x.to(a.dtype), a), b)
 
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
 
 
 def _head_of(model: Any, name: str) -> Head:

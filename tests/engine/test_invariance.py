@@ -28,14 +28,7 @@ from sota_ml_researcher.engine.interface import (
 
 @pytest.fixture
 def model(tiny_model: Callable[[str], Path]) -> LoadedModel:
-    return _invariant(load_model("m", str(tiny_model("qwen3")), LoadOptions(dtype="bfloat16")))
-
-
-def _invariant(model: LoadedModel) -> LoadedModel:
-    """The model, if it may put requests together; else there is nothing to try here."""
-    if not model.description["batch_invariant"]:
-        pytest.skip("nothing holds rows together on this machine, and the engine says so")
-    return model
+    return load_model("m", str(tiny_model("qwen3")), LoadOptions(dtype="bfloat16"))
 
 
 def _equal(one: SampleOutput, other: SampleOutput) -> bool:
@@ -184,7 +177,7 @@ def test_samples_do_not_depend_on_who_arrives_when(
     if not compiled:
         monkeypatch.setattr(kernels, "library", lambda: None)
     options = LoadOptions(dtype=dtype, extra={"implementation": implementation})
-    model = _invariant(load_model("m", str(tiny_model(f"wide{head}")), options))
+    model = load_model("m", str(tiny_model(f"wide{head}")), options)
     weights = trained(model, LoraSpec(rank=8, seed=1)).weights()
     rng = np.random.default_rng(head)
     requests = _requests(rng, 18)
