@@ -8,9 +8,9 @@ DPO measures the reference in each step, its GRPO asks for every sample by itsel
 The job has a loop of its own, and adds its worker, registry, heartbeats, metering, the reward's dry run, rollouts and
 child processes for rewards.
 Prints one JSON object per method; the ratio is of the medians. What both sides did is read from their metrics and
-checkpoints and compared: the same steps, and in SFT and DPO the same tokens trained on and the same checkpoints. In RL
-the cookbook saves once more at its end, and each side draws samples of its own: checkpoints and the tokens of the groups
-kept are only shown.
+checkpoints and compared: the same steps, and in SFT and DPO the same tokens trained on and the same checkpoints. In
+RL the cookbook saves once more at its end, and each side draws samples of its own: checkpoints and the tokens of the
+groups kept are only shown.
 """
 
 from __future__ import annotations
