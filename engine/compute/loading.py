@@ -196,7 +196,8 @@ def _tokenizer(path_or_id: str) -> Any:
 def _weights(path_or_id: str, dtype: torch.dtype, extra: dict[str, Any]) -> Any:
     fix = "Copy or download the model's weight files again, and see that config.json is of this model"
     with _model_error("the model's weights are missing, cut or of another shape", path_or_id, fix):
-        module, info = AutoModelForCausalLM.from_pretrained(path_or_id, dtype=dtype, output_loading_info=True, **extra)
+        load: Any = AutoModelForCausalLM.from_pretrained
+        module, info = load(path_or_id, dtype=dtype, output_loading_info=True, **extra)
     # Transformers fills what is missing with random numbers.
     missing = sorted(info["missing_keys"])
     if missing:
