@@ -222,6 +222,28 @@ def require_usable_rows(config: TrainingConfig, *files: Counts | None) -> None:
             raise counts.problems[0]
 
 
+def precision_warnings(config: TrainingConfig) -> list[str]:
+    """What the embedded engine's precision costs a model that is stored in a finer one.
+
+    Measured on a model of 135M parameters in bfloat16: log-probabilities of the sampler and of the trainer are 0.037
+    nat per token apart in the mean; in float32 they are equal.
+
+    Raises:
+        ModelError: If the model cannot be had.
+    """
+    if config.backend != "embedded":
+        return []
+    values = load_model_config(resolve_model(config.base_model)).values
+    if "float32" not in str(values.get("dtype") or values.get("torch_dtype")):
+        return []
+    return [
+        "the model is stored in float32, and the embedded engine computes in bfloat16 on hardware that has it (its "
+        "log says which it took): log-probabilities of sampler and trainer are then apart, by 0.037 nat per token on a "
+        "model of 135M parameters, and in float32 equal. To keep float32, which is slower, run "
+        "`ml-researcher engine --model FOLDER --dtype float32` and use it as a cluster"
+    ]
+
+
 def shared_warnings(config: OfflineConfig, counts: Counts, total_steps: int, *, unit: str, unseen: str) -> list[str]:
     """What every plan over given texts warns of.
 

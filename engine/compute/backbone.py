@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from ...core.errors import ModelError
 from ..interface import LoraSpec
 from .packing import PackedTokens
+from .row_blocks import RowBlocks
 
 Group = Literal["attn", "mlp", "unembed"]
 # A router decides which expert sees a token; it stays frozen on the platform, and in PEFT's usual targets.
@@ -90,7 +91,8 @@ class Backbone(Protocol):
         sites: Every matrix that can be adapted.
         parameters: Number of base parameters; tied ones count once.
         longest_tree: Most tokens of a tree of sequences (`prefix_trees`) that ``hidden`` takes; 0 if it takes none.
-        rowwise_length: Longest sequence that ``hidden`` takes rowwise, and shared; 0 if it cannot.
+        apart: Whether each request needs keys and values, and passes, of its own.
+        shared_length: Longest sequence that ``hidden`` takes in a tree where no gradient is wanted; 0 if it takes none.
         description: What runs: for people and for benchmarks.
     """
 
@@ -100,11 +102,12 @@ class Backbone(Protocol):
     sites: list[Site]
     parameters: int
     longest_tree: int
-    rowwise_length: int
+    apart: bool
+    shared_length: int
     description: dict[str, Any]
 
     def hidden(self, batch: PackedTokens, lora: ActiveLora | None) -> Tensor:
-        """Final hidden states [N, D]; differentiable in the pairs of ``lora``."""
+        """Final hidden states [N, D]; differentiable in the pairs of ``lora``, unless the batch is ``rowwise``."""
         ...
 
     def prefill(
@@ -120,6 +123,13 @@ class Backbone(Protocol):
 
     def step(self, state: Any, tokens_B: Tensor, lora: ActiveLora | None) -> Tensor:
         """Append one token per row and return its hidden states [B, D]."""
+        ...
+
+    def head_blocks(self, lora: ActiveLora | None) -> RowBlocks | None:
+        """In which blocks to compute logits so that no row's hidden states or logits depend on the other rows.
+
+        None where there are none: then requests must be sampled one after another.
+        """
         ...
 
 

@@ -8,7 +8,7 @@ supervised data with masked prompts saves half of the work.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +16,16 @@ from torch import Tensor
 
 from . import kernels
 from .backbone import ActiveLora, Head, LoraPair
-from .packed_layers import with_enough_rows
+from .packed_layers import pack, pair_blocks
+from .row_blocks import MOST_WIDE, REFERENCE, RowBlocks, zero_sums
 
 # Blocks of logits stay in cache where the vocabulary is small; below so many rows the product itself gets slow.
 _BLOCK_BYTES = 1 << 23
 _FEWEST_ROWS = 128
 # Raw logits in compute dtype up to this size are kept for the backward pass instead of computed again.
 _KEPT_BYTES = 64 << 20
+# Most elements of a matrix made up for a trial; larger ones are tried as they are.
+_MADE_UP = 1 << 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +54,41 @@ class HeadGradient:
 
 @dataclass(frozen=True, slots=True)
 class LoraHead:
-    """The frozen unembedding with the LoRA pair that is active on it."""
+    """The frozen unembedding with the LoRA pair that is active on it.
+
+    With ``blocks``, which are for sampling, no row's logits depend on which others are computed with it.
+    """
 
     head: Head
     pair: LoraPair | None = None
     scaling: float = 1.0
+    blocks: RowBlocks | None = None
 
     @classmethod
-    def of(cls, head: Head, lora: ActiveLora | None) -> LoraHead:
+    def of(cls, head: Head, lora: ActiveLora | None, blocks: RowBlocks | None = None) -> LoraHead:
         """With the pair that ``lora`` has for it, if any."""
-        return cls(head) if lora is None else cls(head, lora.pairs.get(head.name), lora.scaling)
+        if lora is None:
+            return cls(head, blocks=blocks)
+        return cls(head, lora.pairs.get(head.name), lora.scaling, blocks)
+
+    def agreeing(self, blocks: RowBlocks) -> RowBlocks | None:
+        """Those of ``blocks`` at which a row's logits are the same wherever it stands."""
+        tried, x = replace(self, pair=None, blocks=None), self._trial_rows()
+        found = blocks.within(MOST_WIDE).agreeing(tried.logits, x)
+        if self.head.weight_VD.numel() <= _MADE_UP:
+            vocabulary, inner = self.head.weight_VD.shape
+            x, weight = zero_sums(REFERENCE, inner, vocabulary, self.head.weight_VD)
+            bias = None if self.head.bias_V is None else torch.zeros_like(self.head.bias_V)
+            packed = None if self.head.packed is None else pack(weight)
+            tried = replace(tried, head=replace(self.head, weight_VD=weight, bias_V=bias, packed=packed))
+            found = found and found.agreeing(tried.logits, x)
+        if self.pair is None or found is None:
+            return found
+        return pair_blocks(self.pair.a, len(self.pair.b), found)
+
+    def _trial_rows(self) -> Tensor:
+        rng = torch.Generator().manual_seed(0)
+        return torch.randn(REFERENCE, self.head.weight_VD.shape[1], generator=rng).to(self.head.weight_VD)
 
     @property
     def block_rows(self) -> int:
@@ -89,7 +117,10 @@ class LoraHead:
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Logits [N, V], in compute dtype or fp32."""
-        return _post(with_enough_rows(self._raw, hidden_ND), self.head)
+        return self._whole(hidden_ND) if self.blocks is None else self.blocks.apply(self._whole, hidden_ND)
+
+    def _whole(self, hidden_ND: Tensor) -> Tensor:
+        return _post(self._raw(hidden_ND), self.head)
 
     @torch.no_grad()
     def score(self, hidden_ND: Tensor, rows_M: Tensor, targets_M: Tensor, *, keep: bool) -> Scores:
@@ -106,14 +137,16 @@ class LoraHead:
         bounds = torch.searchsorted(sorted_rows_M, edges).tolist()
         for block, start in enumerate(range(0, len(hidden_ND), size)):
             out = None if kept is None else kept[start : start + size]
-            raw = self._raw(hidden_ND[start : start + size], out)
+            hidden = hidden_ND[start : start + size]
+            raw = self._raw(hidden, out) if self.blocks is None else self.logits(hidden)
             first, last = bounds[block], bounds[block + 1]
             chosen = sorted_rows_M[first:last] - start, sorted_targets_M[first:last]
             if normalizer_N is not None:
                 sums_R = normalizer_N[start : start + size] = kernels.log_sum_exp(raw)
                 logprobs_M[first:last] = raw[chosen].float() - sums_R[chosen[0]]
             else:
-                logprobs_M[first:last] = torch.log_softmax(_post(raw, self.head), dim=-1, dtype=torch.float32)[chosen]
+                logits = raw if self.blocks is not None else _post(raw, self.head)
+                logprobs_M[first:last] = torch.log_softmax(logits, dim=-1, dtype=torch.float32)[chosen]
         logprobs_M = torch.empty_like(logprobs_M).index_copy_(0, order_M, logprobs_M)
         return Scores(hidden_ND, rows_M, targets_M, logprobs_M, kept, normalizer_N)
 

@@ -9,6 +9,7 @@ are not exercised by the tests of this repository, which run on CPU.
 from __future__ import annotations
 
 import ctypes
+import logging
 import platform
 import sys
 from collections.abc import Iterator
@@ -29,16 +30,19 @@ _DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bf
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 _DEVICES = ("auto", "cpu", "cuda", "mps")
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What came out of a checkpoint folder or hub id."""
+    """What came out of a checkpoint folder or hub id; ``stored_dtype`` is what its config says of the weights."""
 
     module: Any
     tokenizer: Any
     config: Any
     device: torch.device
     dtype: torch.dtype
+    stored_dtype: str
 
 
 def load_pretrained(path_or_id: str, options: LoadOptions) -> Loaded:
@@ -55,12 +59,20 @@ def load_pretrained(path_or_id: str, options: LoadOptions) -> Loaded:
     config = _config(path_or_id)
     tokenizer = _tokenizer(path_or_id)
     disable_progress_bar()
-    fix = "Check that the folder holds a causal language model's config.json and safetensors files"
-    with _model_error("the model's weights cannot be loaded", path_or_id, fix):
-        module = AutoModelForCausalLM.from_pretrained(path_or_id, dtype=dtype, **extra)
+    module = _weights(path_or_id, dtype, extra)
     if not extra:
-        module = module.to(device)  # type: ignore[arg-type]  # the stub of a decorated method
-    return Loaded(module.eval().requires_grad_(False), tokenizer, config, device, dtype)
+        module = module.to(device)
+    stored = str(getattr(config.get_text_config(), "dtype", None) or "unknown").removeprefix("torch.")
+    _say_dtype(path_or_id, options, dtype, stored)
+    return Loaded(module.eval().requires_grad_(False), tokenizer, config, device, dtype, stored)
+
+
+def _say_dtype(name: str, options: LoadOptions, dtype: torch.dtype, stored: str) -> None:
+    taken = str(dtype).removeprefix("torch.")
+    chosen = "chosen for this hardware" if options.dtype == "auto" else "as asked"
+    logger.info("%s: stored in %s, computed in %s (%s)", name, stored, taken, chosen)
+    if (stored, taken) == ("float32", "bfloat16"):
+        logger.warning("%s: a float32 model in bfloat16 loses precision; --dtype float32 keeps it, slower", name)
 
 
 def choose_device(asked: str) -> torch.device:
@@ -157,17 +169,40 @@ def _quantisation(quantize: str | None, device: torch.device, dtype: torch.dtype
 
 
 def _config(path_or_id: str) -> Any:
-    if Path(path_or_id).is_file():
+    path = Path(path_or_id)
+    if path.is_file():
         raise ModelError("this is a file, and a model folder or hub id is needed", where=path_or_id)
-    fix = "Give a folder with config.json and weights, or a hub id while the hub can be reached"
-    with _model_error("no such model", path_or_id, fix):
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ModelError("this folder has no config.json", where=path_or_id, fix="Give a Hugging Face model folder")
+    if path.is_dir():
+        what, fix = "its config.json cannot be used", "Check the file, or save the model again"
+    else:
+        what, fix = "no such model", "Give a folder with config.json and weights, or a hub id while the hub is in reach"
+    with _model_error(what, path_or_id, fix):
         return AutoConfig.from_pretrained(path_or_id)
 
 
 def _tokenizer(path_or_id: str) -> Any:
     fix = "Save one beside the weights with tokenizer.save_pretrained(folder)"
     with _model_error("the model has no usable tokenizer", path_or_id, fix):
-        return AutoTokenizer.from_pretrained(path_or_id)
+        tokenizer = AutoTokenizer.from_pretrained(path_or_id)
+        vocabulary = tokenizer.get_vocab()
+    # Where a folder has no tokenizer's files, transformers makes one that knows no words.
+    if len(vocabulary) <= len(tokenizer.all_special_tokens):
+        raise ModelError("the model has no tokenizer files", where=path_or_id, fix=fix)
+    return tokenizer
+
+
+def _weights(path_or_id: str, dtype: torch.dtype, extra: dict[str, Any]) -> Any:
+    fix = "Copy or download the model's weight files again, and see that config.json is of this model"
+    with _model_error("the model's weights are missing, cut or of another shape", path_or_id, fix):
+        load: Any = AutoModelForCausalLM.from_pretrained
+        module, info = load(path_or_id, dtype=dtype, output_loading_info=True, **extra)
+    # Transformers fills what is missing with random numbers.
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(f"the weight files have no {missing[0]} ({len(missing)} missing)", where=path_or_id, fix=fix)
+    return module
 
 
 @contextmanager
@@ -175,10 +210,20 @@ def _model_error(what: str, where: str, fix: str) -> Iterator[None]:
     """Say in one line what transformers could not do.
 
     Raises:
-        ModelError: If what runs inside fails in one of the ways in which a model folder can be broken.
+        ModelError: If what runs inside fails: the libraries let through whatever a broken file makes of them.
     """
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(f"{what} ({lines[0][:200]})", where=where, fix=fix) from error
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ModelError(
+            "the model does not fit this machine's memory", where=where, fix="Take a smaller one"
+        ) from error
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+        raise ModelError(f"{what} ({_shortened(said)})", where=where, fix=fix) from error
+
+
+def _shortened(text: str, most: int = 240) -> str:
+    """The beginning of a long text, whole words."""
+    return text if len(text) <= most else f"{text[:most].rsplit(' ', 1)[0]} ..."

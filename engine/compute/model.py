@@ -55,6 +55,7 @@ class LoadedModel(BaseModel):
             **backbone.description,
             "device": str(backbone.device),
             "dtype": str(backbone.dtype).removeprefix("torch."),
+            "stored_dtype": loaded.stored_dtype,
             "parameters": backbone.parameters,
             "vocabulary": self._limits.vocabulary,
             "threads": set_threads(options.threads),

@@ -8,19 +8,22 @@ Covers Llama, Mistral, Qwen2, Qwen3, Gemma (first generation) and Phi-3; whateve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import psutil
 import torch
 from torch import Tensor, nn
 
 from . import kernels, packed_attention
-from .attention_layout import AttentionSpan, Heads, Rotary, attention_span, make_buckets
+from .attention_layout import Heads, Rotary, attention_span, make_buckets
 from .backbone import ActiveLora, Head, find_sites
+from .head import LoraHead
 from .packed_attention import PLAIN_LENGTH, Attention
-from .packed_cache import Cache
+from .packed_cache import Cache, attention_blocks
 from .packed_layers import (
     GatedDown,
     Linear,
@@ -29,13 +32,14 @@ from .packed_layers import (
     ResidualLinear,
     can_pack,
     gated,
-    is_batch_invariant,
+    layer_blocks,
     lora_forward,
     pack,
     rms_norm,
     rms_norm_backward,
 )
 from .packing import PackedTokens
+from .row_blocks import EVERY_SIZE, RowBlocks
 
 ARCHITECTURES = frozenset(
     {
@@ -65,6 +69,13 @@ class _Layer:
     middle_norm: Tensor
     gate_up: Linear
     down: Linear
+
+
+class _Blocks(NamedTuple):
+    """In which blocks of rows layers and logits are computed while sampling."""
+
+    layers: RowBlocks
+    head: RowBlocks
 
 
 def is_supported(model: Any) -> bool:
@@ -110,22 +121,26 @@ class PackedBackbone:
             _take_layer(layer, f"model.layers.{index}", model.config, self._embedding, packed=packed)
             for index, layer in enumerate(body.layers)
         ]
-        first = self._layers[0]
-        self._heads = first.heads
-        every_kind = (first.qkv, first.output, first.gate_up, first.down)
-        invariant = packed and self._heads.compiled and all(is_batch_invariant(linear) for linear in every_kind)
-        self.rowwise_length = _ROWWISE_LENGTH if invariant else 0
+        self._heads = self._layers[0].heads
+        self.apart = False
+        self.shared_length = _ROWWISE_LENGTH if self._heads.compiled else 0
         self.longest_tree = PLAIN_LENGTH if device.type == "cpu" else 0  # as long as attention has plain masks
         self.description: dict[str, Any] = {
             "implementation": "packed",
             "architecture": type(model).__name__,
             "kernels": self._heads.compiled,
-            "batch_invariant": invariant,
         }
-        # Without compiled kernels a CPU reads prompts one by one, as torch's products round by how many go together,
-        # and keeps the cache in fp32: its products over it are twice as fast, for a row has few queries.
-        self._apart = device.type == "cpu" and not self._heads.compiled
-        self._cache_dtype = torch.float32 if self._apart else self.dtype
+        # Torch's products over a cache on a CPU are twice as fast in fp32, for a row has few queries.
+        plain = device.type == "cpu" and not self._heads.compiled
+        self._cache_dtype = torch.float32 if plain else self.dtype
+        self._attention_blocks = (
+            EVERY_SIZE
+            if self._heads.compiled
+            else attention_blocks(self._heads, torch.empty(0, dtype=self._cache_dtype, device=device))
+        )
+        self._blocks: dict[tuple[tuple[str, int], ...], _Blocks | None] = {}
+        self._holds = self._holds_together()
+        self.description["batch_invariant"] = self.head_blocks(None) is not None
 
     def _can_pack(self) -> bool:
         """Whether the layers may be kept twice, in the orders that forward and backward products read."""
@@ -134,25 +149,40 @@ class PackedBackbone:
 
     def hidden(self, batch: PackedTokens, lora: ActiveLora | None) -> Tensor:
         """Final hidden states [N, D]."""
-        x = self._embed(batch.tokens_N)
-        rotary = self._angles_at(batch.positions_N, int(batch.positions_N.max()) + 1)
-        spans: dict[int | None, AttentionSpan] = {}
+        longest = int(batch.positions_N.max()) + 1
+        rotary = self._angles_at(batch.positions_N, longest)
         if batch.rowwise:
-            spans = {window: attention_span(batch, window) for window in {layer.heads.window for layer in self._layers}}
+            return self._read(batch, rotary, lora, shared=longest <= self.shared_length)
+        x = self._embed(batch.tokens_N)
         buckets = make_buckets(batch.lengths, self.device, batch.positions_N, batch.branches_N)
         for layer in self._layers:
             qkv_lora = Lora.of(layer.qkv, lora)
             qkv = NormedLinear.apply(x, layer.input_norm, self._eps, layer.qkv, qkv_lora, *qkv_lora.tensors())
-            if batch.rowwise:
-                mixed = packed_attention.attention_by_rows(qkv, rotary, layer.heads, spans[layer.heads.window])
-            else:
-                mixed = Attention.apply(qkv, rotary, layer.heads, buckets)
+            mixed = Attention.apply(qkv, rotary, layer.heads, buckets)
             out_lora = Lora.of(layer.output, lora)
             x = ResidualLinear.apply(mixed, x, layer.output, out_lora, *out_lora.tensors())
             gate_lora, down_lora = Lora.of(layer.gate_up, lora), Lora.of(layer.down, lora)
             wide = NormedLinear.apply(x, layer.middle_norm, self._eps, layer.gate_up, gate_lora, *gate_lora.tensors())
             x = GatedDown.apply(wide, x, self._activation, layer.down, down_lora, *down_lora.tensors())
-        return _FinalNorm.apply(x, self._final_norm, self._eps)  # type: ignore[return-value]
+        return cast("Tensor", _FinalNorm.apply(x, self._final_norm, self._eps))
+
+    @torch.no_grad()
+    def _read(self, batch: PackedTokens, rotary: Rotary, lora: ActiveLora | None, *, shared: bool) -> Tensor:
+        """``hidden``, where each sequence gets the same whatever it is packed with, or shares if ``shared``."""
+        if shared:
+            windows = {layer.heads.window for layer in self._layers}
+            spans = {window: attention_span(batch, window) for window in windows}
+            return self._forward(
+                self._embed(batch.tokens_N),
+                lora,
+                lambda _, qkv, heads: packed_attention.attention_by_rows(qkv, rotary, heads, spans[heads.window]),
+            )
+        buckets = make_buckets(batch.lengths, self.device, apart=True)
+        return self._forward(
+            self._embed(batch.tokens_N),
+            lora,
+            lambda _, qkv, heads: packed_attention.attention(packed_attention.split(qkv, rotary, heads), buckets),
+        )
 
     @torch.no_grad()
     def prefill(
@@ -162,14 +192,16 @@ class PackedBackbone:
         lengths = [len(prompt) for prompt in prompts]
         positions = torch.cat([torch.arange(length, device=self.device) for length in lengths])
         rotary = self._angles_at(positions, max(lengths))
-        buckets = make_buckets(lengths, self.device, apart=self._apart)
-        cache = Cache(len(self._layers), lengths, repeats, room, self._heads, self._cache_dtype, self.device)
-        x = self._embed(torch.cat(list(prompts)))
-        for index, layer in enumerate(self._layers):
-            heads = packed_attention.split(self._projections(x, layer, lora), rotary, layer.heads)
-            cache.fill(index, *heads.keys_values())
-            x = self._rest(packed_attention.attention(heads, buckets), x, layer, lora)
-        hidden_ND = rms_norm(x, self._final_norm, self._eps)[0]
+        buckets = make_buckets(lengths, self.device, apart=True)
+        blocks = self._attention_blocks or EVERY_SIZE
+        cache = Cache(len(self._layers), lengths, repeats, room, self._heads, self._cache_dtype, self.device, blocks)
+
+        def attend(index: int, qkv: Tensor, heads: Heads) -> Tensor:
+            parts = packed_attention.split(qkv, rotary, heads)
+            cache.fill(index, *parts.keys_values())
+            return packed_attention.attention(parts, buckets)
+
+        hidden_ND = self._forward(self._embed(torch.cat(list(prompts))), lora, attend)
         ends = torch.tensor(lengths, device=self.device).cumsum(0) - 1
         return cache, hidden_ND, hidden_ND[ends].repeat_interleave(torch.tensor(repeats, device=self.device), 0)
 
@@ -178,11 +210,63 @@ class PackedBackbone:
         """Append one token per row; see ``Backbone.step``."""
         state.advance()
         rotary = self._angles_at(state.positions_B, state.longest)
-        x = self._embed(tokens_B)
+        return self._forward(
+            self._embed(tokens_B), lora, lambda index, qkv, heads: state.attend(index, qkv, rotary, heads)
+        )
+
+    def _forward(self, x: Tensor, lora: ActiveLora | None, attend: Callable[[int, Tensor, Heads], Tensor]) -> Tensor:
+        """The layers on rows [N, D] that see one another in ``attend`` alone; all else goes in blocks of rows."""
+        found = self._blocks_for(lora)
+        blocks = RowBlocks(()) if found is None else found.layers
         for index, layer in enumerate(self._layers):
-            mixed = state.attend(index, self._projections(x, layer, lora), rotary, layer.heads)
-            x = self._rest(mixed, x, layer, lora)
+            qkv = blocks.apply(partial(self._projections, layer=layer, lora=lora), x)
+            mixed = attend(index, qkv, layer.heads)
+            x = blocks.apply(partial(self._rest, layer=layer, lora=lora), mixed, x)
         return rms_norm(x, self._final_norm, self._eps)[0]
+
+    def head_blocks(self, lora: ActiveLora | None) -> RowBlocks | None:
+        """See ``Backbone.head_blocks``."""
+        found = self._blocks_for(lora)
+        return found.head if found is not None and self._holds else None
+
+    def _blocks_for(self, lora: ActiveLora | None) -> _Blocks | None:
+        """The blocks at which layers and head with pairs of these ranks hold: tried once for each."""
+        first = self._layers[0]
+        kinds = (first.qkv, first.output, first.gate_up, first.down)
+        names = [*(name for linear in kinds for name in linear.names), self.head.name]
+        ranks = () if lora is None else tuple((name, len(lora.pairs[name].a)) for name in names if name in lora.pairs)
+        if ranks not in self._blocks:
+            layers: RowBlocks | None = EVERY_SIZE
+            for linear in kinds:
+                layers = layers and layer_blocks(linear, lora, layers)
+            head = layers and LoraHead.of(self.head, lora).agreeing(layers)
+            self._blocks[ranks] = None if layers is None or head is None else _Blocks(layers, head)
+        return self._blocks[ranks]
+
+    def _holds_together(self) -> bool:
+        """Whether prompts that are read and continued together get what each gets alone: the first layer is tried."""
+        if self._attention_blocks is None:
+            return False
+        one = copy(self)
+        one._layers = self._layers[:1]
+        rng = torch.Generator().manual_seed(0)
+        lengths = (5, 40, 70)
+        every = range(len(lengths))
+        prompts = [torch.randint(len(self._embedding), (n,), generator=rng).to(self.device) for n in lengths]
+        following = torch.randint(len(self._embedding), (2, len(lengths)), generator=rng).to(self.device)
+
+        def states(chosen: Sequence[int]) -> Tensor:
+            own = [prompts[place] for place in chosen]
+            cache, read, _ = one.prefill(own, [1] * len(own), 2, None)
+            stepped = [one.step(cache, tokens_B[list(chosen)], None) for tokens_B in following]
+            positions = torch.cat([torch.arange(len(prompt), device=self.device) for prompt in own])
+            packed = PackedTokens(torch.cat(own), positions, tuple(map(len, own)), rowwise=True)
+            scored = one.hidden(packed, None)
+            each = [(*torch.split(state, list(packed.lengths)),) for state in (read, scored)]
+            each += [tuple(state.unsqueeze(1)) for state in stepped]
+            return torch.cat([part for own_parts in zip(*each, strict=True) for part in own_parts])
+
+        return torch.equal(states(every), torch.cat([states([place]) for place in every]))
 
     def _projections(self, x: Tensor, layer: _Layer, lora: ActiveLora | None) -> Tensor:
         normed = rms_norm(x, layer.input_norm, self._eps)[0]
@@ -218,7 +302,7 @@ class _FinalNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Gradient w.r.t. x."""
         x, root, weight = ctx.saved_tensors
         return rms_norm_backward(grad, x, root, weight), None, None
@@ -269,9 +353,10 @@ def _stack(parent: Any, name: str, parts: Sequence[str], packed: bool) -> Linear
     for module in modules:
         module.weight = None
     names = tuple(f"{name}.{part}" for part in parts)
+    d_in = int(weight.shape[1])
     if not packed:
-        return Linear(weight, bias, names, widths)
-    return Linear(None, bias, names, widths, (pack(weight), pack(weight.t())), int(weight.shape[1]))
+        return Linear(weight, bias, names, widths, None, d_in)
+    return Linear(None, bias, names, widths, (pack(weight), pack(weight.t())), d_in)
 
 
 def _norm_weight(norm: Any) -> Tensor:

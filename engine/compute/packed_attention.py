@@ -182,7 +182,7 @@ class Attention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Gradient w.r.t. qkv."""
         qkv, cos, sin, *kept = ctx.saved_tensors
         return attention_backward(grad, split(qkv, Rotary(cos, sin), ctx.heads), ctx.buckets, kept), None, None, None

@@ -8,8 +8,7 @@ pass is not kept. Axes: ``N`` packed tokens, ``D`` hidden size, ``I`` intermedia
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -19,24 +18,7 @@ from torch import Tensor
 
 from . import kernels
 from .backbone import ActiveLora, LoraPair
-
-# Products of fewer rows take other ways through a CPU's BLAS, which round differently.
-_LEAST_ROWS = 8
-# First rows and counts for ``is_batch_invariant``.
-_SOME_ROWS = ((0, 1), (3, 2), (0, 7), (11, 33), (64, 64), (5, 130))
-
-
-def with_enough_rows(product: Callable[..., Tensor], *operands: Tensor) -> Tensor:
-    """A product whose rows do not depend on how few there are: on a CPU a few are computed with zeros below them.
-
-    Args:
-        product: Of the operands, row by row.
-        operands: Each of shape [N, ...].
-    """
-    rows = len(operands[0])
-    if rows >= _LEAST_ROWS or operands[0].device.type != "cpu":
-        return product(*operands)
-    return product(*(F.pad(each, (0, 0, 0, _LEAST_ROWS - rows)) for each in operands))[:rows]
+from .row_blocks import REFERENCE, RowBlocks, zero_sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +36,18 @@ class Linear:
     packed: tuple[Tensor, Tensor] | None = None
     d_in: int = 0
 
+    def zeroing(self, x_rows: int) -> tuple[Linear, Tensor]:
+        """Another of the same shape and kind, and x [x_rows, d_in] whose product with it is rounding alone."""
+        held = self.packed[0] if self.packed is not None else self.weight
+        assert held is not None
+        like = torch.empty(0, dtype=held.dtype, device=held.device)
+        x, weight = zero_sums(x_rows, self.d_in, sum(self.widths), like)
+        bias = None if self.bias is None else torch.zeros_like(self.bias)
+        if self.packed is None:
+            return replace(self, weight=weight, bias=bias), x
+        packed = pack(weight)
+        return replace(self, bias=bias, packed=(packed, packed)), x
+
     def apply(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """The product: x W^T + bias (+ residual)."""
         if self.packed is not None:
@@ -63,8 +57,8 @@ class Linear:
         weight = self.weight
         assert weight is not None
         if residual is None:
-            return with_enough_rows(lambda rows: F.linear(rows, weight, self.bias), x)
-        y = with_enough_rows(lambda rows, added: torch.addmm(added, rows, weight.t()), x, residual)
+            return F.linear(x, weight, self.bias)
+        y = torch.addmm(residual, x, weight.t())
         return y if self.bias is None else y.add_(self.bias)
 
     def transposed(self, grad: Tensor) -> Tensor:
@@ -81,16 +75,37 @@ def can_pack() -> bool:
     return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in operators)
 
 
+def layer_blocks(linear: Linear, lora: ActiveLora | None, blocks: RowBlocks) -> RowBlocks | None:
+    """Those of ``blocks`` at which products with ``linear`` and its pairs give a row the same wherever it stands."""
+    zeroing, x = linear.zeroing(REFERENCE)
+    nothing = x.new_zeros((REFERENCE, sum(linear.widths)))
+    found = blocks.agreeing(zeroing.apply, x)
+    found = found and found.agreeing(zeroing.apply, x, nothing)
+    active = Lora.of(linear, lora)
+    if not active.pairs or found is None or lora is None:
+        return found
+    if active.forward is None:
+        assert active.a is not None
+        return pair_blocks(active.a, sum(linear.widths), found)
+    first = zero_sums(REFERENCE, linear.d_in, len(active.pairs[0].a), x)[1]
+    pairs = {name: LoraPair(first, torch.ones_like(lora.pairs[name].b)) for name in linear.names if name in lora.pairs}
+    tried = Lora.of(zeroing, ActiveLora(pairs, 1.0))
+    return found.agreeing(lambda rows: lora_forward(rows, zeroing, tried)[0], x)
+
+
+def pair_blocks(a: Tensor, outputs: int, blocks: RowBlocks) -> RowBlocks | None:
+    """As ``layer_blocks``, for torch's products with an A of this shape [kR, d_in] and a B [outputs, kR]."""
+    ranks, inner = a.shape
+    x, first = zero_sums(REFERENCE, inner, ranks, a)
+    low, second = zero_sums(REFERENCE, ranks, outputs, a)
+    found = blocks.agreeing(lambda rows: rows @ first.t(), x)
+    nothing = x.new_zeros((REFERENCE, outputs))
+    return found and found.agreeing(lambda rows, total: torch.addmm(total, rows, second.t()), low, nothing)
+
+
 def pack(weight: Tensor) -> Tensor:
     """A bf16 matrix on a CPU in oneDNN's own order; products with it are the same to the last bit."""
     return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
-
-
-def is_batch_invariant(linear: Linear) -> bool:
-    """Whether a row's product is the same to the last bit whatever other rows there are: tried, not promised."""
-    x = torch.randn((200, linear.d_in), generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    every = linear.apply(x)
-    return all(torch.equal(linear.apply(x[at : at + count]), every[at : at + count]) for at, count in _SOME_ROWS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +192,8 @@ def lora_forward(x: Tensor, linear: Linear, lora: Lora, residual: Tensor | None 
         return y, kernels.lora_add(x, lora.forward, lora.scaling, y)
     if lora.a is None or lora.b is None:
         return y, None
-    a_t, b_t = lora.a.t(), lora.b.t()
-    low = with_enough_rows(lambda rows: rows @ a_t, x)
-    return with_enough_rows(lambda total, rows: torch.addmm(total, rows, b_t, alpha=lora.scaling), y, low), low
+    low = x @ lora.a.t()
+    return y.addmm_(low, lora.b.t(), alpha=lora.scaling), low
 
 
 def lora_backward(
@@ -251,7 +265,7 @@ class NormedLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Gradients w.r.t. x and the pairs."""
         x, root, low, norm = ctx.saved_tensors
         want_x = ctx.needs_input_grad[0]
@@ -273,7 +287,7 @@ class ResidualLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Gradients w.r.t. x, the residual and the pairs."""
         x, low = ctx.saved_tensors
         grad_x, grads = lora_backward(grad, x, low, ctx.linear, ctx.lora, want_x=ctx.needs_input_grad[0])
@@ -319,7 +333,7 @@ class GatedDown(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Gradients w.r.t. gate and up, the residual and the pairs."""
         gate_up, low = ctx.saved_tensors
         want_x = ctx.needs_input_grad[0]

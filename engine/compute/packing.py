@@ -37,7 +37,7 @@ class PackedTokens:
 
     Positions restart at 0 in each sequence. ``branches_N`` says which branch of its tree a token is on, 0 being what
     all share; it is None where every sequence stands alone. With ``rowwise`` no gradient is wanted, and what a sequence
-    gets must not depend on what it shares or what else is packed (`Backbone.rowwise_length`).
+    gets must not depend on what it shares or what else is packed.
     """
 
     tokens_N: Tensor

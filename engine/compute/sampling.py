@@ -78,6 +78,7 @@ class Sampler:
         for count, piece in enumerate(waiting):
             places, rows, prompt = places + piece.places, rows + piece.count, prompt + len(piece.request.prompt_T)
             full = places > self._cache_tokens or rows > self._most_rows or prompt > _PREFILL_TOKENS
+            full = full or batch.one_request
             if piece.ask.weights is not snapshot or (full and (count or batch.rows)):
                 return list(waiting[:count])
         return list(waiting)

@@ -107,7 +107,11 @@ class Batch:
     ) -> None:
         self._backbone = backbone
         self._lora = lora
-        self._head = LoraHead.of(backbone.head, lora)
+        blocks = backbone.head_blocks(lora)
+        # Where rows depend on which others there are, only one request may be in the batch: which meet is a matter of
+        # the clock, and no bit of a sample or a score may be.
+        self.one_request = blocks is None
+        self._head = LoraHead.of(backbone.head, lora, blocks)
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
         self._done = done
@@ -115,9 +119,6 @@ class Batch:
         self._active: list[_Row] = []
         self._hidden_BD: Tensor | None = None
         self._cuts: Cuts | None = None
-        # Where a CPU's products round by how many rows go together, each scored prompt is computed by itself: which
-        # requests meet is a matter of the clock, and no bit of a score may be.
-        self._scores_together = backbone.rowwise_length > 0 or backbone.device.type != "cpu"
         self.places = 0
 
     @property
@@ -140,9 +141,8 @@ class Batch:
     def advance(self, joining: Sequence[Piece]) -> bool:
         """Let ``joining`` in, then write one token to every row. False when there is none."""
         short = [piece for piece in joining if piece.limit == 1]
-        for together in [short] if self._scores_together else [[piece] for piece in short]:
-            if together:
-                self._write_one(together)
+        if short:
+            self._write_one(short)
         long = [piece for piece in joining if piece.limit > 1]
         if long:
             self._join(*self._prefill(long))
@@ -179,17 +179,16 @@ class Batch:
     def _write_one(self, pieces: Sequence[Piece]) -> None:
         """One token for each: nothing follows it, so that they need no cache.
 
-        Which prompts meet here is a matter of the clock, and the last bits of a score must not be: they share what they
-        begin with only where sharing changes none of them.
+        Prompts share what they begin with only where sharing changes no bit of a score.
         """
-        most = self._backbone.rowwise_length
+        most = self._backbone.shared_length
         groups = self._by_prompt(pieces)  # short prompts first
         cut = sum(len(members[0].piece.request.prompt_T) <= most for members in groups)
         rows: list[_Row] = []
         last: list[Tensor] = []
-        for some, rowwise in ((groups[:cut], True), (groups[cut:], False)):
+        for some, shared in ((groups[:cut], True), (groups[cut:], False)):
             if some:
-                hidden_ND, places = self._read(some, rowwise=rowwise)
+                hidden_ND, places = self._read(some, shared=shared)
                 self._answer(some, hidden_ND, places)
                 for members, place in zip(some, places, strict=True):
                     new = [row for running in members for row in running.rows]
@@ -197,13 +196,13 @@ class Batch:
                     last += [hidden_ND[int(place[-1])]] * len(new)
         self._draw(torch.stack(last), rows, self._cuts_of(rows))
 
-    def _read(self, groups: Sequence[list[_Running]], *, rowwise: bool) -> tuple[Tensor, list[NDArray[np.int64]]]:
+    def _read(self, groups: Sequence[list[_Running]], *, shared: bool) -> tuple[Tensor, list[NDArray[np.int64]]]:
         """Hidden states [N, D] of the prompts, and the places of each one's tokens."""
         prompts = [members[0].piece.request.prompt_T for members in groups]
-        trees = plan_trees(prompts, _NO_PAIRS, _LONGEST_SHARED if rowwise else 0)
+        trees = plan_trees(prompts, _NO_PAIRS, _LONGEST_SHARED if shared else 0)
         packed, places = pack_trees(prompts, trees, self._backbone.device)
         ordered = dict(zip((member for tree in trees for member in tree.members), places, strict=True))
-        hidden_ND = self._backbone.hidden(replace(packed, rowwise=rowwise), self._lora)
+        hidden_ND = self._backbone.hidden(replace(packed, rowwise=True), self._lora)
         return hidden_ND, [ordered[index] for index in range(len(prompts))]
 
     def _prefill(self, pieces: Sequence[Piece]) -> tuple[Any, Tensor, list[_Row]]:
@@ -222,10 +221,11 @@ class Batch:
         return state, last_BD, [row for rows in rows_of for row in rows]
 
     def _by_prompt(self, pieces: Sequence[Piece]) -> list[list[_Running]]:
-        """Start the pieces: those with the same prompt together, short prompts first."""
-        groups: dict[bytes, list[_Running]] = {}
-        for piece in sorted(pieces, key=lambda piece: len(piece.request.prompt_T)):
-            groups.setdefault(piece.request.prompt_T.astype(np.int64).tobytes(), []).append(self._start(piece))
+        """Start the pieces: those with the same prompt together where they may be, short prompts first."""
+        groups: dict[bytes | int, list[_Running]] = {}
+        for number, piece in enumerate(sorted(pieces, key=lambda piece: len(piece.request.prompt_T))):
+            key = number if self._backbone.apart else piece.request.prompt_T.astype(np.int64).tobytes()
+            groups.setdefault(key, []).append(self._start(piece))
             self.places += piece.places
         return list(groups.values())
 

@@ -78,6 +78,15 @@ class Cuts:
             plain,
         )
 
+    def is_cut(self, vocabulary: int) -> Tensor:
+        """Which rows are cut, [B]."""
+        return (self.top_p_B < 1.0) | (self.top_k_B < vocabulary)
+
+    def of_rows(self, chosen_B: Tensor) -> Cuts:
+        """Those of the chosen rows."""
+        chosen = self.temperature_B[chosen_B], self.top_p_B[chosen_B], self.top_k_B[chosen_B]
+        return Cuts(*chosen, self.uncut, self.plain)
+
 
 def choose(logits_BV: Tensor, cuts: Cuts, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
     """Draw one token per row by inverting the cumulative distribution at ``uniform_B``.
@@ -85,24 +94,32 @@ def choose(logits_BV: Tensor, cuts: Cuts, uniform_B: Tensor) -> tuple[Tensor, Te
     Returns:
         Tokens [B] and their log-probabilities [B] under the untempered, uncut distribution.
     """
-    if cuts.uncut and kernels.usable(logits_BV):
+    if not kernels.usable(logits_BV):
+        return _choose_by_torch(logits_BV, cuts, uniform_B)
+    if cuts.uncut:
         return kernels.choose(logits_BV, cuts.temperature_B, uniform_B.double())
+    # The loops take no cuts, and round otherwise: a row must not know what the others ask for.
+    tokens_B, logprobs_B = kernels.choose(logits_BV, cuts.temperature_B, uniform_B.double())
+    cut_B = cuts.is_cut(logits_BV.shape[1])
+    tokens_B[cut_B], logprobs_B[cut_B] = _choose_by_torch(logits_BV[cut_B], cuts.of_rows(cut_B), uniform_B[cut_B])
+    return tokens_B, logprobs_B
+
+
+def _choose_by_torch(logits_BV: Tensor, cuts: Cuts, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
     logits_BV = logits_BV.float()
-    if cuts.plain:
-        weights_BV = torch.softmax(logits_BV, dim=-1)
-        tokens_B = _invert(weights_BV, uniform_B)
-        return tokens_B, torch.log(weights_BV.gather(1, tokens_B.unsqueeze(-1)).squeeze(-1))
     tokens_B = _tempered(logits_BV, cuts, uniform_B)
     chosen_B = logits_BV.gather(1, tokens_B.unsqueeze(-1)).squeeze(-1)
     return tokens_B, chosen_B - torch.logsumexp(logits_BV, dim=-1)
 
 
 def _tempered(logits_BV: Tensor, cuts: Cuts, uniform_B: Tensor) -> Tensor:
+    if cuts.plain:
+        return _invert(torch.softmax(logits_BV, dim=-1), uniform_B)
     greedy_B = cuts.temperature_B == 0
     safe_B = torch.where(greedy_B, torch.ones_like(cuts.temperature_B), cuts.temperature_B)
     weights_BV = torch.softmax(logits_BV / safe_B.unsqueeze(-1), dim=-1)
-    cut_B = (cuts.top_p_B < 1.0) | (cuts.top_k_B < logits_BV.shape[1])
-    if bool(cut_B.any()):
+    if not cuts.uncut:
+        cut_B = cuts.is_cut(logits_BV.shape[1])
         weights_BV[cut_B] = _cut(weights_BV[cut_B], cuts.top_p_B[cut_B], cuts.top_k_B[cut_B])
     drawn_B = _invert(weights_BV, uniform_B)
     return torch.where(greedy_B, logits_BV.argmax(dim=-1), drawn_B)

@@ -1,8 +1,9 @@
 """The forward pass of any causal LM, by its own transformers module, with LoRA added at its matrices.
 
 Slower than `packed` but right for every architecture: training batches are right-padded (a causal model's real
-positions cannot see padding behind them), and sampling groups rows of equal length so that nothing is padded. LoRA on
-the stacked experts of mixture-of-experts layers adds each expert's pair to what that expert computes.
+positions cannot see padding behind them). What transformers computes may depend on the shape of the batch, so that each
+request is sampled in passes of its own, and nothing is padded. LoRA on the stacked experts of mixture-of-experts layers
+adds each expert's pair to what that expert computes.
 """
 # pyright: basic
 # Reason: drives transformers modules, whose attributes and outputs are untyped.
@@ -23,6 +24,7 @@ from ...core.errors import ModelError
 from .backbone import ActiveLora, Head, LoraPair, Site, find_sites
 from .head import LoraHead
 from .packing import PackedTokens
+from .row_blocks import EVERY_SIZE, RowBlocks
 
 _PADDED_TOKENS = 1.25
 # Looks up the active pair of a site, with its scaling; None where there is none.
@@ -31,7 +33,7 @@ FindPair = Callable[[str], tuple[LoraPair, float] | None]
 
 @dataclass(slots=True)
 class _Group:
-    """Rows of one length: their places in the whole batch, and transformers' own cache."""
+    """Rows of one request: their places in the whole batch, and transformers' own cache."""
 
     rows: list[int]
     cache: Any
@@ -40,7 +42,7 @@ class _Group:
 
 @dataclass(slots=True)
 class GroupedCache:
-    """Rows being sampled, in groups of equal length."""
+    """Rows being sampled, in groups that a request makes."""
 
     groups: list[_Group]
 
@@ -70,7 +72,7 @@ class TransformersBackbone:
         self.sites = find_sites(model)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.longest_tree = 0  # transformers' own attention masks are left alone
-        self.rowwise_length = 0  # what transformers computes may depend on the shape of the batch
+        self.apart, self.shared_length = True, 0
         self.description: dict[str, Any] = {"implementation": "transformers", "architecture": type(model).__name__}
         self.device = device
         self.dtype = model.get_input_embeddings().weight.dtype
@@ -80,6 +82,16 @@ class TransformersBackbone:
             model.train()
         _verify_head(self, model)
         _install(model, self.sites[:-1], self._pair)
+        self._head_blocks: dict[int, RowBlocks | None] = {}
+        self.description["batch_invariant"] = self.head_blocks(None) is not None
+
+    def head_blocks(self, lora: ActiveLora | None) -> RowBlocks | None:
+        """See ``Backbone.head_blocks``; tried once for each rank of the unembedding's pair."""
+        head = LoraHead.of(self.head, lora)
+        rank = 0 if head.pair is None else len(head.pair.a)
+        if rank not in self._head_blocks:
+            self._head_blocks[rank] = head.agreeing(EVERY_SIZE)
+        return self._head_blocks[rank]
 
     def _pair(self, name: str) -> tuple[LoraPair, float] | None:
         if self._lora is None or name not in self._lora.pairs:
@@ -98,8 +110,9 @@ class TransformersBackbone:
         """Final hidden states [N, D]."""
         sequences = torch.split(batch.tokens_N, list(batch.lengths))
         parts: list[Tensor] = []
-        with self._with(lora):
-            for first, last in _similar_lengths(batch.lengths):
+        alone = ((place, place + 1) for place in range(len(sequences)))
+        with self._with(lora), torch.set_grad_enabled(torch.is_grad_enabled() and not batch.rowwise):
+            for first, last in alone if batch.rowwise else _similar_lengths(batch.lengths):
                 parts += self._padded(sequences[first:last])
         return torch.cat(parts)
 
@@ -118,30 +131,19 @@ class TransformersBackbone:
     def prefill(
         self, prompts: Sequence[Tensor], repeats: Sequence[int], room: int, lora: ActiveLora | None
     ) -> tuple[GroupedCache, Tensor, Tensor]:
-        """Read prompts, those of one length together; see ``Backbone.prefill``."""
-        by_length: dict[int, list[int]] = {}
-        for index, prompt in enumerate(prompts):
-            by_length.setdefault(len(prompt), []).append(index)
-        first_row = torch.tensor([0, *repeats]).cumsum(0).tolist()
-        packed: list[Tensor | None] = [None] * len(prompts)
+        """Read prompts, each by itself; see ``Backbone.prefill``."""
+        read: list[Tensor] = []
         groups: list[_Group] = []
         with self._with(lora):
-            for length, members in by_length.items():
-                output = self._body(input_ids=torch.stack([prompts[index] for index in members]), use_cache=True)
+            for prompt, count in zip(prompts, repeats, strict=True):
+                output = self._body(input_ids=prompt.unsqueeze(0), use_cache=True)
                 cache = output.past_key_values
-                counts = torch.tensor([repeats[index] for index in members], device=self.device)
-                cache.batch_select_indices(torch.arange(len(members), device=self.device).repeat_interleave(counts))
-                rows = [row for index in members for row in range(first_row[index], first_row[index + 1])]
-                groups.append(_Group(rows, cache, length))
-                for place, index in enumerate(members):
-                    packed[index] = output.last_hidden_state[place]
-        states = [state for state in packed if state is not None]
-        last = torch.stack([state[-1] for state in states])
-        return (
-            GroupedCache(groups),
-            torch.cat(states),
-            last.repeat_interleave(torch.tensor(repeats, device=self.device), 0),
-        )
+                cache.batch_select_indices(torch.zeros(count, dtype=torch.long, device=self.device))
+                first = sum(len(group.rows) for group in groups)
+                groups.append(_Group(list(range(first, first + count)), cache, len(prompt)))
+                read.append(output.last_hidden_state[0])
+        last_BD = torch.cat([state[-1:].expand(count, -1) for state, count in zip(read, repeats, strict=True)])
+        return GroupedCache(groups), torch.cat(read), last_BD
 
     @torch.no_grad()
     def step(self, state: GroupedCache, tokens_B: Tensor, lora: ActiveLora | None) -> Tensor:
@@ -182,7 +184,7 @@ def _install(model: nn.Module, sites: Sequence[Site], pair: FindPair) -> None:
             _wrap_linear(model.get_submodule(site.name), site.name, pair)
     for name, members in experts.items():
         module = model.get_submodule(name)
-        module.forward = _expert_forward(module, members, pair)  # type: ignore[method-assign]
+        module.forward = _expert_forward(module, members, pair)
 
 
 def _wrap_linear(module: nn.Module, name: str, pair: FindPair) -> None:
@@ -195,7 +197,7 @@ def _wrap_linear(module: nn.Module, name: str, pair: FindPair) -> None:
         (a, b), scaling = active
         return base(x) + scaling * F.linear(F.linear(x.to(a.dtype), a), b)
 
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
 
 
 def _head_of(model: Any, name: str) -> Head:

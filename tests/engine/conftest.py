@@ -35,6 +35,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("MistralConfig", {**_SMALL, "sliding_window": 8}),
     "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": VOCABULARY, "n_positions": 64}),
 }
+# Products of 512 columns round by how many rows they have. Heads of 8 are none that the compiled loops take.
+_WIDE = {"hidden_size": 512, "intermediate_size": 776, "num_attention_heads": 6, "max_position_embeddings": 256}
+FAMILIES |= {
+    f"wide{size}": ("Qwen3Config", {**_SMALL, **_WIDE, "head_dim": size, "tie_word_embeddings": False})
+    for size in (8, 16)
+}
 
 
 def _save_tokenizer(folder: Path) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from sota_ml_researcher.jobs import control, run_files
 from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.jobs.states import ACTIVE, Job
 from sota_ml_researcher.server.app import build_server
+from sota_ml_researcher.templates.catalog import template_path
 
 pytestmark = [pytest.mark.drill, pytest.mark.usefixtures("stop_engine")]
 
@@ -46,7 +47,7 @@ def call(tool: str, **arguments: Any) -> dict[str, Any]:
 
 
 def finished(job_id: str) -> dict[str, Any]:
-    for _ in range(5):
+    for _ in range(20):
         shown = call("wait_for_job", job_id=job_id, timeout_s=55)
         if shown["state"] not in {state.value for state in ACTIVE}:
             return shown
@@ -113,15 +114,23 @@ def sft_config(folder: Path, model: Path) -> dict[str, Any]:
     return sft_settings(folder, model, **changes)
 
 
+@contextmanager
+def busy(cores: int) -> Iterator[None]:
+    """A busy loop on each of so many cores."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
 @pytest.fixture(params=[False, True], ids=["quiet", "busy"])
 def load(request: pytest.FixtureRequest) -> Iterator[None]:
     """With or without a busy loop on each core."""
-    cores = os.cpu_count() or 1 if request.param else 0
-    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
-    yield
-    for loop in loops:
-        loop.kill()
-        loop.wait()
+    with busy(os.cpu_count() or 1 if request.param else 0):
+        yield
 
 
 @pytest.mark.usefixtures("load")
@@ -156,6 +165,28 @@ def test_a_killed_worker_s_resume_repeats_the_undisturbed_run(
     shown = finished(job_id)
     assert (shown["state"], shown["attempt"]) == ("succeeded", len(kills) + 1), shown
     same_end(job_id, whole, settings["num_steps"])
+
+
+@pytest.mark.parametrize("loops", ["on", "off"])
+def test_a_cancelled_and_resumed_demo_run_repeats_with_and_without_compiled_loops(
+    loops: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which requests meet in a batch is a matter of the clock, and under load another one in every run."""
+    monkeypatch.setenv("ML_RESEARCHER_KERNELS", loops)
+    sizes = {"num_steps": 10, "batch_size": 8, "group_size": 8, "checkpoint_every": 3, "eval_every": 4}
+    changes = {**sizes, "kl_coef": 0.02, "output_dir": str(tmp_path)}
+    with busy(os.cpu_count() or 1):
+        whole = call("start_grpo", config=str(template_path("grpo")), overrides=changes)["job_id"]
+        assert finished(whole)["state"] == "succeeded"
+        job_id = call("start_grpo", config=str(template_path("grpo")), overrides=changes)["job_id"]
+        wait_until(job_id, lambda j: j.state.value == "running" and j.step >= 4)
+        call("cancel_job", job_id=job_id)
+        shown = finished(job_id)
+        assert (shown["state"], shown["step"] < 10) == ("cancelled", True)
+        call("resume_job", job_id=job_id)
+        shown = finished(job_id)
+    assert (shown["state"], shown["attempt"]) == ("succeeded", 2), shown
+    same_end(job_id, whole, 10)
 
 
 @pytest.mark.parametrize(

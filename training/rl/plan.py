@@ -23,7 +23,7 @@ from ...rewards.problems import Problem, load_problems
 from ...rewards.reward_config import RewardPart
 from ...rewards.sandbox.modes import require_isolation, unsandboxed_warnings
 from ...rewards.scorers import Scorers
-from ..plan import Changes, Defaults, Plan, derive_schedule
+from ..plan import Changes, Defaults, Plan, derive_schedule, precision_warnings
 from ..plan import prepared as with_paths
 from .config import CLIP_RULES, RlConfig
 from .cost import Workload, judge_cost, rl_cost
@@ -89,7 +89,11 @@ def plan_rl(settings: Settings[RlConfig]) -> RlPlan:
         tokens=work.groups(config) * config.group_size * config.most_turns * config.max_response_tokens,
         capacity=None,
         cost=rl_cost(config, work, judges),
-        warnings=(*_left_out(config, len(problems)), *_warnings(config, total_steps, report, longest)),
+        warnings=(
+            *_left_out(config, len(problems)),
+            *_warnings(config, total_steps, report, longest),
+            *precision_warnings(config),
+        ),
         details=details,
         bills_elsewhere=judges is not None and judges.paid,
         report=report,

@@ -62,7 +62,7 @@ def plan_sft(settings: Settings[SftConfig]) -> Plan[SftConfig]:
         tokens=tokens,
         capacity=capacity,
         cost=_cost(config, tokens, counts.exact, held_out, total_steps),
-        warnings=tuple(_warnings(config, counts, total_steps, capacity)),
+        warnings=(*_warnings(config, counts, total_steps, capacity), *shared.precision_warnings(config)),
         details={
             "tokens_per_epoch": counts.tokens,
             "loss_tokens_per_epoch": counts.loss_tokens,
