@@ -1,4 +1,4 @@
-"""From a run to its findings, the worst first, and a verdict on the metric that counts."""
+"""From a run to its findings, in the order of causes, and a verdict on the metric that counts."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .findings import RunFinding, noise_factor
+from .failures import Failure, failures_of, until
+from .findings import KINDS, RunFinding, noise_factor
 from .findings_loss import loss_findings
 from .findings_preference import preference_findings
-from .findings_process import data_findings, process_findings
+from .findings_process import broken_finding, data_findings, process_findings
 from .findings_reinforcement import reinforcement_findings
 from .runs import Run
 from .series import Series
 
-LEVELS = ("error", "warn", "note")
 # Shorter runs have no shape to read.
 SHORT = 5
 # What a run is judged by, the first that it logged, and whether lower is better.
@@ -60,12 +60,16 @@ class Change:
 
 @dataclass(slots=True)
 class Diagnosis:
-    """A run with its findings, the change of the metric that counts, and what was odd about its log."""
+    """A run with its findings, the change of the metric that counts, what was odd about its log, and where it broke.
+
+    The change of a run that broke is that before the first such step.
+    """
 
     run: Run
     findings: list[RunFinding]
     change: Change | None
     notes: list[str]
+    failure: Failure | None = None
 
     @property
     def next_experiment(self) -> str | None:
@@ -74,22 +78,30 @@ class Diagnosis:
 
 
 def diagnose(run: Run) -> Diagnosis:
-    """Read a run as an expert would: every family of findings that its kind has."""
+    """Read a run as an expert would: every family of findings that its kind has, in the order of causes.
+
+    A run that broke is read up to that step; what came after counts for nothing.
+    """
     notes = list(run.notes)
     longest = max((len(s) for s in run.series.values()), default=0)
     if longest < SHORT:
         notes.append(f"{longest} steps are too few to judge a curve")
-    findings = loss_findings(run) if run.kind != "rl" else []
+    failures = failures_of(run)
+    lasting = next((f for f in failures if f.lasting), None)
+    sound = until(run, lasting.step) if lasting else run
+    findings = loss_findings(sound) if run.kind != "rl" else reinforcement_findings(sound)
     # A diverging loss jumps anywhere: its jumps say nothing about the data.
-    if run.kind == "sft" and not any(f.kind == "divergence" for f in findings):
-        findings += data_findings(run)
+    if run.kind != "rl" and not any(f.kind == "divergence" for f in findings):
+        findings += data_findings(sound)
     if run.kind == "dpo":
-        findings += preference_findings(run)
-    if run.kind == "rl":
-        findings += reinforcement_findings(run)
+        findings += preference_findings(sound)
     findings += process_findings(run)
-    findings.sort(key=lambda f: (LEVELS.index(f.level), ("high", "medium", "low").index(f.confidence)))
-    return Diagnosis(run, findings, change_of(run), notes)
+    findings = [f for f in findings if f.borne_out]
+    order = list(KINDS)
+    findings.sort(key=lambda f: (f.level == "note", order.index(f.kind)))
+    if failures:
+        findings.insert(0, broken_finding(run, failures))
+    return Diagnosis(run, findings, change_of(sound), notes, lasting)
 
 
 def change_of(run: Run) -> Change | None:

@@ -23,8 +23,6 @@ def loss_findings(run: Run) -> list[RunFinding]:
     """Findings on training and held-out loss."""
     train, val = run.series.get("train_loss"), run.get("val_loss", least=3)
     findings: list[RunFinding | None] = []
-    if train is not None:
-        findings.append(_not_finite(run, train))
     if train is not None and len(train) >= SHAPE:
         diverged = _diverged(run, train)
         shape = diverged or _rate_too_high(run, train) or _flat(run, train)
@@ -49,19 +47,6 @@ def _rate(run: Run, factor: float) -> str:
     if not isinstance(rate, int | float) or isinstance(rate, bool):
         return f"learning_rate x {factor:g}" if factor > 1 else f"learning_rate / {1 / factor:g}"
     return f"learning_rate: {rate * factor:.2g}"
-
-
-def _not_finite(run: Run, train: Series) -> RunFinding | None:
-    if not train.not_finite:
-        return None
-    step, line = train.not_finite[0]
-    return finding(
-        "divergence",
-        f"The training loss is not a number at step {step} ({len(train.not_finite)} such values).",
-        (MetricPoint(train.name, step, line, {"value": float("nan")}),),
-        f"Rerun from the last good checkpoint with {_lower(run)} and grad_clip 1.0; if it fails at the same step, "
-        "that batch's rows are the cause.",
-    )
 
 
 def _diverged(run: Run, train: Series) -> RunFinding | None:

@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..doctrine.rules import number, rule
+from .failures import Failure
 from .findings import MetricPoint, RunFinding, finding, noise_factor, numbers, point
 from .runs import Run
 from .series import Series, change_points, sudden_rise
 
 _LEAST = 20
+
+
+def broken_finding(run: Run, failures: Sequence[Failure]) -> RunFinding:
+    """That numbers of the run are no numbers, or stand in for none; of several metrics the first three."""
+    first = failures[0]
+    whole = "; ".join(str(f) for f in failures[:3])
+    points = tuple(MetricPoint(f.metric, f.step, f.line, {"values": f.count}) for f in failures[:3])
+    start = min((int(s.steps[0]) for s in run.series.values() if len(s)), default=first.step)
+    rate = f"learning_rate / {number('diagnosis.lr_step'):g}"
+    rule = "diagnosis.broken"
+    if not first.lasting:
+        follow = f"Read the rows of step {first.step}: one without a token that carries loss yields no number."
+        summary = f"Some values are no numbers: {whole}."
+        return finding("divergence", summary, points, follow, rule=rule, level="warn")
+    summary = f"The run broke: {whole}. What follows counts for nothing."
+    if first.step <= start and first.total == first.count and "number" not in first.what:
+        follow = "Render one row and check that tokens carry loss (check_dataset), then that the loss has a gradient."
+        return finding("flat_from_start", f"Nothing is trained: {whole}.", points, follow, rule=rule, level="error")
+    follow = (
+        f"Rerun from the last checkpoint before step {first.step} with {rate} and grad_clip: 1.0; if it breaks at the "
+        "same step, that batch's rows are the cause."
+    )
+    return finding("divergence", summary, points, follow, rule=rule)
 
 
 def process_findings(run: Run) -> list[RunFinding]:

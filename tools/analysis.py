@@ -70,15 +70,17 @@ class Difference(BaseModel):
     run: str
     word: str
     reading: str
-    difference: float
-    noise_floor: float = Field(validation_alias="floor")
+    left_out: str
+    difference: float | None
+    noise_floor: float | None = Field(validation_alias="floor")
     at_equal_tokens: float | None = Field(validation_alias="at_tokens")
 
 
 class RunsCompared(BaseModel):
     """How runs differ: settings first, then the metric.
 
-    A pair: run, word, reading, difference (metric minus the first run's), noise_floor, at_equal_tokens.
+    A pair: run, word, reading, left_out (steps not compared, and why), difference (metric minus the first run's),
+    noise_floor, at_equal_tokens.
     """
 
     settings: str
@@ -101,7 +103,7 @@ async def compare_runs(
     """
     compared, png = await anyio.to_thread.run_sync(_compared, runs, metric)
     lines = [compared.settings[:500], f"{compared.metric} against the first run:"]
-    lines += [f"- {p.run}: {p.word}; {p.reading}."[:260] for p in compared.pairs[:4]]
+    lines += [f"- {p.run}: {p.word}; {p.reading}{f'; {p.left_out}' if p.left_out else ''}."[:420] for p in compared.pairs[:4]]
     if len(compared.pairs) > 4:
         lines.append(f"{len(compared.pairs) - 4} more in the report.")
     return answer(compared, _fitted([*lines, *compared.findings], compared), _image(png))

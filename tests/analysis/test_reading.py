@@ -168,7 +168,7 @@ def test_a_foreign_log_without_steps_is_counted(tmp_path: Path) -> None:
         (lambda f: (f / "trainer_state.json").write_text('{"log_h'), r"not valid JSON.*half-written"),
         (lambda f: (f / "trainer_state.json").write_text("{}"), "no log_history"),
         (lambda f: [(f / n).write_text("step,loss\n") for n in ("a.csv", "b.csv")], r"several tables \(a.csv, b.csv\)"),
-        (lambda f: (f / "metrics.csv").write_text("step,loss\n1,two\n"), "cannot be read as CSV"),
+        (lambda f: (f / "metrics.csv").write_text("step,loss\n1,two\n"), r"values of loss are text .'two'"),
     ],
 )
 def test_what_cannot_be_read_is_named_with_the_way_out(tmp_path: Path, make: Any, message: str) -> None:
