@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .failures import Failure, failures_of, until
 from .findings import KINDS, RunFinding, noise_factor
+from .findings_data import data_findings, level_shift
 from .findings_loss import loss_findings
 from .findings_preference import preference_findings
-from .findings_process import broken_finding, data_findings, process_findings
+from .findings_process import broken_finding, process_findings
 from .findings_reinforcement import reinforcement_findings
 from .runs import Run
 from .series import Series
@@ -89,19 +90,35 @@ def diagnose(run: Run) -> Diagnosis:
     failures = failures_of(run)
     lasting = next((f for f in failures if f.lasting), None)
     sound = until(run, lasting.step) if lasting else run
-    findings = loss_findings(sound) if run.kind != "rl" else reinforcement_findings(sound)
-    # A diverging loss jumps anywhere: its jumps say nothing about the data.
-    if run.kind != "rl" and not any(f.kind == "divergence" for f in findings):
-        findings += data_findings(sound)
-    if run.kind == "dpo":
-        findings += preference_findings(sound)
-    findings += process_findings(run)
-    findings = [f for f in findings if f.borne_out]
+    findings = curve_findings(sound)
+    findings = [f for f in [*findings, *process_findings(run)] if f.borne_out]
     order = list(KINDS)
     findings.sort(key=lambda f: (f.level == "note", order.index(f.kind)))
     if failures:
         findings.insert(0, broken_finding(run, failures))
     return Diagnosis(run, findings, change_of(sound), notes, lasting)
+
+
+def curve_findings(run: Run) -> list[RunFinding]:
+    """What the curves show. After other rows have begun it is another experiment: the rest is said of what came before."""
+    shift = level_shift(run)
+    if shift is None or not shift[0].borne_out:
+        return _of_its_kind(run)
+    made, step = shift
+    before = [f for f in _of_its_kind(until(run, step)) if f.borne_out]
+    if any(f.kind == "lr_too_high" for f in before):
+        return _of_its_kind(run)  # a loss out of control jumps anywhere: that says nothing about the data
+    said = [replace(f, summary=f"Until step {step - 1}: {f.summary[0].lower()}{f.summary[1:]}") for f in before]
+    return [made, *said]
+
+
+def _of_its_kind(run: Run) -> list[RunFinding]:
+    if run.kind == "rl":
+        return reinforcement_findings(run)
+    findings = loss_findings(run)
+    if not any(f.kind in ("divergence", "lr_too_high") for f in findings):
+        findings += data_findings(run)
+    return findings + (preference_findings(run) if run.kind == "dpo" else [])
 
 
 def change_of(run: Run) -> Change | None:
