@@ -114,17 +114,23 @@ def _common(runs: Sequence[Run], metric: str | None) -> str:
     wanted = metric or (planned.pop() if len(planned) == 1 else None)
     if wanted is not None:
         quantity = next((q for q, names in ALIASES.items() if wanted in names or wanted == q), wanted)
-        if all(run.get(quantity, least=2) for run in runs):
+        if all(_logged(run, quantity) for run in runs):
             return quantity
         if metric is not None:
-            missing = [run.name for run in runs if run.get(quantity, least=2) is None]
+            missing = [run.name for run in runs if not _logged(run, quantity)]
             have = sorted({s.name for run in runs for s in run.series.values()})[:12]
             raise DataError(f"{', '.join(missing)} did not log it", where=metric, fix=f"Logged: {', '.join(have)}")
     for quantity in _PREFERRED:
-        if all(run.get(quantity, least=2) for run in runs):
+        if all(_logged(run, quantity) for run in runs):
             return quantity
     each = "; ".join(f"{run.name}: {', '.join(s.name for s in list(run.series.values())[:4])}" for run in runs)
     raise DataError(f"the runs have no metric in common ({each})", fix="Compare runs of one kind, or give metric")
+
+
+def _logged(run: Run, quantity: str) -> bool:
+    """Whether a metric was logged twice at least, as a number or not: a run that broke at once is compared too."""
+    series = run.series.get(quantity)
+    return series is not None and len(series) + len(series.not_finite) >= 2
 
 
 def _nothing(name: str) -> Series:

@@ -106,8 +106,9 @@ def curve_findings(run: Run) -> list[RunFinding]:
         return _of_its_kind(run)
     made, step = shift
     before = [f for f in _of_its_kind(until(run, step)) if f.borne_out]
-    if any(f.kind == "lr_too_high" for f in before):
-        return _of_its_kind(run)  # a loss out of control jumps anywhere: that says nothing about the data
+    # What is out of control jumps anywhere: that says nothing about the data. A reward that stays lost has collapsed.
+    if any(f.kind == "lr_too_high" for f in before) or any(f.kind == "reward_collapse" for f in _of_its_kind(run)):
+        return _of_its_kind(run)
     said = [replace(f, summary=f"Until step {step - 1}: {f.summary[0].lower()}{f.summary[1:]}") for f in before]
     return [made, *said]
 

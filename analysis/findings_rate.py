@@ -156,11 +156,11 @@ Sign = tuple[str, list[Claim], int]
 
 
 def _climbs_early(run: Run, train: Series, course: RateCourse) -> Sign | None:
-    """The loss climbs above where it began and stays there for a tenth of the run: not the bump of a warmup."""
+    """The loss climbs above where it began and stays there for a twentieth of the run: not the bump of a warmup."""
     limits, n = numbers("diagnosis.lr_too_high.growth"), len(train.reduced)
     values = train.reduced.values
     begin = float(np.median(values[:2]))
-    long_enough = max(5, n // 10)
+    long_enough = max(5, n // 20)
     level = begin * (1 + limits["rise"])
     above = train.smooth > max(level, begin + noise_factor() * noise_of(values[: max(12, n // 3)]) / 2)
     first = int(np.argmax(above)) if above.any() else n
@@ -190,7 +190,7 @@ def _stands_until_the_rate_falls(run: Run, train: Series, course: RateCourse) ->
     noise = max(noise_of(part), 1e-9)
     level, end = float(np.median(part)), float(np.median(after[-max(3, len(after) // 4) :]))
     moves = float(np.median(part[:half]) - np.median(part[half:]))
-    left = level > 0.5 * float(np.max(train.smooth[:3]))
+    left = level > max(0.05, 0.5 * float(np.max(train.smooth[:3])))
     falls = level - end
     if not left or falls < max(0.05 * level, noise_factor() * noise / len(after) ** 0.5) or moves > 0.15 * falls:
         return None
@@ -210,9 +210,9 @@ def _gradient_grows(run: Run, train: Series, course: RateCourse) -> Sign | None:
     before, after = gradient.level(0.1, 0.3)[0], gradient.level(0.8, 1.0)[0]
     first = gradient.level(0.0, 0.05)[0]
     grown = before > 0 and after > growth * before and moved(gradient, (0.1, 0.3), (0.8, 1.0))[1]
-    # A loss that has all but vanished leaves a gradient of noise, and a new kind of gradient is no growth of an old one.
+    # Where the loss has fallen all the same, only a growth beyond all doubt counts.
     learned = train.level(*TAIL)[0] < 0.5 * train.level(*HEAD)[0]
-    if not grown or after < growth * first or learned:
+    if not grown or after < growth * first * (2 if learned else 1):
         return None
     return f"the gradient norm grows from {before:.3g} to {after:.3g}", [], len(train.reduced) - 1
 
@@ -266,8 +266,9 @@ def _too_low(run: Run, train: Series, course: RateCourse) -> RunFinding | None:
     begin, middle, end, error = curve
     limits = numbers("diagnosis.lr_too_low.straight")
     fall, late = begin - end, middle - end
-    hardly = end > limits["left"] * begin
-    if fall <= error or not hardly or late < limits["straight"] * fall or late <= error / 2:
+    left, straight = end / max(begin, 1e-9), late / max(fall, 1e-9)
+    hardly = (left > limits["left"] and straight > limits["straight"]) or (left > limits["most"] and straight > limits["half"])
+    if fall <= error or not hardly or late <= error / 2:
         return None
     gradient = run.get("grad_norm", least=SHAPE)
     if gradient is not None and gradient.level(0.7, 1.0)[0] < 0.3 * float(np.max(gradient.values[:3])):

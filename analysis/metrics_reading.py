@@ -200,7 +200,7 @@ class _Columns:
         if self.planned is not None:
             raw.facts.setdefault("max_steps", int(self.planned))
         raw.notes += [
-            f"{count} values of {name} are text that is no number (the first: {first[:30]!r}): left out"
+            f"{name}: {count} text{'s' * (count > 1)} that {'are' if count > 1 else 'is'} no number ({first[:30]!r}), left out"
             for name, (count, first) in self.texts.items()
         ]
         return raw

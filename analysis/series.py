@@ -195,11 +195,13 @@ def sudden_rise(series: Series, *, apart_from: Sequence[int] = ()) -> Step | Non
         before, after = float(np.median(values[at - width : at])), float(np.median(values[at : at + 5]))
         jump = after - before
         noise = max(noise_of(values[max(0, at - 2 * width) : at]), float(np.std(values[at - width : at])) / 2)
-        if jump < max(6 * noise, 0.3 * abs(before), 0.1 * fall) or at_once < 0.6 * jump:
+        if jump < max(6 * noise, 0.15 * abs(before), 0.1 * fall) or at_once < 0.6 * jump:
             continue
         end = min(n, at + stay)
         floor = float(np.min(rolling_median(values[at:end], 5)))
-        if floor > before + 0.25 * jump and (best is None or at_once > best[0]):
+        later = values[end : end + 3 * stay]
+        climbs = len(later) >= 5 and float(np.max(rolling_median(later, 5))) > after + 0.35 * jump
+        if floor > before + 0.25 * jump and not climbs and (best is None or at_once > best[0]):
             best = at_once, Step(at, before, after, floor, end - 1)
     return best[1] if best is not None else None
 

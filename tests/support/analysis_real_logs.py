@@ -1,0 +1,145 @@
+"""Logs of real training runs with planted faults (``scripts/make_training_logs.py``), and what is right to say of each.
+
+Whether a fault can be told at all is decided here by what was planted and what the run did, never by what is found.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sota_ml_researcher.analysis.diagnosis import Diagnosis, diagnose
+from sota_ml_researcher.analysis.runs import Run, load_run
+
+LOGS = Path(__file__).parents[1] / "analysis" / "logs"
+# Thresholds were set on runs with lower seeds.
+FIRST_HELD_OUT = 1000
+# A healthy DPO run may say that a mark on the surface tells the pairs apart: case does, in those runs.
+TRUE_OF_HEALTHY = frozenset({"surface_mark"})
+RATE_HIGH = frozenset({"lr_too_high", "not_learned", "divergence", "reward_collapse", "entropy_collapse"})
+RATE_LOW = frozenset({"lr_too_low", "flat_from_start", "reward_flat", "not_learned"})
+LABELS = frozenset({"not_learned", "data_problem", "overfitting", "lr_too_high"})
+# For each fault the findings that name it (or say that it is one of two that one curve cannot tell apart).
+NAMED_BY: Mapping[str, frozenset[str]] = {
+    **dict.fromkeys(("lr_x10", "lr_x30", "lr_x100"), RATE_HIGH),
+    **dict.fromkeys(("lr_d10", "lr_d30", "lr_d100", "lr_d1000"), RATE_LOW),
+    **dict.fromkeys(("labels_shuffled", "labels_random"), LABELS),
+    **dict.fromkeys(
+        ("labels_shuffled_halfway", "labels_swapped_halfway", "other_data", "harder_data"), frozenset({"data_problem"})
+    ),
+    **dict.fromkeys(("duplicates", "tiny_data"), frozenset({"overfitting", "data_problem"})),
+    **dict.fromkeys(("nan_filtered", "nan_raw"), frozenset({"divergence"})),
+    "mask_empty": frozenset({"flat_from_start", "divergence"}),
+    "mask_end_only": frozenset({"data_problem"}),
+    "mask_everything": frozenset({"data_problem", "not_learned"}),
+    "wrong_reference": frozenset({"wrong_reference"}),
+    "reward_zero": frozenset({"constant_groups", "reward_flat"}),
+    "reward_random": frozenset({"reward_flat"}),
+}
+
+
+@dataclass(frozen=True)
+class RealRun:
+    """A log with what was planted in it and how its run was set."""
+
+    folder: Path
+    source: str
+    method: str
+    fault: str
+    seed: int
+    settings: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def held_out(self) -> bool:
+        return self.seed >= FIRST_HELD_OUT
+
+    def load(self) -> Run:
+        run = load_run(str(self.folder))
+        run.quiet_s = 1e6  # the log was written when it was checked out
+        return run
+
+
+def real_runs(base: Path = LOGS) -> Iterator[RealRun]:
+    for file in sorted(base.glob("*/planted.json")):
+        planted = json.loads(file.read_text())
+        yield RealRun(file.parent, settings=planted["settings"], **planted["run"])
+
+
+def learned(real: RealRun, run: Run) -> bool:
+    """Whether the run learned its task, by its own numbers."""
+    loss = run.series.get("train_loss")
+    if real.method == "rl":
+        reward = run.series["reward"]
+        return float(np.mean(reward.part(0.8, 1.0)) - np.mean(reward.part(0.0, 0.2))) > 0.15
+    if real.method == "dpo":
+        accuracy = run.series["accuracy"]
+        return float(np.mean(accuracy.part(0.7, 1.0))) > 0.8
+    return loss is not None and float(np.median(loss.part(0.85, 1.0))) < 0.38 * float(loss.values[0])
+
+
+def cannot_tell(real: RealRun, run: Run) -> str:
+    """Why a planted fault cannot be told from this log; empty where it can."""
+    records = max((len(run.series[q]) for q in ("train_loss", "reward") if q in run.series), default=0)
+    validations = len(run.series["val_loss"]) if "val_loss" in run.series else 0
+    match real.fault:
+        case "nan_filtered" | "nan_raw" | "mask_empty":
+            return ""
+        case "lr_d10":
+            return "a rate ten times too low is a run that learns more slowly, as one on a harder task does"
+        case "mask_end_only":
+            return "a loss on the end token alone falls to nothing, as on an easy task"
+        case "mask_everything":
+            return "a loss on prompts too is another loss, whose right level nobody knows"
+        case "wrong_reference" if real.settings["log_every"] > 1:
+            return "the first step, which alone shows the reference, is hidden in a mean"
+        case "duplicates" | "tiny_data" if validations < 6:
+            return "without validation, rows learned by heart are rows learned"
+        case "lr_x10" | "lr_x30" | "lr_d30" | "duplicates" | "tiny_data" if learned(real, run):
+            return "the run learned its task all the same"
+        case _ if records < 24 and "halfway" in real.fault + ("halfway" if "data" in real.fault else ""):
+            return "fewer than 24 records show no jump"
+        case _ if records < 12:
+            return "fewer than 12 records have no shape"
+        case _:
+            return ""
+
+
+@dataclass(frozen=True)
+class Told:
+    """One log with what was found in it."""
+
+    real: RealRun
+    diagnosis: Diagnosis
+    cannot: str
+    learned: bool
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """Findings beyond notes."""
+        return frozenset(f.kind for f in self.diagnosis.findings if f.level != "note")
+
+    @property
+    def right(self) -> bool:
+        """Whether the fault is named; of a healthy run whether nothing is."""
+        if self.real.fault == "healthy":
+            return not self.kinds - TRUE_OF_HEALTHY
+        return bool(self.kinds & NAMED_BY[self.real.fault])
+
+
+def told(base: Path = LOGS) -> list[Told]:
+    """Every log, read."""
+    found: list[Told] = []
+    for real in real_runs(base):
+        run = real.load()
+        cannot = "" if real.fault == "healthy" else cannot_tell(real, run)
+        found.append(Told(real, diagnose(run), cannot, learned(real, run)))
+    return found
