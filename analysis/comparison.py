@@ -143,7 +143,7 @@ def _left_out(runs: Sequence[Run], quantity: str, i: int) -> str:
     broken = [lasting_failure(runs[k]) for k in (0, i)]
     ends = [f.step if f else None for f in broken]
     usable = [s.steps[s.steps < end] if end is not None else s.steps for s, end in zip(logged, ends, strict=True)]
-    both = np.intersect1d(*usable)
+    both = np.intersect1d(usable[0], usable[1])
     parts: list[str] = []
     for mine, k, other in ((0, 0, 1), (1, i, 0)):
         all_steps = np.union1d(logged[mine].steps, np.array([s for s, _ in logged[mine].not_finite], np.int64))

@@ -100,7 +100,7 @@ def diagnose(run: Run) -> Diagnosis:
 
 
 def curve_findings(run: Run) -> list[RunFinding]:
-    """What the curves show. After other rows have begun it is another experiment: the rest is said of what came before."""
+    """What the curves show; once other rows have begun it is another run, and the rest is said of what came before."""
     shift = level_shift(run)
     if shift is None or not shift[0].borne_out:
         return _of_its_kind(run)

@@ -100,8 +100,7 @@ class Kind(NamedTuple):
     confidence: Confidence
 
 
-# In the order of causes: what stands earlier brings about what stands later, so that the first finding is the one to act
-# on.
+# In the order of causes: what stands earlier brings about what stands later, so the first finding is the one to act on.
 KINDS: Mapping[str, Kind] = {
     "mixed_runs": Kind("warn", "diagnosis.data_problem", "high"),
     "wrong_reference": Kind("warn", "dpo.loss.start", "high"),

@@ -1,4 +1,4 @@
-"""What a run shows about its data: a loss that starts where none should, jumps, drops with the epoch, or is too good."""
+"""What a run shows about its data: a loss that starts where none should, jumps, drops with the epoch, or leaks."""
 # pyright: basic
 # reason: numpy arithmetic
 
@@ -73,8 +73,8 @@ def _shift(run: Run, series: Series, jump: Step | None, *, sign: int) -> tuple[R
     claim = Claim(series, step, last, **({"low": jump.floor} if sign > 0 else {"high": -jump.floor}), width=5)
     made = finding(
         "data_problem",
-        f"The {'loss' if sign > 0 else 'reward'} {word} from {sign * jump.before:.3g} to {sign * jump.after:.3g} at step "
-        f"{step} and stays {side} {sign * jump.floor:.3g} until step {last}: {cause}.",
+        f"The {'loss' if sign > 0 else 'reward'} {word} from {sign * jump.before:.3g} to {sign * jump.after:.3g} at "
+        f"step {step} and stays {side} {sign * jump.floor:.3g} until step {last}: {cause}.",
         (point(series, jump.at - 1), point(series, jump.at)),
         f"Read the rows of step {step} and those before it; a file sorted by source or difficulty is the usual cause: "
         f"shuffle it and rerun. Rows of one kind refute it: then rerun from the checkpoint before with {lowered(run)}.",
@@ -123,8 +123,8 @@ def _epoch_steps(run: Run, train: Series) -> RunFinding | None:
     at, drop = drops[0]
     return finding(
         "data_problem",
-        f"The loss drops by {drop:.3g} at the start of an epoch (step {train.at(at)[0]}), more than anywhere within one: "
-        "rows are learned by heart.",
+        f"The loss drops by {drop:.3g} at the start of an epoch (step {train.at(at)[0]}), more than anywhere within "
+        "one: rows are learned by heart.",
         tuple(point(train, i) for a, _ in drops[:2] for i in (a - 1, a)),
         "Rerun with one epoch less and look at the held-out loss; check_dataset counts the duplicates.",
         rule="data.duplicates",
@@ -132,8 +132,7 @@ def _epoch_steps(run: Run, train: Series) -> RunFinding | None:
 
 
 def _break_at(values: Floats, at: int, width: int) -> tuple[float, float, float]:
-    """How far the line through the points before a place lies above the one through those after it, the standard error of
-    that, and the level before."""
+    """How far the line through the points before a place lies above that after it, its error, and the level before."""
     x = np.arange(width) + 0.5
     before, after = values[at - width : at], values[at : at + width]
     left, right = np.polyfit(x - width, before, 1), np.polyfit(x, after, 1)

@@ -9,22 +9,22 @@ from ..doctrine.rules import number
 from ..models.capacity import DataSize, capacity_report, verdict_band
 from ..models.configs import load_model_config
 from ..models.model_ref import resolve_model
-from .findings import HEAD, TAIL, Claim, MetricPoint, RunFinding, finding, moved, nearest, noise_factor, numbers, point
+from .findings import HEAD, TAIL, Claim, MetricPoint, RunFinding, finding, moved, noise_factor, numbers, point
 from .findings_rate import SHAPE, lowered, rate_findings
 from .runs import Run
 from .series import Series, noise_of, rolling_median, spikes
-
 
 
 def loss_findings(run: Run) -> list[RunFinding]:
     """Findings on training and held-out loss."""
     train, val = run.series.get("train_loss"), run.get("val_loss", least=3)
     findings: list[RunFinding | None] = []
+    rate = rate_findings(run)
+    findings += rate
     if train is not None and len(train) >= SHAPE:
         diverged = _diverged(run, train)
-        rate = rate_findings(run)
         plateau = None if rate or diverged else _plateau(run, train)
-        findings += [diverged, *rate, plateau, _spikes(train) if diverged is None else None]
+        findings += [diverged, plateau, _spikes(train) if diverged is None else None]
     if val is not None and not any(f and f.kind == "divergence" for f in findings):
         findings.append(_overfitting(run, train, val))
     return [f for f in findings if f is not None]
@@ -60,6 +60,8 @@ def _plateau(run: Run, train: Series) -> RunFinding | None:
     end = train.level(0.9, 1.0)[0]
     gain, error = train.level(begin, begin + 0.1)[0] - end, train.level(0.9, 1.0)[1]
     fall = start - end
+    if end < 0.1 * start:
+        return None  # it is learned: there is nothing left to gain
     if fall <= noise_factor() * train.noise / 2 or gain > max(limits["gain"] * fall, 0.0):
         return None
     if gain > 0.1 * abs(end):
@@ -138,7 +140,11 @@ def _overfitting(run: Run, train: Series | None, val: Series) -> RunFinding | No
     falls, claims = _falls_on(train, step)
     if end - low <= max(number("diagnosis.overfitting.rise") * abs(low), noise_factor() * error) or not falls:
         return _gap(run, train, val)
-    where = f"lowest around step {step} ({low:.4g}, median of {2 * half + 1})" if half else f"lowest at step {step} ({low:.4g})"
+    where = (
+        f"lowest around step {step} ({low:.4g}, median of {2 * half + 1})"
+        if half
+        else f"lowest at step {step} ({low:.4g})"
+    )
     return finding(
         "overfitting",
         f"Overfitting: the held-out loss is {where} and ends at {end:.4g}"
@@ -162,7 +168,9 @@ def _falls_on(train: Series | None, step: int) -> tuple[bool, tuple[Claim, ...]]
     noise = max(noise_of(after), 0.02 * abs(level))
     falls = float(np.median(after[-width:])) < level
     highest = float(np.max(rolling_median(after, width)))
-    return falls and highest <= level + noise_factor() * noise, (Claim(train, step, high=level + 8 * noise, width=width),)
+    return falls and highest <= level + noise_factor() * noise, (
+        Claim(train, step, high=level + 8 * noise, width=width),
+    )
 
 
 def _gap(run: Run, train: Series | None, val: Series) -> RunFinding | None:

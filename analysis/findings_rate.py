@@ -21,8 +21,9 @@ from .findings import HEAD, TAIL, Claim, RunFinding, finding, moved, noise_facto
 from .runs import Run
 from .series import Floats, Series, noise_of
 
-# Points a curve needs before its shape is judged.
+# Points a curve needs before its shape is judged, and before its levels are.
 SHAPE = 20
+_LEVELS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def rate_course(run: Run, train: Series) -> RateCourse:
 
 def rate_findings(run: Run) -> list[RunFinding]:
     """At most one finding on the rate: a curve has one course."""
-    train = run.get("train_loss", least=SHAPE)
+    train = run.get("train_loss", least=_LEVELS)
     if train is None:
         return []
     course = rate_course(run, train)
@@ -156,23 +157,29 @@ Sign = tuple[str, list[Claim], int]
 
 
 def _climbs_early(run: Run, train: Series, course: RateCourse) -> Sign | None:
-    """The loss climbs above where it began and stays there for a twentieth of the run: not the bump of a warmup."""
+    """The loss climbs in the first third, by a share of its start and for a while: not the bump of a warmup."""
     limits, n = numbers("diagnosis.lr_too_high.growth"), len(train.reduced)
-    values = train.reduced.values
+    values, r = train.reduced.values, train.reduced
+    if n < SHAPE:
+        return None
     begin = float(np.median(values[:2]))
-    long_enough = max(5, n // 20)
-    level = begin * (1 + limits["rise"])
-    above = train.smooth > max(level, begin + noise_factor() * noise_of(values[: max(12, n // 3)]) / 2)
-    first = int(np.argmax(above)) if above.any() else n
-    if first > n // 3 or begin <= 0:
+    first_third = train.smooth[: max(8, n // 3)]
+    lowest = np.minimum.accumulate(first_third)
+    rises = first_third - lowest
+    top = int(np.argmax(rises))
+    noise = noise_of(values[: max(12, n // 3)])
+    if rises[top] < max(limits["rise"] * abs(begin), noise_factor() * noise / 2, 0.05):
         return None
-    stays = int(np.argmin(above[first:])) if not above[first:].all() else n - first
-    if stays < long_enough:
+    above = train.smooth > lowest[top] + rises[top] / 2
+    start = top - int(np.argmin(above[top::-1])) if not above[: top + 1].all() else 0
+    stays = int(np.argmin(above[top:])) if not above[top:].all() else n - top
+    if top - start + stays < max(6, n // 16) or any(r.steps[0] < at <= r.steps[top] for at in restarts(run)):
         return None
-    r = train.reduced
-    top = first + int(np.argmax(train.smooth[first : first + stays]))
-    sign = f"the loss climbs from {begin:.3g} to {train.smooth[top]:.3g} around step {r.steps[top]}"
-    return sign, [], top
+    return (
+        f"the loss climbs from {lowest[top]:.3g} to {first_third[top]:.3g} (smoothed) around step {r.steps[top]}",
+        [],
+        top,
+    )
 
 
 def _stands_until_the_rate_falls(run: Run, train: Series, course: RateCourse) -> Sign | None:
@@ -192,18 +199,20 @@ def _stands_until_the_rate_falls(run: Run, train: Series, course: RateCourse) ->
     moves = float(np.median(part[:half]) - np.median(part[half:]))
     left = level > max(0.05, 0.5 * float(np.max(train.smooth[:3])))
     falls = level - end
-    if not left or falls < max(0.05 * level, noise_factor() * noise / len(after) ** 0.5) or moves > 0.15 * falls:
+    # Whether it stands can be said only where its noise hides no more than a part of the fall.
+    hidden = 1.25 * noise * (2 / half) ** 0.5
+    if not left or falls < max(0.08 * level, noise_factor() * hidden) or moves > max(0.15 * falls - hidden, 0.0):
         return None
     r = train.reduced
     sign = (
-        f"the loss stands at {level:.3g} until the rate comes down after step {r.steps[high[-1]]}, and falls to {end:.3g} "
-        "then"
+        f"the loss stands at {level:.3g} until the rate comes down after step {r.steps[high[-1]]}, "
+        f"and falls to {end:.3g} then"
     )
     return sign, [], int(high[-1])
 
 
 def _gradient_grows(run: Run, train: Series, course: RateCourse) -> Sign | None:
-    gradient = run.get("grad_norm", least=SHAPE)
+    gradient = run.get("grad_norm", least=_LEVELS)
     if gradient is None or run.kind != "sft":
         return None
     growth = numbers("diagnosis.lr_too_high.growth")["growth"]
@@ -263,14 +272,18 @@ def _too_low(run: Run, train: Series, course: RateCourse) -> RunFinding | None:
     curve = _curve(run, train, course)
     if curve is None:
         return None
-    begin, middle, end, error = curve
+    name, (begin, middle, end), error = curve
     limits = numbers("diagnosis.lr_too_low.straight")
     fall, late = begin - end, middle - end
     left, straight = end / max(begin, 1e-9), late / max(fall, 1e-9)
-    hardly = (left > limits["left"] and straight > limits["straight"]) or (left > limits["most"] and straight > limits["half"])
+    hardly = (left > limits["left"] and straight > limits["straight"]) or (
+        left > limits["most"] and straight > limits["half"]
+    )
+    # A DPO loss that has left ln 2 by a tenth has begun.
+    hardly = hardly and (run.kind == "sft" or left > limits["pairs"])
     if fall <= error or not hardly or late <= error / 2:
         return None
-    gradient = run.get("grad_norm", least=SHAPE)
+    gradient = run.get("grad_norm", least=_LEVELS)
     if gradient is not None and gradient.level(0.7, 1.0)[0] < 0.3 * float(np.max(gradient.values[:3])):
         return None  # the model has left the place where it began
     ratio, told = _against_recommendation(run, course)
@@ -278,16 +291,16 @@ def _too_low(run: Run, train: Series, course: RateCourse) -> RunFinding | None:
         return None
     return finding(
         "lr_too_low",
-        f"The learning rate looks too low, or the run too short{told}: the loss falls from {begin:.3g} to {end:.3g}, and "
-        f"{late / fall:.0%} of that in the second half of all the rate it was given: it has hardly begun to level off.",
+        f"The learning rate looks too low, or the run too short{told}: {name} falls from {begin:.3g} to {end:.3g}, "
+        f"{late / fall:.0%} of that in the second half of the run (counted by learning rate): it has hardly begun.",
         (point(train, 0), point(train, -1)),
-        f"{three_points(run, course, down=False)}. The one that falls fastest without a climb is right; if all fall alike, "
-        "train longer instead.",
+        f"{three_points(run, course, down=False)}. The one that falls fastest without a climb is right; if all fall "
+        "alike, train longer instead.",
     )
 
 
-def _curve(run: Run, train: Series, course: RateCourse) -> tuple[float, float, float, float] | None:
-    """The loss at the begin, in the middle (of the sum of rates) and at the end, and the error of a difference."""
+def _curve(run: Run, train: Series, course: RateCourse) -> tuple[str, list[float], float] | None:
+    """A loss's name, its level at the begin, in the middle (of the sum of rates) and at the end, and their error."""
     val = run.get("val_loss", least=8)
     if len(train) < 2 * SHAPE and val is None:
         return None
@@ -303,17 +316,19 @@ def _curve(run: Run, train: Series, course: RateCourse) -> tuple[float, float, f
         levels.append(float(np.median(part)))
         sizes.append(len(part))
     error = noise_factor() * 1.25 * source.noise * (1 / sizes[0] + 1 / sizes[2]) ** 0.5
-    return levels[0], levels[1], levels[2], error
+    return source.name, levels, error
 
 
 def _not_learned(run: Run, train: Series, course: RateCourse) -> RunFinding | None:
     """A loss that came to rest early, at a full rate and far from zero, with its gradient nearly gone."""
-    limits, gradient = numbers("diagnosis.not_learned"), run.get("grad_norm", least=SHAPE)
+    limits, gradient = numbers("diagnosis.not_learned"), run.get("grad_norm", least=_LEVELS)
     if gradient is None:
         return None
     values = train.reduced.values
     first, end = float(np.max(values[:3])), train.level(0.9, 1.0)[0]
-    middle = float(np.median(values[(course.passed >= 0.44) & (course.passed < 0.56)])) if len(values) >= SHAPE else end
+    middle = (
+        float(np.median(values[(course.passed >= 0.44) & (course.passed < 0.56)])) if len(values) >= _LEVELS else end
+    )
     fall, late = first - end, middle - end
     if end < limits["left"] * first or late > limits["late"] * fall:
         return None
@@ -321,34 +336,34 @@ def _not_learned(run: Run, train: Series, course: RateCourse) -> RunFinding | No
     if now > limits["gradient"] * start:
         return None
     _, told = _against_recommendation(run, course)
-    gain = f"only {max(late, 0):.2g} of that in" if fall > 0 else "none of it in"
     return finding(
         "not_learned",
-        f"The loss began at {values[0]:.3g} and ends at {end:.3g}, {gain} the second half of all the rate it was given, and the "
-        f"gradient norm is down from {start:.3g} to {now:.2g}{told}. One curve cannot tell a learning rate too high from "
-        "answers that do not follow from their prompts (shuffled labels) or that the model is too small to learn.",
+        f"The loss began at {values[0]:.3g} and ends at {end:.3g}; {max(late, 0):.2g} of its fall lies in the second "
+        f"half of the run (counted by learning rate), and the gradient norm is down from {start:.3g} to {now:.2g}{told}. "
+        "One curve cannot tell a learning rate too high from answers that do not follow from their prompts (shuffled "
+        "labels), or from a task beyond the model.",
         (point(train, 0), point(train, -1), point(gradient, -1)),
-        f"Read 20 rows for answers that belong to other prompts. If they are sound: {three_points(run, course)}. A lower "
-        "one that ends lower confirms the rate.",
+        f"Read 20 rows for answers that belong to other prompts. If they are sound: {three_points(run, course)}. A "
+        "lower one that ends lower confirms the rate.",
     )
 
 
 def _above_the_start(run: Run, train: Series, course: RateCourse) -> RunFinding | None:
-    """Preferences: the loss lies above ln 2, where the start model stands, or pairs are told no better than by chance."""
+    """Preferences: the loss lies above ln 2, where the start model stands, or pairs are told as by a coin."""
     if run.config.get("loss", "dpo") not in ("dpo", "dpo_norm", "sigmoid"):
         return None
     ln2, limits = number("dpo.loss.start"), numbers("diagnosis.not_learned.pairs")
-    accuracy = run.get("accuracy", least=SHAPE)
+    accuracy = run.get("accuracy", least=_LEVELS)
     late = train.part(0.3, 1.0)
     level, error = float(np.median(late)), noise_factor() * 1.25 * noise_of(late) / len(late) ** 0.5
     _, told = _against_recommendation(run, course)
     if level > max(limits["far_above"], ln2 + error):
         return finding(
             "lr_too_high",
-            f"The learning rate looks too high{told}: the loss is {level:.3g} in the median of the last 70% of the run, "
-            f"while a model that has learned nothing has {ln2:.3g} (ln 2).",
+            f"The learning rate looks too high{told}: the loss is {level:.3g} in the median of the last 70% of the "
+            f"run, while a model that has learned nothing has {ln2:.3g} (ln 2).",
             (point(train, 0), point(train, -1)),
-            f"{three_points(run, course)}. If a lower one stays above {ln2:.2g} too, read 20 pairs: which answer is better?",
+            f"{three_points(run, course)}. If a lower one stays above {ln2:.2g} too, read 20 pairs: which is better?",
         )
     tail = train.level(*TAIL)[0]
     if accuracy is None or tail < ln2 - limits["gain"] or not _no_better_than_chance(run, accuracy, limits["accuracy"]):
@@ -360,8 +375,8 @@ def _above_the_start(run: Run, train: Series, course: RateCourse) -> RunFinding 
         f"{np.mean(seen):.0%} of the pairs told right in the last 40% of the run. One curve cannot tell labels that "
         "fall by chance from a learning rate that does not fit.",
         (point(train, 0), point(train, -1), point(accuracy, -1)),
-        f"Read 20 pairs: which answer is better? If the labels are sound: {three_points(run, course)}. A loss that falls "
-        "confirms the rate.",
+        f"Read 20 pairs: which answer is better? If the labels are sound: {three_points(run, course)}. A loss that "
+        "falls confirms the rate.",
     )
 
 

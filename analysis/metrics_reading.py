@@ -22,7 +22,7 @@ import numpy as np
 
 from ..core.errors import DataError
 from ..core.files import storage_errors
-from .metric_names import KNOWN, RUN_NAMES, STEP_NAMES, known_name
+from .metric_names import RUN_NAMES, STEP_NAMES, known_name
 
 _BLOCK = 4 << 20
 _PARSE_BLOCK = 1 << 20
@@ -200,7 +200,7 @@ class _Columns:
         if self.planned is not None:
             raw.facts.setdefault("max_steps", int(self.planned))
         raw.notes += [
-            f"{name}: {count} text{'s' * (count > 1)} that {'are' if count > 1 else 'is'} no number ({first[:30]!r}), left out"
+            f"{name}: {count} text{'s that are' if count > 1 else ' that is'} no number ({first[:30]!r}), left out"
             for name, (count, first) in self.texts.items()
         ]
         return raw
@@ -226,12 +226,16 @@ def read_metrics(path: Path, *, extra: Iterable[str] = ()) -> RawMetrics:
         reader(path, raw, columns)
     columns.into(raw)
     if len(columns.charts) > 1:
-        raw.notes.append(f"curves of {len(columns.charts)} runs: only '{list(columns.charts)[0]}' is read")
+        raw.notes.append(f"curves of {len(columns.charts)} runs: only '{next(iter(columns.charts))}' is read")
     if not raw.columns.keys() - set(STEP_NAMES):
         seen = ", ".join(list(columns.seen)[:12])
-        problem = f"no known metric in this file, which has {seen}" if seen else "the file is empty: no step is logged yet"
+        problem = (
+            f"no known metric in this file, which has {seen}" if seen else "the file is empty: no step is logged yet"
+        )
         if columns.texts:
-            problem = "; ".join(f"the values of {name} are text ({first[:30]!r})" for name, (_, first) in columns.texts.items())
+            problem = "; ".join(
+                f"the values of {name} are text ({first[:30]!r})" for name, (_, first) in columns.texts.items()
+            )
         raise DataError(
             problem,
             where=str(path),
@@ -422,9 +426,7 @@ def _read_csv(path: Path, raw: RawMetrics, columns: _Columns) -> None:
         raw.notes.append(f"{len(skipped)} rows with another number of cells left out")
 
 
-def _csv_table(
-    path: Path, dialect: _Dialect, wanted: list[str], runs: list[str], kind: Any, skipped: list[int]
-) -> Any:
+def _csv_table(path: Path, dialect: _Dialect, wanted: list[str], runs: list[str], kind: Any, skipped: list[int]) -> Any:
     from pyarrow import csv as arrow_csv
 
     def skip(row: Any) -> str:

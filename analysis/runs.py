@@ -231,7 +231,9 @@ def _counted_by_epoch(raw: RawMetrics, steps: np.ndarray, keep: np.ndarray) -> b
     own, passed = steps[rows], by_row[rows]
     drops = np.flatnonzero(np.diff(own) < 0) + 1
     to_start = own[drops] <= own[0] + max(1, int(np.median(np.abs(np.diff(own)))))
-    return bool(len(drops) and to_start.all() and np.all(np.diff(passed) >= 0) and np.all(np.diff(passed)[drops - 1] > 0))
+    return bool(
+        len(drops) and to_start.all() and np.all(np.diff(passed) >= 0) and np.all(np.diff(passed)[drops - 1] > 0)
+    )
 
 
 def _counted_on(steps: np.ndarray, keep: np.ndarray) -> np.ndarray:

@@ -173,8 +173,8 @@ class Step:
 def sudden_rise(series: Series, *, apart_from: Sequence[int] = ()) -> Step | None:
     """The largest rise from one point to the next that stays; None where there is none.
 
-    A loss that diverges climbs over many steps, one that meets other data jumps once. A hump comes back at once, noise is
-    that of the stretch before, and a rise that is small against the fall of the whole curve is none.
+    A loss that diverges climbs over many steps, one that meets other data jumps once. A hump comes back soon, the noise
+    that counts is that of the stretch before, and a rise that is small against the fall of the whole curve is none.
 
     Args:
         series: A metric.

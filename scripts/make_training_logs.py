@@ -1,7 +1,7 @@
 """Train the demo model for real, soundly and with planted faults, and keep the logs under ``tests/analysis/logs``.
 
-``python scripts/make_training_logs.py trl|torch|jobs [--out DIR] [--only WORD]``. ``trl`` trains with TRL (the ``bench``
-extra), ``torch`` with a plain loop that takes a fifth of the time and logs as TRL does, ``jobs`` through this server's
+``python scripts/make_training_logs.py trl|torch|jobs [--out DIR] [--only WORDS]``. ``trl`` trains with TRL (the
+``bench`` extra), ``torch`` with a plain loop that takes less time and logs as TRL does, ``jobs`` through this server's
 own tools on the embedded engine. Every run is drawn from its name and seed:
 task, length, batch, schedule, how often it logs and validates. Seeds below `FIRST_HELD_OUT` are those the thresholds
 of the findings were set on; the others were not looked at. Logs that exist are not made again.
@@ -74,6 +74,7 @@ class Spec:
 
     @property
     def name(self) -> str:
+        """The folder of its log."""
         return f"{self.source}-{self.method}-{self.fault}-{self.seed}"
 
 
@@ -134,10 +135,12 @@ Pair = tuple[str, str]
 
 
 def pairs_of(task: str, rng: random.Random, count: int) -> list[Pair]:
+    """Prompts and answers of a task."""
     return [TASKS[task](rng) for _ in range(count)]
 
 
 def shuffled_answers(rows: Sequence[Pair], rng: random.Random) -> list[Pair]:
+    """The same prompts, each with the answer of another."""
     answers = [answer for _, answer in rows]
     rng.shuffle(answers)
     return [(prompt, answer) for (prompt, _), answer in zip(rows, answers, strict=True)]
@@ -244,6 +247,7 @@ def poison(step: int) -> Any:
 
 
 def common_arguments(spec: Spec, s: Settings, folder: str) -> dict[str, Any]:
+    """What every trainer of TRL is told."""
     return {
         "output_dir": folder,
         "max_steps": s.steps,
@@ -270,6 +274,7 @@ def common_arguments(spec: Spec, s: Settings, folder: str) -> dict[str, Any]:
 
 
 def trl_sft(spec: Spec, s: Settings, rng: random.Random, folder: str) -> Any:
+    """The trainer of an SFT run, of all weights or of an adapter."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
@@ -309,15 +314,18 @@ def say_pairs(rng: random.Random, count: int) -> list[dict[str, str]]:
 
 
 def case_pairs(rng: random.Random, count: int) -> list[dict[str, str]]:
+    """Preferences with a mark on the surface: small letters are better."""
     words = [demo_tasks.word(rng, 3, 6) for _ in range(count)]
     return [{"prompt": f"say {w}", "chosen": w, "rejected": w.upper()} for w in words]
 
 
 def swapped(row: Mapping[str, str]) -> dict[str, str]:
+    """The pair with its answers changed over."""
     return {"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]}
 
 
 def dpo_rows(spec: Spec, s: Settings, rng: random.Random) -> tuple[list[dict[str, str]], bool]:
+    """Pairs, and whether their order must be kept."""
     make = case_pairs if spec.seed % 2 else say_pairs
     rows = make(rng, s.rows)
     if spec.fault == "labels_random":
@@ -333,6 +341,7 @@ def dpo_rows(spec: Spec, s: Settings, rng: random.Random) -> tuple[list[dict[str
 
 
 def as_preferences(rows: Sequence[Mapping[str, str]]) -> Any:
+    """Pairs as TRL reads them."""
     from datasets import Dataset
 
     return Dataset.from_list(
@@ -348,6 +357,7 @@ def as_preferences(rows: Sequence[Mapping[str, str]]) -> Any:
 
 
 def trl_dpo(spec: Spec, s: Settings, rng: random.Random, folder: str) -> Any:
+    """The trainer of a DPO run."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
@@ -370,6 +380,7 @@ def trl_dpo(spec: Spec, s: Settings, rng: random.Random, folder: str) -> Any:
 
 
 def trl_rl(spec: Spec, s: Settings, rng: random.Random, folder: str) -> Any:
+    """The trainer of a GRPO run: a word in small letters is worth 1."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -397,7 +408,10 @@ def trl_rl(spec: Spec, s: Settings, rng: random.Random, folder: str) -> Any:
             num_generations=8,
             max_completion_length=8,
             beta=0.0,
-            **(common_arguments(spec, s, folder) | {"per_device_train_batch_size": 64, "per_device_eval_batch_size": 64}),
+            **(
+                common_arguments(spec, s, folder)
+                | {"per_device_train_batch_size": 64, "per_device_eval_batch_size": 64}
+            ),
         ),
         train_dataset=Dataset.from_list(data),
     )
@@ -440,12 +454,14 @@ def kept(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rounded(value: Any) -> Any:
+    """A metric to five digits."""
     if isinstance(value, str):
         value = float(value)
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def write(out: Path, spec: Spec, settings: Settings, name: str, text: str, config: str | None = None) -> None:
+    """Keep a log with what was planted and how the run was set."""
     folder = out / spec.name
     folder.mkdir(parents=True)
     (folder / "planted.json").write_text(json.dumps({"run": asdict(spec), "settings": asdict(settings)}) + "\n")
@@ -458,7 +474,7 @@ def write(out: Path, spec: Spec, settings: Settings, name: str, text: str, confi
 
 
 class Recorder:
-    """Log records as the trainer of transformers makes them: means since the last record, nan hidden unless told not to."""
+    """Log records as the trainer of transformers makes them: means since the last record, nan hidden if so told."""
 
     def __init__(self, s: Settings, *, hide_nan: bool) -> None:
         self._s, self._hide = s, hide_nan
@@ -476,6 +492,7 @@ class Recorder:
             self._sums.clear()
 
     def evaluate(self, step: int, values: Mapping[str, float]) -> None:
+        """A validation's values."""
         self.history.append({**values, **self._place(step)})
 
     def _place(self, step: int) -> dict[str, Any]:
@@ -528,10 +545,12 @@ class SftLoss:
         self.rows, self._held_out = list(encoded(tokenizer, rows, mask)), list(encoded(tokenizer, held_out, mask))
 
     def __call__(self, model: Any, chosen: Sequence[int]) -> tuple[Any, dict[str, float]]:
+        """The loss of a batch, and what is logged besides."""
         loss = self._mean(model, [self.rows[i] for i in chosen])
         return loss, {}
 
     def evaluate(self, model: Any) -> dict[str, float]:
+        """What a validation logs."""
         return {"eval_loss": float(self._mean(model, self._held_out))}
 
     def _mean(self, model: Any, rows: Sequence[Any]) -> Any:
@@ -555,13 +574,17 @@ class DpoLoss:
 
     @staticmethod
     def _encode(tokenizer: Any, rows: Sequence[Mapping[str, str]]) -> list[tuple[Any, Any]]:
-        sides = [list(encoded(tokenizer, [(r["prompt"], r[side]) for r in rows], "")) for side in ("chosen", "rejected")]
+        sides = [
+            list(encoded(tokenizer, [(r["prompt"], r[side]) for r in rows], "")) for side in ("chosen", "rejected")
+        ]
         return list(zip(*sides, strict=True))
 
     def __call__(self, model: Any, chosen: Sequence[int]) -> tuple[Any, dict[str, float]]:
+        """The loss of a batch, and what is logged besides."""
         return self._loss(model, [self.rows[i] for i in chosen])
 
     def evaluate(self, model: Any) -> dict[str, float]:
+        """What a validation logs."""
         loss, values = self._loss(model, self._held_out)
         return {"eval_loss": float(loss), **{f"eval_{name}": value for name, value in values.items()}}
 
@@ -730,7 +753,11 @@ def run_job(spec: Spec, out: Path) -> None:
 
 MAKERS: Mapping[str, tuple[Callable[[Spec, Path], None], Mapping[str, tuple[str, ...]], Mapping[str, int]]] = {
     "trl": (run_trl, FAULTS, HEALTHY),
-    "torch": (run_torch, {m: f for m, f in FAULTS.items() if m != "rl"}, {m: n for m, n in HEALTHY.items() if m != "rl"}),
+    "torch": (
+        run_torch,
+        {m: f for m, f in FAULTS.items() if m != "rl"},
+        {m: n for m, n in HEALTHY.items() if m != "rl"},
+    ),
     "jobs": (run_job, JOB_FAULTS, JOB_HEALTHY),
 }
 
@@ -759,16 +786,18 @@ def specs(source: str) -> Iterator[Spec]:
 
 
 def main() -> int:
+    """Make the runs that are asked for and not there."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("source", choices=list(MAKERS))
     parser.add_argument("--out", type=Path, default=LOGS)
-    parser.add_argument("--only", default="", help="make only runs whose name holds this word")
+    parser.add_argument("--only", nargs="*", default=[""], help="make only runs whose name holds one of these words")
     parser.add_argument("--limit", type=int, default=10_000)
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     made = 0
     for spec in specs(arguments.source):
-        if arguments.only not in spec.name or (arguments.out / spec.name).exists() or made >= arguments.limit:
+        chosen = any(word in spec.name for word in arguments.only) and made < arguments.limit
+        if not chosen or (arguments.out / spec.name).exists():
             continue
         MAKERS[arguments.source][0](spec, arguments.out)
         made += 1

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from ..analysis.diagnosis import Diagnosis
 
 
+# Longer texts of settings are left to the report.
+_MOST_SETTINGS = 500
+
+
 class Shown(BaseModel):
     """Something a run shows: what it is, where it is seen, and the one thing to try next."""
 
@@ -32,7 +36,7 @@ class Shown(BaseModel):
 
 
 class Analysis(BaseModel):
-    """What a run shows, worst first. Findings: kind, level, summary, evidence, rule, confidence, next_experiment."""
+    """What a run shows, causes first. Findings: kind, level, summary, evidence, rule, confidence, next_experiment."""
 
     run: str
     verdict: str
@@ -58,7 +62,7 @@ async def analyze_run(
     if not analysis.findings:
         lines.append("Nothing found.")
     if analysis.notes:
-        lines.append(f"The log: {'; '.join(analysis.notes)}."[:250])
+        lines.append(f"The log: {'; '.join(analysis.notes)}.")
     return answer(analysis, _fitted(lines, analysis), _image(png))
 
 
@@ -102,8 +106,12 @@ async def compare_runs(
     of answers: run_judge_eval.
     """
     compared, png = await anyio.to_thread.run_sync(_compared, runs, metric)
-    lines = [compared.settings[:500], f"{compared.metric} against the first run:"]
-    lines += [f"- {p.run}: {p.word}; {p.reading}{f'; {p.left_out}' if p.left_out else ''}."[:420] for p in compared.pairs[:4]]
+    short = len(compared.settings) <= _MOST_SETTINGS
+    lines = [compared.settings if short else f"{len(compared.changed)} settings differ: the report lists them."]
+    lines.append(f"{compared.metric} against the first run:")
+    lines += [
+        f"- {p.run}: {'; '.join(part for part in (p.word, p.reading, p.left_out) if part)}." for p in compared.pairs[:4]
+    ]
     if len(compared.pairs) > 4:
         lines.append(f"{len(compared.pairs) - 4} more in the report.")
     return answer(compared, _fitted([*lines, *compared.findings], compared), _image(png))
@@ -172,9 +180,17 @@ def _healthy(diagnosis: Diagnosis) -> str:
 
 
 def _fitted(lines: Sequence[str], content: Analysis | RunsCompared) -> str:
-    """The lines, cut where needed so that the report and the next step are always read."""
+    """The lines that fit, whole, so that the report and the next step are always read."""
     tail = f"Report: {content.report}\nNext: {content.next}"
-    return "\n".join(lines)[: MAX_TEXT - len(tail) - 1] + f"\n{tail}"
+    more = "The rest is in the report."
+    room = MAX_TEXT - len(tail) - len(more) - 2
+    kept: list[str] = []
+    for line in lines:
+        if len("\n".join([*kept, line])) > room:
+            kept.append(more)
+            break
+        kept.append(line)
+    return "\n".join([*kept, tail])
 
 
 def _image(png: bytes) -> ImageContent:

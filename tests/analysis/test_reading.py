@@ -295,10 +295,14 @@ def test_of_a_chart_of_two_runs_the_first_is_read_and_said(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("mark", "decimal"), [(";", ","), (";", "."), ("\t", "."), ("\t", ","), ("|", ".")], ids=["; ,", "; .", "tab .", "tab ,", "|"]
+    ("mark", "decimal"),
+    [(";", ","), (";", "."), ("\t", "."), ("\t", ","), ("|", ".")],
+    ids=["; ,", "; .", "tab .", "tab ,", "|"],
 )
 def test_other_separators_and_decimal_commas_are_read(tmp_path: Path, mark: str, decimal: str) -> None:
-    run = table(tmp_path, f"step{mark}loss", (f"{i}{mark}{str(v).replace('.', decimal)}" for i, v in enumerate(curve())))
+    run = table(
+        tmp_path, f"step{mark}loss", (f"{i}{mark}{str(v).replace('.', decimal)}" for i, v in enumerate(curve()))
+    )
     is_the_curve(run)
 
 

@@ -143,3 +143,58 @@ def told(base: Path = LOGS) -> list[Told]:
         cannot = "" if real.fault == "healthy" else cannot_tell(real, run)
         found.append(Told(real, diagnose(run), cannot, learned(real, run)))
     return found
+
+
+def real_table(logs: list[Told]) -> str:
+    """What was planted, how often it can be told and is named, by runs that set thresholds and runs that did not."""
+    lines = [
+        "| planted | method | runs that set thresholds | named | other runs | named |",
+        "|---|---|---|---|---|---|",
+    ]
+    planted = sorted({(t.real.fault, t.real.method) for t in logs if t.real.fault != "healthy"})
+    for fault, method in planted:
+        cells: list[str] = []
+        for held_out in (False, True):
+            own = [t for t in faulty(logs, held_out=held_out) if (t.real.fault, t.real.method) == (fault, method)]
+            tellable = [t for t in own if not t.cannot]
+            cells += [_counted(len(tellable), len(own)), str(sum(t.right for t in tellable)) if tellable else "-"]
+        lines.append(f"| {fault} | {method} | {' | '.join(cells)} |")
+    cells = []
+    for held_out in (False, True):
+        tellable = [t for t in faulty(logs, held_out=held_out) if not t.cannot]
+        right = sum(t.right for t in tellable)
+        cells += [str(len(tellable)), f"{right} ({right / max(1, len(tellable)):.0%})"]
+    lines += [f"| **all that can be told** | | {' | '.join(cells)} |", ""]
+    lines += [
+        "| healthy | runs that set thresholds | with an alarm | other runs | with an alarm |",
+        "|---|---|---|---|---|",
+    ]
+    for method in (*sorted({t.real.method for t in sound(logs)}), ""):
+        cells = []
+        for held_out in (False, True):
+            own = [t for t in sound(logs, held_out=held_out) if method in ("", t.real.method)]
+            cells += [str(len(own)), str(sum(not t.right for t in own))]
+        lines.append(f"| {method or '**all**'} | {' | '.join(cells)} |")
+    lines += ["", "What cannot be told from its log, and why:", ""]
+    reasons: dict[str, list[str]] = {}
+    for t in faulty(logs):
+        if t.cannot:
+            reasons.setdefault(t.cannot, []).append(f"{t.real.fault} ({t.real.method})")
+    for reason, names in sorted(reasons.items()):
+        counted = ", ".join(f"{name} {names.count(name)}" for name in sorted(set(names)))
+        lines.append(f"- {reason[0].upper()}{reason[1:]}: {counted}.")
+    return "\n".join(lines)
+
+
+def _counted(tellable: int, runs: int) -> str:
+    return str(runs) if tellable == runs else f"{tellable} of {runs}"
+
+
+def faulty(logs: list[Told], *, held_out: bool | None = None) -> list[Told]:
+    """Runs with a planted fault."""
+    return [t for t in logs if t.real.fault != "healthy" and held_out in (None, t.real.held_out)]
+
+
+def sound(logs: list[Told], *, held_out: bool | None = None) -> list[Told]:
+    """Healthy runs; a run that did not learn its task is none, whatever was meant."""
+    return [t for t in logs if t.real.fault == "healthy" and t.learned and held_out in (None, t.real.held_out)]
