@@ -23,7 +23,7 @@ def loss_findings(run: Run) -> list[RunFinding]:
     findings += rate
     if train is not None and len(train) >= SHAPE:
         diverged = _diverged(run, train)
-        plateau = None if rate or diverged else _plateau(run, train)
+        plateau = None if any(f.level != "note" for f in rate) or diverged else _plateau(run, train)
         findings += [diverged, plateau, _spikes(train) if diverged is None else None]
     if val is not None and not any(f and f.kind == "divergence" for f in findings):
         findings.append(_overfitting(run, train, val))

@@ -231,7 +231,9 @@ def _noise_grows(run: Run, train: Series, course: RateCourse) -> Sign | None:
     growth = numbers("diagnosis.lr_too_high.growth")["growth"]
     early, late = noise_of(train.part(0.1, 0.4)), noise_of(train.part(0.7, 1.0))
     level = abs(train.level(0.1, 0.4)[0])
-    if early <= 1e-3 * level or len(train) < 2 * SHAPE or late < 0.05 * abs(train.level(0.7, 1.0)[0]):
+    # Pairs begin at ln 2 to the last digit: there noise grows from nothing by rights.
+    few = run.kind != "sft" or len(train) < 2 * SHAPE
+    if few or early <= 1e-3 * level or late < 0.05 * abs(train.level(0.7, 1.0)[0]):
         return None
     # The log of a median deviation of n normal values varies by 1.36 / n; second differences overlap: about twice that.
     error = (2 * 2.7 / len(train.part(0.1, 0.4))) ** 0.5
@@ -276,26 +278,41 @@ def _too_low(run: Run, train: Series, course: RateCourse) -> RunFinding | None:
     limits = numbers("diagnosis.lr_too_low.straight")
     fall, late = begin - end, middle - end
     left, straight = end / max(begin, 1e-9), late / max(fall, 1e-9)
-    hardly = (left > limits["left"] and straight > limits["straight"]) or (
-        left > limits["most"] and straight > limits["half"]
+    gradient = run.get("grad_norm", least=_LEVELS)
+    kept = gradient.level(0.7, 1.0)[0] / float(np.max(gradient.values[:3])) if gradient is not None else None
+    ratio, told = _against_recommendation(run, course)
+    # A model whose gradient is down has left the place where it began.
+    if fall <= error or late <= error / 2 or (kept is not None and kept < 0.2) or ratio > number("diagnosis.lr_step"):
+        return None
+    hardly = any(
+        left > limits[most] and straight > limits[share] for most, share in (("left", "straight"), ("most", "half"))
     )
     # A DPO loss that has left ln 2 by a tenth has begun.
     hardly = hardly and (run.kind == "sft" or left > limits["pairs"])
-    if fall <= error or not hardly or late <= error / 2:
-        return None
-    gradient = run.get("grad_norm", least=_LEVELS)
-    if gradient is not None and gradient.level(0.7, 1.0)[0] < 0.3 * float(np.max(gradient.values[:3])):
-        return None  # the model has left the place where it began
-    ratio, told = _against_recommendation(run, course)
-    if ratio > number("diagnosis.lr_step"):
+    far_below = run.kind == "sft" and ratio < limits["recommended"] and left > limits["left"]
+    moved_by = (
+        f"{name} falls from {begin:.3g} to {end:.3g}, {straight:.0%} of that in the second half of the run (counted "
+    )
+    check = (
+        f"{three_points(run, course, down=False)}. The one that falls fastest without a climb is right; if all fall "
+    )
+    if hardly or far_below:
+        return finding(
+            "lr_too_low",
+            f"The learning rate looks too low, or the run too short{told}: {moved_by}by learning rate).",
+            (point(train, 0), point(train, -1)),
+            f"{check}alike, train longer instead.",
+        )
+    if kept is None or left < 0.5 or straight < 0.15 or run.kind != "sft":
         return None
     return finding(
         "lr_too_low",
-        f"The learning rate looks too low, or the run too short{told}: {name} falls from {begin:.3g} to {end:.3g}, "
-        f"{late / fall:.0%} of that in the second half of the run (counted by learning rate): it has hardly begun.",
+        f"Whether the learning rate is too low{told} one curve cannot tell: {moved_by}by learning rate), and the "
+        f"gradient norm keeps {kept:.0%} of its first height.",
         (point(train, 0), point(train, -1)),
-        f"{three_points(run, course, down=False)}. The one that falls fastest without a climb is right; if all fall "
-        "alike, train longer instead.",
+        f"{check}alike, the rate is no limit.",
+        level="note",
+        confidence="low",
     )
 
 
@@ -339,7 +356,7 @@ def _not_learned(run: Run, train: Series, course: RateCourse) -> RunFinding | No
     return finding(
         "not_learned",
         f"The loss began at {values[0]:.3g} and ends at {end:.3g}; {max(late, 0):.2g} of its fall lies in the second "
-        f"half of the run (counted by learning rate), and the gradient norm is down from {start:.3g} to {now:.2g}{told}. "
+        f"half of the run (counted by learning rate), the gradient norm is down from {start:.3g} to {now:.2g}{told}. "
         "One curve cannot tell a learning rate too high from answers that do not follow from their prompts (shuffled "
         "labels), or from a task beyond the model.",
         (point(train, 0), point(train, -1), point(gradient, -1)),

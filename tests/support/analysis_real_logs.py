@@ -6,7 +6,7 @@ Whether a fault can be told at all is decided here by what was planted and what 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,36 +81,84 @@ def learned(real: RealRun, run: Run) -> bool:
         reward = run.series["reward"]
         return float(np.mean(reward.part(0.8, 1.0)) - np.mean(reward.part(0.0, 0.2))) > 0.15
     if real.method == "dpo":
-        accuracy = run.series["accuracy"]
-        return float(np.mean(accuracy.part(0.7, 1.0))) > 0.8
-    return loss is not None and float(np.median(loss.part(0.85, 1.0))) < 0.38 * float(loss.values[0])
+        accuracies = [run.series[q] for q in ("accuracy", "val_accuracy") if q in run.series]
+        return all(len(a) > 0 and float(np.mean(a.part(0.7, 1.0))) > 0.75 for a in accuracies)
+    return loss is not None and len(loss) > 0 and float(np.median(loss.part(0.85, 1.0))) < 0.38 * float(loss.values[0])
+
+
+def _levels_off(run: Run) -> bool:
+    """Whether under 42% of the loss's fall lies in the second half of the run, counted by learning rate."""
+    loss, rate = run.series.get("val_loss") or run.series.get("train_loss"), run.series.get("lr")
+    if loss is None or rate is None or len(loss) < 8:
+        return False
+    passed = np.interp(loss.steps, rate.steps, np.cumsum(rate.values) / np.sum(rate.values))
+    first, end = float(np.median(loss.values[: max(1, len(loss) // 10)])), float(np.median(loss.values[-3:]))
+    middle = float(np.median(loss.values[np.abs(passed - 0.5) < 0.08])) if np.any(np.abs(passed - 0.5) < 0.08) else end
+    return (middle - end) < 0.42 * (first - end)
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What of a run decides whether its fault can be told."""
+
+    records: int
+    validations: int
+    learned: bool
+    levels_off: bool
+    log_every: int
+
+
+_JUMPS = frozenset({"labels_shuffled_halfway", "labels_swapped_halfway", "other_data", "harder_data"})
+_BY_HEART = frozenset({"duplicates", "tiny_data"})
+# Which faults cannot be told, where, and why; the first that fits counts.
+_UNTOLD: Sequence[tuple[frozenset[str], Callable[[_Facts], bool], str]] = (
+    (frozenset({"nan_filtered", "nan_raw", "mask_empty"}), lambda _: True, ""),
+    (
+        frozenset({"lr_d10"}),
+        lambda _: True,
+        "a rate ten times too low is a run that learns more slowly, as one on a harder task does",
+    ),
+    (
+        frozenset({"mask_end_only"}),
+        lambda _: True,
+        "a loss on the end token alone falls to nothing, as on an easy task",
+    ),
+    (
+        frozenset({"mask_everything"}),
+        lambda _: True,
+        "a loss on prompts too is another loss, whose right level nobody knows",
+    ),
+    (
+        frozenset({"wrong_reference"}),
+        lambda f: f.log_every > 1,
+        "the first step, which alone shows the reference, is hidden in a mean",
+    ),
+    (_BY_HEART, lambda f: f.validations < 6, "without validation, rows learned by heart are rows learned"),
+    (
+        _BY_HEART | {"lr_x10", "lr_x30", "lr_d30"},
+        lambda f: f.learned,
+        "the run learned its task all the same",
+    ),
+    (
+        frozenset({"lr_d30", "lr_d100"}),
+        lambda f: f.levels_off,
+        "the loss levels off, as at a right rate on a harder task",
+    ),
+    (_JUMPS, lambda f: f.records < 24, "fewer than 24 records show no jump"),
+    (frozenset(NAMED_BY), lambda f: f.records < 12, "fewer than 12 records have no shape"),
+)
 
 
 def cannot_tell(real: RealRun, run: Run) -> str:
     """Why a planted fault cannot be told from this log; empty where it can."""
-    records = max((len(run.series[q]) for q in ("train_loss", "reward") if q in run.series), default=0)
-    validations = len(run.series["val_loss"]) if "val_loss" in run.series else 0
-    match real.fault:
-        case "nan_filtered" | "nan_raw" | "mask_empty":
-            return ""
-        case "lr_d10":
-            return "a rate ten times too low is a run that learns more slowly, as one on a harder task does"
-        case "mask_end_only":
-            return "a loss on the end token alone falls to nothing, as on an easy task"
-        case "mask_everything":
-            return "a loss on prompts too is another loss, whose right level nobody knows"
-        case "wrong_reference" if real.settings["log_every"] > 1:
-            return "the first step, which alone shows the reference, is hidden in a mean"
-        case "duplicates" | "tiny_data" if validations < 6:
-            return "without validation, rows learned by heart are rows learned"
-        case "lr_x10" | "lr_x30" | "lr_d30" | "duplicates" | "tiny_data" if learned(real, run):
-            return "the run learned its task all the same"
-        case _ if records < 24 and "halfway" in real.fault + ("halfway" if "data" in real.fault else ""):
-            return "fewer than 24 records show no jump"
-        case _ if records < 12:
-            return "fewer than 12 records have no shape"
-        case _:
-            return ""
+    facts = _Facts(
+        records=max((len(run.series[q]) for q in ("train_loss", "reward") if q in run.series), default=0),
+        validations=len(run.series["val_loss"]) if "val_loss" in run.series else 0,
+        learned=learned(real, run),
+        levels_off=_levels_off(run),
+        log_every=real.settings["log_every"],
+    )
+    return next((why for faults, holds, why in _UNTOLD if real.fault in faults and holds(facts)), "")
 
 
 @dataclass(frozen=True)
