@@ -71,6 +71,8 @@ def _plateau(run: Run, train: Series) -> RunFinding | None:
     if _held_out_falls(run, begin, fall):
         return None
     since = _flat_since(train, end, 0.03 * fall)
+    if since > (begin + 0.2) * len(train.smooth):
+        return None  # it left that level in between
     ratio = capacity_ratio(run)
     if ratio is not None and ratio < verdict_band()[0] and end > 0.1:
         return _short_of_capacity(run, train, since, ratio)
