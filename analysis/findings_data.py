@@ -76,7 +76,9 @@ def _shift(run: Run, series: Series, jump: Step | None, *, sign: int) -> tuple[R
         f"The {'loss' if sign > 0 else 'reward'} {word} from {sign * jump.before:.3g} to {sign * jump.after:.3g} at "
         f"step {step} and stays {side} {sign * jump.floor:.3g} until step {last}: {cause}.",
         (point(series, jump.at - 1), point(series, jump.at)),
-        f"Read the rows of step {step} and those before it; a file sorted by source or difficulty is the usual cause: "
+        "Read the pairs from there on: if chosen and rejected are exchanged, mend those rows and rerun."
+        if swapped
+        else f"Read the rows of step {step} and those before it; a file sorted by source or difficulty is the usual cause: "
         f"shuffle it and rerun. Rows of one kind refute it: then rerun from the checkpoint before with {lowered(run)}.",
         claims=() if len(series) > len(series.reduced) else (claim,),
     )

@@ -167,12 +167,11 @@ def _falls_on(train: Series | None, step: int) -> tuple[bool, tuple[Claim, ...]]
         return True, ()
     width = max(3, min(9, len(after) // 3)) | 1
     level = float(np.median(before[-width:])) if len(before) >= 3 else float(np.median(after[:width]))
-    noise = max(noise_of(after), 0.02 * abs(level))
+    # A median of so many points, and what nobody would call a climb.
+    high = level + max(0.1 * abs(level), noise_factor() / 2 * 1.25 * noise_of(after) / width**0.5)
     falls = float(np.median(after[-width:])) < level
     highest = float(np.max(rolling_median(after, width)))
-    return falls and highest <= level + noise_factor() * noise, (
-        Claim(train, step, high=level + 8 * noise, width=width),
-    )
+    return falls and highest <= high, (Claim(train, step, high=high, width=width),)
 
 
 def _gap(run: Run, train: Series | None, val: Series) -> RunFinding | None:

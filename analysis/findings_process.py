@@ -9,6 +9,7 @@ import numpy as np
 from ..doctrine.rules import number
 from .failures import Failure
 from .findings import MetricPoint, RunFinding, finding, numbers, point
+from .findings_rate import lowered
 from .runs import Run
 from .series import change_points
 
@@ -19,9 +20,8 @@ def broken_finding(run: Run, failures: Sequence[Failure]) -> RunFinding:
     """That numbers of the run are no numbers, or stand in for none; of several metrics the first three."""
     first = failures[0]
     whole = "; ".join(str(f) for f in failures[:3])
-    points = tuple(MetricPoint(f.metric, f.step, f.line, {"values": f.count}) for f in failures[:3])
+    points = tuple(MetricPoint(f.metric, f.step, f.line, {"values_affected": f.count}) for f in failures[:3])
     start = min((int(s.steps[0]) for s in run.series.values() if len(s)), default=first.step)
-    rate = f"learning_rate / {number('diagnosis.lr_step'):g}"
     rule = "diagnosis.broken"
     if not first.lasting:
         follow = f"Read the rows of step {first.step}: one without a token that carries loss yields no number."
@@ -32,7 +32,7 @@ def broken_finding(run: Run, failures: Sequence[Failure]) -> RunFinding:
         follow = "Render one row and check that tokens carry loss (check_dataset), then that the loss has a gradient."
         return finding("flat_from_start", f"Nothing is trained: {whole}.", points, follow, rule=rule, level="error")
     follow = (
-        f"Rerun from the last checkpoint before step {first.step} with {rate} and grad_clip: 1.0; if it breaks at the "
+        f"Rerun from the last checkpoint before step {first.step} with {lowered(run)} and grad_clip: 1.0; if it breaks at the "
         "same step, that batch's rows are the cause."
     )
     return finding("divergence", summary, points, follow, rule=rule)

@@ -86,7 +86,7 @@ def three_points(run: Run, course: RateCourse, *, down: bool = True) -> str:
         names = [f"learning_rate x {factor**p:.2g}" for p in powers]
     else:
         names = [f"{rate * factor**p:.2g}" for p in powers]
-    return f"Three short runs of {SHAPE * 3} steps, all else equal, with learning_rate: {', '.join(names)}"
+    return f"three short runs of {SHAPE * 3} steps, all else equal, with learning_rate: {', '.join(names)}"
 
 
 def _known_rate(run: Run, course: RateCourse) -> float | None:
@@ -104,8 +104,9 @@ def lowered(run: Run, course: RateCourse | None = None) -> str:
 def _scaled(run: Run, course: RateCourse | None, factor: float) -> str:
     rate = run.config.get("learning_rate")
     if not isinstance(rate, int | float) or isinstance(rate, bool):
-        rate = course.peak if course is not None else None
-    if rate is None:
+        logged = run.get("lr")
+        rate = course.peak if course is not None else float(np.max(logged.values)) if logged is not None else None
+    if not rate:
         return f"learning_rate x {factor:g}" if factor > 1 else f"learning_rate / {1 / factor:g}"
     return f"learning_rate: {rate * factor:.2g}"
 
@@ -380,7 +381,7 @@ def _above_the_start(run: Run, train: Series, course: RateCourse) -> RunFinding 
             f"The learning rate looks too high{told}: the loss is {level:.3g} in the median of the last 70% of the "
             f"run, while a model that has learned nothing has {ln2:.3g} (ln 2).",
             (point(train, 0), point(train, -1)),
-            f"{three_points(run, course)}. If a lower one stays above {ln2:.2g} too, read 20 pairs: which is better?",
+            f"Start {three_points(run, course)}. If a lower one stays above {ln2:.2g} too, read 20 pairs: which is better?",
         )
     tail = train.level(*TAIL)[0]
     if accuracy is None or tail < ln2 - limits["gain"] or not _no_better_than_chance(run, accuracy, limits["accuracy"]):

@@ -132,7 +132,11 @@ def test_healthy_runs_with_frequent_validation_raise_no_alarm(validations: int) 
         train = series(level * (1 + noise * rng.standard_normal(100)))
         at = np.arange(0, 100, 100 // validations)
         val = level[at] * (1.03 + noise * rng.uniform(0.1, 1) * rng.standard_normal(len(at)))
-        metrics = {"train_loss": train, "val_loss": Series("eval_loss", at, val, at), "lr": series(1e-4 * (1 - t), "lr")}
+        metrics = {
+            "train_loss": train,
+            "val_loss": Series("eval_loss", at, val, at),
+            "lr": series(1e-4 * (1 - t), "lr"),
+        }
         findings = diagnose(Run("r", Path("r"), "sft", metrics)).findings
         if kinds := [f.kind for f in findings if f.level != "note"]:
             alarms.append((seed, kinds))

@@ -83,7 +83,7 @@ def learned(real: RealRun, run: Run) -> bool:
     if real.method == "dpo":
         accuracies = [run.series[q] for q in ("accuracy", "val_accuracy") if q in run.series]
         return all(len(a) > 0 and float(np.mean(a.part(0.7, 1.0))) > 0.75 for a in accuracies)
-    return loss is not None and len(loss) > 0 and float(np.median(loss.part(0.85, 1.0))) < 0.38 * float(loss.values[0])
+    return loss is not None and len(loss) > 0 and float(np.median(loss.part(0.85, 1.0))) < 0.3 * float(loss.values[0])
 
 
 def _levels_off(run: Run) -> bool:
@@ -106,6 +106,7 @@ class _Facts:
     learned: bool
     levels_off: bool
     log_every: int
+    restarts: bool
 
 
 _JUMPS = frozenset({"labels_shuffled_halfway", "labels_swapped_halfway", "other_data", "harder_data"})
@@ -144,6 +145,7 @@ _UNTOLD: Sequence[tuple[frozenset[str], Callable[[_Facts], bool], str]] = (
         lambda f: f.levels_off,
         "the loss levels off, as at a right rate on a harder task",
     ),
+    (_JUMPS, lambda f: f.restarts, "the jump lies where the schedule begins again, which explains it"),
     (_JUMPS, lambda f: f.records < 24, "fewer than 24 records show no jump"),
     (frozenset(NAMED_BY), lambda f: f.records < 12, "fewer than 12 records have no shape"),
 )
@@ -157,6 +159,7 @@ def cannot_tell(real: RealRun, run: Run) -> str:
         learned=learned(real, run),
         levels_off=_levels_off(run),
         log_every=real.settings["log_every"],
+        restarts=real.settings["schedule"] == "cosine_with_restarts",
     )
     return next((why for faults, holds, why in _UNTOLD if real.fault in faults and holds(facts)), "")
 
