@@ -70,17 +70,19 @@ def _shift(run: Run, series: Series, jump: Step | None, *, sign: int) -> tuple[R
     swapped = _labels_turned(run, step)
     cause = swapped or "other rows begin there, or the weights were thrown off"
     word, side = ("jumps", "above") if sign > 0 else ("drops", "below")
-    claim = Claim(series, step, last, **({"low": jump.floor} if sign > 0 else {"high": -jump.floor}), width=5)
+    bound = {"low": jump.floor} if sign > 0 else {"high": -jump.floor}
+    claim = Claim(series.reduced, step, last + 1, **bound, width=5)
     made = finding(
         "data_problem",
         f"The {'loss' if sign > 0 else 'reward'} {word} from {sign * jump.before:.3g} to {sign * jump.after:.3g} at "
-        f"step {step} and stays {side} {sign * jump.floor:.3g} until step {last}: {cause}.",
+        f"step {step} and stays {side} {sign * jump.floor:.3g} (medians of five) until step {last}: {cause}.",
         (point(series, jump.at - 1), point(series, jump.at)),
         "Read the pairs from there on: if chosen and rejected are exchanged, mend those rows and rerun."
         if swapped
-        else f"Read the rows of step {step} and those before it; a file sorted by source or difficulty is the usual cause: "
-        f"shuffle it and rerun. Rows of one kind refute it: then rerun from the checkpoint before with {lowered(run)}.",
-        claims=() if len(series) > len(series.reduced) else (claim,),
+        else f"Read the rows of step {step} and those before it; a file sorted by source or difficulty is the usual "
+        f"cause: shuffle it and rerun. Rows of one kind refute it: then rerun from the checkpoint before with "
+        f"{lowered(run)}.",
+        claims=(claim,),
     )
     return made, step
 

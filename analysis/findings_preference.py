@@ -96,7 +96,9 @@ def _margin_without_accuracy(run: Run, margin: Series) -> RunFinding | None:
 
 def _surface_mark(run: Run) -> RunFinding | None:
     accuracy, limits = run.get("accuracy", least=_SHAPE), numbers("dpo.surface_mark")
-    if accuracy is None:
+    held_out = run.get("val_accuracy", least=3)
+    # A mark tells other pairs apart too; what does not is learned by heart.
+    if accuracy is None or (held_out is not None and held_out.level(*TAIL)[0] < limits["accuracy"] - 0.1):
         return None
     reached = np.flatnonzero(accuracy.smooth >= limits["accuracy"])
     if not len(reached) or reached[0] > limits["share"] * len(accuracy.smooth):

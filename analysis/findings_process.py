@@ -32,8 +32,8 @@ def broken_finding(run: Run, failures: Sequence[Failure]) -> RunFinding:
         follow = "Render one row and check that tokens carry loss (check_dataset), then that the loss has a gradient."
         return finding("flat_from_start", f"Nothing is trained: {whole}.", points, follow, rule=rule, level="error")
     follow = (
-        f"Rerun from the last checkpoint before step {first.step} with {lowered(run)} and grad_clip: 1.0; if it breaks at the "
-        "same step, that batch's rows are the cause."
+        f"Rerun from the last checkpoint before step {first.step} with {lowered(run)} and grad_clip: 1.0; if it "
+        "breaks at the same step, that batch's rows are the cause."
     )
     return finding("divergence", summary, points, follow, rule=rule)
 

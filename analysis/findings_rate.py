@@ -161,7 +161,8 @@ def _climbs_early(run: Run, train: Series, course: RateCourse) -> Sign | None:
     """The loss climbs in the first third, by a share of its start and for a while: not the bump of a warmup."""
     limits, n = numbers("diagnosis.lr_too_high.growth"), len(train.reduced)
     values, r = train.reduced.values, train.reduced
-    if n < SHAPE:
+    # A DPO loss climbs in its first steps by rights: pairs are pushed before they are told apart.
+    if n < SHAPE or run.kind != "sft":
         return None
     begin = float(np.median(values[:2]))
     first_third = train.smooth[: max(8, n // 3)]
@@ -381,7 +382,8 @@ def _above_the_start(run: Run, train: Series, course: RateCourse) -> RunFinding 
             f"The learning rate looks too high{told}: the loss is {level:.3g} in the median of the last 70% of the "
             f"run, while a model that has learned nothing has {ln2:.3g} (ln 2).",
             (point(train, 0), point(train, -1)),
-            f"Start {three_points(run, course)}. If a lower one stays above {ln2:.2g} too, read 20 pairs: which is better?",
+            f"Start {three_points(run, course)}. If a lower one stays above {ln2:.2g} too, read 20 pairs: "
+            f"which is better?",
         )
     tail = train.level(*TAIL)[0]
     if accuracy is None or tail < ln2 - limits["gain"] or not _no_better_than_chance(run, accuracy, limits["accuracy"]):

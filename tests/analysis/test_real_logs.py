@@ -106,7 +106,8 @@ def spread_is_there(folder: Path, m: re.Match[str]) -> bool:
 
 
 SENTENCES = {
-    rf"^The loss jumps from {NUMBER} to \S+ at step (\d+) and stays above {NUMBER} until step (\d+)": jump_is_there,
+    rf"^The loss jumps from {NUMBER} to \S+ at step (\d+) and stays above {NUMBER} \(medians of five\) until "
+    r"step (\d+)": jump_is_there,
     rf"^Overfitting: the held-out loss is lowest at step (\d+) \({NUMBER}\)": lowest_is_there,
     rf"^The loss began at {NUMBER} and ends at {NUMBER}": begin_is_there,
     r"^Pair accuracy is \S+ in the median from step (\d+) on \(at least (\d+)%\)": accuracy_is_there,

@@ -32,7 +32,7 @@ NAMED_BY: Mapping[str, frozenset[str]] = {
     **dict.fromkeys(
         ("labels_shuffled_halfway", "labels_swapped_halfway", "other_data", "harder_data"), frozenset({"data_problem"})
     ),
-    **dict.fromkeys(("duplicates", "tiny_data"), frozenset({"overfitting", "data_problem"})),
+    **dict.fromkeys(("duplicates", "tiny_data"), frozenset({"overfitting", "data_problem", "margin_without_accuracy"})),
     **dict.fromkeys(("nan_filtered", "nan_raw"), frozenset({"divergence"})),
     "mask_empty": frozenset({"flat_from_start", "divergence"}),
     "mask_end_only": frozenset({"data_problem"}),
@@ -83,7 +83,10 @@ def learned(real: RealRun, run: Run) -> bool:
     if real.method == "dpo":
         accuracies = [run.series[q] for q in ("accuracy", "val_accuracy") if q in run.series]
         return all(len(a) > 0 and float(np.mean(a.part(0.7, 1.0))) > 0.75 for a in accuracies)
-    return loss is not None and len(loss) > 0 and float(np.median(loss.part(0.85, 1.0))) < 0.3 * float(loss.values[0])
+    curves = [run.series[q] for q in ("train_loss", "val_loss") if q in run.series]
+    return loss is not None and all(
+        len(c) > 0 and float(np.median(c.part(0.85, 1.0))) < 0.3 * float(loss.values[0]) for c in curves
+    )
 
 
 def _levels_off(run: Run) -> bool:
