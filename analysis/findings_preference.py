@@ -44,13 +44,16 @@ def _wrong_reference(run: Run) -> RunFinding | None:
 def _chosen(run: Run) -> tuple[Series, Series] | None:
     """The chosen answers' log-ratio (nats per sequence), and the metric it was read from."""
     series = run.get("chosen_logprob", least=_LEAST)
-    if series is not None:
-        shift = 0.0 if "ratio" in series.name else float(np.median(series.part(0.0, 0.05)))
-        return Series(series.name, series.steps, series.values - shift, series.lines), series
     reward, beta = run.get("chosen_reward", least=_LEAST), run.config.get("beta", 0.1)
-    if reward is None or not isinstance(beta, int | float) or beta <= 0:
+    # The reward is the log-ratio times beta; a log-probability alone varies with the answers of its batch.
+    if reward is not None and (series is None or "ratio" not in series.name):
+        if not isinstance(beta, int | float) or beta <= 0:
+            return None
+        return Series(reward.name, reward.steps, reward.values / beta, reward.lines), reward
+    if series is None:
         return None
-    return Series(reward.name, reward.steps, reward.values / beta, reward.lines), reward
+    shift = 0.0 if "ratio" in series.name else float(np.median(series.part(0.0, 0.05)))
+    return Series(series.name, series.steps, series.values - shift, series.lines), series
 
 
 def _displacement(run: Run, margin: Series) -> RunFinding | None:
