@@ -227,8 +227,10 @@ def spikes(series: Series, *, sigmas: float, share: float) -> list[Spike]:
     half = max(3, min(12, n // 40))
     trend = np.interp(np.arange(n), np.linspace(0, n - 1, len(series.reduced)), series.smooth)
     noise = sigmas * local_noise(values)
-    # A bump that is small against the fall of the curve does not matter: a loss near zero is easily shaken.
-    least = 0.1 * float(np.ptp(series.smooth))
+    # A bump that is small against the fall of the curve does not matter: a loss near zero is easily shaken. Nor is it a
+    # spike where one point in ten stands a fifth as high: such a loss is rough throughout.
+    rough = 5 * float(np.quantile(values - trend, 0.9))
+    least = max(0.1 * float(np.ptp(series.smooth)), rough)
     candidates = np.flatnonzero(values - trend > 0.5 * np.maximum(noise, least))
     candidates = candidates[(candidates >= max(half, n // 20)) & (candidates < n - half)]
     by_height: list[tuple[float, Spike]] = []
