@@ -34,11 +34,12 @@ def test_faults_that_can_be_told_are_named(held_out: bool) -> None:
     assert len(missed) <= 0.15 * len(tellable), missed
 
 
-@pytest.mark.parametrize("held_out", [False, True])
-def test_healthy_runs_raise_no_alarm(held_out: bool) -> None:
+@pytest.mark.parametrize("held_out", [False, True, None])
+def test_healthy_runs_raise_no_alarm(held_out: bool | None) -> None:
     healthy = sound(logs(), held_out=held_out)
     alarms = [(t.real.name, sorted(t.kinds)) for t in healthy if not t.right]
-    assert len(alarms) <= 0.05 * len(healthy), alarms
+    # Of a half alone one run is the twentieth that may alarm.
+    assert len(alarms) <= max(0.05 * len(healthy), 0 if held_out is None else 1), alarms
 
 
 def test_the_docs_and_the_rule_hold_what_is_measured() -> None:

@@ -111,6 +111,7 @@ class _Facts:
     log_every: int
     restarts: bool
     told_apart: bool
+    first_loss: float
 
 
 _JUMPS = frozenset({"labels_shuffled_halfway", "labels_swapped_halfway", "other_data", "harder_data"})
@@ -168,6 +169,7 @@ def cannot_tell(real: RealRun, run: Run) -> str:
         learned=learned(real, run),
         levels_off=_levels_off(run),
         log_every=real.settings["log_every"],
+        first_loss=float(np.median(run.series["train_loss"].values[:3])) if run.get("train_loss") else 0.0,
         restarts=real.settings["schedule"] == "cosine_with_restarts",
         told_apart="accuracy" not in run.series or float(np.mean(run.series["accuracy"].part(0.25, 0.4))) >= 0.85,
     )
