@@ -31,11 +31,11 @@ def _strange_start(train: Series) -> RunFinding | None:
         return None
     cause, refuted = "template or tokenizer is broken.", "special tokens in their places refute it."
     if first < lowest:
-        cause = "the answers stand in the prompt, or the model knows them already."
+        cause = "the answers stand in the prompt, the model knows them, or the loss mask leaves next to nothing."
         refuted = "an answer that is not in its prompt refutes it."
     return finding(
         "data_problem",
-        f"The loss starts at {first:.3g} nats per token: {cause}",
+        f"The loss is {first:.3g} nats per token in the median of its first three records: {cause}",
         (point(train, 0),),
         f"Read one rendered row with its loss mask (check_dataset); {refuted}",
         rule="diagnosis.data_problem.start",

@@ -139,7 +139,7 @@ def _too_high(run: Run, train: Series, course: RateCourse) -> RunFinding | None:
             points.append(point(train, sign[2]))
     ratio, told = _against_recommendation(run, course)
     end, first = train.level(*TAIL)[0], float(np.max(train.smooth[:3]))
-    if not signs and ratio >= 30 and end > _LEFT * first:
+    if not signs and ratio >= 10 and end > _LEFT * first:
         signs.append(f"the loss ends at {end:.3g}, having begun at {train.values[0]:.3g}")
     if not signs:
         return None

@@ -126,7 +126,7 @@ _UNTOLD: Sequence[tuple[frozenset[str], Callable[[_Facts], bool], str]] = (
     ),
     (
         frozenset({"mask_end_only"}),
-        lambda _: True,
+        lambda f: f.first_loss >= 0.05,
         "a loss on the end token alone falls to nothing, as on an easy task",
     ),
     (
