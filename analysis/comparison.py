@@ -12,8 +12,9 @@ import numpy as np
 from ..core.errors import ConfigError, DataError
 from .config_difference import ConfigDifference, config_difference
 from .experiment import lower_is_better
+from .failures import Failure, lasting_failure, until
 from .findings import MetricPoint, RunFinding, finding, noise_factor
-from .metric_names import ALIASES, LABELS
+from .metric_names import ALIASES, LABELS, known_name
 from .runs import Run
 from .series import Aligned, Floats, Series, noise_of, rolling_mean, rolling_median
 
@@ -30,21 +31,24 @@ class RunPair:
 
     Attributes:
         run: Its name.
-        difference: Its metric minus the first run's, over the end of what both have (same units as the metric).
+        difference: Its metric minus the first run's, over the end of what both have (same units as the metric);
+            None where a run broke before two steps could be compared.
         floor: What the difference must exceed to be more than the noise of steps.
         points: Steps that were compared, value by value.
         at_tokens: The same difference at equal tokens, if both logged tokens.
-        word: ``no difference beyond the noise``, ``lower``, ``higher``, ``improved``, ``worsened``.
+        word: ``no difference beyond the noise``, ``lower``, ``higher``, ``improved``, ``worsened``, ``failed``.
         reading: The sentence that goes with it.
+        left_out: Which steps were not compared, and why; empty where all were.
     """
 
     run: str
-    difference: float
-    floor: float
+    difference: float | None
+    floor: float | None
     points: int
     at_tokens: float | None
     word: str
     reading: str
+    left_out: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +81,19 @@ def compare(runs: Sequence[Run], metric: str | None = None) -> Comparison:
     if len({run.file.resolve() for run in runs}) < len(runs):
         raise ConfigError("a run is given twice", where="runs", fix="Give different runs")
     quantity = _common(runs, metric)
-    curves = [run.series[quantity] for run in runs]
+    failures = [lasting_failure(run) for run in runs]
+    # What a run logged after it broke counts for nothing.
+    sound = [until(run, f.step) if f else run for run, f in zip(runs, failures, strict=True)]
+    curves = [run.series.get(quantity) or _nothing(runs[i].series[quantity].name) for i, run in enumerate(sound)]
     lower = lower_is_better(curves[0].name)
     config = config_difference(runs)
-    spread = _seed_spread(curves, config)
-    pairs = tuple(_pair(runs, curves, i, config, spread, lower) for i in range(1, len(runs)))
+    spread = _seed_spread(curves, config, failures)
+    pairs = tuple(
+        _failed_pair(runs, curves, failures, quantity, i)
+        if failures[0] or failures[i]
+        else _pair(runs, curves, quantity, i, config, spread, lower)
+        for i in range(1, len(runs))
+    )
     label = LABELS.get(quantity, curves[0].name)
     panels = [(axis, _panel(runs, curves, label, axis)) for axis in (_STEPS, _TOKENS)]
     return Comparison(
@@ -98,20 +110,84 @@ def compare(runs: Sequence[Run], metric: str | None = None) -> Comparison:
 
 def _common(runs: Sequence[Run], metric: str | None) -> str:
     planned = {str(run.config["primary_metric"]) for run in runs if run.config.get("primary_metric")}
+    metric = known_name(metric)[0] or metric if metric else None
     wanted = metric or (planned.pop() if len(planned) == 1 else None)
     if wanted is not None:
         quantity = next((q for q, names in ALIASES.items() if wanted in names or wanted == q), wanted)
-        if all(run.get(quantity, least=2) for run in runs):
+        if all(_logged(run, quantity) for run in runs):
             return quantity
         if metric is not None:
-            missing = [run.name for run in runs if run.get(quantity, least=2) is None]
+            missing = [run.name for run in runs if not _logged(run, quantity)]
             have = sorted({s.name for run in runs for s in run.series.values()})[:12]
             raise DataError(f"{', '.join(missing)} did not log it", where=metric, fix=f"Logged: {', '.join(have)}")
     for quantity in _PREFERRED:
-        if all(run.get(quantity, least=2) for run in runs):
+        if all(_logged(run, quantity) for run in runs):
             return quantity
     each = "; ".join(f"{run.name}: {', '.join(s.name for s in list(run.series.values())[:4])}" for run in runs)
     raise DataError(f"the runs have no metric in common ({each})", fix="Compare runs of one kind, or give metric")
+
+
+def _logged(run: Run, quantity: str) -> bool:
+    """Whether a metric was logged twice at least, as a number or not: a run that broke at once is compared too."""
+    series = run.series.get(quantity)
+    return series is not None and len(series) + len(series.not_finite) >= 2
+
+
+def _nothing(name: str) -> Series:
+    return Series(name, np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))
+
+
+def _left_out(runs: Sequence[Run], quantity: str, i: int) -> str:
+    """Which steps of either run were not compared, and why."""
+    logged = [runs[k].series[quantity] for k in (0, i)]
+    broken = [lasting_failure(runs[k]) for k in (0, i)]
+    ends = [f.step if f else None for f in broken]
+    usable = [s.steps[s.steps < end] if end is not None else s.steps for s, end in zip(logged, ends, strict=True)]
+    both = np.intersect1d(usable[0], usable[1])
+    parts: list[str] = []
+    for mine, k, other in ((0, 0, 1), (1, i, 0)):
+        all_steps = np.union1d(logged[mine].steps, np.array([s for s, _ in logged[mine].not_finite], np.int64))
+        missing = np.setdiff1d(all_steps, both)
+        if not len(missing) or not len(both):
+            continue
+        why = _why_missing(logged, broken, (mine, other), [runs[0].name, runs[i].name], missing)
+        parts.append(f"{len(missing)} of {len(all_steps)} steps of {runs[k].name} ({why})")
+    return "left out: " + "; ".join(parts) if parts else ""
+
+
+def _why_missing(
+    logged: Sequence[Series],
+    broken: Sequence[Failure | None],
+    sides: tuple[int, int],
+    names: Sequence[str],
+    missing: np.ndarray,
+) -> str:
+    mine, other = sides
+    failed = [(f.step, f"from step {f.step} on {f.metric} of {names[k]} {f.what}") for k, f in enumerate(broken) if f]
+    if failed:
+        return min(failed)[1]
+    for k in (mine, other):
+        if {step for step, _ in logged[k].not_finite} & set(missing.tolist()):
+            return f"{logged[k].name} of {names[k]} is not a number there"
+    if len(logged[other]) and missing[0] > logged[other].steps[-1]:
+        return f"{names[other]} ends at step {logged[other].steps[-1]}"
+    return f"{names[other]} logged other steps"
+
+
+def _failed_pair(
+    runs: Sequence[Run], curves: Sequence[Series], failures: Sequence[Failure | None], quantity: str, i: int
+) -> RunPair:
+    """A pair of which at least one run broke: that decides, and only the steps before it are compared at all."""
+    told = "; ".join(f"{runs[k].name}: {f}" for k in (0, i) if (f := failures[k]) is not None)
+    word = "failed" if failures[i] and not failures[0] else "the first run failed" if not failures[i] else "both failed"
+    steps = len(np.intersect1d(curves[0].steps, curves[i].steps))
+    left_out = _left_out(runs, quantity, i)
+    if steps < 2:
+        return RunPair(runs[i].name, None, None, steps, None, word, f"{told}. No step can be compared", left_out)
+    difference, floor, points = _end_difference(curves[0], curves[i])
+    size = f"{abs(difference):.3g} {'lower' if difference < 0 else 'higher'}" if difference else "equal"
+    reading = f"{told}. At the {steps} common steps before that it is {size}, which says nothing of the whole"
+    return RunPair(runs[i].name, difference, floor, points, None, word, reading, left_out)
 
 
 def _aligned(a: Series, b: Series) -> tuple[np.ndarray, Floats, Floats]:
@@ -137,10 +213,12 @@ def _end_difference(a: Series, b: Series) -> tuple[float, float, int]:
     return float(np.mean(end)), floor, count
 
 
-def _seed_spread(curves: Sequence[Series], config: ConfigDifference) -> float | None:
+def _seed_spread(
+    curves: Sequence[Series], config: ConfigDifference, failures: Sequence[Failure | None]
+) -> float | None:
     """The standard deviation of the end level between runs that differ by their seed alone; None without any."""
     squares, freedom = 0.0, 0
-    for group in config.groups:
+    for group in ([i for i in whole if failures[i] is None] for whole in config.groups):
         if len(group) > 1:
             ends = np.array([_end_level(curves[i]) for i in group])
             squares += float(np.sum((ends - ends.mean()) ** 2))
@@ -155,6 +233,7 @@ def _end_level(series: Series) -> float:
 def _pair(
     runs: Sequence[Run],
     curves: Sequence[Series],
+    quantity: str,
     i: int,
     config: ConfigDifference,
     spread: float | None,
@@ -179,7 +258,7 @@ def _pair(
         reading = f"{size}, beyond the noise of steps ({floor:.2g}); second seeds must show that it exceeds theirs"
     else:
         word, reading = _against_seeds(curves, config, i, spread, lower)
-    return RunPair(runs[i].name, difference, floor, points, tokens, word, reading)
+    return RunPair(runs[i].name, difference, floor, points, tokens, word, reading, _left_out(runs, quantity, i))
 
 
 def _against_seeds(

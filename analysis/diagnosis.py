@@ -1,20 +1,21 @@
-"""From a run to its findings, the worst first, and a verdict on the metric that counts."""
+"""From a run to its findings, in the order of causes, and a verdict on the metric that counts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .findings import RunFinding, noise_factor
+from .failures import Failure, failures_of, until
+from .findings import KINDS, RunFinding, noise_factor
+from .findings_data import data_findings, level_shift
 from .findings_loss import loss_findings
 from .findings_preference import preference_findings
-from .findings_process import data_findings, process_findings
+from .findings_process import broken_finding, process_findings
 from .findings_reinforcement import reinforcement_findings
 from .runs import Run
 from .series import Series
 
-LEVELS = ("error", "warn", "note")
 # Shorter runs have no shape to read.
 SHORT = 5
 # What a run is judged by, the first that it logged, and whether lower is better.
@@ -60,12 +61,16 @@ class Change:
 
 @dataclass(slots=True)
 class Diagnosis:
-    """A run with its findings, the change of the metric that counts, and what was odd about its log."""
+    """A run with its findings, the change of the metric that counts, what was odd about its log, and where it broke.
+
+    The change of a run that broke is that before the first such step.
+    """
 
     run: Run
     findings: list[RunFinding]
     change: Change | None
     notes: list[str]
+    failure: Failure | None = None
 
     @property
     def next_experiment(self) -> str | None:
@@ -74,22 +79,47 @@ class Diagnosis:
 
 
 def diagnose(run: Run) -> Diagnosis:
-    """Read a run as an expert would: every family of findings that its kind has."""
+    """Read a run as an expert would: every family of findings that its kind has, in the order of causes.
+
+    A run that broke is read up to that step; what came after counts for nothing.
+    """
     notes = list(run.notes)
     longest = max((len(s) for s in run.series.values()), default=0)
     if longest < SHORT:
         notes.append(f"{longest} steps are too few to judge a curve")
-    findings = loss_findings(run) if run.kind != "rl" else []
-    # A diverging loss jumps anywhere: its jumps say nothing about the data.
-    if run.kind == "sft" and not any(f.kind == "divergence" for f in findings):
-        findings += data_findings(run)
-    if run.kind == "dpo":
-        findings += preference_findings(run)
+    failures = failures_of(run)
+    lasting = next((f for f in failures if f.lasting), None)
+    sound = until(run, lasting.step) if lasting else run
+    findings = curve_findings(sound)
+    findings = [f for f in [*findings, *process_findings(run)] if f.borne_out]
+    order = list(KINDS)
+    findings.sort(key=lambda f: (f.level == "note", order.index(f.kind)))
+    if failures:
+        findings.insert(0, broken_finding(run, failures))
+    return Diagnosis(run, findings, change_of(sound), notes, lasting)
+
+
+def curve_findings(run: Run) -> list[RunFinding]:
+    """What the curves show; once other rows have begun it is another run, and the rest is said of what came before."""
+    shift = level_shift(run)
+    if shift is None or not shift[0].borne_out:
+        return _of_its_kind(run)
+    made, step = shift
+    before = [f for f in _of_its_kind(until(run, step)) if f.borne_out]
+    # What is out of control jumps anywhere: that says nothing about the data. A reward that stays lost has collapsed.
+    if any(f.kind == "lr_too_high" for f in before) or any(f.kind == "reward_collapse" for f in _of_its_kind(run)):
+        return _of_its_kind(run)
+    said = [replace(f, summary=f"Until step {step - 1}: {f.summary[0].lower()}{f.summary[1:]}") for f in before]
+    return [made, *said]
+
+
+def _of_its_kind(run: Run) -> list[RunFinding]:
     if run.kind == "rl":
-        findings += reinforcement_findings(run)
-    findings += process_findings(run)
-    findings.sort(key=lambda f: (LEVELS.index(f.level), ("high", "medium", "low").index(f.confidence)))
-    return Diagnosis(run, findings, change_of(run), notes)
+        return reinforcement_findings(run)
+    findings = loss_findings(run)
+    if not any(f.kind in ("divergence", "lr_too_high") for f in findings):
+        findings += data_findings(run)
+    return findings + (preference_findings(run) if run.kind == "dpo" else [])
 
 
 def change_of(run: Run) -> Change | None:

@@ -49,7 +49,9 @@ def answer_to(plan: Experiment, diagnosis: Diagnosis) -> list[tuple[str, str]]:
     metric = plan.primary_metric
     change = primary_change(diagnosis.run, metric) if metric else diagnosis.change
     named = metric or (change.metric if change else "any known metric")
-    if change is None:
+    if diagnosis.failure is not None:
+        verdict = f"The run failed, so it cannot answer: {diagnosis.failure}."
+    elif change is None:
         verdict = f"{named} was not logged, so the run cannot answer."
     else:
         verdict = (

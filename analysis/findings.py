@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
+import numpy as np
+
 from ..doctrine.rules import Confidence, number, rule
-from .series import Series
+from .series import Series, rolling_median
 
 Level = Literal["error", "warn", "note"]
 # The stretches of a run, as fractions of it, whose levels tell where a metric began and ended.
@@ -30,6 +33,36 @@ class MetricPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """What a sentence says of a stretch of a series, so that every point of it can be asked.
+
+    Attributes:
+        series: The metric.
+        start: The first step that is meant.
+        end: The step before which the stretch ends; None: the end of the run.
+        low: No value lies below it.
+        high: No value lies above it.
+        width: How many points around each one its level is the median of; 1: the points themselves.
+    """
+
+    series: Series
+    start: int
+    end: int | None = None
+    low: float = -math.inf
+    high: float = math.inf
+    width: int = 1
+
+    def holds(self) -> bool:
+        """Whether the log bears it out at every point."""
+        s = self.series
+        part = (s.steps >= self.start) & (s.steps < self.end if self.end is not None else True)
+        values = s.values[part]
+        if self.width > 1 and len(values) > self.width:
+            values = rolling_median(values, self.width)
+        return bool(len(values) and np.all(values >= self.low) and np.all(values <= self.high))
+
+
+@dataclass(frozen=True, slots=True)
 class RunFinding:
     """One thing that a run shows.
 
@@ -41,6 +74,7 @@ class RunFinding:
         rule: The doctrine's rule.
         confidence: How sure the cause is; the evidence itself is measured.
         next_experiment: The one thing to try next, with what would refute the cause.
+        claims: What the sentence says of whole stretches; one that the log refutes keeps it from being said.
     """
 
     kind: str
@@ -50,6 +84,12 @@ class RunFinding:
     rule: str
     confidence: Confidence
     next_experiment: str
+    claims: tuple[Claim, ...] = ()
+
+    @property
+    def borne_out(self) -> bool:
+        """Whether the log bears out every claim."""
+        return all(claim.holds() for claim in self.claims)
 
 
 class Kind(NamedTuple):
@@ -60,33 +100,35 @@ class Kind(NamedTuple):
     confidence: Confidence
 
 
+# In the order of causes: what stands earlier brings about what stands later, so the first finding is the one to act on.
 KINDS: Mapping[str, Kind] = {
-    "divergence": Kind("error", "diagnosis.divergence", "high"),
+    "mixed_runs": Kind("warn", "diagnosis.data_problem", "high"),
+    "wrong_reference": Kind("warn", "dpo.loss.start", "high"),
+    "data_problem": Kind("warn", "diagnosis.data_problem", "medium"),
     "lr_too_high": Kind("warn", "diagnosis.lr_too_high", "medium"),
     "flat_from_start": Kind("warn", "diagnosis.flat_from_start", "medium"),
     "lr_too_low": Kind("warn", "diagnosis.lr_too_low", "medium"),
-    "plateau": Kind("warn", "diagnosis.plateau", "low"),
-    "under_capacity": Kind("warn", "diagnosis.under_capacity", "medium"),
-    "spikes": Kind("warn", "diagnosis.spikes", "medium"),
-    "overfitting": Kind("warn", "diagnosis.overfitting", "high"),
-    "wrong_reference": Kind("warn", "dpo.loss.start", "high"),
-    "displacement": Kind("warn", "diagnosis.displacement", "high"),
+    "not_learned": Kind("warn", "diagnosis.not_learned", "medium"),
+    "reward_collapse": Kind("error", "diagnosis.reward_collapse", "high"),
+    "constant_groups": Kind("warn", "rl.constant_groups", "high"),
+    "truncated": Kind("warn", "rl.truncated", "high"),
+    "sampler_drift": Kind("warn", "rl.kl_mismatch", "medium"),
+    "entropy_collapse": Kind("error", "rl.entropy_collapse.fraction", "high"),
+    "reward_hacking": Kind("warn", "diagnosis.reward_hacking", "medium"),
+    "divergence": Kind("error", "diagnosis.divergence", "high"),
     "surface_mark": Kind("warn", "dpo.surface_mark", "medium"),
+    "displacement": Kind("warn", "diagnosis.displacement", "high"),
     "overoptimization": Kind("warn", "dpo.overoptimization", "high"),
-    "mixed_runs": Kind("warn", "diagnosis.data_problem", "high"),
+    "margin_without_accuracy": Kind("warn", "dpo.margin_without_accuracy", "medium"),
+    "overfitting": Kind("warn", "diagnosis.overfitting", "high"),
+    "length_drift": Kind("warn", "rl.length_drift", "medium"),
+    "spikes": Kind("warn", "diagnosis.spikes", "medium"),
+    "under_capacity": Kind("warn", "diagnosis.under_capacity", "medium"),
+    "plateau": Kind("warn", "diagnosis.plateau", "low"),
+    "reward_flat": Kind("warn", "diagnosis.reward_flat", "medium"),
     "throughput": Kind("warn", "diagnosis.throughput", "medium"),
     "stalled": Kind("warn", "diagnosis.stalled", "medium"),
-    "data_problem": Kind("warn", "diagnosis.data_problem", "medium"),
-    "entropy_collapse": Kind("error", "rl.entropy_collapse.fraction", "high"),
-    "constant_groups": Kind("warn", "rl.constant_groups", "high"),
-    "sampler_drift": Kind("warn", "rl.kl_mismatch", "medium"),
-    "truncated": Kind("warn", "rl.truncated", "high"),
-    "reward_collapse": Kind("error", "diagnosis.reward_collapse", "high"),
-    "reward_hacking": Kind("warn", "diagnosis.reward_hacking", "medium"),
-    "length_drift": Kind("warn", "rl.length_drift", "medium"),
-    "reward_flat": Kind("warn", "diagnosis.reward_flat", "medium"),
     "unfinished": Kind("warn", "diagnosis.unfinished", "high"),
-    "margin_without_accuracy": Kind("warn", "dpo.margin_without_accuracy", "medium"),
 }
 
 
@@ -96,6 +138,7 @@ def finding(
     evidence: tuple[MetricPoint, ...],
     next_experiment: str,
     *,
+    claims: tuple[Claim, ...] = (),
     level: Level | None = None,
     rule: str | None = None,
     confidence: Confidence | None = None,
@@ -110,6 +153,7 @@ def finding(
         rule or usual.rule,
         confidence or usual.confidence,
         next_experiment,
+        claims,
     )
 
 

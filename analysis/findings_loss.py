@@ -1,8 +1,6 @@
-"""What the loss curves show: divergence, spikes, plateaus, overfitting, the learning rate, capacity."""
+"""What the loss curves show: divergence, spikes, plateaus, overfitting, capacity."""
 
 from __future__ import annotations
-
-import itertools
 
 import numpy as np
 
@@ -11,57 +9,25 @@ from ..doctrine.rules import number
 from ..models.capacity import DataSize, capacity_report, verdict_band
 from ..models.configs import load_model_config
 from ..models.model_ref import resolve_model
-from .findings import HEAD, TAIL, MetricPoint, RunFinding, finding, moved, nearest, noise_factor, numbers, point
+from .findings import HEAD, TAIL, Claim, MetricPoint, RunFinding, finding, moved, noise_factor, numbers, point
+from .findings_rate import SHAPE, lowered, rate_findings
 from .runs import Run
-from .series import Floats, Series, noise_of, spikes, sudden_rise
-
-# Points a curve needs before its shape is judged.
-SHAPE = 20
+from .series import Series, noise_of, rolling_median, spikes
 
 
 def loss_findings(run: Run) -> list[RunFinding]:
     """Findings on training and held-out loss."""
     train, val = run.series.get("train_loss"), run.get("val_loss", least=3)
     findings: list[RunFinding | None] = []
-    if train is not None:
-        findings.append(_not_finite(run, train))
+    rate = rate_findings(run)
+    findings += rate
     if train is not None and len(train) >= SHAPE:
         diverged = _diverged(run, train)
-        shape = diverged or _rate_too_high(run, train) or _flat(run, train)
-        shape = shape or _straight(run, train) or _plateau(run, train)
-        findings += [shape, _spikes(train) if diverged is None else None]
+        plateau = None if any(f.level != "note" for f in rate) or diverged else _plateau(run, train)
+        findings += [diverged, plateau, _spikes(train) if diverged is None else None]
     if val is not None and not any(f and f.kind == "divergence" for f in findings):
-        findings.append(_overfitting(train, val))
+        findings.append(_overfitting(run, train, val))
     return [f for f in findings if f is not None]
-
-
-def _lower(run: Run) -> str:
-    return _rate(run, 1 / number("diagnosis.lr_step"))
-
-
-def _raised(run: Run) -> str:
-    return _rate(run, number("diagnosis.lr_step"))
-
-
-def _rate(run: Run, factor: float) -> str:
-    """The learning rate times a factor, as a setting where the rate is known."""
-    rate = run.config.get("learning_rate")
-    if not isinstance(rate, int | float) or isinstance(rate, bool):
-        return f"learning_rate x {factor:g}" if factor > 1 else f"learning_rate / {1 / factor:g}"
-    return f"learning_rate: {rate * factor:.2g}"
-
-
-def _not_finite(run: Run, train: Series) -> RunFinding | None:
-    if not train.not_finite:
-        return None
-    step, line = train.not_finite[0]
-    return finding(
-        "divergence",
-        f"The training loss is not a number at step {step} ({len(train.not_finite)} such values).",
-        (MetricPoint(train.name, step, line, {"value": float("nan")}),),
-        f"Rerun from the last good checkpoint with {_lower(run)} and grad_clip 1.0; if it fails at the same step, "
-        "that batch's rows are the cause.",
-    )
 
 
 def _diverged(run: Run, train: Series) -> RunFinding | None:
@@ -75,107 +41,15 @@ def _diverged(run: Run, train: Series) -> RunFinding | None:
     gave_back = end - floor > 0.6 * max(first - floor, 0.0) and end - floor > 0.1 * abs(floor) and end > floor
     visible = noise_factor() * train.noise / 2
     gave_back = gave_back and min(end - floor, first - floor) > visible and lowest < 0.8 * len(train.smooth)
-    if not (above_start or gave_back) or sudden_rise(train) is not None:
+    if not (above_start or gave_back):
         return None
     return finding(
         "divergence",
         f"The training loss ends at {end:.4g}, above {'its start' if above_start else 'its lowest level'} "
         f"({first if above_start else floor:.4g}).",
         (point(train, 0), point(train, lowest), point(train, -1)),
-        f"Rerun with {_lower(run)} and nothing else changed; if it still rises at the same step, look at that "
+        f"Rerun with {lowered(run)} and nothing else changed; if it still rises at the same step, look at that "
         "batch's rows.",
-    )
-
-
-def _rate_too_high(run: Run, train: Series) -> RunFinding | None:
-    limits = numbers("diagnosis.lr_too_high.growth")
-    quiet = noise_factor()
-    rises, errors = _early_rises(train)
-    top = int(np.argmax(rises / errors))
-    rise = float(rises[top])
-    signs: list[str] = []
-    points: list[MetricPoint] = []
-    if rise > max(limits["rise"] * abs(train.level(0.0, 0.02)[0]), quiet * float(errors[top])):
-        signs.append(f"the loss rises by {rise:.3g} early, to {train.smooth[top]:.4g}")
-        points.append(point(train, top))
-    gradient = run.get("grad_norm", least=SHAPE)
-    if gradient is not None:
-        before, after = gradient.level(0.1, 0.3)[0], gradient.level(0.8, 1.0)[0]
-        if before > 0 and after > limits["growth"] * before and moved(gradient, (0.1, 0.3), (0.8, 1.0))[1]:
-            signs.append(f"the gradient norm grows from {before:.3g} to {after:.3g}")
-            points.append(point(gradient, -1, earlier=before))
-    noisy = _noise_growth(train)
-    if noisy > limits["growth"]:
-        signs.append(f"the noise of the loss grows {noisy:.1f} times")
-        points.append(point(train, -1, noise_growth=noisy))
-    if not signs:
-        return None
-    return finding(
-        "lr_too_high",
-        f"The learning rate looks too high: {'; '.join(signs)}.",
-        tuple(points),
-        f"Rerun with {_lower(run)}; a smooth curve that ends lower confirms it, the same shape refutes it.",
-    )
-
-
-def _early_rises(train: Series) -> tuple[Floats, Floats]:
-    """For each point of the first quarter how far it lies above the lowest one before it, and its standard error.
-
-    The noise of a loss follows its level, so that of the quarter counts; near the start a level is a mean of few.
-    """
-    count = max(3, len(train.smooth) // 4)
-    start = train.smooth[:count]
-    half = max(3, len(train.reduced) // 20) // 2
-    widths = 2.0 * np.minimum(half, np.arange(count)) + 1
-    lowest = np.minimum.accumulate(start)
-    where = np.maximum.accumulate(np.where(start == lowest, np.arange(count), 0))
-    noise = max(noise_of(train.reduced.values[: max(count, 12)]), 1e-12)
-    return start - lowest, 1.25 * noise * (1 / widths + 1 / widths[where]) ** 0.5
-
-
-def _noise_growth(train: Series) -> float:
-    """How many times the noise grows over the run; 0 where so few points cannot show it."""
-    early, late = noise_of(train.part(0.1, 0.4)), noise_of(train.part(0.7, 1.0))
-    # In a curve near zero loss noise shrinks with the level; growth from nothing says nothing.
-    if early <= 1e-3 * abs(train.level(0.1, 0.4)[0]) or len(train) < 40:
-        return 0.0
-    # The log of a median deviation of n normal values varies by 1.36 / n; second differences overlap: about twice that.
-    error = (2 * 2.7 / len(train.part(0.1, 0.4))) ** 0.5
-    return late / early if np.log(max(late / early, 1e-9)) > noise_factor() * error else 0.0
-
-
-def _flat(run: Run, train: Series) -> RunFinding | None:
-    change, beyond = moved(train)
-    first = train.level(*HEAD)[0]
-    if beyond and abs(change) > 0.01 * abs(first):
-        return None
-    if train.values[0] - train.level(*TAIL)[0] > max(6 * train.noise, 0.05 * abs(first)):
-        return None  # it fell before the first tenth was over
-    if abs(change) > 0.05 * abs(first):
-        return None  # the noise hides whether it moved, which is not the same as standing still
-    return finding(
-        "flat_from_start",
-        f"The training loss never moves: {first:.4g} at the start, {train.level(*TAIL)[0]:.4g} at the end, with noise "
-        f"of {train.noise:.2g}.",
-        (point(train, 0), point(train, -1)),
-        f"Render one row and check that tokens carry loss (check_dataset); if they do, rerun with {_raised(run)}.",
-    )
-
-
-def _straight(run: Run, train: Series) -> RunFinding | None:
-    if len(train) < 2 * SHAPE:
-        return None
-    levels = [train.level(a, b) for a, b in ((0.0, 0.1), (0.3, 0.4), (0.6, 0.7), (0.9, 1.0))]
-    falls = [a[0] - b[0] for a, b in itertools.pairwise(levels)]
-    error = noise_factor() * (levels[2][1] ** 2 + levels[3][1] ** 2) ** 0.5
-    if falls[2] < error or falls[0] <= 0 or falls[2] < number("diagnosis.lr_too_low.straight") * falls[0]:
-        return None
-    return finding(
-        "lr_too_low",
-        f"The loss still falls as fast at the end as at the start ({falls[2]:.3g} in the last third, {falls[0]:.3g} in "
-        "the first): the rate is too low, or the run too short.",
-        (point(train, 0), point(train, nearest(train, int(train.steps[-1] * 0.66))), point(train, -1)),
-        f"Rerun with {_raised(run)}; if the loss does not end lower, train longer instead.",
     )
 
 
@@ -186,6 +60,8 @@ def _plateau(run: Run, train: Series) -> RunFinding | None:
     end = train.level(0.9, 1.0)[0]
     gain, error = train.level(begin, begin + 0.1)[0] - end, train.level(0.9, 1.0)[1]
     fall = start - end
+    if end < 0.1 * start:
+        return None  # it is learned: there is nothing left to gain
     if fall <= noise_factor() * train.noise / 2 or gain > max(limits["gain"] * fall, 0.0):
         return None
     if gain > 0.1 * abs(end):
@@ -195,6 +71,8 @@ def _plateau(run: Run, train: Series) -> RunFinding | None:
     if _held_out_falls(run, begin, fall):
         return None
     since = _flat_since(train, end, 0.03 * fall)
+    if since > (begin + 0.2) * len(train.smooth):
+        return None  # it left that level in between
     ratio = capacity_ratio(run)
     if ratio is not None and ratio < verdict_band()[0] and end > 0.1:
         return _short_of_capacity(run, train, since, ratio)
@@ -248,37 +126,75 @@ def _spikes(train: Series) -> RunFinding | None:
     )
 
 
-def _overfitting(train: Series | None, val: Series) -> RunFinding | None:
-    best = int(np.argmin(val.reduced.values))
-    lowest, end = float(val.reduced.values[best]), val.level(0.9, 1.0)[0]
-    if best >= len(val.reduced) - 1:
-        return None
-    rise = end - lowest
-    later = len(val.reduced) - 1 - best
-    floor = max(number("diagnosis.overfitting.rise") * abs(lowest), noise_factor() / later**0.5 * val.noise)
+def _overfitting(run: Run, train: Series | None, val: Series) -> RunFinding | None:
+    values, n = val.reduced.values, len(val.reduced)
+    # Of many validations the lowest is low by chance: levels are compared, medians of neighbours.
+    half = n // 12 if n >= SHAPE else 0
+    best = int(np.argmin(val.smooth if half else values))
+    low = float(np.median(values[max(0, best - half) : best + half + 1]))
+    end = float(np.median(values[-2 * half - 1 :])) if half else val.level(0.9, 1.0)[0]
+    later = n - 1 - best
+    if later <= half:
+        return _gap(run, train, val)
+    # The lowest of so many levels lies about two standard errors below where it would by itself.
+    error = val.noise * (1.25 * (2 / (2 * half + 1)) ** 0.5 if half else 1 / later**0.5)
     step = int(val.reduced.steps[best])
-    if rise <= floor or not _still_falling(train, step):
-        return None
+    falls, claims = _falls_on(train, step)
+    if end - low <= max(number("diagnosis.overfitting.rise") * abs(low), noise_factor() * error) or not falls:
+        return _gap(run, train, val)
+    where = (
+        f"lowest around step {step} ({low:.4g}, median of {2 * half + 1})"
+        if half
+        else f"lowest at step {step} ({low:.4g})"
+    )
     return finding(
         "overfitting",
-        f"Overfitting: the held-out loss is lowest at step {step} ({lowest:.4g}) and ends at {end:.4g}, while the "
-        "training loss falls on.",
+        f"Overfitting: the held-out loss is {where} and ends at {end:.4g}"
+        f"{', while the training loss falls on' if claims else ''}.",
         (point(val, best), point(val, -1)),
         f"Use the checkpoint of step {step}; next run: stop there (fewer epochs), or add data.",
+        claims=claims if half else (*claims, Claim(val, int(val.steps[0]), low=low)),
     )
 
 
-def _still_falling(train: Series | None, step: int) -> bool:
-    """Whether the training loss went on falling after a step (or is not known)."""
+def _falls_on(train: Series | None, step: int) -> tuple[bool, tuple[Claim, ...]]:
+    """Whether the training loss went on falling after a step (or is not known), and the claim that it never climbed."""
     if train is None or len(train) < SHAPE:
-        return True
+        return True, ()
     r = train.reduced
-    after = r.values[r.steps >= step]
-    if len(after) < 4:
-        return True
-    half = len(after) // 2
-    floor = noise_factor() * train.noise / half**0.5
-    return float(np.median(after[half:])) <= float(np.median(after[:half])) + floor
+    after, before = r.values[r.steps >= step], r.values[r.steps <= step]
+    if len(after) < 6:
+        return True, ()
+    width = max(3, min(9, len(after) // 3)) | 1
+    level = float(np.median(before[-width:])) if len(before) >= 3 else float(np.median(after[:width]))
+    # A median of so many points, and what nobody would call a climb.
+    high = level + max(0.1 * abs(level), noise_factor() / 2 * 1.25 * noise_of(after) / width**0.5)
+    falls = float(np.median(after[-width:])) < level
+    highest = float(np.max(rolling_median(after, width)))
+    return falls and highest <= high, (Claim(train, step, high=high, width=width),)
+
+
+def _gap(run: Run, train: Series | None, val: Series) -> RunFinding | None:
+    """A training loss that leaves the held-out one far behind, which falls no further: rows are learned by heart."""
+    if run.kind != "sft" or train is None or len(train) < SHAPE or len(val) < 6:
+        return None
+    third = max(1, len(val) // 3)
+    at = val.reduced.steps.astype(float)
+    smooth = np.interp(at, train.reduced.steps.astype(float), train.smooth)
+    end, late = float(np.median(val.reduced.values[-third:])), val.reduced.values[-third:]
+    trained = float(np.median(smooth[-third:]))
+    limits = numbers("diagnosis.overfitting.gap")
+    apart = trained < limits["share"] * end and end - trained > limits["nats"]
+    begin = float(smooth[0]) > 0.8 * float(val.reduced.values[0])
+    if not apart or not begin or float(late[0] - late[-1]) > 0.1 * end:
+        return None
+    return finding(
+        "overfitting",
+        f"Overfitting: the training loss ends at {smooth[-1]:.3g}, the held-out loss at {late[-1]:.3g}, where it was "
+        f"{late[0]:.3g} at step {int(at[-third])}: rows are learned by heart that help with no others.",
+        (point(val, len(val.reduced) - third), point(val, -1), point(train, -1)),
+        "Rerun with fewer epochs or more rows; check_dataset counts the duplicates.",
+    )
 
 
 def capacity_ratio(run: Run) -> float | None:

@@ -10,6 +10,8 @@ from .runs import Run
 from .series import Series, change_points
 
 _LEAST = 15
+# Metrics are kept in single precision.
+_ROUNDING = 1e-6
 
 
 def reinforcement_findings(run: Run) -> list[RunFinding]:
@@ -83,7 +85,7 @@ def _sampler_drift(run: Run) -> RunFinding | None:
 
 def _truncated(run: Run) -> RunFinding | None:
     cut = run.get("truncated", least=5)
-    if cut is None or (level := cut.level(0.7, 1.0)[0]) <= number("rl.truncated"):
+    if cut is None or (level := cut.level(0.7, 1.0)[0]) <= number("rl.truncated") * (1 + _ROUNDING):
         return None
     return finding(
         "truncated",

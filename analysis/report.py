@@ -209,6 +209,9 @@ def verdict(diagnosis: Diagnosis) -> str:
     opening = f"{run.name} ({run.kind}), step {steps}"
     if run.active:
         opening += ", still going: preliminary"
+    if diagnosis.failure is not None:
+        until = f" Until then {change.metric} went from {change.first:.4g} to {change.last:.4g}." if change else ""
+        return f"{opening}: FAILED: {diagnosis.failure}.{until}"
     if change is None:
         return f"{opening}: no metric with two values yet."
     return (

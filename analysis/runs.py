@@ -184,13 +184,16 @@ def from_raw(raw: RawMetrics, *, name: str, extra: Iterable[str] = ()) -> Run:
                 if len(metric) or metric.not_finite:
                     series[quantity] = metric
                     break
+    planned = series.pop("planned", None)
     if repeated:
         notes.append(f"{repeated} steps are logged more than once: the last value counts")
     if not mixed and series and repeated > 0.5 * max(len(s) for s in series.values()):
         mixed = "most steps are logged more than once with different values: two runs write to one file"
     _derive(series, raw)
-    planned = raw.facts.get("max_steps")
-    return Run(name, raw.path, "sft", series, {}, notes, mixed, None, planned if isinstance(planned, int) else None)
+    stated = raw.facts.get("max_steps")
+    if not isinstance(stated, int):
+        stated = int(planned.values[-1]) if planned is not None and len(planned) else None
+    return Run(name, raw.path, "sft", series, {}, notes, mixed, None, stated)
 
 
 def _steps(raw: RawMetrics, notes: list[str]) -> tuple[np.ndarray, np.ndarray, str]:
@@ -210,9 +213,39 @@ def _steps(raw: RawMetrics, notes: list[str]) -> tuple[np.ndarray, np.ndarray, s
     usable = np.abs(column[1]) < 2.0**53  # false for nan too
     steps[column[0][usable]] = column[1][usable].astype(np.int64)
     keep &= steps >= 0
+    if not mixed and _counted_by_epoch(raw, steps, keep):
+        notes.append("steps begin again with every epoch: they are counted on")
+        return _counted_on(steps, keep), keep, ""
     if not mixed:
         mixed = _restarts(steps, keep, raw.lines, notes)
     return steps, keep, mixed
+
+
+def _counted_by_epoch(raw: RawMetrics, steps: np.ndarray, keep: np.ndarray) -> bool:
+    """Whether the step number falls back to its start exactly where the epoch goes on: one run, not several."""
+    rows = np.flatnonzero(keep)
+    epoch = next((raw.columns[n] for n in ALIASES["epoch"] if n in raw.columns), None)
+    if epoch is None or len(rows) < 2:
+        return False
+    by_row = np.full(len(steps), np.nan)
+    by_row[epoch[0]] = epoch[1]
+    own, passed = steps[rows], by_row[rows]
+    drops = np.flatnonzero(np.diff(own) < 0) + 1
+    to_start = own[drops] <= own[0] + max(1, int(np.median(np.abs(np.diff(own)))))
+    return bool(
+        len(drops) and to_start.all() and np.all(np.diff(passed) >= 0) and np.all(np.diff(passed)[drops - 1] > 0)
+    )
+
+
+def _counted_on(steps: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    rows = np.flatnonzero(keep)
+    own = steps[rows]
+    fall = np.maximum(own[:-1] - own[1:], 0)
+    # The first step of an epoch follows the last one before it by the usual distance.
+    gap = int(np.median(np.diff(own)[np.diff(own) > 0])) if np.any(np.diff(own) > 0) else 1
+    counted = steps.copy()
+    counted[rows] = own + np.concatenate([[0], np.cumsum(np.where(fall > 0, fall + gap, 0))])
+    return counted
 
 
 def _restarts(steps: np.ndarray, keep: np.ndarray, lines: np.ndarray, notes: list[str]) -> str:
@@ -249,13 +282,17 @@ def _series(logged: str, raw: RawMetrics, steps: np.ndarray, keep: np.ndarray) -
         order = np.argsort(at, kind="stable")
         rows, values, at = rows[order], values[order], at[order]
         last = np.append(np.diff(at) > 0, True)
-        again = int(len(at) - last.sum())
+        # A record of training and one of validation share what both hold (the epoch): that is no repetition.
+        same = (values[1:] == values[:-1]) | (np.isnan(values[1:]) & np.isnan(values[:-1]))
+        again = int(np.sum(~last[:-1] & ~same))
         rows, values, at = rows[last], values[last], at[last]
     else:
         again = 0
     finite = np.isfinite(values)
     lines = raw.lines[rows]
-    bad = tuple((int(s), int(n)) for s, n in zip(at[~finite][:1000], lines[~finite][:1000], strict=True))
+    odd = np.flatnonzero(~finite)
+    odd = odd if len(odd) <= 1000 else np.concatenate([odd[:500], odd[-500:]])  # the first and the last tell enough
+    bad = tuple((int(s), int(n)) for s, n in zip(at[odd], lines[odd], strict=True))
     return Series(logged, at[finite], values[finite].astype(np.float64), lines[finite], bad), again
 
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -150,26 +151,59 @@ def change_points(values: Floats, *, noise: float, strength: float = 10.0) -> li
     return [int(i) for i in (ends or [])[:-1]]
 
 
-def sudden_rise(series: Series) -> tuple[int, float] | None:
-    """A rise from one step to the next that stays and goes no further: its reduced index and height, or None.
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A rise from one point to the next that stays for a while.
 
-    A loss that diverges climbs over many steps; one that meets other data jumps once.
+    Attributes:
+        at: The index of the first reduced point after it.
+        before: The level before it.
+        after: The level of the first points after it.
+        floor: No level up to ``end`` (medians of five points) lies below it.
+        end: The index of the reduced point up to which ``floor`` was looked at.
     """
-    values, n = series.reduced.values, len(series.reduced)
-    width = max(4, n // 25)
-    if n < 40:
+
+    at: int
+    before: float
+    after: float
+    floor: float
+    end: int
+
+
+def sudden_rise(series: Series, *, apart_from: Sequence[int] = ()) -> Step | None:
+    """The largest rise from one point to the next that stays; None where there is none.
+
+    A loss that diverges climbs over many steps, one that meets other data jumps once. A hump comes back soon, the noise
+    that counts is that of the stretch before, and a rise that is small against the fall of the whole curve is none.
+
+    Args:
+        series: A metric.
+        apart_from: Steps at which a rise has another cause.
+    """
+    r, n = series.reduced, len(series.reduced)
+    values = r.values
+    if n < 24:
         return None
-    for at in change_points(values, noise=max(series.noise, 1e-9)):
-        before, after = values[max(0, at - width) : at], values[at : at + width]
-        if at < n // 10 or len(after) < 4:
-            continue
-        jump = float(np.median(after) - np.median(before))
+    width, stay = int(np.clip(n // 12, 6, 25)), max(6, n // 16)
+    fall = float(np.max(series.smooth[: max(3, n // 20)]) - np.min(series.smooth))
+    known = np.searchsorted(r.steps, list(apart_from))
+    best: tuple[float, Step] | None = None
+    for at in range(max(width, n // 10), n - 5):
         at_once = float(np.median(values[at : at + 3]) - np.median(values[at - 3 : at]))
-        further = float(np.median(values[at:][-width:]) - np.median(after))
-        large = jump > 5 * series.noise and jump > 0.1 * abs(float(np.median(before)))
-        if large and at_once > 0.6 * jump and further < 0.3 * jump:
-            return at, jump
-    return None
+        if at_once < 0.1 * fall or values[at] - values[at - 1] < 0.5 * at_once or np.any(np.abs(known - at) <= 3):
+            continue
+        before, after = float(np.median(values[at - width : at])), float(np.median(values[at : at + 5]))
+        jump = after - before
+        noise = max(noise_of(values[max(0, at - 2 * width) : at]), float(np.std(values[at - width : at])) / 2)
+        if jump < max(6 * noise, 0.15 * abs(before), 0.1 * fall) or at_once < 0.6 * jump:
+            continue
+        end = min(n, at + stay)
+        floor = float(np.min(rolling_median(values[at:end], 5)))
+        later = values[end : end + 3 * stay]
+        climbs = len(later) >= 5 and float(np.max(rolling_median(later, 5))) > after + 0.35 * jump
+        if floor > before + 0.25 * jump and not climbs and (best is None or at_once > best[0]):
+            best = at_once, Step(at, before, after, floor, end - 1)
+    return best[1] if best is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +227,10 @@ def spikes(series: Series, *, sigmas: float, share: float) -> list[Spike]:
     half = max(3, min(12, n // 40))
     trend = np.interp(np.arange(n), np.linspace(0, n - 1, len(series.reduced)), series.smooth)
     noise = sigmas * local_noise(values)
-    # A bump that is small against the fall of the curve does not matter.
-    least = 0.03 * float(np.ptp(series.smooth))
+    # A bump that is small against the fall of the curve does not matter: a loss near zero is easily shaken. Nor is it a
+    # spike where one point in ten stands a fifth as high: such a loss is rough throughout.
+    rough = 5 * float(np.quantile(values - trend, 0.9))
+    least = max(0.1 * float(np.ptp(series.smooth)), rough)
     candidates = np.flatnonzero(values - trend > 0.5 * np.maximum(noise, least))
     candidates = candidates[(candidates >= max(half, n // 20)) & (candidates < n - half)]
     by_height: list[tuple[float, Spike]] = []

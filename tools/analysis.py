@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ..core.extras import require_packages
 from ..core.foreign_text import foreign, has_foreign, named, one_line
-from .answers import answer
+from .answers import MAX_TEXT, answer
 
 if TYPE_CHECKING:
     from ..analysis.diagnosis import Diagnosis
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 # A name of so few characters says nothing.
 _SHORT = 8
+# Longer texts of settings are left to the report.
+_MOST_SETTINGS = 500
+_MORE = "The rest is in the report."
 
 
 class Shown(BaseModel):
@@ -36,7 +39,7 @@ class Shown(BaseModel):
 
 
 class Analysis(BaseModel):
-    """What a run shows, worst first. Findings: kind, level, summary, evidence, rule, confidence, next_experiment."""
+    """What a run shows, causes first. Findings: kind, level, summary, evidence, rule, confidence, next_experiment."""
 
     run: str
     verdict: str
@@ -74,15 +77,17 @@ class Difference(BaseModel):
     run: str
     word: str
     reading: str
-    difference: float
-    noise_floor: float = Field(validation_alias="floor")
+    left_out: str
+    difference: float | None
+    noise_floor: float | None = Field(validation_alias="floor")
     at_equal_tokens: float | None = Field(validation_alias="at_tokens")
 
 
 class RunsCompared(BaseModel):
     """How runs differ: settings first, then the metric.
 
-    A pair: run, word, reading, difference (metric minus the first run's), noise_floor, at_equal_tokens.
+    A pair: run, word, reading, left_out (steps not compared, and why), difference (metric minus the first run's),
+    noise_floor, at_equal_tokens.
     """
 
     settings: str
@@ -104,8 +109,14 @@ async def compare_runs(
     of answers: run_judge_eval.
     """
     compared, png, names = await anyio.to_thread.run_sync(_compared, runs, metric)
-    lines = [foreign(compared.settings, 500), f"{compared.metric} against the first run:"]
-    lines += [f"- {p.run}: {p.word}; {p.reading}."[:260] for p in compared.pairs[:4]]
+    short = len(compared.settings) <= _MOST_SETTINGS
+    settings = (
+        foreign(compared.settings) if short else f"{len(compared.changed)} settings differ: the report lists them."
+    )
+    lines = [settings, f"{compared.metric} against the first run:"]
+    lines += [
+        f"- {p.run}: {'; '.join(part for part in (p.word, p.reading, p.left_out) if part)}." for p in compared.pairs[:4]
+    ]
     if len(compared.pairs) > 4:
         lines.append(f"{len(compared.pairs) - 4} more in the report.")
     return answer(compared, _text([*lines, *compared.findings], compared, names), _image(png))
@@ -171,10 +182,17 @@ def _healthy(diagnosis: Diagnosis) -> str:
 
 
 def _text(lines: Sequence[str], content: Analysis | RunsCompared, names: Sequence[str]) -> str:
-    """The lines, report and next step; ``names`` out of logs stand in them as somebody else's text."""
+    """The lines that fit, whole, then report and next step; ``names`` out of logs stand as somebody else's text."""
     odd = sorted({name for name in names if len(name) > _SHORT and named(name) != name}, key=len, reverse=True)
     tail = [f"Report: {named(content.report)}", f"Next: {content.next}"]
-    return "\n".join(line if has_foreign(line) else _with_quoted(one_line(line), odd) for line in [*lines, *tail])
+    room = MAX_TEXT - sum(map(len, tail)) - len(_MORE) - len(tail) - 1
+    kept: list[str] = []
+    for line in lines:
+        if len("\n".join([*kept, line])) > room:
+            kept.append(_MORE)
+            break
+        kept.append(line)
+    return "\n".join(line if has_foreign(line) else _with_quoted(one_line(line), odd) for line in [*kept, *tail])
 
 
 def _with_quoted(line: str, names: Sequence[str]) -> str:

@@ -2,6 +2,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,7 @@ def test_a_foreign_log_without_steps_is_counted(tmp_path: Path) -> None:
         (lambda f: (f / "trainer_state.json").write_text('{"log_h'), r"not valid JSON.*half-written"),
         (lambda f: (f / "trainer_state.json").write_text("{}"), "no log_history"),
         (lambda f: [(f / n).write_text("step,loss\n") for n in ("a.csv", "b.csv")], r"several tables \(a.csv, b.csv\)"),
-        (lambda f: (f / "metrics.csv").write_text("step,loss\n1,two\n"), "cannot be read as CSV"),
+        (lambda f: (f / "metrics.csv").write_text("step,loss\n1,two\n"), r"values of loss are text .'two'"),
     ],
 )
 def test_what_cannot_be_read_is_named_with_the_way_out(tmp_path: Path, make: Any, message: str) -> None:
@@ -209,11 +210,153 @@ def test_a_million_lines_take_three_seconds_of_one_processor_and_500_mb(tmp_path
     code = (
         "import sys, time, resource\n"
         "import pyarrow.json, ruptures, jinja2, sota_ml_researcher.analysis.plots, sota_ml_researcher.analysis.report\n"
-        "from sota_ml_researcher.tools.analysis import _analysed\n"
-        "start = time.process_time(); _analysed(sys.argv[1])\n"
+        "from sota_ml_researcher.tools.analysis import _analyzed\n"
+        "start = time.process_time(); _analyzed(sys.argv[1])\n"
         "print(time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, check=True, text=True)
     seconds, peak_mb = map(float, done.stdout.split())
     assert seconds < 3
     assert peak_mb < 500
+
+
+def curve(n: int = 100) -> list[float]:
+    """A sound loss: a fall with noise."""
+    noise = np.random.default_rng(3).normal(0, 0.03, n)
+    return [round(0.9 + 1.3 * math.exp(-i / 20) + float(noise[i]), 4) for i in range(n)]
+
+
+def table(folder: Path, head: str, rows: Iterable[str], name: str = "log.csv") -> Run:
+    (folder / name).write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
+    return load_run(str(folder / name))
+
+
+def is_the_curve(run: Run, steps: list[int] | None = None) -> None:
+    series = run.series["train_loss"]
+    assert series.steps.tolist() == (steps or list(range(100)))
+    np.testing.assert_allclose(series.values, curve(), rtol=1e-6)
+
+
+def test_llamafactory_counts_current_steps_of_total_steps(tmp_path: Path) -> None:
+    rows = [{"current_steps": 10 * i + 10, "total_steps": 1000, "loss": v, "lr": 1e-4} for i, v in enumerate(curve())]
+    run = load_run(str(write(tmp_path, rows, name="trainer_log.jsonl")))
+    is_the_curve(run, list(range(10, 1001, 10)))
+    assert (run.last_step, run.planned_steps) == (1000, 1000)
+    assert run.notes == []
+
+
+def test_steps_written_as_a_part_of_the_whole_are_read(tmp_path: Path) -> None:
+    rows = [{"global_step/max_steps": f"{i}/100", "loss": v} for i, v in enumerate(curve())]
+    run = load_run(str(write(tmp_path, rows, name="logging.jsonl")))
+    is_the_curve(run)
+    assert run.planned_steps == 100
+
+
+@pytest.mark.parametrize("word", ["NaN", "nan", "Infinity", "-inf"])
+def test_numbers_and_nan_written_as_text_are_read(tmp_path: Path, word: str) -> None:
+    rows = [{"_step": str(i), "train/loss": str(v) if i < 60 else word} for i, v in enumerate(curve())]
+    series = load_run(str(write(tmp_path, rows, name="history.jsonl"))).series["train_loss"]
+    assert series.steps.tolist() == list(range(60))
+    assert series.not_finite == tuple((i, i + 1) for i in range(60, 100))
+
+
+def test_text_that_is_no_number_is_said(tmp_path: Path) -> None:
+    rows = [{"step": i, "loss": v if i != 4 else "oops"} for i, v in enumerate(curve())]
+    run = load_run(str(write(tmp_path, rows)))
+    assert len(run.series["train_loss"]) == 99
+    assert run.notes == ["loss: 1 text that is no number ('oops'), left out"]
+
+
+@pytest.mark.parametrize(
+    "head", ["Step,Training Loss,Validation Loss", "step,train_loss,eval_loss", "Global Step,Train/Loss,Eval Loss"]
+)
+def test_capitals_and_blanks_in_names_do_not_count(tmp_path: Path, head: str) -> None:
+    run = table(tmp_path, head, (f"{i},{v},{v + 0.1:.4f}" for i, v in enumerate(curve())))
+    is_the_curve(run)
+    np.testing.assert_allclose(run.series["val_loss"].values, np.array(curve()) + 0.1, rtol=1e-5)
+
+
+def test_a_chart_exported_by_weights_and_biases_is_read(tmp_path: Path) -> None:
+    name = "sunny-lake-4 - train/loss"
+    run = table(
+        tmp_path,
+        f'"Step","{name}","{name}__MIN","{name}__MAX"',
+        (f'"{i}","{v}","{v - 1}","{v + 1}"' for i, v in enumerate(curve())),
+    )
+    is_the_curve(run)
+    assert run.notes == []
+
+
+def test_of_a_chart_of_two_runs_the_first_is_read_and_said(tmp_path: Path) -> None:
+    head = '"Step","a-1 - train/loss","b-2 - train/loss"'
+    run = table(tmp_path, head, (f"{i},{v},{v + 1}" for i, v in enumerate(curve())))
+    is_the_curve(run)
+    assert run.notes == ["curves of 2 runs: only 'a-1' is read"]
+
+
+@pytest.mark.parametrize(
+    ("mark", "decimal"),
+    [(";", ","), (";", "."), ("\t", "."), ("\t", ","), ("|", ".")],
+    ids=["; ,", "; .", "tab .", "tab ,", "|"],
+)
+def test_other_separators_and_decimal_commas_are_read(tmp_path: Path, mark: str, decimal: str) -> None:
+    run = table(
+        tmp_path, f"step{mark}loss", (f"{i}{mark}{str(v).replace('.', decimal)}" for i, v in enumerate(curve()))
+    )
+    is_the_curve(run)
+
+
+def test_a_comma_in_a_quoted_header_does_not_shift_the_columns(tmp_path: Path) -> None:
+    is_the_curve(table(tmp_path, '"step","note, free","loss"', (f'{i},"a, b",{v}' for i, v in enumerate(curve()))))
+
+
+def test_a_utf_16_table_with_a_separator_line_is_read(tmp_path: Path) -> None:
+    text = "sep=;\nstep;loss\n" + "".join(f"{i};{v}\n" for i, v in enumerate(curve()))
+    (tmp_path / "log.csv").write_text(text, encoding="utf-16")
+    is_the_curve(load_run(str(tmp_path / "log.csv")))
+
+
+def test_a_table_without_names_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"log.csv:1: the first line holds numbers, not the names"):
+        table(tmp_path, "0,2.0", ["1,1.5"])
+
+
+def test_unknown_columns_are_listed(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no known metric in this file, which has step, goodness"):
+        table(tmp_path, "step,goodness", ["1,1.5"])
+
+
+def test_records_of_verl_are_those_of_reinforcement_learning(tmp_path: Path) -> None:
+    rows = [
+        {"training/global_step": i, "critic/rewards/mean": 0.2 + i / 500, "actor/entropy": 0.6, "actor/lr": 1e-6}
+        | {"response_length/mean": 500.0, "response_length/clip_ratio": 0.1, "actor/grad_norm": 0.1}
+        for i in range(100)
+    ]
+    run = load_run(str(write(tmp_path, rows, name="verl.jsonl")))
+    assert run.kind == "rl"
+    assert {"reward", "entropy", "length", "truncated", "grad_norm", "lr"} <= run.series.keys()
+    # a tenth is the limit, not beyond it, whatever single precision makes of it
+    assert [f.kind for f in diagnose(run).findings] == []
+
+
+def test_train_and_validation_records_of_one_step_are_one_step(tmp_path: Path) -> None:
+    history: list[dict[str, Any]] = []
+    for i, v in enumerate(curve(), 1):
+        shared = {"epoch": i / 100, "step": 10 * i}
+        history += [{"loss": v, "learning_rate": 1e-4, **shared}, {"eval_loss": v + 0.05, **shared}]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history, "max_steps": 1000}))
+    found = diagnose(load_run(str(tmp_path)))
+    assert (found.run.mixed, found.notes, found.findings) == ("", [], [])
+
+
+def test_steps_that_begin_again_with_every_epoch_are_one_run(tmp_path: Path) -> None:
+    rows = [{"epoch": i // 25, "step": i % 25, "loss": v} for i, v in enumerate(curve())]
+    run = load_run(str(write(tmp_path, rows)))
+    is_the_curve(run)
+    assert (run.mixed, run.notes) == ("", ["steps begin again with every epoch: they are counted on"])
+
+
+def test_an_array_of_records_named_jsonl_is_read(tmp_path: Path) -> None:
+    rows = [{"step": i, "loss": v} for i, v in enumerate(curve())]
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(rows, indent=1))
+    is_the_curve(load_run(str(tmp_path)))
