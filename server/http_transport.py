@@ -22,6 +22,7 @@ from ..core.errors import ConfigError
 from ..core.files import storage_errors, write_atomically
 from ..core.http_guard import MIN_KEY_LENGTH, HttpGuard, check_names, in_url, is_loopback
 from ..core.paths import home
+from ..core.redaction import keep_secret
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -91,7 +92,9 @@ def own_key() -> tuple[str, Path]:
     with storage_errors(path):
         if not path.exists():
             write_atomically(path, secrets.token_urlsafe(24) + "\n")
-        return path.read_text(encoding="utf-8").strip(), path
+        key = path.read_text(encoding="utf-8").strip()
+    keep_secret(key)
+    return key, path
 
 
 class BearerKey:
