@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from mcp_types import CallToolResult
 
 from ..core.foreign_text import named
+from ..core.names import short_name
 from .answers import answer
 from .background import config_path
 from .evaluate import Evaluation, launched
@@ -51,9 +52,8 @@ def run_benchmark(
 def _lines(plan: BenchmarkPlan) -> list[str]:
     config = plan.settings.config
     counted = "as many items as the task has" if plan.items is None else f"{plan.items} items, {plan.answers} answers"
-    lines = [
-        f"Benchmark {named(config.run_name)} of {', '.join(named(m[-60:]) for m in config.arms.values())}: {counted}."
-    ]
+    models = ", ".join(named(short_name(model)) for model in config.arms.values())
+    lines = [f"Benchmark {named(config.run_name)} of {models}: {counted}."]
     if plan.grader_usd != 0:
         cost = "unknown" if plan.grader_usd is None else f"${plan.grader_usd:.3g}"
         lines[0] += f" Grader: {cost} ({plan.grader_note})."

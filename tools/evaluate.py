@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..core.errors import ConfigError, JobError
 from ..core.files import append_json_line, read_json_lines
 from ..core.foreign_text import named
+from ..core.names import short_name
 from ..jobs.control import look
 from ..jobs.registry import Registry
 from ..jobs.states import ACTIVE
@@ -246,7 +247,7 @@ def _facts(plan: JudgePlan) -> dict[str, Any]:
 def _lines(plan: JudgePlan) -> list[str]:
     config = plan.settings.config
     arms = " against ".join(
-        named(Path(arm).name) if Path(arm).is_file() else named(arm[-60:])
+        named(Path(arm).name) if Path(arm).is_file() else named(short_name(arm))
         for arm in (config.finetuned_model, config.baseline_model)
     )
     lines = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ...core.names import short_name
 from ..results import NONE, Record, side_of, verdict_of
 from ..statistics.estimates import Interval
 from ..statistics.hypothesis_tests import sign_test
@@ -93,7 +94,7 @@ def benchmark_text(numbers: BenchmarkNumbers, *, task: str) -> str:
         for arm, score in (("model", scorer.model), ("baseline", scorer.baseline)):
             if score is not None:
                 lines.append(
-                    f"{task}, {name}: {arm} ({numbers.arms[arm][-60:]}) {_number(score.mean)}, "
+                    f"{task}, {name}: {arm} ({short_name(numbers.arms[arm])}) {_number(score.mean)}, "
                     f"{interval_text(score.interval)}, {score.n} items in {score.units} units, "
                     f"{score.unscored} unscored."
                 )
