@@ -196,7 +196,7 @@ def _label(row: Mapping[str, Any], key: str) -> str | None:
 def _with_reference(turns: Sequence[object]) -> tuple[list[Message], str | None]:
     """The turns to answer, and the answer that stands after them, if one does."""
     messages = read_turns(turns, "messages", Notes())
-    if len(messages) < 2 or messages[-1]["role"] != "assistant":
+    if messages[-1]["role"] != "assistant":
         return open_messages(turns), None
     *messages, answer = to_messages({"messages": turns})
     return messages, answer["content"] or None

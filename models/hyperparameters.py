@@ -195,7 +195,7 @@ def require_within_context(max_seq_len: int | None, context: int | None, *, wher
     """
     if max_seq_len is not None and context is not None and max_seq_len > context:
         raise ConfigError(
-            f"max_seq_len {max_seq_len:,} is above the {context:,} tokens of the model's context",
+            f"{max_seq_len:,} is above the {context:,} tokens of the model's context",
             where=where,
             fix=f"Set max_seq_len to {context} or less, or leave it out; longer rows are cut there",
         )

@@ -58,9 +58,11 @@ def as_entries(value: Any) -> Any:
     """
     if value is None or (isinstance(value, list | tuple) and value):
         return cast("Any", value)
-    raise ValueError(
-        f"it is a list of checks: write {_example([value] if isinstance(value, str) else ['math', 'format'])}"
-    )
+    if isinstance(value, str) and value in get_args(RewardType):
+        return (value,)
+    weights: Mapping[Any, Any] = cast("Mapping[Any, Any]", value) if isinstance(value, Mapping) else {}
+    meant = {name: weight for name, weight in weights.items() if name in get_args(RewardType)}
+    raise ValueError(f"it is a list of checks: write {_example(meant or dict.fromkeys(('math', 'format')))}")
 
 
 def one_type(value: Any) -> Any:
@@ -72,13 +74,16 @@ def one_type(value: Any) -> Any:
     if not isinstance(value, list | tuple):
         return value
     names = [name for name in cast("Sequence[object]", value) if isinstance(name, str)]
-    raise ValueError(f"it is one check; for several write, in its place, {_example(names or ['math', 'format'])}")
+    raise ValueError(
+        f"it is one check; for several write, in its place, {_example(dict.fromkeys(names or ('math', 'format')))}"
+    )
 
 
-def _example(names: Sequence[str]) -> str:
-    """A ``rewards`` of these checks to paste into a config."""
-    entries = [f"{{type: {name}, weight: {0.1 if name == 'format' else 1}}}" for name in names]
-    return f"rewards: [{', '.join(entries)}]"
+def _example(weights: Mapping[str, Any]) -> str:
+    """A ``rewards`` of these checks to paste into a config; a weight of None is the usual one."""
+    usual = {name: 0.1 if name == "format" else 1 for name in weights}
+    numbers = {name: weight if isinstance(weight, int | float) else usual[name] for name, weight in weights.items()}
+    return f"rewards: [{', '.join(f'{{type: {name}, weight: {number:g}}}' for name, number in numbers.items())}]"
 
 
 class RewardPart(BaseModel, extra="forbid", frozen=True):

@@ -24,6 +24,8 @@ from sota_ml_researcher.server.app import build_server
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 _DEMO_PATH = re.compile(r"[^\s'\"]*/demo/data/")
+# The name of a fence is new in every answer.
+_FENCE = re.compile(r"(untrusted-data-)[0-9a-f]+")
 _BLOCK = re.compile(r"(?ms)^```text\n> (\w+) (\{.*?\})\n.*?^```")
 
 
@@ -51,7 +53,8 @@ def _answered(tool: str, arguments: str) -> str:
         os.environ["ML_RESEARCHER_HOME"] = home
         answer = anyio.run(_call, tool, json.loads(arguments))
     # A path may be cut short from the left, wherever this clone lies.
-    return f"```text\n> {tool} {arguments}\n{_DEMO_PATH.sub('demo/data/', answer).strip()}\n```"
+    shown = _FENCE.sub(r"\g<1>5f3c9a1e", _DEMO_PATH.sub("demo/data/", answer)).strip()
+    return f"```text\n> {tool} {arguments}\n{shown}\n```"
 
 
 async def _call(tool: str, arguments: dict[str, object]) -> str:

@@ -457,7 +457,10 @@ def _end(number: int, frame: object) -> NoReturn:
 @click.option("--cpu", is_flag=True, help="Take a torch without CUDA: 1.6 GB in all instead of 6.")
 @click.option("--dry-run", is_flag=True, help="Only print the commands.")
 def setup(cpu: bool, dry_run: bool) -> int:
-    """Install what training, evaluation and analysis need, into the environment that this command runs in."""
+    """Install what training, evaluation and analysis need.
+
+    Into the environment that this command runs in.
+    """
     from .install import install_extras
 
     return install_extras(cpu=cpu, dry_run=dry_run)

@@ -10,7 +10,6 @@ from typing import Any, Generic, TypeVar
 from ..backends.estimate import CostEstimate, estimate_cost
 from ..backends.meter import Usage
 from ..backends.prices import load_prices, require_price_for_cap
-from ..core.errors import ConfigError
 from ..core.foreign_text import foreign
 from ..core.paths import user_path
 from ..core.settings import Origin, Settings
@@ -122,12 +121,6 @@ def with_model(settings: Settings[OfflineT]) -> tuple[Settings[OfflineT], ModelC
     require_within_context(config.max_seq_len, context, where=settings.place("max_seq_len"))
     if config.max_seq_len is None and length.value is not None:
         settings = settings.derived({"max_seq_len": _filled(length)})
-    elif config.max_seq_len is not None and length.value is not None and config.max_seq_len > length.value:
-        raise ConfigError(
-            f"max_seq_len {config.max_seq_len} is more than {length.reason}, {length.value}",
-            where=settings.place("max_seq_len"),
-            fix=f"Set it to {length.value} or less, or leave it out",
-        )
     return settings, model
 
 

@@ -24,6 +24,8 @@ def test_setup_installs_what_the_extras_need_each_once() -> None:
     installed = [line.split(">")[0].split("<")[0].split("[")[0] for line in requirements()]
     assert sorted(wanted) == sorted(set(installed))
     assert len(requirements()) == len(set(requirements()))
+    (command,) = install_commands(cpu=False)
+    assert command[-len(requirements()) :] == requirements()
 
 
 def test_without_cuda_torch_comes_first_and_from_its_own_index(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,19 +86,25 @@ def test_a_file_of_megabytes_is_refused(tmp_path: Path) -> None:
     [
         (
             "rewards: [exact, length]",
-            "rewards: each entry is a mapping with the type of a check. Write it as "
-            "rewards: [{type: exact}, {type: length, target_tokens: ...}]",
+            "rewards[1]: reward length needs target_tokens; as an entry of rewards: {type: length, target_tokens: 200}",
         ),
-        ("rewards: {exact: 1.0, format: 0.1}", "rewards: [{type: exact, weight: 1.0}, {type: format, weight: 0.1}]"),
-        ("rewards: math", "rewards: [{type: math}]"),
-        ("rewards: 3", "rewards: [{type: exact}, {type: format}]"),
+        ("rewards: {exact: 1.0, format: 0.1}", "rewards: [{type: exact, weight: 1}, {type: format, weight: 0.1}]"),
+        (
+            "rewards: mahts",
+            "it is a list of checks: write rewards: [{type: math, weight: 1}, {type: format, weight: 0.1}]",
+        ),
+        ("rewards: 3", "rewards: [{type: math, weight: 1}, {type: format, weight: 0.1}]"),
         (
             "reward_type: [exact, format]",
-            "reward_type: reward_type is one check; several are given as rewards: [{type: exact}, {type: format}]",
+            "reward_type: it is one check; for several write, in its place, rewards: [{type: exact, weight: 1}, "
+            "{type: format, weight: 0.1}]",
         ),
-        ("rewards: []", "c.yaml:4: rewards: at least 1 entries are needed, got []"),
+        ("rewards: []", "c.yaml:4: rewards: it is a list of checks: write rewards: [{type: math"),
         ("rewards: [{type: exact, wieght: 2}]", "c.yaml:4: rewards[0][wieght]: unknown key. Did you mean 'weight'?"),
-        ("rewards: [{weight: 2}]", "c.yaml:4: rewards[0][type]: this key is required and missing"),
+        (
+            "rewards: [{weight: 2}]",
+            "c.yaml:4: rewards[0]: an entry is the name of a check, or a mapping such as {type: math, weight: 1}",
+        ),
         ("rewards: [{type: exakt}]", "Did you mean 'exact'?"),
         ("reward_type: exact\nclip_ratio: [a, b]", "c.yaml:5: clip_ratio"),
         (

@@ -76,7 +76,7 @@ def test_the_short_forms_and_the_defaults_are_what_the_rules_say() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"environment": "retri"}, r"environment\[type\]"),
+        ({"environment": "retri"}, "environment: .*Did you mean 'retry'"),
         ({"environment": {"type": "custom"}}, "environment custom needs script"),
         ({"environment": {"type": "retry", "script": "x.py"}}, "script belongs to environment custom"),
         ({"environment": {"type": "retry", "max_turns": 1}}, r"environment\[max_turns\]: .*greater than or equal to 2"),

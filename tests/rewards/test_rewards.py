@@ -419,7 +419,6 @@ def test_several_rewards_may_be_named(given: list[Any], found: list[str]) -> Non
     [
         ({"reward_type": ["math", "format"]}, "rewards: [{type: math, weight: 1}, {type: format, weight: 0.1}]"),
         ({"reward_type": []}, "it is one check; for several write"),
-        ({"rewards": "math"}, "it is a list of checks: write rewards: [{type: math, weight: 1}]"),
         ({"rewards": []}, "it is a list of checks: write rewards: [{type: math, weight: 1}, {type: format"),
         ({"rewards": {"math": 1}}, "it is a list of checks"),
         ({"rewards": [{"format": 1}]}, "a mapping such as {type: format, weight: 1}"),

@@ -116,7 +116,7 @@ def test_a_filled_in_reference_is_a_config_that_runs(tmp_path: Path) -> None:
     [
         ("sft", "SFT of demo on embedded"),
         ("dpo", "DPO (dpo, beta 0.1) of demo on embedded"),
-        ("grpo", "RL (importance_sampling, exact reward) of demo"),
+        ("grpo", "RL (ppo, exact reward) of demo"),
         ("ppo", "RL (ppo, "),
         ("eval", "Judge evaluation of"),
     ],

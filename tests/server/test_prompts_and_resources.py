@@ -4,7 +4,6 @@ from mcp.shared.exceptions import MCPError
 from tool_calls import with_client
 
 from sota_ml_researcher.doctrine.topics import topics
-from sota_ml_researcher.server.install import install_command, training_requirements
 from sota_ml_researcher.server.prompts import TOOL_OF_COMMAND, read_command
 from sota_ml_researcher.templates.catalog import template_kinds
 from sota_ml_researcher.tools import TOOLS
@@ -58,11 +57,3 @@ def test_every_page_and_template_is_listed_with_its_size_and_can_be_read() -> No
             assert each.size == len(text.encode())
 
     with_client(work)
-
-
-def test_setup_installs_the_training_extra_into_this_environment() -> None:
-    wanted = training_requirements()
-    names = {requirement.split("<")[0].split(">")[0] for requirement in wanted}
-    assert {"torch", "tinker", "tinker-cookbook", "transformers"} <= names
-    assert not {"pytest", "mcp", "ruff"} & names
-    assert install_command()[-len(wanted) :] == wanted

@@ -256,8 +256,8 @@ def test_a_missing_package_is_a_sentence_with_the_command(monkeypatch: pytest.Mo
     monkeypatch.delitem(sys.modules, "sota_ml_researcher.backends.sampling_client", raising=False)
     result = result_of("sample_model", model="demo", prompts=["x"])
     assert result.is_error
-    assert "this needs tinker, which is not installed. Run once: " in text_of(result)
-    assert text_of(result).endswith(" setup")
+    assert "this needs packages that are not installed (tinker). Run once: " in text_of(result)
+    assert text_of(result).rstrip(".").endswith(" setup")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     refused = result_of("start_sft", overrides={"base_model": "demo", "train_file": "demo:sft_train"})
     assert refused.is_error
