@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from math import comb
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,8 @@ from .preferences import RenderedPair, render_pair
 from .row_files import Row, read_rows
 from .row_findings import SHOWN_LINES, RowFindings
 
+# A share that coins show more often than this says nothing, and from so many pairs on no share that is warned of is one.
+_CHANCE, _BEYOND_CHANCE = 0.05, 100
 _NAMED_LINES = 5
 _PROGRESS_ROWS = 256
 DataKind = Literal["supervised", "preferences"]
@@ -74,8 +77,9 @@ class PreferenceFindings:
             (self.cut, "pairs have a side that is cut at max_seq_len"),
         )
         warnings = [f"{len(lines):,} {problem} ({_lines(lines)})" for lines, problem in kinds if lines]
-        share = self.longer_share
-        if share is not None and abs(share - 0.5) > number("dpo.length_bias") - 0.5:
+        share, unequal = self.longer_share, self.chosen_longer + self.rejected_longer
+        is_lopsided = share is not None and abs(share - 0.5) > number("dpo.length_bias") - 0.5
+        if share is not None and is_lopsided and not _is_chance(max(self.chosen_longer, self.rejected_longer), unequal):
             which = "longer" if share > 0.5 else "shorter"
             warnings.append(
                 f"the {which} answer is the chosen one in {max(share, 1 - share):.0%} of pairs of unequal length: "
@@ -83,6 +87,11 @@ class PreferenceFindings:
                 "a beta of its own (dpo.beta.norm)"
             )
         return warnings
+
+
+def _is_chance(longer: int, pairs: int) -> bool:
+    """Whether fair coins fall at least ``longer`` of ``pairs`` times on this side too often to speak of a cause."""
+    return pairs < _BEYOND_CHANCE and sum(comb(pairs, k) for k in range(longer, pairs + 1)) / 2**pairs > _CHANCE
 
 
 def _lines(numbers: list[int]) -> str:

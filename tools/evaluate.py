@@ -244,6 +244,14 @@ def _facts(plan: JudgePlan) -> dict[str, Any]:
     }
 
 
+def _shown_effect(effect: float, mode: str) -> str:
+    """What so many prompts can show; win rates and scores end at 1."""
+    most = 0.5 if mode == "pairwise" else 1.0
+    if effect >= most:
+        return "so few prompts show no effect at all"
+    return f"it shows a difference of {effect:.3f}" + (f" (win rate {0.5 + effect:.3f})" if mode == "pairwise" else "")
+
+
 def _lines(plan: JudgePlan) -> list[str]:
     config = plan.settings.config
     arms = " against ".join(
@@ -256,11 +264,12 @@ def _lines(plan: JudgePlan) -> list[str]:
     ]
     if plan.detectable_effect is not None:
         lines.append(
-            f"With 80% power it shows an effect of {plan.detectable_effect:.3f} (win rate "
-            f"{0.5 + plan.detectable_effect:.3f}); assumed deviation {plan.deviation:.2f}: {plan.deviation_from}."
+            f"With 80% power {_shown_effect(plan.detectable_effect, config.mode)}; assumed deviation "
+            f"{plan.deviation:.2f}: {plan.deviation_from}."
         )
     if plan.detectable_if_clustered is not None:
-        lines.append(f"If prompts of one cluster agree entirely: {plan.detectable_if_clustered:.3f}.")
+        clustered = _shown_effect(plan.detectable_if_clustered, config.mode)
+        lines.append(f"If prompts of one cluster agree entirely, {clustered}.")
     if plan.prompts_for_wanted is not None:
         lines.append(f"The wanted effect of {config.wanted_effect:g} needs {plan.prompts_for_wanted} prompts.")
     cost = "unknown" if plan.cost_usd is None else f"about {plan.cost_usd:.2f} USD"

@@ -137,6 +137,12 @@ def _started(plan: Plan[Any], standing: Standing) -> Started:
     )
 
 
+def _first_sentence(text: str) -> str:
+    """What stands before the first full stop; the whole is in the answer's content."""
+    first = text.partition(". ")[0]
+    return first + ")" * (first.count("(") - first.count(")"))
+
+
 def _text(started: Started, plan: Plan[Any]) -> str:
     config = plan.settings.config
     tokens = f"{started.tokens_to_train:,} tokens to " + ("train in all" if plan.capacity else "sample at most")
@@ -150,7 +156,7 @@ def _text(started: Started, plan: Plan[Any]) -> str:
         f"{started.rows:,} {plan.unit}, {tokens}. Cost: {started.cost.text}.",
         *([f"About {duration(started.expected_s)} at the pace of earlier runs."] if started.expected_s else []),
         f"{rank}.",
-        f"Learning rate {number(config.learning_rate)} ({started.origins['learning_rate'][:160]}).",
+        f"Learning rate {number(config.learning_rate)} ({_first_sentence(started.origins['learning_rate'])}).",
         *(f"Warning: {warning}" for warning in started.warnings),
         *([f"Files: {started.run_folder}"] if started.run_folder else []),
     ]

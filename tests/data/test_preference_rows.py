@@ -132,6 +132,11 @@ def test_contradictions_repeats_leaks_and_a_taste_for_length_are_found(tmp_path:
     assert any("longer answer is the chosen one in 90%" in warning for warning in found.warnings())
 
 
+def test_one_pair_is_no_taste_for_length(tmp_path: Path) -> None:
+    pair = {"prompt": "q", "chosen": "a longer answer", "rejected": "short"}
+    assert check_preferences(write(tmp_path / "one.jsonl", [pair]), None).warnings() == []
+
+
 def test_a_pair_that_just_fits_is_not_cut(tmp_path: Path, tiny_model: Path) -> None:
     row = {"prompt": "q", "chosen": "longer than that", "rejected": "short"}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
@@ -184,7 +189,7 @@ def test_a_prompt_that_leaves_nothing_of_the_answers_is_named_by_line(tmp_path: 
     assert (counts.rows, counts.unusable) == (1, 1)
     above = preference_report(pairs, None, renderer=renderer, max_seq_len=4096, context=512)
     assert not above.ok
-    assert "max_seq_len 4,096 is above the 512 tokens" in above.bad_rows[0]
+    assert "max_seq_len: 4,096 is above the 512 tokens" in above.bad_rows[0]
 
 
 def test_what_pairs_lose_is_named_as_for_supervised_rows(tmp_path: Path, tiny_model: Path) -> None:
