@@ -20,7 +20,7 @@ from .preferences import RenderedPair, render_pair
 from .row_files import Row, read_rows
 from .row_findings import SHOWN_LINES, RowFindings
 
-# A share that coins show more often than this says nothing, and from so many pairs on no share that is warned of is one.
+# A share that fair coins show more often says nothing; from so many pairs on none that is warned of is chance.
 _CHANCE, _BEYOND_CHANCE = 0.05, 100
 _NAMED_LINES = 5
 _PROGRESS_ROWS = 256
