@@ -59,7 +59,7 @@ def statements(path: Path) -> Iterator[str]:
 
 
 def numbers(statement: str) -> set[float]:
-    """Every number in it, in figures or words: 80%, 1,000, 4e-5, 2/3, one in ten, a tenth."""
+    """Every number in it, in figures or words: 80%, 1,000, 4e-5, 2/3, four of five, one in ten, a tenth."""
     prose = re.sub(r"`[^`]*`|\[[^\]]*\]\[\w+\]", "", statement.lower())
     found: set[float] = set()
     for figure, percent in re.findall(r"(\d[\d,]*(?:\.\d+)?(?:e-?\d+)?)\s*(%|points)?", prose):
@@ -67,7 +67,7 @@ def numbers(statement: str) -> set[float]:
         found |= {value, value / 100} if percent else {value}
     found |= {int(above) / int(below) for above, below in re.findall(r"\b(\d+)/(\d+)\b", prose) if int(below)}
     named = "|".join(WORDS)
-    found |= {WORDS[part] / WORDS[whole] for part, whole in re.findall(rf"\b({named}) in ({named})\b", prose)}
+    found |= {WORDS[part] / WORDS[whole] for part, whole in re.findall(rf"\b({named}) (?:in|of) ({named})\b", prose)}
     return found | {WORDS[word] for word in re.findall(r"[a-z]+", prose) if word in WORDS}
 
 
