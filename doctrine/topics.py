@@ -108,16 +108,13 @@ def rules_table() -> str:
     lines = [
         "# Rules",
         "",
-        "Every number this server recommends, by the id that its answers name; `doctrine://ID` shows one rule alone. "
+        "Every number this server recommends, by the id that its answers name; `doctrine://ID` shows one rule alone, "
+        "with its notes: who disagrees, and what was not read in the source. "
         f"Status: {'; '.join(f'{name}: {meaning}' for name, meaning in _STATUS.items())}.",
         "",
         "| id | claim | value | when | sources | sure |",
         "|---|---|---|---|---|---|",
         *(_row(each) for each in rules),
-        "",
-        "## Notes",
-        "",
-        *(f"- `{each.id}`: {each.note}" for each in rules if each.note),
         "",
         "## Sources",
         "",

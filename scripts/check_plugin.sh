@@ -33,7 +33,7 @@ git ls-files -z --cached --others --exclude-standard | tar --null -T - -cf - | t
 "$claude" plugin marketplace add "$work/clone"
 "$claude" plugin install ml-researcher@ml-researcher
 parts=$("$claude" plugin details ml-researcher)
-for name in run_sft run_dpo run_grpo run_eval analyze_run validate_capacity researcher training-data debug-run; do
+for name in plan_experiment run_sft run_dpo run_grpo run_eval analyze_run validate_capacity researcher training-data debug-run; do
   grep -q "\b$name\b" <<< "$parts" || { echo "check_plugin: $name is not among the installed parts"; exit 1; }
 done
 export ML_RESEARCHER_HOME=$work/state

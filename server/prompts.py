@@ -15,6 +15,7 @@ from mcp.server.mcpserver.prompts.base import PromptArgument
 
 # A command is offered where its tool is: a prompt that names a missing tool would only mislead.
 TOOL_OF_COMMAND = {
+    "plan_experiment": "start_sft",
     "run_sft": "start_sft",
     "run_dpo": "start_dpo",
     "run_grpo": "start_grpo",

@@ -10,17 +10,30 @@ from sota_ml_researcher.doctrine.topics import front_matter, read_topic, topics
 
 FOLDER = files("sota_ml_researcher.doctrine")
 EXPECTED = {
+    "batch_and_precision",
+    "capacity",
+    "contamination",
     "data",
     "diagnosis",
+    "distillation",
     "dpo",
     "hyperparameters",
     "judge_evaluation",
+    "kl_penalty",
     "lora",
+    "lora_variants",
     "method_choice",
+    "mismatch",
+    "multi_turn",
+    "preference_stages",
     "qlora",
+    "reasoning",
+    "reasoning_evaluation",
     "research_workflow",
+    "reward_hacking",
     "rewards",
     "rl",
+    "rl_scaling",
     "sft",
     "statistics",
     "tinker_platform",
@@ -149,7 +162,9 @@ def test_one_rule_can_be_read_alone_by_its_id() -> None:
 
 
 def test_an_unknown_topic_names_the_near_one_and_all() -> None:
-    with pytest.raises(ConfigError, match=r"no topic 'statistic'.*Did you mean 'statistics'.*Topics: data, diagnosis"):
+    with pytest.raises(
+        ConfigError, match=r"no topic 'statistic'.*Did you mean 'statistics'.*Topics: batch_and_precision"
+    ):
         read_topic("statistic")
     with pytest.raises(ConfigError, match="no topic"):
         read_topic("../rules.py")

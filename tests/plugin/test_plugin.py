@@ -168,6 +168,26 @@ def test_what_a_page_names_exists(path: Path) -> None:
     assert parts <= {name.lower() for name in vars(run_files) if name.isupper()}
 
 
+def test_every_page_of_the_doctrine_has_a_route_from_the_researcher() -> None:
+    text = (ROOT / "skills/researcher/SKILL.md").read_text()
+    assert {topic.name for topic in topics()} - set(re.findall(r"doctrine://(\w+)`", text)) == {"rules"}
+
+
+def test_each_run_command_ends_in_an_evaluation() -> None:
+    for name in ("run_sft", "run_dpo", "run_grpo"):
+        after_the_run = read_command(name).text.split("`analyze_run`")[-1]
+        assert "Propose an evaluation" in after_the_run or "Propose `run_judge_eval`" in after_the_run, name
+
+
+@pytest.mark.parametrize(
+    "sign", ["entropy", "KL between", "KL to the reference", "answers cut", "log-probability falls"]
+)
+def test_the_debugger_knows_the_signs_of_rl_and_dpo(sign: str) -> None:
+    lines = (ROOT / "skills/debug-run/SKILL.md").read_text().splitlines()
+    (row,) = [line for line in lines if line.startswith("|") and sign in line.split("|")[1]]
+    assert "doctrine://" in row
+
+
 def test_every_tool_is_named_by_the_routing_table_of_the_researcher() -> None:
     table = (ROOT / "skills/researcher/references/tools.md").read_text()
     assert named_tools(table) == REGISTERED
@@ -212,7 +232,7 @@ def test_the_docs_name_only_what_exists() -> None:
             assert named_tools(text) <= REGISTERED, page.name
         known = {topic.name for topic in topics()} | set(load_rules())
         assert set(re.findall(r"doctrine://([\w.]+\w)", text)) <= known, page.name
-        assert set(re.findall(r"template://(\w+)", text)) <= {*template_kinds(), "NAME"}, page.name
+        assert set(re.findall(r"template://([a-z]\w*)", text)) <= set(template_kinds()), page.name
         for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
