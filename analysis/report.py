@@ -28,6 +28,7 @@ from .runs import Run
 ANALYSIS, REPORT, PLOTS = "analysis.md", "report.html", "plots"
 _SAMPLES = 5
 _SAMPLE_CHARS = 1500
+_ALERTS = 20
 _EVALUATIONS_SEARCHED = 200
 _SETTING = re.compile(r"^(\w+): (.*?)(?:  # (.*))?$")
 
@@ -59,6 +60,7 @@ def tables(run: Run) -> list[ReportTable]:
         _data_card(environment, run),
         _checkpoints(folder),
         _cost(folder, run),
+        _alerts(folder),
         _environment(environment),
     ]
     return [table for table in all_tables if table is not None and table.rows]
@@ -123,6 +125,15 @@ def _cost(folder: Path, run: Run) -> ReportTable | None:
     if isinstance(tokens := result.get("tokens_trained"), int):
         rows.append(("tokens trained", f"{tokens:,}"))
     return ReportTable("Cost", ("what", "amount"), rows)
+
+
+def _alerts(folder: Path) -> ReportTable | None:
+    try:
+        told = run_files.alerts(folder, limit=_ALERTS)
+    except (ValueError, TypeError, OSError):
+        return None
+    rows = [(alert.level, "" if alert.step is None else f"{alert.step}", alert.message) for alert in told]
+    return ReportTable("What the job said of itself", ("level", "step", "message"), rows)
 
 
 def _environment(environment: Mapping[str, Any]) -> ReportTable | None:

@@ -30,6 +30,7 @@ from ..models.model_ref import resolve_model
 from .checkpoints import BEST, Checkpoints, find_resume_point, prepare_folder, read_best
 from .client import LossNotFiniteError, TrainingClient, open_training_client
 from .config import OfflineConfig, TrainingConfig
+from .plan import precision_warnings
 
 T = TypeVar("T")
 BatchT = TypeVar("BatchT")
@@ -139,8 +140,11 @@ def train(run: Run, method: Method[BatchT]) -> Outcome:
     prepare_folder(run.folder, first_step)
     if point:
         context.alert("info", f"going on from the checkpoint with {first_step} steps", step=first_step)
-    elif run.config.load_checkpoint:
-        _warn_of_another_format(run, run.config.load_checkpoint)
+    else:
+        for note in precision_warnings(run.config):
+            context.alert("info", note, step=0)
+        if run.config.load_checkpoint:
+            _warn_of_another_format(run, run.config.load_checkpoint)
     context.started(run.total_steps)
     context.progress(first_step)
     loop = _Loop(run, method, first_step)
