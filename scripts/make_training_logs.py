@@ -52,7 +52,7 @@ FAULTS: Mapping[str, tuple[str, ...]] = {
     ),
     "rl": ("lr_x30", "lr_x100", "lr_d100", "lr_d1000", "reward_zero", "reward_random", "nan_filtered"),
 }
-HEALTHY: Mapping[str, int] = {"sft": 16, "lora": 12, "dpo": 10, "rl": 5}
+HEALTHY: Mapping[str, int] = {"sft": 24, "lora": 18, "dpo": 16, "rl": 5}
 KEPT = (
     "step epoch loss eval_loss grad_norm learning_rate num_tokens rewards/margins rewards/accuracies rewards/chosen "
     "logps/chosen eval_rewards/margins eval_rewards/accuracies reward kl entropy frac_reward_zero_std "
@@ -697,7 +697,9 @@ def job_settings(spec: Spec, s: Settings, rng: random.Random, folder: Path) -> d
     else:
         rows = [{"prompt": p, "answer": answer} for p, answer in pairs_of("say", rng, 200)]
         held_out = [{"prompt": p, "answer": answer} for p, answer in pairs_of("say", rng, 24)]
-        given |= {"group_size": 8, "max_response_tokens": 8, "eval_every": max(2, s.steps // 8), "reward_type": "exact"}
+        # As the template trains it: with less the demo model learns too little to be called healthy.
+        given |= {"group_size": 16, "batch_size": 16, "num_substeps": 2, "loss_fn": "ppo", "num_steps": s.steps + 30}
+        given |= {"max_response_tokens": 8, "eval_every": max(2, s.steps // 8), "reward_type": "exact"}
         if spec.fault == "reward_random":
             script = folder / "reward.py"
             script.write_text(
