@@ -23,8 +23,8 @@ def logs() -> list[Told]:
 
 def test_there_are_enough_runs_of_every_kind() -> None:
     assert len(faulty(logs())) >= 40
-    assert len(sound(logs())) >= 40
-    assert {t.real.method for t in logs()} == {"sft", "lora", "dpo", "rl"}
+    assert len(sound(logs())) >= 60
+    assert {t.real.method for t in sound(logs())} == {"sft", "lora", "dpo", "rl"}
 
 
 @pytest.mark.parametrize("held_out", [False, True])
