@@ -17,14 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import ConfigError, DataError
-from ..core.files import sha256_of, short_digest
+from ..core.files import short_digest
 from ..models.chat import ChatRenderer, Conversation, Rendered, RenderingNote, mask_view, words_of
 from ..models.hyperparameters import require_within_context
+from .columns import ColumnMap
 from .examples import render_each
 from .formats import ReadRow, read_row
 from .near_duplicates import Sketches, similar_pairs
 from .row_files import Row, chunks_of
 from .row_findings import DatasetReport, RenderedExample, RowFindings, TokenStatistics
+from .shards import bytes_of, digest_of
 
 _BATCH = 1024
 _ROUND_TRIP_ROWS = 200
@@ -43,28 +45,30 @@ def check_dataset(
     max_seq_len: int | None = None,
     context: int | None = None,
     val_file: Path | None = None,
+    columns: ColumnMap | None = None,
     progress: Progress | None = None,
 ) -> DatasetReport:
     """Check every row of a supervised training file.
 
     Args:
-        train_file: .jsonl, .json, .csv or .parquet.
+        train_file: The file, folder or pattern (see `row_files.read_rows`).
         renderer: The model's; without one no tokens are counted.
         max_seq_len: Tokens at which training will cut rows; without it they are cut at the context.
         context: Tokens that the model takes, where that is known.
         val_file: Held-out rows that must not be in the training file.
+        columns: Which columns are what, in both files.
         progress: Called with the rows read and what is being done, after each batch.
 
     Raises:
         DataError: If the file as a whole cannot be read; bad rows are findings, not errors.
     """
     began = time.monotonic()
-    check = _Check(renderer, max_seq_len or context)
+    check = _Check(renderer, max_seq_len or context, columns)
     try:
         require_within_context(max_seq_len, context)
     except ConfigError as error:
         check.findings.refuse_file("above_context", error)
-    for prepared in _ahead(check.prepare, chunks_of(train_file, _BATCH)):
+    for prepared in _ahead(check.prepare, chunks_of(train_file, _BATCH, columns)):
         check.add(prepared)
         if progress is not None:
             progress(check.rows, "rows read")
@@ -75,8 +79,8 @@ def check_dataset(
     findings = check.findings
     return DatasetReport(
         file=str(train_file),
-        sha256=sha256_of(train_file),
-        bytes=train_file.stat().st_size,
+        sha256=digest_of(train_file),
+        bytes=bytes_of(train_file),
         format=check.format,
         renderer=renderer.name if renderer else None,
         ok=check.usable > 0 and not findings.has_errors,
@@ -113,12 +117,14 @@ class _Prepared:
     content: ReadRow | DataError
     not_finite: bool
     rendered: Rendered | None = None
+    place: str = ""
 
 
 class _Check:
     """What the rows read so far have shown."""
 
-    def __init__(self, renderer: ChatRenderer | None, max_seq_len: int | None) -> None:
+    def __init__(self, renderer: ChatRenderer | None, max_seq_len: int | None, columns: ColumnMap | None) -> None:
+        self._columns = columns
         self._renderer = renderer
         self._max_seq_len = max_seq_len
         self._seen: dict[bytes, int] = {}
@@ -133,7 +139,7 @@ class _Check:
 
     def prepare(self, chunk: Sequence[Row]) -> list[_Prepared]:
         """Parse and render some rows. Reads no results of the check, so it can run ahead in a thread."""
-        rows = [_Prepared(row.number, row.parsed(read_row), row.not_finite) for row in chunk]
+        rows = [_Prepared(row.number, row.parsed(read_row), row.not_finite, place=row.place) for row in chunk]
         if self._renderer is not None:
             good = [(row, row.content.conversation) for row in rows if isinstance(row.content, ReadRow)]
             rendered = render_each(self._renderer, [conversation for _, conversation in good])
@@ -153,7 +159,7 @@ class _Check:
             if row.not_finite:
                 self.findings.note("not_finite", row.line)
             if isinstance(row.content, DataError):
-                self.findings.bad_row(row.line, row.content)
+                self.findings.bad_row(row.line, row.content, row.place)
                 continue
             self.usable += 1
             self._note_format(row.line, row.content.form)
@@ -215,7 +221,7 @@ class _Check:
         held_out = Sketches()
         lines: list[int] = []
         exact: set[int] = set()
-        for chunk in chunks_of(val_file, _BATCH):
+        for chunk in chunks_of(val_file, _BATCH, self._columns):
             texts: list[str] = []
             for row in chunk:
                 content = row.parsed(read_row)

@@ -12,13 +12,16 @@ import numpy as np
 
 from ..core.errors import DataError
 from ..models.chat import ChatRenderer, Rendered
+from .columns import ColumnMap
 from .examples import CHUNK_ROWS, KEPT_PROBLEMS, Batches, Example, render_each
 from .formats import ReadRow, read_row
 from .row_files import at_line, chunks_of, read_rows, usable_rows
 from .row_findings import RowFindings
+from .shards import is_compressed, shards
 
 # A line without an end must not be read into memory whole.
 _LINE_PART_BYTES = 2**20
+_LINES = (".jsonl", ".csv", ".tsv")
 
 
 class SftData(Batches[Example]):
@@ -58,6 +61,7 @@ def load_sft_data(
     max_seq_len: int | None,
     seed: int,
     skip_bad_rows: bool = False,
+    columns: ColumnMap | None = None,
 ) -> SftData:
     """Read, check, render and cut every row of a file.
 
@@ -68,6 +72,7 @@ def load_sft_data(
         max_seq_len: Tokens; longer rows are cut at their end.
         seed: Of the shuffle.
         skip_bad_rows: Leave out rows that cannot be used instead of refusing the file.
+        columns: Which columns are what.
 
     Raises:
         DataError: For the first row that cannot be used, or if no row can.
@@ -76,7 +81,7 @@ def load_sft_data(
 
     def cut() -> Iterator[tuple[int, Example | DataError]]:
         nonlocal read, truncated
-        for number, outcome in rendered_rows(path, renderer):
+        for number, outcome in rendered_rows(path, renderer, columns=columns):
             read += 1
             if isinstance(outcome, Rendered):
                 example = Example.of(outcome, max_seq_len)
@@ -122,7 +127,12 @@ class TokenCounts:
 
 
 def count_tokens(
-    path: Path, renderer: ChatRenderer, *, max_seq_len: int | None, sample_rows: int | None = None
+    path: Path,
+    renderer: ChatRenderer,
+    *,
+    max_seq_len: int | None,
+    sample_rows: int | None = None,
+    columns: ColumnMap | None = None,
 ) -> TokenCounts:
     """Count the tokens of a file, or of its first ``sample_rows`` rows scaled up to its size.
 
@@ -133,7 +143,7 @@ def count_tokens(
     problems: list[DataError] = []
     stopped = False
     findings = RowFindings()
-    for number, outcome in rendered_rows(path, renderer, findings):
+    for number, outcome in rendered_rows(path, renderer, findings, columns):
         seen += 1
         example = Example.of(outcome, max_seq_len) if isinstance(outcome, Rendered) else None
         if example is not None and not example.trained_tokens:
@@ -164,13 +174,13 @@ def count_tokens(
 
 
 def _share_read(path: Path, rows: int, last: int) -> float:
-    """The share of a file that its first rows are: by count, or for text by the bytes up to the ``last`` row's line."""
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
+    """The share of a file that its first rows are: for plain text by the bytes up to the ``last`` row's line."""
+    files = shards(path)
+    if all(file.suffix.lower() == ".parquet" for file in files):
         parquet: Any = importlib.import_module("pyarrow.parquet")
 
-        return min(1.0, rows / max(1, parquet.ParquetFile(path).metadata.num_rows))
-    if suffix == ".json":
+        return min(1.0, rows / max(1, sum(parquet.ParquetFile(file).metadata.num_rows for file in files)))
+    if files != (path,) or path.suffix.lower() not in _LINES or is_compressed(path):
         return rows / sum(1 for _ in read_rows(path))
     read = 0
     with path.open("rb") as file:
@@ -181,14 +191,14 @@ def _share_read(path: Path, rows: int, last: int) -> float:
 
 
 def rendered_rows(
-    path: Path, renderer: ChatRenderer, findings: RowFindings | None = None
+    path: Path, renderer: ChatRenderer, findings: RowFindings | None = None, columns: ColumnMap | None = None
 ) -> Iterator[tuple[int, Rendered | DataError]]:
     """Every row of a file with its number: rendered, or why it cannot be; what was noted of it goes to ``findings``."""
-    for chunk in chunks_of(path, CHUNK_ROWS):
+    for chunk in chunks_of(path, CHUNK_ROWS, columns):
         read = [row.parsed(read_row) for row in chunk]
         rendered = iter(render_each(renderer, [r.conversation for r in read if isinstance(r, ReadRow)]))
         for row, content in zip(chunk, read, strict=True):
             outcome = content if isinstance(content, DataError) else next(rendered)
             if findings is not None and isinstance(content, ReadRow) and isinstance(outcome, Rendered):
                 findings.note_all(row.number, content.notes, outcome.notes)
-            yield row.number, outcome
+            yield row.number, row.placed(outcome)

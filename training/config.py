@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ..core.names import COMPONENTS, BackendName, Component
+from ..data.columns import Columns
 
 RETIRED_KEYS: Mapping[str, str] = {
     "checkpoint_dir": "Remove it: checkpoints live on the backend; output_dir chooses where the run folder goes",
@@ -37,8 +38,13 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     base_model: str = Field(min_length=1, description="'demo', a model folder, or an id such as Qwen/Qwen3-8B")
-    train_file: str = Field(min_length=1, description="Training rows: .jsonl .json .csv .parquet, or demo:NAME")
+    train_file: str = Field(
+        min_length=1, description="Training rows: a file, folder or pattern of shards, or demo:NAME"
+    )
     val_file: str | None = Field(None, description="Held-out rows for validation and the best checkpoint")
+    columns: Columns | None = Field(
+        None, description="Which columns are what: {prompt: question, completion: answer}; null: the usual names"
+    )
     load_checkpoint: str | None = Field(
         None, description="Start from a job (its id) or a tinker:// state path; weights only"
     )
