@@ -19,7 +19,7 @@ ColumnMap: TypeAlias = Mapping[str, Source]
 
 _TEXTS = ("prompt", "completion", "instruction", "input", "output", "system", "reasoning_content", "chosen", "rejected")
 _LISTS = ("responses", "ratings", "history", "tools", "tests")
-_OTHERS = ("messages", "answer", "entry_point", "reference", "id", "category", "cluster_id")
+_OTHERS = ("row_weight", "messages", "answer", "entry_point", "reference", "id", "category", "cluster_id")
 _SETTINGS = ("system_prompt", "roles", "train_on")
 _TURN = "messages[*]."
 _TURN_FIELDS = ("role", "content", "train", "reasoning_content", "tool_calls", "tool_call_id", "name")
@@ -203,12 +203,14 @@ class RowMapper:
         """
         made: dict[str, Any] = {}
         for target, source in self._sources.items():
-            made[target] = source.fill(row, target) if isinstance(source, _Template) else _found(source, row, target)
+            value = source.fill(row, target) if isinstance(source, _Template) else _found(source, row, target)
+            if value is not None or not (isinstance(source, _Path) and source.optional):
+                made[target] = value
         if self._turns:
             made["messages"] = self._made_turns(row)
         for key, value in row.items():
-            if key not in made and key not in self._texts and key not in self._used:
-                made[f"unmapped.{key}" if key in self._hidden else key] = value
+            if key not in self._texts and key not in self._used:
+                made[f"unmapped.{key}" if key in self._hidden or key in self.targets else key] = value
         if self._roles or self._last_only:
             for key in _TURN_LISTS & made.keys():
                 made[key] = self._adjusted(made[key], key)

@@ -389,8 +389,9 @@ def _arrow_batches(path: Path, pyarrow: Any) -> Iterator[Any]:
     ipc: Any = importlib.import_module("pyarrow.ipc")
     with path.open("rb") as file:
         head = file.read(6)
-        file.seek(-4, io.SEEK_END)
-        ended = file.read() == bytes(4)
+        mark = b"\xff" * 4 if head.startswith(b"\xff" * 4) else b""  # before version 0.15 there was none
+        file.seek(max(0, path.stat().st_size - 8))
+        ended = file.read().endswith(mark + bytes(4))
     if head.startswith(b"FEA1"):
         raise DataError("Feather version 1 is not read", where=path.name, fix="Write it as Parquet or Feather 2")
     with pyarrow.memory_map(str(path)) as source:

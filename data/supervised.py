@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class SftData(Batches[Example]):
         self._offsets = np.cumsum([0, *(len(e.tokens) for e in examples)], dtype=np.int64)
         self._tokens = np.concatenate([e.tokens for e in examples])
         self._weights = np.concatenate([e.weights for e in examples])
+        self._row_weights = np.array([e.row_weight for e in examples])
         self.tokens = len(self._tokens)
         self.loss_tokens = int(self._weights.sum())
         self.truncated = truncated
@@ -50,7 +51,7 @@ class SftData(Batches[Example]):
     def row(self, index: int) -> Example:
         """A row by its place among the usable ones of the file."""
         part = slice(int(self._offsets[index]), int(self._offsets[index + 1]))
-        return Example(self._tokens[part], self._weights[part])
+        return Example(self._tokens[part], self._weights[part], float(self._row_weights[index]))
 
 
 def load_sft_data(
@@ -199,6 +200,8 @@ def rendered_rows(
         rendered = iter(render_each(renderer, [r.conversation for r in read if isinstance(r, ReadRow)]))
         for row, content in zip(chunk, read, strict=True):
             outcome = content if isinstance(content, DataError) else next(rendered)
+            if isinstance(content, ReadRow) and content.weight != 1.0 and isinstance(outcome, Rendered):
+                outcome = replace(outcome, row_weight=content.weight)
             if findings is not None and isinstance(content, ReadRow) and isinstance(outcome, Rendered):
                 findings.note_all(row.number, content.notes, outcome.notes)
             yield row.number, row.placed(outcome)

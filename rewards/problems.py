@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from ..core.errors import DataError
 from ..data.columns import ColumnMap
-from ..data.formats import key_list, open_messages, with_system
+from ..data.formats import key_list, open_messages, refuse_row_weight, with_system
 from ..data.row_files import Row, read_rows, usable_rows
 from ..models.chat import Message
 from .reward_config import NEEDS_KEY, RewardPart
@@ -37,6 +37,7 @@ def to_problem(row: Mapping[str, Any], line: int, *, system_prompt: str | None =
     Raises:
         DataError: With what is wrong (the caller adds the file and line).
     """
+    refuse_row_weight(row)
     key = next((name for name in _PROMPT_KEYS if row.get(name) is not None), None)
     if key is None:
         raise DataError(f"no prompt in this row (keys: {key_list(row)})", fix='Use "prompt", "question" or "messages"')
