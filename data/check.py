@@ -31,6 +31,7 @@ from .shards import bytes_of, digest_of
 _BATCH = 1024
 _ROUND_TRIP_ROWS = 200
 _EXAMPLE_CHARACTERS = 1200
+_SHOWN_SHARDS = 6
 # After these notes of a renderer a text that does not come back from its tokens needs no other cause.
 _CHANGED_ON_PURPOSE: frozenset[RenderingNote] = frozenset({"last_turn_only", "think_deleted", "rewritten_text"})
 
@@ -74,6 +75,7 @@ def check_dataset(
             progress(check.rows, "rows read")
     if progress is not None:
         progress(check.rows, "looking for near duplicates")
+    check.note_shards()
     near = check.near_duplicates()
     overlap = check.overlap(val_file) if val_file is not None else None
     findings = check.findings
@@ -132,6 +134,7 @@ class _Check:
         self._sketched_lines: list[int] = []
         self._lengths: list[NDArray[np.int32]] = []
         self._loss = self._loss_cut = self._truncated = 0
+        self._shards: dict[str, int] = {}
         self.findings = RowFindings()
         self.format: str | None = None
         self.example: RenderedExample | None = None
@@ -153,6 +156,9 @@ class _Check:
     def add(self, rows: Sequence[_Prepared]) -> None:
         """Take in prepared rows."""
         self.rows += len(rows)
+        for row in rows:
+            if row.place:
+                self._shards.setdefault(row.place.rpartition(":")[0], row.line)
         fresh: list[str] = []
         lengths: list[int] = []
         for row in rows:
@@ -207,6 +213,13 @@ class _Check:
         if self.example is None:
             view = mask_view(renderer, row)[:_EXAMPLE_CHARACTERS]
             self.example = RenderedExample(line=line, text=view, tokens=len(row.tokens), loss_tokens=sum(row.weights))
+
+    def note_shards(self) -> None:
+        """Say how the rows of several files are numbered."""
+        if self._shards:
+            firsts = [f"{name} from {line:,}" for name, line in self._shards.items()]
+            more = f" and {len(firsts) - _SHOWN_SHARDS:,} more files" if len(firsts) > _SHOWN_SHARDS else ""
+            self.findings.note_numbering(f"{', '.join(firsts[:_SHOWN_SHARDS])}{more}")
 
     def near_duplicates(self) -> int:
         """Rows that nearly repeat an earlier one (exact repeats are counted apart)."""

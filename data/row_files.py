@@ -91,11 +91,11 @@ def read_rows(path: Path, columns: ColumnMap | None = None) -> Iterator[Row]:
     """
     files = shards(path)
     mapper = RowMapper(columns) if columns else None
-    number = 0
+    number, several = 0, files != (path,)
     for file in files:
         for row in _rows_of(file):
             number += 1
-            if files != (path,):
+            if several:
                 row = replace(row, number=number, place=f"{file.name}:{row.number}")
             yield row if mapper is None else _mapped(row, mapper)
     if number == 0:

@@ -299,6 +299,13 @@ class RowFindings:
             RowFinding(kind=kind, severity="error", count=1, lines=[], message=error.problem, fix=error.fix)
         )
 
+    def note_numbering(self, firsts: str) -> None:
+        """Note where each of several files begins in the count of rows."""
+        message = f"rows are counted through all files: {firsts}"
+        self._of_file.append(
+            RowFinding(kind="several_files", severity="info", count=1, lines=[], message=message, fix="Nothing to do")
+        )
+
     def note(self, kind: str, line: int, example: str = "") -> None:
         """Count a row with a known kind of problem."""
         self._groups.setdefault(kind, _Group(kind, _KINDS[kind])).add(line, example)

@@ -132,6 +132,9 @@ def test_a_bad_row_of_a_shard_is_named_by_its_file_and_line(tmp_path: Path) -> N
     paths[1].write_bytes(lines(ROWS[:4]) + b'{"prompt": "q", "compl')
     (finding,) = [f for f in check_dataset(tmp_path).findings if f.kind == "bad_row"]
     assert finding.message.startswith("part-1.jsonl:5: not JSON")
+    assert finding.lines == [105]
+    (numbering,) = [f for f in check_dataset(tmp_path).findings if f.kind == "several_files"]
+    assert "part-0.jsonl from 1, part-1.jsonl from 101, part-2.jsonl from 106" in numbering.message
     assert "the file ends within this line, so it may be cut" in finding.message
     renderer = load_renderer("demo", None)
     with pytest.raises(DataError, match=r"^part-1.jsonl:5: not JSON"):
