@@ -38,6 +38,8 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "role": ("role", "from", "speaker", "author", "sender", "user_type", "name"),
     "content": ("content", "value", "text", "message", "body", "utterance"),
     "rating": ("rating", "score", "overall_score", "reward"),
+    "responses": ("responses", "generations", "completions", "answers", "outputs", "candidates"),
+    "ratings": ("ratings", "scores", "rating", "score", "rewards"),
 }  # fmt: skip
 _SPEAKERS = {
     **dict.fromkeys(("customer", "client", "student", "patient", "questioner", "visitor", "asker", "caller"), "user"),
@@ -84,7 +86,7 @@ def unknown_shape(
         needed: Keys that rewards read.
 
     Returns:
-        None where the shape of one of the first rows is known.
+        None where the shape of one of the first rows is known: the rows have errors of their own then.
 
     Raises:
         DataError: If the file as a whole cannot be read.
@@ -103,6 +105,8 @@ def unknown_shape(
                 if made is not None:
                     found = Proposal(proposed, use, line, made)
                     return found, _refusal(path, rows[0][1], use, found)
+    if any(_is_known(value, use, ()) for _, value in rows for use in uses):
+        return None  # a prompt is there, and what a reward needs is nowhere: the reward says that better
     return None, _refusal(path, rows[0][1], uses[-1], None)
 
 
@@ -201,6 +205,9 @@ def _pairs(
     prompt = _named("prompt", [key for key in columns if key not in (chosen, rejected)])
     if chosen and rejected and chosen != rejected:
         yield {**({"prompt": prompt} if prompt else {}), "chosen": chosen, "rejected": rejected}
+    responses, ratings = _named("responses", lists), _named("ratings", lists)
+    if prompt and responses and ratings:
+        yield {"prompt": prompt, "responses": responses, "ratings": ratings}
     for key in lists:
         entry = as_fields(filled[key][0][0])
         text = _named("completion", list(entry)) or _named("content", list(entry))

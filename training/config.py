@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ..core.names import COMPONENTS, BackendName, Component
-from ..data.columns import Columns
+from ..data.columns import Columns, Source
 
 RETIRED_KEYS: Mapping[str, str] = {
     "checkpoint_dir": "Remove it: checkpoints live on the backend; output_dir chooses where the run folder goes",
@@ -30,6 +30,18 @@ DEFAULT_RULES: Mapping[str, str] = {
 Positive = Annotated[int, Field(gt=0)]
 PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeReal = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def no_choice_of_turns(columns: dict[str, Source] | None) -> dict[str, Source] | None:
+    """The same columns, for a method that does not train chosen turns or weighted rows.
+
+    Raises:
+        ValueError: If they choose or weigh.
+    """
+    for target in ("train_on", "messages[*].train", "row_weight"):
+        if target in (columns or {}):
+            raise ValueError(f"{target} is for SFT: nothing else trains chosen turns or weighs rows")
+    return columns
 
 
 class TrainingConfig(BaseModel):

@@ -18,6 +18,8 @@ from sota_ml_researcher.data.preferences import load_preference_data
 from sota_ml_researcher.data.supervised import count_tokens, load_sft_data
 from sota_ml_researcher.models.renderers import load_renderer
 from sota_ml_researcher.rewards.problems import load_problems
+from sota_ml_researcher.training.dpo.config import DpoConfig
+from sota_ml_researcher.training.rl.config import RlConfig
 from sota_ml_researcher.training.sft.config import SftConfig
 from sota_ml_researcher.training.sft.method import row_datum, weights_of
 
@@ -207,6 +209,15 @@ def test_pairs_and_problems_take_no_weight(tmp_path: Path) -> None:
         load_problems(write(tmp_path / "t.jsonl", {"q": "a"}), [], columns={"prompt": "q", "row_weight": "q"})
 
 
+@pytest.mark.parametrize("columns", [{"train_on": "last"}, {"row_weight": "w"}])
+def test_only_sft_chooses_what_is_trained(columns: dict[str, Any]) -> None:
+    shared = {"base_model": "demo", "train_file": "x", "columns": columns}
+    SftConfig.model_validate(shared)
+    for model, more in ((DpoConfig, {}), (RlConfig, {"reward_type": "math"})):
+        with pytest.raises(ValueError, match=f"{next(iter(columns))} is for SFT"):
+            model.model_validate({**shared, **more})
+
+
 ULTRA = {
     "source": "x",
     "instruction": "Say hi",
@@ -269,6 +280,11 @@ def test_problems_are_read_under_their_columns_with_the_system_turn(tmp_path: Pa
             | {"ratings": "completions[*].overall_score"},
         ),
         (
+            {"input": "a", "generations": ["b", "c"], "rating": [1, 5]},
+            "preferences",
+            {"prompt": "input", "responses": "generations", "ratings": "rating"},
+        ),
+        (
             {"query": "a", "better": "b", "worse": "c"},
             "preferences",
             {"prompt": "query", "chosen": "better", "rejected": "worse"},
@@ -292,6 +308,7 @@ def test_rl_columns_are_proposed_for_what_the_reward_reads(tmp_path: Path) -> No
     with pytest.raises(DataError, match=r"columns: \{prompt: problem, answer: solution\}"):
         require_known_shape(path, None, "rl", ["answer"])
     require_known_shape(write(tmp_path / "gsm8k.jsonl", GSM8K), None, "rl", ["answer"])
+    require_known_shape(write(tmp_path / "prompts.jsonl", {"prompt": "1+1?"}), None, "rl", ["answer"])
 
 
 @pytest.mark.parametrize("row", [{"foo": 1}, {"a": "x", "b": "y", "c": "z"}, {"question": "only"}, {"m": [1, 2]}])

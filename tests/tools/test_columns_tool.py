@@ -91,6 +91,7 @@ def test_a_run_on_compressed_shards_keeps_its_columns_and_hashes(tmp_path: Path,
     changes |= {"val_file": str(tmp_path / "data" / "part-1*"), "num_steps": 3, "batch_size": 5, "lora_rank": 4}
     failed, text, content = call("start_sft", overrides=changes)
     assert not failed, text
+    assert "val_file is a part of train_file" in text
     job = wait_until(content["job_id"], ended)
     assert run_files.result(job.folder) is not None, job.error
     assert Registry().get(job.id).state == "succeeded"
