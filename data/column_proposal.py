@@ -189,7 +189,10 @@ def _candidates(rows: Sequence[Fields], use: Use, needed: Sequence[str]) -> Iter
     wanted = needed or (("completion",) if use == "supervised" else ())
     others = {name: _named(name, [k for k in columns if k != prompt and filled[k]]) for name in wanted}
     if prompt and all(others.values()):
-        made: dict[str, Source] = {"prompt": prompt, **{name: str(key) for name, key in others.items()}, **extra}
+        made: dict[str, Source] = {"prompt": prompt, **extra}
+        for name, key in others.items():
+            is_number = use == "supervised" and isinstance(filled[str(key)][0], int | float)
+            made[name] = f"{{{key}}}" if is_number else str(key)
         details = _named("input", [key for key in texts if key not in (prompt, *others.values())], exact=True)
         if details and use == "supervised":
             yield {"instruction": prompt, "input": details + optional[details], "output": made["completion"], **extra}

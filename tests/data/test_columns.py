@@ -272,6 +272,7 @@ def test_problems_are_read_under_their_columns_with_the_system_turn(tmp_path: Pa
                 "roles": {"Agent": "assistant", "Customer": "user"},
             },
         ),
+        ({"text": "A great film", "label": 1}, "supervised", {"prompt": "text", "completion": "{label}"}),
         ({"de": "Hallo", "en": "Hello"}, "supervised", {"prompt": "de", "completion": "en"}),
         (
             ULTRA,
