@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ class Settings(Generic[ConfigT]):
         path = user_path(name)
         tried = [path] if path.is_absolute() else [base / path for base in self._bases()]
         for candidate in tried:
-            if candidate.exists():
+            if candidate.exists() or (glob.has_magic(name) and glob.glob(str(candidate))):  # noqa: PTH207
                 return candidate.resolve()
         places = " and ".join(str(candidate) for candidate in tried)
         raise ConfigError(f"no such file: {name} (looked at {places})", where=self.place(key), fix="Check the path")

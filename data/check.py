@@ -17,18 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import ConfigError, DataError
-from ..core.files import sha256_of, short_digest
+from ..core.files import short_digest
 from ..models.chat import ChatRenderer, Conversation, Rendered, RenderingNote, mask_view, words_of
 from ..models.hyperparameters import require_within_context
+from .columns import ColumnMap
 from .examples import render_each
 from .formats import ReadRow, read_row
 from .near_duplicates import Sketches, similar_pairs
 from .row_files import Row, chunks_of
 from .row_findings import DatasetReport, RenderedExample, RowFindings, TokenStatistics
+from .shards import bytes_of, digest_of
 
 _BATCH = 1024
 _ROUND_TRIP_ROWS = 200
 _EXAMPLE_CHARACTERS = 1200
+_SHOWN_SHARDS = 6
 # After these notes of a renderer a text that does not come back from its tokens needs no other cause.
 _CHANGED_ON_PURPOSE: frozenset[RenderingNote] = frozenset({"last_turn_only", "think_deleted", "rewritten_text"})
 
@@ -43,40 +46,43 @@ def check_dataset(
     max_seq_len: int | None = None,
     context: int | None = None,
     val_file: Path | None = None,
+    columns: ColumnMap | None = None,
     progress: Progress | None = None,
 ) -> DatasetReport:
     """Check every row of a supervised training file.
 
     Args:
-        train_file: .jsonl, .json, .csv or .parquet.
+        train_file: The file, folder or pattern (see `row_files.read_rows`).
         renderer: The model's; without one no tokens are counted.
         max_seq_len: Tokens at which training will cut rows; without it they are cut at the context.
         context: Tokens that the model takes, where that is known.
         val_file: Held-out rows that must not be in the training file.
+        columns: Which columns are what, in both files.
         progress: Called with the rows read and what is being done, after each batch.
 
     Raises:
         DataError: If the file as a whole cannot be read; bad rows are findings, not errors.
     """
     began = time.monotonic()
-    check = _Check(renderer, max_seq_len or context)
+    check = _Check(renderer, max_seq_len or context, columns)
     try:
         require_within_context(max_seq_len, context)
     except ConfigError as error:
         check.findings.refuse_file("above_context", error)
-    for prepared in _ahead(check.prepare, chunks_of(train_file, _BATCH)):
+    for prepared in _ahead(check.prepare, chunks_of(train_file, _BATCH, columns)):
         check.add(prepared)
         if progress is not None:
             progress(check.rows, "rows read")
     if progress is not None:
         progress(check.rows, "looking for near duplicates")
+    check.note_shards()
     near = check.near_duplicates()
     overlap = check.overlap(val_file) if val_file is not None else None
     findings = check.findings
     return DatasetReport(
         file=str(train_file),
-        sha256=sha256_of(train_file),
-        bytes=train_file.stat().st_size,
+        sha256=digest_of(train_file),
+        bytes=bytes_of(train_file),
         format=check.format,
         renderer=renderer.name if renderer else None,
         ok=check.usable > 0 and not findings.has_errors,
@@ -113,12 +119,14 @@ class _Prepared:
     content: ReadRow | DataError
     not_finite: bool
     rendered: Rendered | None = None
+    place: str = ""
 
 
 class _Check:
     """What the rows read so far have shown."""
 
-    def __init__(self, renderer: ChatRenderer | None, max_seq_len: int | None) -> None:
+    def __init__(self, renderer: ChatRenderer | None, max_seq_len: int | None, columns: ColumnMap | None) -> None:
+        self._columns = columns
         self._renderer = renderer
         self._max_seq_len = max_seq_len
         self._seen: dict[bytes, int] = {}
@@ -126,6 +134,7 @@ class _Check:
         self._sketched_lines: list[int] = []
         self._lengths: list[NDArray[np.int32]] = []
         self._loss = self._loss_cut = self._truncated = 0
+        self._shards: dict[str, int] = {}
         self.findings = RowFindings()
         self.format: str | None = None
         self.example: RenderedExample | None = None
@@ -133,7 +142,7 @@ class _Check:
 
     def prepare(self, chunk: Sequence[Row]) -> list[_Prepared]:
         """Parse and render some rows. Reads no results of the check, so it can run ahead in a thread."""
-        rows = [_Prepared(row.number, row.parsed(read_row), row.not_finite) for row in chunk]
+        rows = [_Prepared(row.number, row.parsed(read_row), row.not_finite, place=row.place) for row in chunk]
         if self._renderer is not None:
             good = [(row, row.content.conversation) for row in rows if isinstance(row.content, ReadRow)]
             rendered = render_each(self._renderer, [conversation for _, conversation in good])
@@ -147,13 +156,16 @@ class _Check:
     def add(self, rows: Sequence[_Prepared]) -> None:
         """Take in prepared rows."""
         self.rows += len(rows)
+        for row in rows:
+            if row.place:
+                self._shards.setdefault(row.place.rpartition(":")[0], row.line)
         fresh: list[str] = []
         lengths: list[int] = []
         for row in rows:
             if row.not_finite:
                 self.findings.note("not_finite", row.line)
             if isinstance(row.content, DataError):
-                self.findings.bad_row(row.line, row.content)
+                self.findings.bad_row(row.line, row.content, row.place)
                 continue
             self.usable += 1
             self._note_format(row.line, row.content.form)
@@ -202,6 +214,13 @@ class _Check:
             view = mask_view(renderer, row)[:_EXAMPLE_CHARACTERS]
             self.example = RenderedExample(line=line, text=view, tokens=len(row.tokens), loss_tokens=sum(row.weights))
 
+    def note_shards(self) -> None:
+        """Say how the rows of several files are numbered."""
+        if self._shards:
+            firsts = [f"{name} from {line:,}" for name, line in self._shards.items()]
+            more = f" and {len(firsts) - _SHOWN_SHARDS:,} more files" if len(firsts) > _SHOWN_SHARDS else ""
+            self.findings.note_numbering(f"{', '.join(firsts[:_SHOWN_SHARDS])}{more}")
+
     def near_duplicates(self) -> int:
         """Rows that nearly repeat an earlier one (exact repeats are counted apart)."""
         pairs = similar_pairs(self._sketches.rows())
@@ -215,7 +234,7 @@ class _Check:
         held_out = Sketches()
         lines: list[int] = []
         exact: set[int] = set()
-        for chunk in chunks_of(val_file, _BATCH):
+        for chunk in chunks_of(val_file, _BATCH, self._columns):
             texts: list[str] = []
             for row in chunk:
                 content = row.parsed(read_row)

@@ -23,16 +23,17 @@ KEPT_PROBLEMS = 5
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Token ids and loss weights (0 or 1), both of shape [T]."""
+    """Token ids and loss weights (0 or 1), both of shape [T]; and how many rows this one counts for."""
 
     tokens: NDArray[np.int32]
     weights: NDArray[np.uint8]
+    row_weight: float = 1.0
 
     @classmethod
     def of(cls, rendered: Rendered, max_seq_len: int | None) -> Example:
         """The first ``max_seq_len`` tokens of a rendered conversation."""
         tokens = np.array(rendered.tokens[:max_seq_len], dtype=np.int32)
-        return cls(tokens, np.array(rendered.weights[:max_seq_len], dtype=np.uint8))
+        return cls(tokens, np.array(rendered.weights[:max_seq_len], dtype=np.uint8), rendered.row_weight)
 
     @property
     def trained_tokens(self) -> int:

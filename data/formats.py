@@ -39,6 +39,8 @@ _PAIRS: Mapping[SftFormat, tuple[str, str]] = {
     "input_output": ("input", "output"),
     "instruction": ("instruction", "output"),
 }
+# How many rows a row counts for in the loss; `columns` fills it.
+ROW_WEIGHT = "row_weight"
 _SYSTEM_KEYS = ("system", "system_prompt")
 _TOOL_KEYS = ("tools", "functions")
 # An answer that begins with a prompt of this length (characters) is no coincidence; a greeting may well be.
@@ -47,11 +49,12 @@ _LEAST_REPEATED = 12
 
 @dataclass(frozen=True, slots=True)
 class ReadRow:
-    """A supervised row: its shape, its conversation, and what its author may not expect."""
+    """A supervised row: its shape, conversation, what its author may not expect, and how many rows it counts for."""
 
     form: SftFormat
     conversation: Conversation
     notes: tuple[Note, ...] = ()
+    weight: float = 1.0
 
 
 def detect_format(row: Fields) -> SftFormat:
@@ -106,8 +109,37 @@ def read_row(row: Fields) -> ReadRow:
     if not any(map(is_trained, messages)):
         raise DataError("every answer of this row has weight 0: there is nothing to learn", fix="Remove the row")
     conversation = Conversation(messages, tools_of(row))
-    notes.extend(unread_keys(row, read))
-    return ReadRow(form, conversation, tuple(notes))
+    notes.extend(unread_keys(row, {*read, ROW_WEIGHT}))
+    return ReadRow(form, conversation, tuple(notes), _row_weight(row))
+
+
+def _row_weight(row: Fields) -> float:
+    """How many rows this one counts for: 1, or what it says.
+
+    Raises:
+        DataError: If that is no finite number above 0.
+    """
+    value = row.get(ROW_WEIGHT, 1.0)
+    try:
+        weight = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        weight = math.nan
+    if not math.isfinite(weight) or weight <= 0:
+        said = f"'{shown(value)}'" if isinstance(value, str | int | float) else kind(value)
+        raise DataError(
+            f'"{ROW_WEIGHT}" is {said}, and a finite number above 0 is needed', fix="Correct it, or remove the row"
+        )
+    return weight
+
+
+def refuse_row_weight(row: Fields) -> None:
+    """Refuse a weight where every row counts alike.
+
+    Raises:
+        DataError: If the row has one.
+    """
+    if ROW_WEIGHT in row:
+        raise DataError(f'"{ROW_WEIGHT}" is given, and weights per row are for SFT alone', fix="Remove it")
 
 
 def to_messages(row: Fields) -> list[Message]:

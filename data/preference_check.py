@@ -15,6 +15,7 @@ from ..core.files import short_digest
 from ..doctrine.rules import number
 from ..models.chat import ChatRenderer, words_of
 from ..models.hyperparameters import require_within_context
+from .columns import ColumnMap
 from .preference_rows import PreferencePair, is_preference_row, to_pair
 from .preferences import RenderedPair, render_pair
 from .row_files import Row, read_rows
@@ -121,6 +122,7 @@ def check_preferences(
     *,
     renderer: ChatRenderer | None = None,
     max_seq_len: int | None = None,
+    columns: ColumnMap | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> PreferenceFindings:
     """Read a whole file of preferences; memory grows by some hundred bytes per row.
@@ -130,15 +132,16 @@ def check_preferences(
         val_file: Held-out pairs whose prompts must not be in it.
         renderer: The model's; without one nothing is said of tokens.
         max_seq_len: Tokens at which training cuts a side.
+        columns: Which columns are what, in both files.
         progress: Called with the rows read.
 
     Raises:
         DataError: If the file as a whole cannot be read; bad rows are counted, not raised.
     """
-    held_out = {_prompt_digest(pair) for _, pair in _pairs(val_file) if isinstance(pair, PreferencePair)}
+    held_out = {_prompt_digest(pair) for _, pair in _pairs(val_file, columns) if isinstance(pair, PreferencePair)}
     findings = PreferenceFindings()
     chosen_before: dict[bytes, bytes] = {}
-    for row, pair in _pairs(train_file):
+    for row, pair in _pairs(train_file, columns):
         findings.rows += 1
         if progress is not None and findings.rows % _PROGRESS_ROWS == 0:
             progress(findings.rows)
@@ -149,7 +152,7 @@ def check_preferences(
             rendered = render_pair(renderer, pair, max_seq_len)
         problem = next((each for each in (pair, rendered) if isinstance(each, DataError)), None)
         if problem is not None or isinstance(pair, DataError):
-            findings.add_bad(row.number, problem)
+            findings.add_bad(row.number, row.placed(problem) if problem is not None else None)
             continue
         findings.usable += 1
         _note_pair(findings, row.number, pair, rendered if isinstance(rendered, RenderedPair) else None)
@@ -182,8 +185,8 @@ def _digests(pair: PreferencePair) -> tuple[bytes, bytes, bytes]:
     return prompt, prompt + min(chosen, rejected) + max(chosen, rejected), chosen
 
 
-def _pairs(path: Path | None) -> Iterator[tuple[Row, PreferencePair | DataError]]:
-    for row in read_rows(path) if path is not None else ():
+def _pairs(path: Path | None, columns: ColumnMap | None) -> Iterator[tuple[Row, PreferencePair | DataError]]:
+    for row in read_rows(path, columns) if path is not None else ():
         yield row, row.parsed(to_pair)
 
 
@@ -191,13 +194,13 @@ def _prompt_digest(pair: PreferencePair) -> bytes:
     return short_digest(words_of(pair.prompt))
 
 
-def kind_of(path: Path) -> DataKind:
+def kind_of(path: Path, columns: ColumnMap | None = None) -> DataKind:
     """What the first readable row of a file is for.
 
     Raises:
         DataError: If the file cannot be read.
     """
-    for row in read_rows(path):
+    for row in read_rows(path, columns):
         if row.value is not None:
             return "preferences" if is_preference_row(row.value) else "supervised"
     return "supervised"
@@ -205,11 +208,12 @@ def kind_of(path: Path) -> DataKind:
 
 def preference_report(
     train_file: Path,
-    val_file: Path | None,
+    val_file: Path | None = None,
     *,
     renderer: ChatRenderer | None = None,
     max_seq_len: int | None = None,
     context: int | None = None,
+    columns: ColumnMap | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> PreferenceReport:
     """What is wrong with a file of preferences; the arguments are those of `check_dataset`.
@@ -218,7 +222,12 @@ def preference_report(
         DataError: If the file as a whole cannot be read.
     """
     findings = check_preferences(
-        train_file, val_file, renderer=renderer, max_seq_len=max_seq_len or context, progress=progress
+        train_file,
+        val_file,
+        renderer=renderer,
+        max_seq_len=max_seq_len or context,
+        columns=columns,
+        progress=progress,
     )
     refused: list[str] = []
     try:
@@ -230,7 +239,7 @@ def preference_report(
         ok=findings.usable > 0 and findings.bad_count == 0 and not refused,
         rows=findings.rows,
         usable_rows=findings.usable,
-        bad_rows=[*refused, *(f"line {line}: {error}" for line, error in findings.bad)],
+        bad_rows=[*refused, *(str(error) if error.where else f"line {line}: {error}" for line, error in findings.bad)],
         contradictory=findings.contradictory[:SHOWN_LINES],
         repeated=findings.repeated[:SHOWN_LINES],
         leaked=findings.leaked[:SHOWN_LINES],

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 from ..core.errors import DataError
 from ..models.chat import Message, Tool, is_trained, words_of
-from .formats import check_roles, prompt_turns, repeats, text_of, tools_of, unread_keys, with_system
+from .formats import check_roles, prompt_turns, refuse_row_weight, repeats, text_of, tools_of, unread_keys, with_system
 from .row_turns import ROLES, Note, Notes, as_fields, key_list, read_turns
 
 PreferenceFormat = Literal["pairs", "conversations", "transcripts", "ratings"]
@@ -94,6 +94,7 @@ def to_pair(row: Mapping[str, Any], form: PreferenceFormat | None = None) -> Pre
         DataError: With what is wrong (the caller adds the file and line).
     """
     notes = Notes()
+    refuse_row_weight(row)
     sides = _READERS[form or detect_preference_format(row)](row, notes)
     prompt = with_system(row, sides.chosen[0])
     chosen, rejected = tuple(sides.chosen[1]), tuple(sides.rejected[1])

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..core.errors import DataError
 from ..models.chat import ChatRenderer, Conversation, Rendered, RenderingNote
+from .columns import ColumnMap
 from .examples import KEPT_PROBLEMS, Batches, Example
 from .preference_rows import PreferencePair, to_pair
 from .row_files import at_line, read_rows, usable_rows
@@ -55,13 +56,14 @@ def load_preference_data(
     max_seq_len: int | None,
     seed: int,
     skip_bad_rows: bool = False,
+    columns: ColumnMap | None = None,
 ) -> PreferenceData:
     """Read, check, render and cut every pair of a file; the arguments are those of `load_sft_data`.
 
     Raises:
         DataError: For the first row that cannot be used, or if no row can.
     """
-    pairs = usable_rows(path, _rendered_pairs(path, renderer, max_seq_len), skip_bad_rows=skip_bad_rows)
+    pairs = usable_rows(path, _rendered_pairs(path, renderer, max_seq_len, columns), skip_bad_rows=skip_bad_rows)
     return PreferenceData(list(pairs), batch_size=batch_size, seed=seed)
 
 
@@ -92,7 +94,9 @@ class PreferenceCounts:
     notes: tuple[str, ...] = ()
 
 
-def count_pairs(path: Path, renderer: ChatRenderer, *, max_seq_len: int | None) -> PreferenceCounts:
+def count_pairs(
+    path: Path, renderer: ChatRenderer, *, max_seq_len: int | None, columns: ColumnMap | None = None
+) -> PreferenceCounts:
     """Count pairs and tokens of a file.
 
     Raises:
@@ -101,7 +105,7 @@ def count_pairs(path: Path, renderer: ChatRenderer, *, max_seq_len: int | None) 
     rows = tokens = answers = truncated = longer = shorter = unusable = 0
     problems: list[DataError] = []
     findings = RowFindings()
-    for number, outcome in _rendered_pairs(path, renderer, max_seq_len):
+    for number, outcome in _rendered_pairs(path, renderer, max_seq_len, columns):
         if isinstance(outcome, DataError):
             unusable += 1
             if len(problems) < KEPT_PROBLEMS:
@@ -119,12 +123,13 @@ def count_pairs(path: Path, renderer: ChatRenderer, *, max_seq_len: int | None) 
 
 
 def _rendered_pairs(
-    path: Path, renderer: ChatRenderer, max_seq_len: int | None
+    path: Path, renderer: ChatRenderer, max_seq_len: int | None, columns: ColumnMap | None
 ) -> Iterator[tuple[int, RenderedPair | DataError]]:
     """Every row of a file with its number: both sides rendered, or why they cannot be."""
-    for row in read_rows(path):
+    for row in read_rows(path, columns):
         pair = row.parsed(to_pair)
-        yield row.number, pair if isinstance(pair, DataError) else render_pair(renderer, pair, max_seq_len)
+        made = pair if isinstance(pair, DataError) else render_pair(renderer, pair, max_seq_len)
+        yield row.number, row.placed(made)
 
 
 def render_pair(renderer: ChatRenderer, pair: PreferencePair, max_seq_len: int | None) -> RenderedPair | DataError:

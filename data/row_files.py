@@ -5,20 +5,23 @@ from __future__ import annotations
 import codecs
 import csv
 import importlib
+import io
+import itertools
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, TextIO, TypeVar, cast
 
 from ..core.errors import DataError
 from ..core.extras import not_installed
 from ..core.files import storage_errors
+from .columns import ColumnMap, RowMapper
+from .shards import kind_of_file, opened, shards
 
 T = TypeVar("T")
-_PARQUET_BATCH = 1024
+_TABLE_BATCH = 1024
 # About half a million tokens, which no run here trains in one row: more is a file without line breaks, or rubbish.
 MOST_ROW_BYTES = 2 * 2**20
 _CHUNK_BYTES = 2**24
@@ -33,11 +36,12 @@ class Row:
     """A row of a file, readable or not.
 
     Attributes:
-        number: Its line (.jsonl, .csv) or position (.json, .parquet), from 1.
+        number: Its line (.jsonl, .csv) or position (others), from 1; of several files, its position in all of them.
         value: Its content, or None when it cannot be read.
         problem: Why it cannot be read, or None.
         size: Its bytes in the file; 0 where they are not known.
         not_finite: Whether it holds NaN or Infinity, which are not JSON and which Python writes all the same.
+        place: The file and line of a row of several files, or nothing.
     """
 
     number: int
@@ -45,6 +49,7 @@ class Row:
     problem: DataError | None = None
     size: int = 0
     not_finite: bool = False
+    place: str = ""
 
     def content(self) -> Mapping[str, Any]:
         """Its content.
@@ -61,25 +66,57 @@ class Row:
         try:
             return parse(self.content())
         except DataError as error:
-            return error
+            return self.placed(error)
+
+    def placed(self, outcome: T | DataError) -> T | DataError:
+        """The same outcome; an error names the file of a row of several."""
+        if isinstance(outcome, DataError) and self.place:
+            return DataError(outcome.problem, where=self.place, fix=outcome.fix)
+        return outcome
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """Yield every row of a .jsonl, .json, .csv or .parquet file, readable or not, in order.
+def read_rows(path: Path, columns: ColumnMap | None = None) -> Iterator[Row]:
+    """Yield every row, readable or not, in order, of a file, or of the files of a folder or pattern (see `shards`).
 
-    Rows are streamed, except for a .json array, which is read into memory at once.
+    Files are .jsonl, .json, .csv, .tsv, .parquet, .arrow or .feather, text ones also compressed. Rows are streamed,
+    except for a .json array, which is read into memory at once.
+
+    Args:
+        path: The file, folder or pattern.
+        columns: Which columns are what (see `columns.RowMapper`); None takes each row as it is.
 
     Raises:
-        DataError: If the file as a whole cannot be used: missing, a folder, empty, of an unknown kind.
+        DataError: If a file as a whole cannot be used: missing, empty, cut, of an unknown kind.
         StorageError: If the system refuses to read it.
     """
-    if path.is_dir():
-        raise DataError("this is a folder; a data file is needed", where=str(path))
+    files = shards(path)
+    mapper = RowMapper(columns) if columns else None
+    number, several = 0, files != (path,)
+    for file in files:
+        for row in _rows_of(file):
+            number += 1
+            if several:
+                row = replace(row, number=number, place=f"{file.name}:{row.number}")
+            yield row if mapper is None else _mapped(row, mapper)
+    if number == 0:
+        raise DataError("the file has no rows", where=str(path))
+
+
+def _mapped(row: Row, mapper: RowMapper) -> Row:
+    if row.value is None:
+        return row
+    try:
+        return replace(row, value=mapper(row.value))
+    except DataError as error:
+        return replace(row, value=None, problem=error)
+
+
+def _rows_of(path: Path) -> Iterator[Row]:
     if not path.exists():
         raise DataError("no such file", where=str(path), fix="Check the path")
     if not path.is_file():  # a pipe would wait for ever, a device never end
         raise DataError("this is a pipe or a device; a data file is needed", where=str(path))
-    reader = _READERS.get(path.suffix.lower())
+    reader = _READERS.get(kind_of_file(path))
     if reader is None:
         raise DataError(
             f"files of kind '{path.suffix or 'no extension'}' are not read here",
@@ -89,17 +126,12 @@ def read_rows(path: Path) -> Iterator[Row]:
     with storage_errors(path):
         if path.stat().st_size == 0:
             raise DataError("the file is empty", where=str(path))
-        any_row = False
-        for row in reader(path):
-            any_row = True
-            yield row
-        if not any_row:
-            raise DataError("the file has no rows", where=str(path))
+        yield from reader(path)
 
 
 def at_line(path: Path, number: int, error: DataError) -> DataError:
-    """The same error with its file and line."""
-    return DataError(error.problem, where=f"{path.name}:{number}", fix=error.fix)
+    """The same error with its file and line, unless it names them."""
+    return DataError(error.problem, where=error.where or f"{path.name}:{number}", fix=error.fix)
 
 
 def usable_rows(path: Path, outcomes: Iterable[tuple[int, T | DataError]], *, skip_bad_rows: bool) -> Iterator[T]:
@@ -124,7 +156,7 @@ def usable_rows(path: Path, outcomes: Iterable[tuple[int, T | DataError]], *, sk
         raise DataError("no row can be used", where=str(path), fix="check_dataset names what is wrong with each")
 
 
-def chunks_of(path: Path, rows: int) -> Iterator[list[Row]]:
+def chunks_of(path: Path, rows: int, columns: ColumnMap | None = None) -> Iterator[list[Row]]:
     """The rows of a file in chunks of so many, and of not much more than `_CHUNK_BYTES`.
 
     Raises:
@@ -132,7 +164,7 @@ def chunks_of(path: Path, rows: int) -> Iterator[list[Row]]:
     """
     chunk: list[Row] = []
     size = 0
-    for row in read_rows(path):
+    for row in read_rows(path, columns):
         chunk.append(row)
         size += row.size
         if len(chunk) >= rows or size >= _CHUNK_BYTES:
@@ -143,9 +175,9 @@ def chunks_of(path: Path, rows: int) -> Iterator[list[Row]]:
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
-    with path.open("rb") as file:
+    with opened(path) as file:
         _require_lines(path, file.read(_HEAD_BYTES))
-        file.seek(0)
+    with opened(path) as file:
         number = 0
         while raw := file.readline(MOST_ROW_BYTES + 1):
             number += 1
@@ -163,8 +195,8 @@ def _require_lines(path: Path, head: bytes) -> None:
     """
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError("the file is UTF-16", where=path.name, fix="Save it as UTF-8")
-    if head.startswith((b"\x1f\x8b", b"PK\x03\x04", b"\x28\xb5\x2f\xfd", b"PAR1")):
-        raise DataError("the file is compressed or Parquet, not JSON lines", where=path.name, fix="Unpack or rename it")
+    if head.startswith((b"PAR1", b"ARROW1")):
+        raise DataError("the file is Parquet or Arrow, not JSON lines", where=path.name, fix="Rename it")
     first = head.removeprefix(codecs.BOM_UTF8).lstrip()
     line, ended, rest = first.partition(b"\n")
     if ended and line.startswith(b"{") and line.rstrip().endswith((b"{", b"[", b",", b":")):
@@ -184,11 +216,9 @@ def _require_lines(path: Path, head: bytes) -> None:
 def _rest_of_line(file: BinaryIO) -> int:
     """Read to the end of the line without keeping it; its bytes."""
     size = 0
-    while part := file.read(_SKIPPED_BYTES):
-        end = part.find(b"\n") + 1
-        size += end or len(part)
-        if end:
-            file.seek(end - len(part), os.SEEK_CUR)
+    while part := file.readline(_SKIPPED_BYTES):
+        size += len(part)
+        if part.endswith(b"\n"):
             break
     return size
 
@@ -204,7 +234,8 @@ def _json_row(path: Path, number: int, raw: bytes) -> Row:
     except UnicodeDecodeError as error:
         return _bad(path, number, f"not UTF-8 (byte {error.start + 1} of the line)", "Save the file as UTF-8")
     except ValueError as error:
-        return _bad(path, number, f"not JSON: {error}", "Each line must be one complete JSON object")
+        cut = "" if raw.endswith(b"\n") else "; the file ends within this line, so it may be cut"
+        return _bad(path, number, f"not JSON: {error}{cut}", "Each line must be one complete JSON object")
     except RecursionError:
         return _bad(path, number, "not usable JSON: nested too deeply", "Each line must be one JSON object")
     row = _object_row(path, number, value, len(raw))
@@ -234,14 +265,14 @@ def _bad(path: Path, number: int, problem: str, fix: str) -> Row:
 
 
 def _json(path: Path) -> Iterator[Row]:
-    size = path.stat().st_size
-    if size > _MOST_ARRAY_BYTES:
+    with opened(path) as file:
+        raw = file.read(_MOST_ARRAY_BYTES + 1)
+    if len(raw) > _MOST_ARRAY_BYTES:
         raise DataError(
-            f"a .json array of {size / 1e6:,.0f} MB would be read into memory whole",
+            f"a .json array of more than {_MOST_ARRAY_BYTES / 1e6:,.0f} MB would be read into memory whole",
             where=path.name,
             fix="Write one row per line, as .jsonl, which is streamed: jq -c '.[]' FILE",
         )
-    raw = path.read_bytes()
     try:
         content: object = json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -264,7 +295,7 @@ def _json(path: Path) -> Iterator[Row]:
     if not isinstance(content, list):
         raise DataError("a .json file must hold one array of rows", where=path.name)
     rows = cast("list[object]", content)
-    mean = size // max(1, len(rows))
+    mean = len(raw) // max(1, len(rows))
     not_finite = (b"NaN" in raw or b"Infinity" in raw) and _holds_nan(raw.decode("utf-8-sig"))
     for number, value in enumerate(rows, start=1):
         row = _object_row(path, number, value, mean)
@@ -289,8 +320,10 @@ def _csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(MOST_ROW_BYTES)
     line = 1
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
+        with opened(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
+            lines = _bounded_lines(path, file)
+            first = next(lines, "")
+            reader = csv.reader(itertools.chain([first], lines), delimiter=_delimiter(first), strict=True)
             header = next(reader, list[str]())
             if repeated := [name for name in header if header.count(name) > 1]:
                 raise DataError(f"two columns have the name '{repeated[0]}'", where=f"{path.name}:1", fix="Rename one")
@@ -313,21 +346,65 @@ def _csv(path: Path) -> Iterator[Row]:
         raise DataError(f"not CSV: {error}", where=f"{path.name}:{line}", fix=fix) from error
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def _bounded_lines(path: Path, file: TextIO) -> Iterator[str]:
+    """The lines of a text file, none of them longer than a row may be."""
+    number = 0
+    while line := file.readline(MOST_ROW_BYTES + 1):
+        number += 1
+        if len(line) > MOST_ROW_BYTES:
+            raise DataError(
+                f"a line of more than {MOST_ROW_BYTES // 2**20} MiB", where=f"{path.name}:{number}", fix="Split it"
+            )
+        yield line
+
+
+def _delimiter(header: str) -> str:
+    """What stands between the fields: spreadsheets write semicolons where the comma is the decimal sign."""
+    return "," if "," in header else next((mark for mark in ";\t" if mark in header), ",")
+
+
+def _table(path: Path) -> Iterator[Row]:
     try:
         pyarrow: Any = importlib.import_module("pyarrow")
         parquet: Any = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
-        raise not_installed(["pyarrow"], by="reading .parquet") from error
+        raise not_installed(["pyarrow"], by=f"reading {path.suffix}") from error
+    is_parquet = path.suffix.lower() == ".parquet"
     try:
-        table: Any = parquet.ParquetFile(path)
+        batches = parquet.ParquetFile(path).iter_batches(_TABLE_BATCH) if is_parquet else _arrow_batches(path, pyarrow)
         number = 0
-        for batch in table.iter_batches(batch_size=_PARQUET_BATCH):
+        for batch in batches:
             for value in batch.to_pylist():
                 number += 1
                 yield Row(number, _without_nulls(value))
-    except pyarrow.ArrowException as error:
-        raise DataError(f"not a readable Parquet file: {error}", where=str(path)) from error
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        kind = "Parquet" if is_parquet else "Arrow"
+        raise DataError(f"not a readable {kind} file, or one that was cut: {error}", where=str(path)) from error
+
+
+def _arrow_batches(path: Path, pyarrow: Any) -> Iterator[Any]:
+    """The batches of an Arrow file in either of its formats, in slices: a batch may hold the whole file."""
+    ipc: Any = importlib.import_module("pyarrow.ipc")
+    with path.open("rb") as file:
+        head = file.read(6)
+        mark = b"\xff" * 4 if head.startswith(b"\xff" * 4) else b""  # before version 0.15 there was none
+        file.seek(max(0, path.stat().st_size - 8))
+        ended = file.read().endswith(mark + bytes(4))
+    if head.startswith(b"FEA1"):
+        raise DataError("Feather version 1 is not read", where=path.name, fix="Write it as Parquet or Feather 2")
+    with pyarrow.memory_map(str(path)) as source:
+        if head == b"ARROW1":
+            reader = ipc.open_file(source)
+            batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+        elif ended:
+            batches = ipc.open_stream(source)
+        else:  # a stream that is cut between two batches reads like a complete one
+            raise DataError("not a readable Arrow file, or one that was cut: it has no end", where=path.name)
+        for batch in batches:
+            for start in range(0, batch.num_rows, _TABLE_BATCH):
+                yield batch.slice(start, _TABLE_BATCH)
 
 
 def _without_nulls(value: Any) -> Any:
@@ -342,5 +419,8 @@ _READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": _jsonl,
     ".json": _json,
     ".csv": _csv,
-    ".parquet": _parquet,
+    ".tsv": _csv,
+    ".parquet": _table,
+    ".arrow": _table,
+    ".feather": _table,
 }

@@ -299,6 +299,13 @@ class RowFindings:
             RowFinding(kind=kind, severity="error", count=1, lines=[], message=error.problem, fix=error.fix)
         )
 
+    def note_numbering(self, firsts: str) -> None:
+        """Note where each of several files begins in the count of rows."""
+        message = f"rows are counted through all files: {firsts}"
+        self._of_file.append(
+            RowFinding(kind="several_files", severity="info", count=1, lines=[], message=message, fix="Nothing to do")
+        )
+
     def note(self, kind: str, line: int, example: str = "") -> None:
         """Count a row with a known kind of problem."""
         self._groups.setdefault(kind, _Group(kind, _KINDS[kind])).add(line, example)
@@ -324,11 +331,11 @@ class RowFindings:
         elif len(self._unread) < _MOST_PATHS:
             self._unread[path] = _Unread(1, line)
 
-    def bad_row(self, line: int, error: DataError) -> None:
-        """Count a row that cannot be used; errors that differ in numbers and names alone are one kind."""
+    def bad_row(self, line: int, error: DataError, place: str = "") -> None:
+        """Count a row that cannot be used (``place``: its file and line); errors alike but for numbers are one kind."""
         pattern = BAD_ROW + re.sub(r"\d+|'[^']*'|\([^)]*\)", "", error.problem)
         fix = error.fix or "Correct or remove these rows, or set skip_bad_rows: true"
-        kind = _Kind("error", f"line {line}: {error.problem}", fix)
+        kind = _Kind("error", f"{place or f'line {line}'}: {error.problem}", fix)
         self._groups.setdefault(pattern, _Group(BAD_ROW, kind)).add(line)
 
     def count(self, kind: str) -> int:

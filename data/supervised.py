@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,16 @@ import numpy as np
 
 from ..core.errors import DataError
 from ..models.chat import ChatRenderer, Rendered
+from .columns import ColumnMap
 from .examples import CHUNK_ROWS, KEPT_PROBLEMS, Batches, Example, render_each
 from .formats import ReadRow, read_row
 from .row_files import at_line, chunks_of, read_rows, usable_rows
 from .row_findings import RowFindings
+from .shards import is_compressed, shards
 
 # A line without an end must not be read into memory whole.
 _LINE_PART_BYTES = 2**20
+_LINES = (".jsonl", ".csv", ".tsv")
 
 
 class SftData(Batches[Example]):
@@ -39,6 +42,7 @@ class SftData(Batches[Example]):
         self._offsets = np.cumsum([0, *(len(e.tokens) for e in examples)], dtype=np.int64)
         self._tokens = np.concatenate([e.tokens for e in examples])
         self._weights = np.concatenate([e.weights for e in examples])
+        self._row_weights = np.array([e.row_weight for e in examples])
         self.tokens = len(self._tokens)
         self.loss_tokens = int(self._weights.sum())
         self.truncated = truncated
@@ -47,7 +51,7 @@ class SftData(Batches[Example]):
     def row(self, index: int) -> Example:
         """A row by its place among the usable ones of the file."""
         part = slice(int(self._offsets[index]), int(self._offsets[index + 1]))
-        return Example(self._tokens[part], self._weights[part])
+        return Example(self._tokens[part], self._weights[part], float(self._row_weights[index]))
 
 
 def load_sft_data(
@@ -58,6 +62,7 @@ def load_sft_data(
     max_seq_len: int | None,
     seed: int,
     skip_bad_rows: bool = False,
+    columns: ColumnMap | None = None,
 ) -> SftData:
     """Read, check, render and cut every row of a file.
 
@@ -68,6 +73,7 @@ def load_sft_data(
         max_seq_len: Tokens; longer rows are cut at their end.
         seed: Of the shuffle.
         skip_bad_rows: Leave out rows that cannot be used instead of refusing the file.
+        columns: Which columns are what.
 
     Raises:
         DataError: For the first row that cannot be used, or if no row can.
@@ -76,7 +82,7 @@ def load_sft_data(
 
     def cut() -> Iterator[tuple[int, Example | DataError]]:
         nonlocal read, truncated
-        for number, outcome in rendered_rows(path, renderer):
+        for number, outcome in rendered_rows(path, renderer, columns=columns):
             read += 1
             if isinstance(outcome, Rendered):
                 example = Example.of(outcome, max_seq_len)
@@ -122,7 +128,12 @@ class TokenCounts:
 
 
 def count_tokens(
-    path: Path, renderer: ChatRenderer, *, max_seq_len: int | None, sample_rows: int | None = None
+    path: Path,
+    renderer: ChatRenderer,
+    *,
+    max_seq_len: int | None,
+    sample_rows: int | None = None,
+    columns: ColumnMap | None = None,
 ) -> TokenCounts:
     """Count the tokens of a file, or of its first ``sample_rows`` rows scaled up to its size.
 
@@ -133,7 +144,7 @@ def count_tokens(
     problems: list[DataError] = []
     stopped = False
     findings = RowFindings()
-    for number, outcome in rendered_rows(path, renderer, findings):
+    for number, outcome in rendered_rows(path, renderer, findings, columns):
         seen += 1
         example = Example.of(outcome, max_seq_len) if isinstance(outcome, Rendered) else None
         if example is not None and not example.trained_tokens:
@@ -164,13 +175,13 @@ def count_tokens(
 
 
 def _share_read(path: Path, rows: int, last: int) -> float:
-    """The share of a file that its first rows are: by count, or for text by the bytes up to the ``last`` row's line."""
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
+    """The share of a file that its first rows are: for plain text by the bytes up to the ``last`` row's line."""
+    files = shards(path)
+    if all(file.suffix.lower() == ".parquet" for file in files):
         parquet: Any = importlib.import_module("pyarrow.parquet")
 
-        return min(1.0, rows / max(1, parquet.ParquetFile(path).metadata.num_rows))
-    if suffix == ".json":
+        return min(1.0, rows / max(1, sum(parquet.ParquetFile(file).metadata.num_rows for file in files)))
+    if files != (path,) or path.suffix.lower() not in _LINES or is_compressed(path):
         return rows / sum(1 for _ in read_rows(path))
     read = 0
     with path.open("rb") as file:
@@ -181,14 +192,16 @@ def _share_read(path: Path, rows: int, last: int) -> float:
 
 
 def rendered_rows(
-    path: Path, renderer: ChatRenderer, findings: RowFindings | None = None
+    path: Path, renderer: ChatRenderer, findings: RowFindings | None = None, columns: ColumnMap | None = None
 ) -> Iterator[tuple[int, Rendered | DataError]]:
     """Every row of a file with its number: rendered, or why it cannot be; what was noted of it goes to ``findings``."""
-    for chunk in chunks_of(path, CHUNK_ROWS):
+    for chunk in chunks_of(path, CHUNK_ROWS, columns):
         read = [row.parsed(read_row) for row in chunk]
         rendered = iter(render_each(renderer, [r.conversation for r in read if isinstance(r, ReadRow)]))
         for row, content in zip(chunk, read, strict=True):
             outcome = content if isinstance(content, DataError) else next(rendered)
+            if isinstance(content, ReadRow) and content.weight != 1.0 and isinstance(outcome, Rendered):
+                outcome = replace(outcome, row_weight=content.weight)
             if findings is not None and isinstance(content, ReadRow) and isinstance(outcome, Rendered):
                 findings.note_all(row.number, content.notes, outcome.notes)
-            yield row.number, outcome
+            yield row.number, row.placed(outcome)

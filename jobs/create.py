@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from pydantic import BaseModel
 
-from ..core.files import sha256_of, write_atomically
+from ..core.files import write_atomically
 from ..core.paths import home, writable_folder
+from ..data.shards import facts_of
 from . import run_files
 from .processes import spawn_worker
 from .registry import Registry
@@ -103,7 +104,7 @@ def environment(data_files: Sequence[Path], job: JobFacts) -> str:
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in _RECORDED},
         "git_revision": _git_revision(data_files[0].parent) if data_files else None,
-        "data": {str(path): {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in data_files},
+        "data": {str(path): facts_of(path) for path in data_files},
     }
     return json.dumps(facts, indent=2) + "\n"
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import JobError
-from ..core.files import sha256_of, write_atomically
+from ..core.files import write_atomically
 from ..core.paths import home, writable_folder
+from ..data.shards import digest_of
 
 VALID_S = 3600.0
 # Clocks of one machine are set back by moments; a plan from further in the future is not trusted.
@@ -24,7 +25,7 @@ def fingerprint(kind: str, config: Mapping[str, Any], files: Sequence[Path], *, 
     content = {
         "kind": kind,
         "config": config,
-        "data": {str(path): sha256_of(path) for path in files},
+        "data": {str(path): digest_of(path) for path in files},
         "prices": prices,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

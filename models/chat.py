@@ -79,11 +79,13 @@ class Rendered:
         tokens: Token ids, shape [T].
         weights: 1 where the token is trained (an assistant's words and the token that ends its turn), else 0; [T].
         notes: What was left out, rewritten or may surprise.
+        row_weight: How much it counts beside others, which count 1.
     """
 
     tokens: Sequence[int]
     weights: Sequence[int]
     notes: frozenset[RenderingNote] = frozenset()
+    row_weight: float = 1.0
 
 
 class ChatRenderer(Protocol):

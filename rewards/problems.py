@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..core.errors import DataError
-from ..data.formats import key_list, open_messages
+from ..data.columns import ColumnMap
+from ..data.formats import key_list, open_messages, refuse_row_weight, with_system
 from ..data.row_files import Row, read_rows, usable_rows
 from ..models.chat import Message
 from .reward_config import NEEDS_KEY, RewardPart
@@ -36,6 +37,7 @@ def to_problem(row: Mapping[str, Any], line: int, *, system_prompt: str | None =
     Raises:
         DataError: With what is wrong (the caller adds the file and line).
     """
+    refuse_row_weight(row)
     key = next((name for name in _PROMPT_KEYS if row.get(name) is not None), None)
     if key is None:
         raise DataError(f"no prompt in this row (keys: {key_list(row)})", fix='Use "prompt", "question" or "messages"')
@@ -45,7 +47,7 @@ def to_problem(row: Mapping[str, Any], line: int, *, system_prompt: str | None =
     turns: object = [{"role": "user", "content": value}] if isinstance(value, str) else value
     if not isinstance(turns, list) or not turns:
         raise DataError(f'"{key}" must be text or a list of messages')
-    messages = open_messages(cast("list[object]", turns))
+    messages = with_system(row, open_messages(cast("list[object]", turns)))
     if system_prompt is not None and messages[0]["role"] != "system":
         messages = [Message(role="system", content=system_prompt), *messages]
     return Problem(line, tuple(messages), row)
@@ -86,7 +88,12 @@ def _unusable_tests(row: Mapping[str, Any]) -> DataError | None:
 
 
 def load_problems(
-    path: Path, parts: Sequence[RewardPart], *, system_prompt: str | None = None, skip_bad_rows: bool = False
+    path: Path,
+    parts: Sequence[RewardPart],
+    *,
+    system_prompt: str | None = None,
+    skip_bad_rows: bool = False,
+    columns: ColumnMap | None = None,
 ) -> list[Problem]:
     """Every usable row of a file.
 
@@ -96,7 +103,7 @@ def load_problems(
 
     def outcome(row: Row) -> Problem | DataError:
         problem = row.parsed(lambda content: to_problem(content, row.number, system_prompt=system_prompt))
-        return problem if isinstance(problem, DataError) else missing_key(problem.row, parts) or problem
+        return row.placed(problem if isinstance(problem, DataError) else missing_key(problem.row, parts) or problem)
 
-    outcomes = ((row.number, outcome(row)) for row in read_rows(path))
+    outcomes = ((row.number, outcome(row)) for row in read_rows(path, columns))
     return list(usable_rows(path, outcomes, skip_bad_rows=skip_bad_rows))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import anyio
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ..core.errors import ConfigError, JobError, did_you_mean
 from ..core.settings import KIND_KEY, Settings
@@ -171,16 +171,22 @@ def inferred_kind(document: YamlDocument, values: Mapping[str, Any]) -> str:
     train_file = values.get("train_file")
     # RL may be among them, but has a key of its own that must be given.
     if {"dpo", "sft"} <= set(likely) and isinstance(train_file, str):
-        return _kind_of_rows(Settings(config_model("sft").model_construct(), {}, document), train_file)
+        settings = Settings(config_model("sft").model_construct(), {}, document)
+        return _kind_of_rows(settings, train_file, values.get("columns"))
     kinds = " or ".join(likely or KINDS)
     fix = "Add --kind, or a line such as kind: sft"
     raise ConfigError(f"its keys do not say whether this is {kinds}", where=str(document.path), fix=fix)
 
 
-def _kind_of_rows(settings: Settings[Any], train_file: str) -> str:
+def _kind_of_rows(settings: Settings[Any], train_file: str, columns: Any) -> str:
+    from ..data.columns import Columns
     from ..data.preference_check import kind_of
 
-    rows = kind_of(settings.data_file("train_file", train_file))
+    try:
+        mapped = TypeAdapter[dict[str, Any] | None](Columns | None).validate_python(columns)
+    except ValidationError:  # the method's own check of the config says what is wrong
+        mapped = None
+    rows = kind_of(settings.data_file("train_file", train_file), mapped)
     return "dpo" if rows == "preferences" else "sft"
 
 

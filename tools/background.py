@@ -15,6 +15,7 @@ from mcp.server.mcpserver import Context
 
 from ..core.errors import ConfigError
 from ..core.paths import demo_data, user_path
+from ..data.shards import shards
 from ..templates.catalog import config_file
 
 T = TypeVar("T")
@@ -125,11 +126,12 @@ def _path_name(name: str, where: str) -> str:
     return name
 
 
-def file_identity(path: Path | None) -> tuple[str, int, int] | None:
-    """Changes when the file does: a kept answer must never be of an older file."""
+def file_identity(path: Path | None) -> tuple[tuple[str, int, int], ...] | None:
+    """Changes when the file does, or a file of a folder or pattern: a kept answer must never be of an older one."""
     if path is None:
         return None
-    if not path.exists():
-        return (str(path), 0, 0)
-    status = path.stat()
-    return (str(path), status.st_mtime_ns, status.st_size)
+    found: list[tuple[str, int, int]] = []
+    for file in shards(path):
+        status = file.stat() if file.exists() else None
+        found.append((str(file), status.st_mtime_ns, status.st_size) if status else (str(file), 0, 0))
+    return tuple(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,25 +13,36 @@ from pydantic import BaseModel, Field
 
 from ..core.errors import ConfigError, ModelError
 from ..core.foreign_text import foreign, named, one_line
+from ..data.columns import ColumnMap, Columns
 from .answers import answer, number
 from .background import CALL_AGAIN, WorkProgress, config_path, data_path, file_identity, forget, run_in_background
 from .model_arguments import with_reward_models
 
 if TYPE_CHECKING:
+    from ..data.column_proposal import Proposal
     from ..data.preference_check import PreferenceReport
     from ..data.row_findings import DatasetReport
     from ..models.chat import ChatRenderer
     from ..rewards.probes import RewardReport
 _SHOWN_FINDINGS = 10
-TrainFile = Annotated[str, Field(description=".jsonl, .json, .csv or .parquet file, or demo:NAME")]
+TrainFile = Annotated[
+    str, Field(description="JSONL, JSON, CSV, Parquet, Arrow; a folder or pattern of shards; demo:NAME")
+]
+ColumnsArgument = Annotated[
+    Columns | None, Field(description="Which columns are what, as in a config: {'prompt': 'question', ...}")
+]
 
 
 class DatasetAnswer(BaseModel):
-    """``done`` false: the file is large and still being read; the same call goes on waiting."""
+    """``done`` false: the file is large and still being read; the same call goes on waiting.
+
+    ``columns``: proposed where the file has other columns than ours; ``report`` is then null.
+    """
 
     done: bool
     rows_read: int
     report: dict[str, Any] | None
+    columns: dict[str, Any] | None = None
     next: str
 
 
@@ -44,13 +56,14 @@ async def check_dataset(
     reward_config: Annotated[
         str | None, Field(description="An RL config: dry-runs its reward on train_file, sampling base_model if given")
     ] = None,
+    columns: ColumnsArgument = None,
 ) -> Annotated[CallToolResult, DatasetAnswer]:
     """Check a training file (supervised rows or preference pairs), or a reward, before paying for a run.
 
     Finds bad rows by line, counts tokens and truncation, duplicates, overlap with the validation file and damaged
     text, and shows one example with its loss mask. Pairs: contradictions, a bias for length. Reward: distribution,
-    constant groups, failures, and whether cheats score. Use it first on any new file; it says nothing about models or
-    ranks. Next: validate_capacity.
+    constant groups, failures, and whether cheats score. Unknown columns: proposes `columns`. Use it first on any new
+    file; it says nothing about models or ranks. Next: validate_capacity.
     """
     train, val = data_path(train_file), data_path(val_file, "val_file") if val_file else None
     if reward_config is not None and val is not None:
@@ -61,36 +74,63 @@ async def check_dataset(
             raise ConfigError("it says how tokens are counted, and base_model is missing", where=name, fix="Give both")
     if reward_config is not None:
         changes = {"train_file": str(train), "base_model": base_model, "renderer": renderer, "max_seq_len": max_seq_len}
-        return await _check_reward(reward_config, changes, ctx)
-    from ..data.preference_check import PreferenceReport, kind_of, preference_report
+        return await _check_reward(reward_config, {**changes, "columns": columns}, ctx)
+    from ..data.column_proposal import Proposal
+    from ..data.preference_check import PreferenceReport
 
-    def work(report: WorkProgress) -> DatasetReport | PreferenceReport:
-        report.message = "the file is being opened"
-        from ..data.check import check_dataset as check
-
-        report.message = f"{train.name}, its first rows"
-        is_preference = kind_of(train) == "preferences"
-        chat, context = _model(base_model, renderer) if base_model else (None, None)
-
-        def progress(rows: int, doing: str = "pairs read") -> None:
-            report.done, report.message = rows, f"{train.name}, {rows:,} {doing}"
-
-        if is_preference:
-            return preference_report(
-                train, val, renderer=chat, max_seq_len=max_seq_len, context=context, progress=progress
-            )
-        return check(train, renderer=chat, max_seq_len=max_seq_len, context=context, val_file=val, progress=progress)
-
-    key = ("check", file_identity(train), file_identity(val), base_model, max_seq_len, renderer)
-    checked, progress = await run_in_background(key, work, ctx)
+    asked = _Asked(train, val, base_model, renderer, max_seq_len, columns)
+    key = ("check", file_identity(train), file_identity(val), base_model, max_seq_len, renderer, repr(columns))
+    checked, progress = await run_in_background(key, asked.answer, ctx)
     if checked is None:
         waiting = DatasetAnswer(done=False, rows_read=int(progress.done), report=None, next=CALL_AGAIN)
         return answer(waiting, f"Still reading: {progress.message}. {CALL_AGAIN}")
+    if isinstance(checked, Proposal):
+        return _proposal_answer(checked, train_file)
     if isinstance(checked, PreferenceReport):
-        return _preferences_answer(checked)
-    following = _after_check(checked, base_model)
+        return _preferences_answer(checked, columns)
+    following = _after_check(checked, base_model, columns)
     content = DatasetAnswer(done=True, rows_read=checked.rows, report=checked.model_dump(mode="json"), next=following)
     return answer(content, _dataset_text(checked, following, has_model=base_model is not None))
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a file is to be checked for."""
+
+    train: Path
+    val: Path | None
+    base_model: str | None
+    renderer: str | None
+    max_seq_len: int | None
+    columns: ColumnMap | None
+
+    def answer(self, report: WorkProgress) -> DatasetReport | PreferenceReport | Proposal:
+        """Read the file: what was found in it, or the columns that it probably means."""
+        report.message = "the file is being opened"
+        from ..data.check import check_dataset as check
+        from ..data.column_proposal import unknown_shape
+        from ..data.preference_check import kind_of, preference_report
+
+        report.message = f"{self.train.name}, its first rows"
+        if (unknown := unknown_shape(self.train, self.columns, "preferences", "supervised")) is not None:
+            if unknown[0] is None:
+                raise unknown[1]
+            return unknown[0]
+        is_preference = kind_of(self.train, self.columns) == "preferences"
+        chat, context = _model(self.base_model, self.renderer) if self.base_model else (None, None)
+
+        def progress(rows: int, doing: str = "pairs read") -> None:
+            report.done, report.message = rows, f"{self.train.name}, {rows:,} {doing}"
+
+        return (preference_report if is_preference else check)(
+            self.train,
+            val_file=self.val,
+            renderer=chat,
+            max_seq_len=self.max_seq_len,
+            context=context,
+            columns=self.columns,
+            progress=progress,
+        )
 
 
 def _model(base_model: str, renderer: str | None) -> tuple[ChatRenderer, int | None]:
@@ -108,7 +148,7 @@ def _model(base_model: str, renderer: str | None) -> tuple[ChatRenderer, int | N
     return chat, None if context is None else int(context)
 
 
-async def _check_reward(reward_config: str, given: Mapping[str, str | int | None], ctx: Context) -> CallToolResult:
+async def _check_reward(reward_config: str, given: Mapping[str, Any], ctx: Context) -> CallToolResult:
     from ..training.rl.config import load_rl_settings
 
     changes = {key: value for key, value in given.items() if value is not None}
@@ -145,8 +185,21 @@ def _reward_text(report: RewardReport, following: str) -> str:
     return "\n".join([*lines, f"Next: {following}"])
 
 
-def _preferences_answer(report: PreferenceReport) -> CallToolResult:
-    following = f"start_dpo(overrides={{'train_file': '{report.file}', ...}}, validate_only=True)"
+def _proposal_answer(proposal: Proposal, train_file: str) -> CallToolResult:
+    following = "if this is what they are, check_dataset again with these columns, which go into the config too"
+    lines = [
+        f"{named(Path(train_file).name)}: its columns are not ours. Nothing was checked; this may be what they are "
+        f"({'preference pairs' if proposal.use == 'preferences' else 'supervised rows'}):",
+        foreign(proposal.block, 2000),
+        f"Line {proposal.line} under it:\n{proposal.shown_row()}",
+        f"Next: {following}",
+    ]
+    content = DatasetAnswer(done=True, rows_read=0, report=None, columns=dict(proposal.columns), next=following)
+    return answer(content, "\n".join(lines))
+
+
+def _preferences_answer(report: PreferenceReport, columns: ColumnMap | None) -> CallToolResult:
+    following = f"start_dpo(overrides={{'train_file': '{report.file}'{_with(columns)}, ...}}, validate_only=True)"
     following = following if report.ok else "fix the rows named above and check again"
     verdict = "usable" if report.ok else "NOT usable as it is"
     lines = [f"{named(Path(report.file).name)}: {verdict}. {report.usable_rows:,} of {report.rows:,} pairs."]
@@ -155,11 +208,16 @@ def _preferences_answer(report: PreferenceReport) -> CallToolResult:
     return answer(content, "\n".join([*lines, f"Next: {following}"]))
 
 
-def _after_check(report: DatasetReport, base_model: str | None) -> str:
+def _with(columns: ColumnMap | None) -> str:
+    return f", 'columns': {dict(columns)}" if columns else ""
+
+
+def _after_check(report: DatasetReport, base_model: str | None, columns: ColumnMap | None) -> str:
     if not report.ok:
         return "fix the rows named above and check again"
     model = f"'{base_model}'" if base_model else "..."
-    return f"validate_capacity(base_model={model}, train_file='{report.file}')"
+    mapped = f", columns={dict(columns)}" if columns else ""
+    return f"validate_capacity(base_model={model}, train_file='{report.file}'{mapped})"
 
 
 def _dataset_text(report: DatasetReport, following: str, *, has_model: bool) -> str:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 
 from ..core.errors import ConfigError
 from ..core.names import COMPONENTS, BackendName, Component
+from ..data.columns import ColumnMap, Columns
 from .answers import answer, number
 from .background import CALL_AGAIN, WorkProgress, data_path, file_identity, run_in_background
 
@@ -54,6 +55,7 @@ async def validate_capacity(
     max_seq_len: Annotated[int | None, Field(gt=0)] = None,
     backend: Annotated[BackendName, Field(description="Decides accepted ranks and expert adapters")] = "embedded",
     measure: Annotated[bool, Field(description="Measure the base model's loss on 64 rows (needs the backend)")] = False,
+    columns: Annotated[Columns | None, Field(description="Which columns of train_file are what")] = None,
 ) -> Annotated[CallToolResult, CapacityAnswer]:
     """Say whether a LoRA adapter of this rank has room for a data set, and which rank suffices.
 
@@ -75,13 +77,14 @@ async def validate_capacity(
         max_seq_len=max_seq_len,
         backend=backend,
         measured_rows=_MEASURED_ROWS if measure else 0,
+        columns=columns,
     )
 
     def work(report: WorkProgress) -> tuple[CapacityReport, int, int | None]:
         report.message = "counting tokens"
         return question.answer()
 
-    key = ("capacity", question, file_identity(question.train_file))
+    key = ("capacity", repr(question), file_identity(question.train_file))
     answered, progress = await run_in_background(key, work, ctx)
     if answered is None:
         return answer(CapacityAnswer(done=False, next=CALL_AGAIN), f"Still {progress.message}. {CALL_AGAIN}")
@@ -144,6 +147,7 @@ class CapacityQuestion:
         max_seq_len: Tokens at which rows are cut.
         backend: Decides accepted ranks and how experts are adapted; the measurement runs there.
         measured_rows: Rows to measure the base model's NLL on; 0 takes the stated rule instead.
+        columns: Which columns of the data are what.
     """
 
     base_model: str
@@ -155,6 +159,7 @@ class CapacityQuestion:
     max_seq_len: int | None
     backend: BackendName
     measured_rows: int
+    columns: ColumnMap | None = None
 
     def answer(self) -> tuple[CapacityReport, int, int | None]:
         """Count tokens, measure the base model's loss if asked to, and report.
@@ -166,6 +171,7 @@ class CapacityQuestion:
             ResearcherError: Of the kind that fits: bad data, an unknown model, a refused rank, a backend that is not
                 there.
         """
+        from ..data.column_proposal import require_known_shape
         from ..data.supervised import count_tokens
         from ..models.capacity import DataSize, capacity_report
         from ..models.configs import load_model_config
@@ -178,7 +184,8 @@ class CapacityQuestion:
             data = DataSize(loss_tokens=loss_tokens, epochs=self.epochs)
         else:
             renderer = load_renderer(self.base_model)
-            counts = count_tokens(self.train_file, renderer, max_seq_len=self.max_seq_len)
+            require_known_shape(self.train_file, self.columns, "supervised")
+            counts = count_tokens(self.train_file, renderer, max_seq_len=self.max_seq_len, columns=self.columns)
             loss_tokens, all_tokens = counts.loss_tokens, counts.tokens
             nll = self._measured_nll(renderer, self.train_file) if self.measured_rows else None
             data = DataSize(loss_tokens=loss_tokens, rows=counts.rows, epochs=self.epochs, nll_nats=nll)
@@ -195,6 +202,6 @@ class CapacityQuestion:
         from ..models.chat import Rendered
         from ..models.model_ref import resolve_model
 
-        usable = (r for _, r in rendered_rows(path, renderer) if isinstance(r, Rendered))
+        usable = (r for _, r in rendered_rows(path, renderer, columns=self.columns) if isinstance(r, Rendered))
         rows = list(islice(usable, self.measured_rows))
         return measure_nll(connect(self.backend), renderer, resolve_model(self.base_model).wire_name, rows).mean

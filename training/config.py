@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ..core.names import COMPONENTS, BackendName, Component
+from ..data.columns import Columns, Source
 
 RETIRED_KEYS: Mapping[str, str] = {
     "checkpoint_dir": "Remove it: checkpoints live on the backend; output_dir chooses where the run folder goes",
@@ -31,14 +32,31 @@ PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeReal = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+def no_choice_of_turns(columns: dict[str, Source] | None) -> dict[str, Source] | None:
+    """The same columns, for a method that does not train chosen turns or weighted rows.
+
+    Raises:
+        ValueError: If they choose or weigh.
+    """
+    for target in ("train_on", "messages[*].train", "row_weight"):
+        if target in (columns or {}):
+            raise ValueError(f"{target} is for SFT: nothing else trains chosen turns or weighs rows")
+    return columns
+
+
 class TrainingConfig(BaseModel):
     """Settings of one training job. Null means derived; ``config.yaml`` of the run shows the value and its rule."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     base_model: str = Field(min_length=1, description="'demo', a model folder, or an id such as Qwen/Qwen3-8B")
-    train_file: str = Field(min_length=1, description="Training rows: .jsonl .json .csv .parquet, or demo:NAME")
+    train_file: str = Field(
+        min_length=1, description="Training rows: a file, folder or pattern of shards, or demo:NAME"
+    )
     val_file: str | None = Field(None, description="Held-out rows for validation and the best checkpoint")
+    columns: Columns | None = Field(
+        None, description="Which columns are what: {prompt: question, completion: answer}; null: the usual names"
+    )
     load_checkpoint: str | None = Field(
         None, description="Start from a job (its id) or a tinker:// state path; weights only"
     )

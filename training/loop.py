@@ -303,6 +303,7 @@ def load_batches(
             max_seq_len=config.max_seq_len,
             seed=config.seed,
             skip_bad_rows=config.skip_bad_rows,
+            columns=config.columns,
         )
 
     return rows(config.train_file), rows(config.val_file) if config.val_file else None

@@ -14,6 +14,7 @@ from ..core.foreign_text import foreign
 from ..core.paths import user_path
 from ..core.settings import Origin, Settings
 from ..data.preferences import PreferenceCounts
+from ..data.shards import shards
 from ..data.supervised import TokenCounts
 from ..doctrine.rules import integer
 from ..models.capacity import CapacityReport, DataSize, capacity_report
@@ -260,6 +261,8 @@ def shared_warnings(config: OfflineConfig, counts: Counts, total_steps: int, *, 
     least = integer("sft.steps.min")
     if total_steps < least:
         warnings.append(f"only {total_steps} steps: below {least} a run is hard to judge (sft.steps.min)")
+    if config.val_file is not None and set(shards(Path(config.train_file))) & set(shards(Path(config.val_file))):
+        warnings.append("val_file is a part of train_file: its loss says nothing of rows that were not trained")
     if config.val_file is None:
         warnings.append(f"no val_file: {unseen} cannot be seen and no best checkpoint is kept")
     return warnings

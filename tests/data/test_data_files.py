@@ -21,11 +21,16 @@ def write(folder: Path, kind: str, rows: list[dict[str, Any]]) -> Path:
         import pandas
 
         frame = pandas.DataFrame(rows)
-        frame.to_csv(path, index=False) if kind == ".csv" else frame.to_parquet(path)
+        writers = {
+            ".csv": lambda: frame.to_csv(path, index=False),
+            ".tsv": lambda: frame.to_csv(path, sep="\t", index=False),
+        }
+        writers |= {".parquet": lambda: frame.to_parquet(path), ".feather": lambda: frame.to_feather(path)}
+        writers[kind]()
     return path
 
 
-@pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv", ".parquet"])
+@pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv", ".tsv", ".parquet", ".feather"])
 def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
     assert [row.value for row in read_rows(write(tmp_path, kind, ROWS))] == ROWS
 
@@ -78,7 +83,10 @@ def test_bytes_that_are_not_utf8_are_named_by_line(tmp_path: Path) -> None:
         ("train.jsonl", b'\xef\xbb\xbf[{"a": 1}, {"a": 2}]', "the file is one JSON array"),
         ("train.jsonl", b'{\n "a": 1\n}\n{\n "a": 2\n}\n', "a JSON object is spread over several lines"),
         ("train.jsonl", '{"a": 1}\n'.encode("utf-16"), "the file is UTF-16"),
-        ("train.jsonl", b"\x1f\x8b\x08\x00rest", "compressed or Parquet"),
+        ("train.jsonl", b"\x1f\x8b\x08\x00rest", "the compressed file is cut or damaged"),
+        ("train.jsonl", b"PK\x03\x04rest", "the file is an archive"),
+        ("train.jsonl", b"PAR1rest", "the file is Parquet or Arrow"),
+        ("train.arrow", b"ARROW1\0\0rest", "not a readable Arrow file, or one that was cut"),
         ("train.json", b"[" * 100_000, "nested too deeply"),
     ],
 )
@@ -150,7 +158,7 @@ def test_a_csv_record_with_too_few_fields_is_named(tmp_path: Path) -> None:
 def test_missing_files_and_folders_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         list(read_rows(tmp_path / "nowhere.jsonl"))
-    with pytest.raises(DataError, match="this is a folder"):
+    with pytest.raises(DataError, match="there are no data files in this folder"):
         list(read_rows(tmp_path))
 
 

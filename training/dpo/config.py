@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ...core.settings import Settings, load_settings
 from ..config import DEFAULT_RULES as SHARED_RULES
-from ..config import RETIRED_KEYS, OfflineConfig, PositiveReal
+from ..config import RETIRED_KEYS, OfflineConfig, PositiveReal, no_choice_of_turns
 
 DpoLoss = Literal["dpo", "ipo", "dpo_norm"]
 PreferenceLoss = Literal[DpoLoss, "reward_model"]
@@ -47,6 +47,8 @@ class DpoConfig(OfflineConfig):
     ref_model: str | None = Field(
         None, description="Null: the weights the run starts from; 'base'; or a tinker:// sampler path"
     )
+
+    _columns = field_validator("columns")(no_choice_of_turns)
 
     @model_validator(mode="after")
     def _losses_agree(self) -> DpoConfig:

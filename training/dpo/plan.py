@@ -7,9 +7,11 @@ from pathlib import Path
 from ...backends.estimate import CostEstimate
 from ...backends.meter import Usage
 from ...core.settings import Origin, Settings
+from ...data.column_proposal import require_known_shape
 from ...data.preference_check import check_preferences
 from ...data.preferences import PreferenceCounts, count_pairs
 from ...doctrine.rules import integer, number
+from ...models.chat import ChatRenderer
 from ...models.configs import ModelConfig
 from ...models.hyperparameters import Derived, derive_batch_size, derive_learning_rate
 from ...models.renderers import load_renderer
@@ -34,10 +36,8 @@ def plan_dpo(settings: Settings[DpoConfig]) -> Plan[DpoConfig]:
     settings, model = shared.with_model(_with_beta(settings))
     config = settings.config
     renderer = load_renderer(config.base_model, config.renderer)
-    counts = count_pairs(Path(config.train_file), renderer, max_seq_len=config.max_seq_len)
-    held_out = None
-    if config.val_file is not None:
-        held_out = count_pairs(Path(config.val_file), renderer, max_seq_len=config.max_seq_len)
+    counts = _count(config.train_file, config, renderer)
+    held_out = _count(config.val_file, config, renderer) if config.val_file is not None else None
     shared.require_usable_rows(config, counts, held_out)
     epochs = Derived(integer("dpo.epochs"), "dpo.epochs", "quality can fall before the first pass ends")
     defaults = shared.Defaults(
@@ -65,6 +65,11 @@ def plan_dpo(settings: Settings[DpoConfig]) -> Plan[DpoConfig]:
     )
 
 
+def _count(file: str, config: DpoConfig, renderer: ChatRenderer) -> PreferenceCounts:
+    require_known_shape(Path(file), config.columns, "preferences")
+    return count_pairs(Path(file), renderer, max_seq_len=config.max_seq_len, columns=config.columns)
+
+
 def _with_beta(settings: Settings[DpoConfig]) -> Settings[DpoConfig]:
     loss, beta = settings.config.loss, settings.config.beta
     if beta is not None or loss not in BETA_RULES:
@@ -83,7 +88,7 @@ def _learning_rate(config: DpoConfig, model: ModelConfig, steps: int) -> Derived
 
 def _warnings(config: DpoConfig, counts: PreferenceCounts, total_steps: int) -> list[str]:
     val_file = Path(config.val_file) if config.val_file else None
-    warnings = check_preferences(Path(config.train_file), val_file).warnings()
+    warnings = check_preferences(Path(config.train_file), val_file, columns=config.columns).warnings()
     warnings += shared.shared_warnings(config, counts, total_steps, unit="pairs", unseen="held-out accuracy")
     if config.load_checkpoint is None and config.base_model != "demo" and config.loss != "reward_model":
         warnings.append(

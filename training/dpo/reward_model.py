@@ -27,7 +27,8 @@ from ..sft.method import run_sft
 from .config import DpoConfig, load_dpo_settings
 from .plan import MEASURED_PAIRS
 
-_OWN = {"beta", "loss", "label_smoothing", "ref_model"}
+# The comparisons are written in our own columns.
+_OWN = {"columns", "beta", "loss", "label_smoothing", "ref_model"}
 # A pair is two rows: one in each order.
 ROWS_PER_PAIR = 2
 PAIR_ACCURACY = "test/pair_accuracy"
@@ -94,5 +95,5 @@ def write_comparisons(folder: Path, name: str, file: str, config: DpoConfig) -> 
 
 def _pairs(file: str, config: DpoConfig) -> Iterator[PreferencePair]:
     path = Path(file)
-    outcomes = ((row.number, row.parsed(to_pair)) for row in read_rows(path))
+    outcomes = ((row.number, row.parsed(to_pair)) for row in read_rows(path, config.columns))
     return usable_rows(path, outcomes, skip_bad_rows=config.skip_bad_rows)

@@ -67,7 +67,11 @@ def run_grpo_job(context: RunContext, config_file: Path) -> Outcome:
 
 def _problems(config: RlConfig, file: str) -> list[Problem]:
     return load_problems(
-        Path(file), config.parts(), system_prompt=config.system_prompt, skip_bad_rows=config.skip_bad_rows
+        Path(file),
+        config.parts(),
+        system_prompt=config.system_prompt,
+        skip_bad_rows=config.skip_bad_rows,
+        columns=config.columns,
     )
 
 

@@ -10,6 +10,7 @@ from typing import cast
 
 from ...core.errors import ConfigError, DataError
 from ...core.settings import Origin, Settings
+from ...data.column_proposal import require_known_shape
 from ...data.row_files import read_rows
 from ...doctrine.rules import integer, number, rule
 from ...models.configs import load_model_config
@@ -20,7 +21,7 @@ from ...rewards.environments import make_environment, opened, prober
 from ...rewards.judge_scorer import check_service_judges
 from ...rewards.probes import RewardReport, check_reward
 from ...rewards.problems import Problem, load_problems
-from ...rewards.reward_config import RewardPart
+from ...rewards.reward_config import NEEDS_KEY, RewardPart
 from ...rewards.sandbox.modes import require_isolation, unsandboxed_warnings
 from ...rewards.scorers import Scorers
 from ..plan import Changes, Defaults, Plan, derive_schedule, precision_warnings
@@ -121,7 +122,15 @@ def reward_report(config: RlConfig, *, sample: bool) -> RewardReport:
 
 def _problems(config: RlConfig, file: str) -> list[Problem]:
     parts = config.parts()
-    return load_problems(Path(file), parts, system_prompt=config.system_prompt, skip_bad_rows=config.skip_bad_rows)
+    needed = list(dict.fromkeys(NEEDS_KEY[part.type] for part in parts if part.type in NEEDS_KEY))
+    require_known_shape(Path(file), config.columns, "rl", needed)
+    return load_problems(
+        Path(file),
+        parts,
+        system_prompt=config.system_prompt,
+        skip_bad_rows=config.skip_bad_rows,
+        columns=config.columns,
+    )
 
 
 def _rewarded_by(config: RlConfig) -> str:

@@ -99,9 +99,9 @@ class Supervised:
 
 
 def row_datum(example: Example) -> tinker.Datum:
-    """A row as a datum whose weights sum to one, so that each row counts alike, however long."""
+    """A row as a datum whose weights sum to the row's own, 1 unless it says otherwise, however long it is."""
     weights: NDArray[np.float32] = example.weights.astype(np.float32)
-    return shifted_datum(example.tokens, weights / weights[1:].sum())
+    return shifted_datum(example.tokens, weights * np.float32(example.row_weight) / weights[1:].sum())
 
 
 def weights_of(datum: tinker.Datum) -> NDArray[np.float32]:

@@ -9,8 +9,11 @@ from ...backends.estimate import CostEstimate
 from ...backends.meter import Usage
 from ...core.errors import DataError
 from ...core.settings import Settings
+from ...data.column_proposal import require_known_shape
+from ...data.columns import ColumnMap
 from ...data.formats import to_messages
 from ...data.row_files import at_line, read_rows
+from ...data.shards import bytes_of
 from ...data.supervised import TokenCounts, count_tokens
 from ...models.capacity import CapacityReport
 from ...models.chat import ChatRenderer
@@ -84,20 +87,21 @@ def _cost(
 
 
 def _count(file: str, config: SftConfig, renderer: ChatRenderer) -> TokenCounts:
-    path = Path(file)
-    if path.stat().st_size <= _EXACT_BYTES:
-        return count_tokens(path, renderer, max_seq_len=config.max_seq_len)
-    counts = count_tokens(path, renderer, max_seq_len=config.max_seq_len, sample_rows=_SAMPLE_ROWS)
-    unusable, first = _misshapen(path)  # tokenizing every row takes too long here, reading it does not
+    path, columns = Path(file), config.columns
+    require_known_shape(path, columns, "supervised")
+    if bytes_of(path) <= _EXACT_BYTES:
+        return count_tokens(path, renderer, max_seq_len=config.max_seq_len, columns=columns)
+    counts = count_tokens(path, renderer, max_seq_len=config.max_seq_len, sample_rows=_SAMPLE_ROWS, columns=columns)
+    unusable, first = _misshapen(path, columns)  # tokenizing every row takes too long here, reading it does not
     if first is None or counts.unusable > unusable:
         return counts
     return replace(counts, unusable=unusable, problems=counts.problems or (first,))
 
 
-def _misshapen(path: Path) -> tuple[int, DataError | None]:
+def _misshapen(path: Path, columns: ColumnMap | None) -> tuple[int, DataError | None]:
     """How many rows of a file hold no conversation, and what is wrong with the first of them."""
     count, first = 0, None
-    for row in read_rows(path):
+    for row in read_rows(path, columns):
         outcome = row.parsed(to_messages)
         if isinstance(outcome, DataError):
             count, first = count + 1, first or at_line(path, row.number, outcome)
