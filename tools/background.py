@@ -8,13 +8,15 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import anyio
 from mcp.server.mcpserver import Context
+from pydantic import Field, WithJsonSchema
 
 from ..core.errors import ConfigError
 from ..core.paths import demo_data, user_path
+from ..data.columns import Columns
 from ..data.shards import shards
 from ..templates.catalog import config_file
 
@@ -106,6 +108,14 @@ def _run(current: Work[T], work: Callable[[WorkProgress], T]) -> None:
         current.future.set_result(work(current.report))
     except BaseException as error:  # it belongs to the call that waits, which raises it
         current.future.set_exception(error)
+
+
+# The schema of what a column may be is long, and what is wrong with one is said by the check of it.
+ColumnsArgument = Annotated[
+    Columns | None,
+    WithJsonSchema({"type": ["object", "null"]}),
+    Field(description="Which columns are what, as in a config: {'prompt': 'question', ...}"),
+]
 
 
 def config_path(name: str | None) -> Path | None:

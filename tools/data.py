@@ -13,9 +13,18 @@ from pydantic import BaseModel, Field
 
 from ..core.errors import ConfigError, ModelError
 from ..core.foreign_text import foreign, named, one_line
-from ..data.columns import ColumnMap, Columns
+from ..data.columns import ColumnMap
 from .answers import answer, number
-from .background import CALL_AGAIN, WorkProgress, config_path, data_path, file_identity, forget, run_in_background
+from .background import (
+    CALL_AGAIN,
+    ColumnsArgument,
+    WorkProgress,
+    config_path,
+    data_path,
+    file_identity,
+    forget,
+    run_in_background,
+)
 from .model_arguments import with_reward_models
 
 if TYPE_CHECKING:
@@ -27,9 +36,6 @@ if TYPE_CHECKING:
 _SHOWN_FINDINGS = 10
 TrainFile = Annotated[
     str, Field(description="JSONL, JSON, CSV, Parquet, Arrow; a folder or pattern of shards; demo:NAME")
-]
-ColumnsArgument = Annotated[
-    Columns | None, Field(description="Which columns are what, as in a config: {'prompt': 'question', ...}")
 ]
 
 

@@ -13,9 +13,9 @@ from pydantic import BaseModel, Field
 
 from ..core.errors import ConfigError
 from ..core.names import COMPONENTS, BackendName, Component
-from ..data.columns import ColumnMap, Columns
+from ..data.columns import ColumnMap
 from .answers import answer, number
-from .background import CALL_AGAIN, WorkProgress, data_path, file_identity, run_in_background
+from .background import CALL_AGAIN, ColumnsArgument, WorkProgress, data_path, file_identity, run_in_background
 
 if TYPE_CHECKING:
     from ..models.capacity import CapacityReport
@@ -55,7 +55,7 @@ async def validate_capacity(
     max_seq_len: Annotated[int | None, Field(gt=0)] = None,
     backend: Annotated[BackendName, Field(description="Decides accepted ranks and expert adapters")] = "embedded",
     measure: Annotated[bool, Field(description="Measure the base model's loss on 64 rows (needs the backend)")] = False,
-    columns: Annotated[Columns | None, Field(description="Which columns of train_file are what")] = None,
+    columns: ColumnsArgument = None,
 ) -> Annotated[CallToolResult, CapacityAnswer]:
     """Say whether a LoRA adapter of this rank has room for a data set, and which rank suffices.
 

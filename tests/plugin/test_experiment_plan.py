@@ -36,7 +36,7 @@ def test_the_evaluation_plan_says_whether_it_sees_the_difference(tmp_path: Path)
     answer, _ = planned("run_judge_eval", EVALUATION, tmp_path)
     assert answer.startswith("Plan only, nothing was started.")
     wanted = yaml.safe_load(EVALUATION)["wanted_effect"]
-    (shown,) = re.findall(r"it shows an effect of (\d\.\d+)", answer)
+    (shown,) = re.findall(r"it shows a difference of (\d\.\d+)", answer)
     assert float(shown) <= wanted
 
 
