@@ -1,5 +1,5 @@
 # The two commands a newcomer needs: `make demo` and `make test`.
-# `make install TORCH=cpu` takes a torch without CUDA: 1.6 GB in all instead of 6.
+# `make install TORCH=cpu` takes a torch without CUDA: 2.1 GB in all instead of 6.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

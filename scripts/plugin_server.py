@@ -3,7 +3,7 @@
 
     python3 scripts/plugin_server.py            run the server on stdin and stdout (what MCP clients call)
     python3 scripts/plugin_server.py --setup    make an environment for it, with all optional packages
-    python3 scripts/plugin_server.py --setup --cpu      the same with a torch without CUDA: 1.6 GB instead of 6
+    python3 scripts/plugin_server.py --setup --cpu      the same with a torch without CUDA: 2.1 GB instead of 6
     python3 scripts/plugin_server.py --setup --light    only the server: no training, evaluation or analysis here
 
 It looks for a Python with `sota_ml_researcher` installed and becomes that. If there is none, it answers the client
@@ -195,7 +195,7 @@ def answer_without_server(environment: "Mapping[str, str]") -> int:
     chosen = environment.get(PYTHON_VARIABLE)
     remark = f" {PYTHON_VARIABLE} is {chosen}, which has no server either." if chosen else ""
     text = (
-        f"The ML researcher is not installed yet.{remark} Run this once in a terminal (6 GB with CUDA, 1.6 GB with "
+        f"The ML researcher is not installed yet.{remark} Run this once in a terminal (6 GB with CUDA, 2.1 GB with "
         f"--cpu, 0.3 GB with --light, which only checks data and plans): {setup_command()} - "
         "then reconnect this server."
     )

@@ -454,7 +454,7 @@ def _end(number: int, frame: object) -> NoReturn:
 
 
 @cli.command()
-@click.option("--cpu", is_flag=True, help="Take a torch without CUDA: 1.6 GB in all instead of 6.")
+@click.option("--cpu", is_flag=True, help="Take a torch without CUDA: 2.1 GB in all instead of 6.")
 @click.option("--dry-run", is_flag=True, help="Only print the commands.")
 def setup(cpu: bool, dry_run: bool) -> int:
     """Install what training, evaluation and analysis need.

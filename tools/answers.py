@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, cast
 
 from mcp_types import CallToolResult, ContentBlock, TextContent
 from pydantic import BaseModel
 
 from ..core.foreign_text import fitted, new_tag, one_line, visible
-from ..core.redaction import redacted
+from ..core.redaction import known_secrets, redacted
 
 # Enough for the state, the numbers that matter and the next step; the rest is in the structured content.
 MAX_TEXT = 1500
@@ -30,11 +31,14 @@ def answer(content: BaseModel, text: str, *extra: ContentBlock) -> CallToolResul
 
 def published(result: CallToolResult) -> CallToolResult:
     """A result as it may leave the process: without keys, and without characters that hide or reorder text."""
+    secrets = known_secrets()
     content = [
-        block.model_copy(update={"text": _publishable(block.text)}) if isinstance(block, TextContent) else block
+        block.model_copy(update={"text": _publishable(block.text, secrets)})
+        if isinstance(block, TextContent)
+        else block
         for block in result.content
     ]
-    structured = _publishable(result.structured_content)
+    structured = _publishable(result.structured_content, secrets)
     return result.model_copy(update={"content": content, "structured_content": structured})
 
 
@@ -48,13 +52,14 @@ def published_text(text: str) -> str:
     return redacted(visible(text))
 
 
-def _publishable(value: Any) -> Any:
+def _publishable(value: Any, secrets: Sequence[str]) -> Any:
     if isinstance(value, str):
-        return published_text(value)
+        return redacted(visible(value), secrets)
     if isinstance(value, list):
-        return [_publishable(item) for item in cast("list[Any]", value)]
+        return [_publishable(item, secrets) for item in cast("list[Any]", value)]
     if isinstance(value, dict):
-        return {published_text(key): _publishable(item) for key, item in cast("dict[str, Any]", value).items()}
+        fields = cast("dict[str, Any]", value)
+        return {redacted(visible(key), secrets): _publishable(item, secrets) for key, item in fields.items()}
     return value
 
 
