@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.files import write_atomically
-from ..core.paths import home, writable_folder
+from ..core.paths import state_folder, writable_folder
 from ..doctrine.rules import integer
 from .comparison import Comparison
 from .plots import comparison_picture
@@ -57,7 +57,7 @@ def write_comparison(comparison: Comparison) -> WrittenComparison:
         StorageError: If they cannot be written.
     """
     mark = hashlib.sha256("\n".join(str(run.file.resolve()) for run in comparison.runs).encode()).hexdigest()[:8]
-    folder = writable_folder(home() / "comparisons" / mark)
+    folder = writable_folder(state_folder("comparisons") / mark)
     title = " and ".join(run.name for run in comparison.runs[:3]) + (" …" if len(comparison.runs) > 3 else "")
     png = comparison_picture(title, comparison.panels)
     write_atomically(folder / "comparison.png", png)

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from ..core.errors import ResearcherError
 from ..core.files import read_json_lines, write_atomically
-from ..core.paths import home, writable_folder
+from ..core.paths import state_folder, writable_folder
 from ..core.yaml_loading import load_yaml
 from ..doctrine.rules import Rule, rule
 from ..evals.evidence import ITEMS, RESPONSES
@@ -298,4 +298,4 @@ def report_folder(diagnosis: Diagnosis) -> Path:
         return writable_folder(run.file.parent)
     mark = hashlib.sha256(str(run.file.resolve()).encode()).hexdigest()[:8]
     plain = "".join(c if c.isalnum() or c in "-_." else "_" for c in run.name)[:60].lstrip(".") or "run"
-    return writable_folder(home() / "analyses" / f"{plain}-{mark}")
+    return writable_folder(state_folder("analyses") / f"{plain}-{mark}")

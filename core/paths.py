@@ -20,8 +20,10 @@ def home() -> Path:
         StorageError: If the folder cannot be created or written to.
     """
     chosen = os.environ.get(HOME_VARIABLE)
-    root = Path(chosen).expanduser() if chosen else _data_folder()
-    return writable_folder(root.absolute(), hint=f"Set {HOME_VARIABLE} to a folder you can write to")
+    root = (Path(chosen).expanduser() if chosen else _data_folder()).absolute()
+    # A folder that the user chose and that holds other things too keeps its mode; what we make in it is private.
+    is_ours = not chosen or not root.exists()
+    return writable_folder(root, hint=f"Set {HOME_VARIABLE} to a folder you can write to", private=is_ours)
 
 
 def _data_folder() -> Path:
@@ -45,17 +47,24 @@ def jobs_database() -> Path:
 
 def engine_folder() -> Path:
     """The embedded engine's checkpoints, key, lock and discovery file."""
-    return writable_folder(home() / "engine")
+    return state_folder("engine")
 
 
-def writable_folder(folder: Path, *, hint: str = "Choose a folder you can write to") -> Path:
-    """Create ``folder`` if needed and prove that it takes files.
+def state_folder(name: str) -> Path:
+    """A folder of our state, for its owner alone: it holds data, answers and checkpoints."""
+    return writable_folder(home() / name, private=True)
+
+
+def writable_folder(folder: Path, *, hint: str = "Choose a folder you can write to", private: bool = False) -> Path:
+    """Create ``folder`` if needed and prove that it takes files. ``private``: no other user may enter it.
 
     Raises:
         StorageError: If it is a file, cannot be created, or is read-only.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o777)
+        if private and os.name == "posix" and folder.stat().st_uid == os.geteuid() and folder.stat().st_mode & 0o077:
+            folder.chmod(0o700)
     except FileExistsError as error:
         raise StorageError("this is a file, and a folder is needed", where=str(folder), fix=hint) from error
     except OSError as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import DataError
 from ..core.files import write_atomically
 from ..core.foreign_text import foreign
-from ..core.paths import home, writable_folder
+from ..core.paths import state_folder, writable_folder
 from ..judges.prompt import EvalItem, prompt_key
 from ..models.chat import Message
 from ..models.model_ref import resolve_model
@@ -197,7 +197,7 @@ class ResponseCache:
     """Sampled answers below the state folder, one small file each, named by the hash of what they depend on."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._folder = writable_folder(folder or home() / "cache" / "responses")
+        self._folder = writable_folder(folder or state_folder("cache") / "responses")
 
     def get(self, key: str) -> Response | None:
         """The answer kept under ``key``, or None."""

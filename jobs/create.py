@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from pydantic import BaseModel
 
 from ..core.files import write_atomically
-from ..core.paths import home, writable_folder
+from ..core.paths import state_folder, writable_folder
 from ..data.shards import facts_of
 from . import run_files
 from .processes import spawn_worker
@@ -66,7 +66,7 @@ def start_job(
     """
     from ..core.settings import render_config
 
-    runs = writable_folder(Path(config.output_dir) if config.output_dir else home() / "runs")
+    runs = writable_folder(Path(config.output_dir)) if config.output_dir else state_folder("runs")
     job = registry.create(
         kind=kind,
         name=config.run_name or (files[0].stem if files else kind),

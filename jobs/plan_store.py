@@ -12,7 +12,7 @@ from typing import Any
 
 from ..core.errors import JobError
 from ..core.files import write_atomically
-from ..core.paths import home, writable_folder
+from ..core.paths import state_folder
 from ..data.shards import digest_of
 
 VALID_S = 3600.0
@@ -69,7 +69,7 @@ def redeem(plan_id: str, kind: str, mark: str, *, clock: Callable[[], float] = t
 
 
 def _folder() -> Path:
-    return writable_folder(home() / "plans")
+    return state_folder("plans")
 
 
 def _sweep(now: float) -> None:

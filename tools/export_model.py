@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from ..backends.connection import connect
 from ..core.errors import ConfigError
 from ..core.names import BackendName
-from ..core.paths import home, user_path
+from ..core.paths import state_folder, user_path
 from ..jobs.job_results import checkpoint_of, job_of, require_place_of_job, trained_model
 from ..jobs.registry import Registry
 from ..training.export import ExportFormat, ExportRequest
@@ -101,7 +101,7 @@ def find_source(model: str, backend: BackendName | None, base_url: str | None) -
         ConfigError: If it is neither a job nor a checkpoint, or a job that trained elsewhere.
     """
     if re.fullmatch(r"tinker://[^/]+/[^/]+/.+", model):
-        return ExportSource(model, backend or "embedded", base_url, None, home() / "exports")
+        return ExportSource(model, backend or "embedded", base_url, None, state_folder("exports"))
     named = job_of(model)
     if named is None:
         raise ConfigError(

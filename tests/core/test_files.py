@@ -6,7 +6,7 @@ import pytest
 
 from sota_ml_researcher.core import files
 from sota_ml_researcher.core.errors import StorageError
-from sota_ml_researcher.core.paths import writable_folder
+from sota_ml_researcher.core.paths import HOME_VARIABLE, home, state_folder, writable_folder
 
 
 def test_a_full_disk_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,3 +54,14 @@ def test_a_folder_nobody_may_write_to_is_refused(tmp_path: Path, monkeypatch: py
 def test_a_folder_that_cannot_be_created_is_refused() -> None:
     with pytest.raises(StorageError, match="cannot be created"):
         writable_folder(Path("/proc/nothing/here"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX")
+def test_our_state_is_for_its_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "new"))
+    assert home().stat().st_mode & 0o777 == 0o700
+    (tmp_path / "chosen" / "runs").mkdir(parents=True, mode=0o755)
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "chosen"))
+    mode = home().stat().st_mode
+    assert state_folder("runs").stat().st_mode & 0o777 == 0o700
+    assert home().stat().st_mode == mode  # it may hold other things of the user's
