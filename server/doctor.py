@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..backends.connection import TINKER_KEY, remote, supported_models
 from ..backends.embedded import running_engine
@@ -45,11 +46,16 @@ def run_doctor(*, as_json: bool = False) -> int:
     if as_json:
         show_json([asdict(check) for check in checks])
         return failed
-    table = Table("", "check", "found", "to fix it")
+    table = Table("", "check", "found")
     for check in checks:
         sign = {True: "[green]ok[/]", False: "[red]no[/]", None: "[yellow]--[/]"}[check.ok]
-        table.add_row(sign, check.topic, check.detail, check.fix)
-    Console().print(table)
+        table.add_row(sign, check.topic, Text(check.detail, overflow="fold"))
+    console = Console()
+    console.print(table)
+    for fix in dict.fromkeys(check.fix for check in checks if check.fix):
+        topics = ", ".join(check.topic for check in checks if check.fix == fix)
+        # On a line of its own, as it is: a command in a column would be broken, and its brackets read as markup.
+        console.print(Text(f"{topics}: {fix}"), soft_wrap=True)
     return failed
 
 

@@ -7,6 +7,7 @@ from job_helpers import ended, settings, start, start_dpo, wait_until
 from terminal_calls import json_of, typed
 
 from sota_ml_researcher.jobs import run_files
+from sota_ml_researcher.server import doctor
 
 pytestmark = pytest.mark.usefixtures("shared_engine")
 
@@ -42,3 +43,12 @@ def test_checkpoints_are_listed_and_all_but_the_latest_and_the_best_are_deleted(
         result = typed("checkpoints", "--delete", gone, *words)
         assert result.exit_code == 1 and result.stdout.startswith("0 checkpoints")
         assert result.stderr == f"ml-researcher: embedded stores no checkpoint {gone}\n"
+
+
+def test_doctor_shows_the_whole_command_that_fixes_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = f"uvx --from 'sota-ml-researcher[all] @ file:///{'a' * 120}.whl' ml-researcher serve"
+    monkeypatch.setattr(doctor, "_CHECKS", (lambda: doctor.Check("training", False, "missing: torch", command),))
+    assert doctor.run_doctor() == 1
+    assert f"training: {command}\n" in capsys.readouterr().out
