@@ -162,7 +162,7 @@ def closing_service(service: tinker.ServiceClient) -> Generator[tinker.ServiceCl
     try:
         yield service
         status = "success"
-    except Exception:
+    except Exception:  # all but an interruption, which keeps its status
         status = "errored"
         raise
     finally:

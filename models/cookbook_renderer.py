@@ -196,7 +196,7 @@ class CookbookRenderer(ChatRenderer):
         specs = [{**absent, **tool.get("function", tool)} for tool in tools]
         try:
             prefix = self._renderer.create_conversation_prefix_with_tools(specs, system)
-        except NotImplementedError as error:
+        except NotImplementedError as error:  # how the cookbook says so of a family without tools
             raise ModelError(
                 f"the renderer '{self.name}' has no form for tools", where="renderer", fix="Use another model"
             ) from error

@@ -13,6 +13,7 @@ bounded by its length and calls nothing.
 
 import builtins
 import sys
+from abc import ABC, abstractmethod
 
 # Levels that containers may be nested; bits above which an integer is written in hexadecimal, which has no limit.
 DEEPEST, LONG = 200, 12_000
@@ -367,7 +368,7 @@ READERS = {
 }
 
 
-class Peer:
+class Peer(ABC):
     """One end: the objects it has lent, those it holds, and how a request is answered.
 
     `send`, `receive` and what it does when asked are its own.
@@ -379,29 +380,29 @@ class Peer:
         self.numbers = {}
         self.holds = {}
 
+    @abstractmethod
     def send(self, message):
         """Pass one message on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def receive(self):
         """The next message."""
-        raise NotImplementedError
 
     def handle(self, number, based, value):
         """A new handle of one of the other side's objects."""
         return Handle(self, number, based, value)
 
+    @abstractmethod
     def error(self, table, parts):
         """The error that the other side reports."""
-        raise NotImplementedError
 
+    @abstractmethod
     def do(self, operation, target, args, kwargs):
         """Carry out what the other side asks for."""
-        raise NotImplementedError
 
+    @abstractmethod
     def described(self, error, table):
         """An error as it crosses."""
-        raise NotImplementedError
 
     def lend(self, value, table, depth):
         """A handle as it crosses: of one's own object, or back to its owner."""

@@ -145,7 +145,7 @@ class Tests(exchange.Peer):
         """An error as it crosses: its kind, itself, its arguments and its text."""
         try:
             args = table.pack(error.args)
-        except Exception:
+        except Exception:  # an argument of the program's own class can raise anything while it is looked at
             args = ["t", [str(error)[:300]]]
         return [line_of(self, type(error)), self.number_of(error), args, str(error)[:300]]
 

@@ -302,11 +302,9 @@ NOT_BUILT = {"qwen3_5", "qwen3_5_moe", "ministral", "hunyuan_v1_dense", "nemotro
 def test_every_causal_model_of_transformers_is_counted_right_or_refused(tmp_path: Path) -> None:
     counted: list[str] = []
     for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        try:
-            config = CONFIG_MAPPING[name]()
-        except Exception:  # MusicGen's configs need those of their parts
-            assert name.startswith("musicgen")
+        if name.startswith("musicgen"):  # their configs are made from those of their parts alone
             continue
+        config = CONFIG_MAPPING[name]()
         (tmp_path / "config.json").write_text(config.to_json_string(use_diff=False))
         try:
             ours = count_from_config(load_model_config(resolve_model(str(tmp_path))), "fused_experts").per_rank.total
