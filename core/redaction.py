@@ -1,4 +1,4 @@
-"""No key leaves this process: one function for everything that is answered or logged."""
+"""No key leaves this process, and no hidden character: what everything passes that is answered, printed or logged."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import logging
 import os
 import re
 from collections.abc import Sequence
+from typing import Any, cast
+
+from .foreign_text import visible
 
 REMOVED = "[key removed]"
 _SECRET_NAME = re.compile(r"(?i)(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$")
@@ -45,6 +48,19 @@ def known_secrets() -> list[str]:
         value for name, value in os.environ.items() if len(value) >= _SHORTEST and _SECRET_NAME.search(name)
     }
     return sorted(of_environment | _known, key=len, reverse=True)  # a key may be the beginning of another
+
+
+def publishable(value: Any, secrets: Sequence[str] | None = None) -> Any:
+    """A text, or JSON's lists and mappings of texts, without keys and with hidden characters spelled out."""
+    secrets = known_secrets() if secrets is None else secrets
+    if isinstance(value, str):
+        return redacted(visible(value), secrets)
+    if isinstance(value, list | tuple):
+        return [publishable(item, secrets) for item in cast("Sequence[Any]", value)]
+    if isinstance(value, dict):
+        fields = cast("dict[str, Any]", value)
+        return {publishable(key, secrets): publishable(item, secrets) for key, item in fields.items()}
+    return value
 
 
 class _Redacting(logging.Formatter):

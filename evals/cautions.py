@@ -33,7 +33,11 @@ def cautions(evidence: Evidence, result: EvalResult) -> list[str]:
         found.append("each pair was asked in one order only: a preference for a place adds noise")
     found += _people(result, by_model=by_model)
     empty = {arm: sum(not r.text.strip() for r in rs) for arm, rs in evidence.answers.items()}
-    return found + [f"{count} answers of {arm} are empty" for arm, count in empty.items() if count]
+    return found + [
+        f"{count} {'answer' if count == 1 else 'answers'} of {arm} {'is' if count == 1 else 'are'} empty"
+        for arm, count in empty.items()
+        if count
+    ]
 
 
 def _too_few(result: EvalResult) -> list[str]:

@@ -58,7 +58,7 @@ def compute_results(evidence: Evidence) -> EvalResult:
         mode=evidence.config.mode,
         arms=evidence.config.arms,
         prompts=len(evidence.items),
-        clusters=len({i.cluster for i in evidence.items}) if _clusters(evidence.items) else None,
+        clusters=len({i.cluster for i in evidence.items} - {None}) or None,
         verdict=next(c.verdict for c in comparisons if c.arm == TUNED),
         no_verdict_because=obstacle,
         comparisons=comparisons,

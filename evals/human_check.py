@@ -55,13 +55,13 @@ def refuted_by_people(human: HumanAgreement, verdict: str) -> str | None:
             f"pairs, and the interval, {share.low:.3f} to {share.high:.3f}, {where}: label more prompts, or use "
             "another judge"
         )
-    if human.labelled and borne_out_by_labels(human, verdict):
-        return None
     if not human.labelled:
         return (
-            f"people and judge decided none of the {human.labels} labelled pairs both, so nothing bears the judge out: "
+            f"people and judge both decided none of the {human.labels} labelled pairs, so nothing bears the judge out: "
             "label more prompts"
         )
+    if borne_out_by_labels(human, verdict):
+        return None
     if human.true_positive_rate is None or human.true_negative_rate is None:
         side = TUNED if human.true_negative_rate is None else BASELINE
         return (
@@ -81,5 +81,4 @@ def borne_out_by_labels(human: HumanAgreement, verdict: str) -> bool:
 
 
 def _agreement(human: HumanAgreement) -> str:
-    rate = 0.0 if human.agreement is None else human.agreement
-    return f"people's labels do not bear the judge out: it agrees with {rate:.0%} of {human.labelled}"
+    return f"people's labels do not bear the judge out: it agrees with {human.agreement:.0%} of {human.labelled}"

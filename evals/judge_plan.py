@@ -244,8 +244,9 @@ def _warnings(config: JudgeEvalConfig, inputs: EvalInputs, wanted: int | None) -
         warnings.append(f"an effect of {config.wanted_effect:g} needs {wanted} prompts, and there are {count}")
     if not config.position_debias:
         warnings.append("each pair is asked in one order only (judge.both_orders advises both)")
-    if "check:exact" in config.judge_model:
-        warnings += worked_solutions(inputs.items, "check:exact")
+    for name in ("check:exact", "check:includes"):
+        if name in config.judge_model:
+            warnings += worked_solutions(inputs.items, name)
     warnings += [
         f"{judge.name} is a program that compares with references, not a model's opinion"
         for judge in config.judges

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from ..core.errors import DataError
-from ..core.foreign_text import named
+from ..core.foreign_text import foreign, named
 from ..data.formats import open_messages, to_messages
 from ..data.row_files import Row, read_rows, usable_rows
 from ..data.row_turns import Notes, read_turns
@@ -40,8 +40,9 @@ def read_test_set(path: Path) -> list[EvalItem]:
 
     def read(row: Mapping[str, Any], number: int) -> EvalItem:
         item = _item(row, number, len(prompts) + 1)
-        _only_once(prompts, item.prompt_key, number, "this prompt")
-        _only_once(ids, item.id, number, f"the id '{item.id}'")
+        fix = "Remove one: a prompt that counts twice makes the interval too narrow"
+        _only_once(prompts, item.prompt_key, number, "this prompt", fix)
+        _only_once(ids, item.id, number, f"the id {named(item.id)}", fix)
         return item
 
     return read_each(path, read)
@@ -123,20 +124,25 @@ def read_labels(path: Path, items: Sequence[EvalItem]) -> dict[str, str]:
     """People's winner by item id. Labels of prompts that are not in this evaluation are left out.
 
     Raises:
-        DataError: For a row without ``winner`` or without ``id`` or prompt, or when no label fits a prompt.
+        DataError: For a row without ``winner`` or without ``id`` or prompt, a second label for a prompt, or when no
+            label fits a prompt.
     """
+    ids = {item.id for item in items}
     by_prompt = {item.prompt_key: item.id for item in items}
+    labels: dict[str, str] = {}
+    lines: dict[str, int] = {}
 
-    def label(row: Mapping[str, Any], number: int) -> tuple[str, str]:
+    def note(row: Mapping[str, Any], number: int) -> None:
         winner, item = row.get("winner"), row.get("id")
         if winner not in WINNERS:
-            raise DataError(f'"winner" is {winner!r}', fix=f"Use one of {', '.join(WINNERS)}")
-        if item in (None, ""):
-            item = by_prompt.get(prompt_key(conversation(row)[0]))
-        return str(item), str(winner)
+            problem = '"winner" is missing' if winner is None else f'"winner" is {foreign(winner, 60)}'
+            raise DataError(problem, fix=f"Use one of {', '.join(WINNERS)}")
+        item = by_prompt.get(prompt_key(conversation(row)[0])) if item in (None, "") else str(item)
+        if item in ids:
+            _only_once(lines, item, number, "a label for this prompt", "Keep one: what most people say, or tie")
+            labels[item] = winner
 
-    ids = {item.id for item in items}
-    labels = {item: winner for item, winner in read_each(path, label) if item in ids}
+    read_each(path, note)
     if not labels:
         raise DataError("no label belongs to a prompt of this evaluation", where=path.name, fix="Name ids or prompts")
     return labels
@@ -202,10 +208,7 @@ def _with_reference(turns: Sequence[object]) -> tuple[list[Message], str | None]
     return messages, answer["content"] or None
 
 
-def _only_once(seen: dict[str, int], value: str, number: int, what: str) -> None:
+def _only_once(seen: dict[str, int], value: str, number: int, what: str, fix: str) -> None:
     first = seen.setdefault(value, number)
     if first != number:
-        raise DataError(
-            f"{what} stands on line {first} already",
-            fix="Remove one: a prompt that counts twice makes the interval too narrow",
-        )
+        raise DataError(f"{what} stands on line {first} already", fix=fix)

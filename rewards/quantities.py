@@ -61,7 +61,6 @@ _ALIKE = {
         "dollar": "usd buck",
         "square": "sq",
         "cubic": "cu",
-        "mph": "",
     }.items()
     for alias in aliases.split()
 }
@@ -208,11 +207,12 @@ def _in_words(text: str) -> Fraction | None:
 
 
 def _unit(text: str) -> frozenset[str]:
+    text = re.sub(r"\bin total\b", " ", text, flags=re.IGNORECASE)
     text = re.sub(r"\^\{?2\}?", "² ", text.replace("²", "² ").replace("/", " per "))
     text = re.sub(r"\^\{?3\}?", "³ ", text).replace("³", " ³ ").replace("²", " ² ").replace("°", " ° ")
     words = {_singular(word.rstrip(".").lower()) for word in text.split()}
     words = {{"square": "²", "cubic": "³"}.get(word, word) for word in words}
-    return frozenset(words - {"of", "the", "a", "in total", "total"})
+    return frozenset(words - {"of", "the", "a", "total"})
 
 
 def _singular(word: str) -> str:

@@ -11,8 +11,9 @@ from .response_text import after_thinking, blocks_in
 
 
 def exact(response: str, answer: str, *, ignore_case: bool = False) -> float:
-    """1 if the response, or what it has in answer tags, is the answer (surrounding white space does not count)."""
-    said = [response, *re.findall(r"<answer>(.*?)</answer>", response, re.DOTALL)][-1].strip()
+    """1 if the response after its thinking, or what its answer tags hold, is the answer but for outer white space."""
+    after = after_thinking(response)
+    said = [after, *re.findall(r"<answer>(.*?)</answer>", after, re.DOTALL)][-1].strip()
     wanted = answer.strip()
     return float(said.casefold() == wanted.casefold() if ignore_case else said == wanted)
 

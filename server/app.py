@@ -29,10 +29,10 @@ from pydantic import BaseModel, ValidationError
 from ..core.errors import DataError, ResearcherError, did_you_mean
 from ..core.extras import not_installed
 from ..core.foreign_text import foreign
-from ..core.redaction import redact_logs
+from ..core.redaction import publishable, redact_logs
 from ..core.validation import known_names, problems_of, require_sound, shown
 from ..tools import TOOLS, ToolSpec
-from ..tools.answers import problem_text, published, published_text
+from ..tools.answers import problem_text, published
 from . import prompts, resources
 
 INSTRUCTIONS = (
@@ -135,7 +135,7 @@ class ResearcherServer(MCPServer[Any]):
         if not isinstance(read, list):
             return read
         contents = cast("list[ReadResourceContents]", read)
-        return [replace(c, content=published_text(c.content)) if isinstance(c.content, str) else c for c in contents]
+        return [replace(c, content=publishable(c.content)) if isinstance(c.content, str) else c for c in contents]
 
 
 def lean(schema: dict[str, Any], *, answers: bool = False) -> dict[str, Any]:

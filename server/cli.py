@@ -23,7 +23,7 @@ from ..core.names import BackendName
 from ..jobs.kinds import KINDS
 from ..jobs.states import JobState
 from .job_ids import JobId, JobOrName
-from .output import PROGRAM, Misused, Refused, columns, refusal, show_json
+from .output import PROGRAM, Misused, Refused, columns, in_commands, show_json
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 refused, or a followed job did not succeed, or something must be fixed; 2 the command line "
@@ -43,7 +43,7 @@ class Commands(click.Group):
         try:
             code = super().invoke(ctx)
         except ResearcherError as error:
-            raise (Misused if isinstance(error, ConfigError) else Refused)(refusal(error)) from error
+            raise (Misused if isinstance(error, ConfigError) else Refused)(in_commands(str(error))) from error
         except (KeyboardInterrupt, click.Abort):
             click.echo(err=True)
             ctx.exit(130)
@@ -51,7 +51,7 @@ class Commands(click.Group):
             raise _of_the_system(error) from error
         except (click.ClickException, click.exceptions.Exit):
             raise
-        except Exception as error:
+        except Exception as error:  # the boundary of a command: whatever escapes becomes one sentence
             raise Refused(_bug(error)) from error
         ctx.exit(int(code or 0))
 
@@ -75,10 +75,11 @@ def _bug(error: Exception) -> str:
 
     from ..core.files import appending
     from ..core.paths import home
+    from ..core.redaction import redacted
 
     path = home() / "errors.txt"
     with appending(path) as file:
-        file.write("".join(format_exception(error)).encode())
+        file.write(redacted("".join(format_exception(error))).encode())
     return f"this is a bug of this program ({type(error).__name__}: {error}). Its traceback is in {path}"
 
 
@@ -146,14 +147,14 @@ def run(
 @click.option("--resume", "action", flag_value="resume", help="Go on from its last checkpoint.")
 @click.option("--max-cost-usd", type=float, metavar="USD", help="With --resume: a new cap for the whole job.")
 @click.option("--state", type=click.Choice([state.value for state in JobState]), help="List only these.")
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many to list.")
+@click.option("--limit", type=click.IntRange(1), help="How many to list; default 20.")
 @_json
 def jobs(
     job: str | None,
     action: Literal["follow", "cancel", "kill", "resume"] | None,
     max_cost_usd: float | None,
     state: str | None,
-    limit: int,
+    limit: int | None,
     as_json: bool,
 ) -> int:
     """List jobs; or show, follow, stop or resume one."""
@@ -164,9 +165,9 @@ def jobs(
     if job is None:
         if action is not None:
             raise click.UsageError("Which job? Give its id.")
-        return terminal.list_jobs(state, limit, as_json=as_json)
-    if state is not None:
-        raise click.UsageError("--state is for the list of jobs.")
+        return terminal.list_jobs(state, limit or 20, as_json=as_json)
+    if state is not None or limit is not None:
+        raise click.UsageError("--state and --limit are for the list of jobs.")
     if action == "resume":
         return terminal.resume_job(job, max_cost_usd=max_cost_usd, as_json=as_json)
     if action in {"cancel", "kill"}:
@@ -285,21 +286,29 @@ def costs(days: int, offline: bool, as_json: bool) -> int:
 
 
 @cli.command()
-@click.option("--backend", type=click.Choice(get_args(BackendName)), default="embedded", show_default=True)
+@click.option("--backend", type=click.Choice(get_args(BackendName)), help="Default: embedded.")
 @click.option("--base-url", metavar="URL", help="Of backend cluster.")
 @click.option("--delete", "paths", multiple=True, metavar="PATH", help="Delete this tinker:// path for good; repeat.")
 @click.option("--keep-best", metavar="JOB", type=JobId(), help="Of this job keep only the latest and the best.")
 @click.option("-y", "--yes", is_flag=True, help="Really delete; without it they are only named.")
 @_json
 def checkpoints(
-    backend: BackendName, base_url: str | None, paths: tuple[str, ...], keep_best: str | None, yes: bool, as_json: bool
+    backend: BackendName | None,
+    base_url: str | None,
+    paths: tuple[str, ...],
+    keep_best: str | None,
+    yes: bool,
+    as_json: bool,
 ) -> int:
     """List what a backend stores, or delete by name."""
     from . import storage_commands
 
     if paths and keep_best:
         raise click.UsageError("Give either --delete or --keep-best.")
-    if backend == "cluster" and not base_url and keep_best is None:
+    if keep_best and (backend or base_url):
+        raise click.UsageError("--keep-best looks where the job's checkpoints are: leave --backend and --base-url out.")
+    backend = backend or "embedded"
+    if backend == "cluster" and not base_url:
         raise click.UsageError("--backend cluster needs --base-url.")
     if paths or keep_best:
         return storage_commands.delete_checkpoints(

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ..core.errors import ResearcherError
+from ..core.redaction import publishable
 
 PROGRAM = "ml-researcher"
 _RUN, _JOBS = f"{PROGRAM} run", f"{PROGRAM} jobs"
@@ -36,12 +36,10 @@ _CALL = re.compile(rf"\b({'|'.join(COMMANDS)})\b(\((?:[^()]|\([^()]*\))*\))?")
 _NAMED = re.compile(r"(?:job_id|model|run)='([^']+)'")
 _JOB = re.compile(r"\b[a-z_]+-[0-9a-f]{6}\b")
 _TUNED = re.compile(r"finetuned_model='([^']+)'")
-# Escapes that would move the cursor or turn text around; tabs and line ends stay.
-_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class Refused(click.ClickException):
-    """A refusal for a person: one line on stderr."""
+    """A refusal for a person, on stderr."""
 
     def show(self, file: Any = None) -> None:
         """Print it."""
@@ -77,24 +75,21 @@ def confirmed(question: str, *, yes: bool, otherwise: str, error: bool) -> bool:
 
 
 def show(text: str = "", *, error: bool = False) -> None:
-    """Print text; what a model or a data row wrote in it cannot steer the terminal."""
-    click.echo(visible(text), err=error)
+    """Print text without keys; what a model or a data row wrote in it cannot steer the terminal.
+
+    A bare carriage return, which a bar of progress in a log has, is a line end.
+    """
+    click.echo(publishable(text.replace("\r\n", "\n").replace("\r", "\n")), err=error)
 
 
 def show_json(content: Mapping[str, Any] | Sequence[Any], *, indent: int | None = 2) -> None:
-    """Print one JSON document."""
-    click.echo(json.dumps(content, indent=indent, ensure_ascii=False, default=str))
-
-
-def visible(text: str) -> str:
-    """The text with control and direction characters written out, and a bare carriage return as a line end."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return _HIDDEN.sub(lambda match: ascii(match[0])[1:-1], text)
+    """Print one JSON document, without keys."""
+    click.echo(json.dumps(publishable(content), indent=indent, ensure_ascii=False, default=str))
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Rows below their headings, as wide as their longest cell: a long row is wrapped by the terminal, never cut."""
-    cells = [[visible(cell) for cell in row] for row in (head, *rows)]
+    cells: list[list[str]] = publishable([head, *rows])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
 
@@ -115,9 +110,3 @@ def _command(call: re.Match[str], mentioned: str) -> str:
     if tuned := _TUNED.search(arguments):
         command += f" finetuned_model={tuned[1]}"
     return f"`{command}`"
-
-
-def refusal(error: ResearcherError) -> str:
-    """An error in a terminal's words."""
-    text = in_commands(str(error))
-    return text

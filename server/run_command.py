@@ -17,7 +17,7 @@ from ..core.settings import KIND_KEY, Settings
 from ..core.yaml_loading import YamlDocument, load_yaml, quick_yaml
 from ..jobs.kinds import KINDS
 from ..templates.catalog import config_file
-from .output import confirmed, in_commands, show, show_json, visible
+from .output import confirmed, in_commands, show, show_json
 from .terminal import follow_job
 
 if TYPE_CHECKING:
@@ -133,12 +133,12 @@ def requested(config: str, changes: Sequence[str], kind: str | None) -> Request:
 def _change(word: str) -> tuple[str, Any]:
     key, equals, value = word.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"'{visible(word)}' is no change", fix="Write key=value, such as num_steps=50")
+        raise ConfigError(f"'{word}' is no change", fix="Write key=value, such as num_steps=50")
     try:
         return key.strip(), quick_yaml(value)
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or "not readable"
-        raise ConfigError(f"'{visible(value)}' is not a YAML value ({problem})", where=key, fix="Quote it") from error
+        raise ConfigError(f"'{value}' is not a YAML value ({problem})", where=key, fix="Quote it") from error
 
 
 def _chosen(wanted: str | None, named: object, *, path: str) -> str | None:

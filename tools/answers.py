@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from mcp_types import CallToolResult, ContentBlock, TextContent
 from pydantic import BaseModel
 
-from ..core.foreign_text import fitted, new_tag, one_line, visible
-from ..core.redaction import known_secrets, redacted
+from ..core.foreign_text import fitted, new_tag, one_line
+from ..core.redaction import known_secrets, publishable, redacted
 
 # Enough for the state, the numbers that matter and the next step; the rest is in the structured content.
 MAX_TEXT = 1500
@@ -33,34 +32,16 @@ def published(result: CallToolResult) -> CallToolResult:
     """A result as it may leave the process: without keys, and without characters that hide or reorder text."""
     secrets = known_secrets()
     content = [
-        block.model_copy(update={"text": _publishable(block.text, secrets)})
-        if isinstance(block, TextContent)
-        else block
+        block.model_copy(update={"text": publishable(block.text, secrets)}) if isinstance(block, TextContent) else block
         for block in result.content
     ]
-    structured = _publishable(result.structured_content, secrets)
+    structured = publishable(result.structured_content, secrets)
     return result.model_copy(update={"content": content, "structured_content": structured})
 
 
 def problem_text(message: str) -> str:
     """An error as it may be read: one line, what others wrote in a fence, no keys."""
     return redacted(fitted(one_line(message), MAX_PROBLEM, new_tag()))
-
-
-def published_text(text: str) -> str:
-    """A text as it may leave the process."""
-    return redacted(visible(text))
-
-
-def _publishable(value: Any, secrets: Sequence[str]) -> Any:
-    if isinstance(value, str):
-        return redacted(visible(value), secrets)
-    if isinstance(value, list):
-        return [_publishable(item, secrets) for item in cast("list[Any]", value)]
-    if isinstance(value, dict):
-        fields = cast("dict[str, Any]", value)
-        return {redacted(visible(key), secrets): _publishable(item, secrets) for key, item in fields.items()}
-    return value
 
 
 def number(value: float | None, digits: int = 4) -> str:

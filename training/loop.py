@@ -269,9 +269,7 @@ def summarize(folder: Path, method: Method[BatchT]) -> dict[str, object]:
     last = next((r for r in reversed(saved) if r.get("state_path") and r.get("sampler_path")), None)
     best = read_best(folder, method.held_out)
     summary: dict[str, object] = {
-        "final_checkpoint": {k: last.get(k) for k in ("name", "next_step", "state_path", "sampler_path")}
-        if last
-        else None,
+        "final_checkpoint": {key: last.get(key) for key in _OF_A_CHECKPOINT} if last else None,
         "best_checkpoint": best
         and {
             "name": f"{BEST}{best.step:06d}",

@@ -165,7 +165,7 @@ def _scorer(config: BenchmarkConfig, grader: Model | None) -> Scorer:
     if grader is not None:
         return model_graded_qa(model=grader)
     plain: Mapping[str, Any] = {"exact": exact, "includes": includes, "math": math}
-    return plain[config.scorer or "exact"]()
+    return plain[str(config.scorer)]()
 
 
 @scorer(metrics=[accuracy(), stderr()])

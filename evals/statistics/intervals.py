@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,7 +111,7 @@ def _on_a_scale(
     size = float(effective_size(n, mean, float((x * x).mean()), inflation))
     deviation = float(values.std(ddof=1))
     estimate = MeanEstimate(float(values.mean()), error, None, n, units, deviation, bounds, size)
-    quantile = _quantile(0.5 + level / 2, n, units)
+    quantile = float(_law(n, units).ppf(0.5 + level / 2))
     if x.min() == x.max():
         # So large a share of others may have been missed (Wilson's bound), and these may lie at either end.
         missed = quantile**2 / (units + quantile**2)
@@ -198,8 +199,7 @@ def mean_p_value(estimate: MeanEstimate, null: float) -> float | None:
         z = math.sqrt(estimate.units * share / (1 - share))
     else:
         z = abs(mean - p) / math.sqrt(p * (1 - p) / estimate.effective_n)
-    law = stats.norm if estimate.units == estimate.n else stats.t(estimate.units - 1)
-    return float(2 * law.sf(z))
+    return float(2 * _law(estimate.n, estimate.units).sf(z))
 
 
 def scale_of(values: Sequence[float], low: float, high: float) -> Bounds | None:
@@ -230,8 +230,9 @@ def wilson_interval(successes: float, n: int, *, level: float = 0.95) -> Interva
     return Interval(float(low), float(high), level, "Wilson")
 
 
-def _quantile(probability: float, n: int, units: int) -> float:
-    return float(stats.norm.ppf(probability) if units == n else stats.t.ppf(probability, units - 1))
+def _law(n: int, units: int) -> Any:
+    """What a mean's distance from the truth is measured against: normal, or Student's where items form clusters."""
+    return stats.norm if units == n else stats.t(units - 1)
 
 
 def _finite(values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:

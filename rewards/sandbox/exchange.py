@@ -385,7 +385,7 @@ class Peer(ABC):
         """Pass one message on."""
 
     @abstractmethod
-    def receive(self):
+    def receive(self) -> list:
         """The next message."""
 
     def handle(self, number, based, value):
@@ -393,15 +393,15 @@ class Peer(ABC):
         return Handle(self, number, based, value)
 
     @abstractmethod
-    def error(self, table, parts):
+    def error(self, table, parts) -> Exception:
         """The error that the other side reports."""
 
     @abstractmethod
-    def do(self, operation, target, args, kwargs):
+    def do(self, operation, target, args, kwargs) -> object:
         """Carry out what the other side asks for."""
 
     @abstractmethod
-    def described(self, error, table):
+    def described(self, error, table) -> list:
         """An error as it crosses."""
 
     def lend(self, value, table, depth):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import tinker
 import zstandard
-from engine_support import KEY, TOKENS, Running, datum, post, result_of, step, trainer
+from engine_support import KEY, TOKENS, Running, datum, loss_request, post, result_of, step, trainer
 from tinker import types
 from tinker.proto import tinker_public_pb2 as pb
 
@@ -26,18 +26,6 @@ def engine(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Gene
 
 def model_id_of(client: tinker.TrainingClient) -> str:
     return client.get_info().model_id
-
-
-def raw_loss(model_id: str, seq: int, tokens: list[int], loss: str = "cross_entropy") -> bytes:
-    import numpy as np
-
-    message = pb.ForwardBackwardRequest(model_id=model_id, seq_id=seq, loss_fn=loss)
-    item = message.data.add()
-    item.model_input.add().encoded_text.tokens = np.array(tokens[:-1], np.int32).tobytes()
-    targets = item.loss_fn_inputs["target_tokens"]
-    targets.dtype, targets.dense = pb.DTYPE_INT64, np.array(tokens[1:], np.int64).tobytes()
-    targets.shape.append(len(tokens) - 1)
-    return message.SerializeToString()
 
 
 def with_input(name: str, data: list[float], dtype: Any = "float32") -> types.Datum:
@@ -88,14 +76,14 @@ def test_an_empty_datum_is_refused(engine: Running) -> None:
 def test_a_request_sent_twice_is_computed_once(engine: Running) -> None:
     client = trainer(engine)
     model_id = model_id_of(client)
-    body = raw_loss(model_id, 1, TOKENS)
+    body = loss_request(model_id, 1)
     first, second = (post(engine, "forward_backward", body).json()["request_id"] for _ in range(2))
     assert first == second
     assert result_of(engine, first).content == result_of(engine, second).content
     done = post(engine, "optim_step", {"model_id": model_id, "seq_id": 2, "adam_params": {"learning_rate": 0.0}})
     once = result_of(engine, done.json()["request_id"]).json()["metrics"]["grad_norm"]
     other = trainer(engine)
-    result_of(engine, post(engine, "forward_backward", raw_loss(model_id_of(other), 1, TOKENS)).json()["request_id"])
+    result_of(engine, post(engine, "forward_backward", loss_request(model_id_of(other), 1)).json()["request_id"])
     done = post(
         engine, "optim_step", {"model_id": model_id_of(other), "seq_id": 2, "adam_params": {"learning_rate": 0.0}}
     )
@@ -106,7 +94,7 @@ def test_requests_that_arrive_out_of_order_run_in_order(engine: Running) -> None
     client = trainer(engine)
     model_id = model_id_of(client)
     late = post(engine, "optim_step", {"model_id": model_id, "seq_id": 2, "adam_params": {"learning_rate": 0.1}})
-    early = post(engine, "forward_backward", raw_loss(model_id, 1, TOKENS))
+    early = post(engine, "forward_backward", loss_request(model_id, 1))
     assert result_of(engine, early.json()["request_id"]).status_code == 200
     assert result_of(engine, late.json()["request_id"]).json()["metrics"]["grad_norm"] > 0
 
@@ -117,7 +105,7 @@ def test_a_refused_request_does_not_hold_up_those_after_it(engine: Running) -> N
     message = pb.ForwardBackwardRequest(model_id=model_id, seq_id=1, loss_fn="cross_entropy")
     message.data.add().model_input.add().image.data = b"not text"
     bad = post(engine, "forward_backward", message.SerializeToString())
-    good = post(engine, "forward_backward", raw_loss(model_id, 2, TOKENS))
+    good = post(engine, "forward_backward", loss_request(model_id, 2))
     assert "trains on text" in result_of(engine, bad.json()["request_id"]).json()["error"]
     assert result_of(engine, good.json()["request_id"]).headers["content-type"] == "application/x-protobuf"
     with pytest.raises(tinker.RequestFailedError, match="ttl_seconds is 60"):

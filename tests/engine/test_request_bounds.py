@@ -8,7 +8,7 @@ import httpx2
 import numpy as np
 import pytest
 import zstandard
-from engine_support import KEY, TOKENS, Running, post, result_of, trainer
+from engine_support import KEY, TOKENS, Running, loss_message, post, result_of, trainer
 from tinker.proto import tinker_public_pb2 as pb
 
 SESSION = {"tags": [], "user_metadata": None, "sdk_version": "0"}
@@ -259,13 +259,8 @@ def test_the_openai_endpoints_bound_their_numbers_too(http_engine: Running, path
 
 def tensor_request(model_id: str, seq: int, change: Any) -> bytes:
     """A request whose second loss input is what ``change`` makes of it."""
-    message = pb.ForwardBackwardRequest(model_id=model_id, seq_id=seq, loss_fn="cross_entropy")
-    item = message.data.add()
-    item.model_input.add().encoded_text.tokens = np.array(TOKENS[:-1], np.int32).tobytes()
-    targets = item.loss_fn_inputs["target_tokens"]
-    targets.dtype, targets.dense = pb.DTYPE_INT64, np.array(TOKENS[1:], np.int64).tobytes()
-    targets.shape.append(len(TOKENS) - 1)
-    weights = item.loss_fn_inputs["weights"]
+    message = loss_message(model_id, seq)
+    weights = message.data[0].loss_fn_inputs["weights"]
     weights.dtype = pb.DTYPE_FLOAT32
     change(message, weights)
     return message.SerializeToString()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tinker
 import torch
-from engine_support import KEY, TOKENS, Running, datum, post, result_of, step, trainer
+from engine_support import KEY, TOKENS, Running, datum, loss_request, post, result_of, step, trainer
 from tinker import types
 from tinker.proto import tinker_public_pb2 as pb
 
@@ -46,16 +46,6 @@ def test_without_stops_the_models_own_end_stops_it_and_an_empty_list_does_not(
 
 def optim(engine: Running, model_id: str, seq: int, rate: float) -> httpx2.Response:
     return post(engine, "optim_step", {"model_id": model_id, "seq_id": seq, "optim_params": {"learning_rate": rate}})
-
-
-def loss_request(model_id: str, seq: int) -> bytes:
-    message = pb.ForwardBackwardRequest(model_id=model_id, seq_id=seq, loss_fn="cross_entropy")
-    item = message.data.add()
-    item.model_input.add().encoded_text.tokens = np.array(TOKENS[:-1], np.int32).tobytes()
-    targets = item.loss_fn_inputs["target_tokens"]
-    targets.dtype, targets.dense = pb.DTYPE_INT64, np.array(TOKENS[1:], np.int64).tobytes()
-    targets.shape.append(len(TOKENS) - 1)
-    return message.SerializeToString()
 
 
 def test_a_sequence_number_of_another_request_is_a_conflict(http_engine: Running) -> None:

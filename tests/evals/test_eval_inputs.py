@@ -14,7 +14,7 @@ from sota_ml_researcher.evals.judge_config import load_judge_settings
 from sota_ml_researcher.evals.judge_plan import JudgePlan, plan_judge_eval
 from sota_ml_researcher.evals.questions import Material, build_calls, count_calls
 from sota_ml_researcher.evals.responses import ArmSampling, Response, ResponseCache, read_responses
-from sota_ml_researcher.evals.test_set import read_test_set
+from sota_ml_researcher.evals.test_set import read_labels, read_test_set
 from sota_ml_researcher.jobs.plan_store import fingerprint
 from sota_ml_researcher.judges.judge_catalog import parse_judge, price_of
 from sota_ml_researcher.judges.local_judges import CHECKS, ReferenceCheck
@@ -42,7 +42,7 @@ def plan(config: dict[str, Any]) -> Any:
     ("rows", "message"),
     [
         ([{"prompt": "a"}, {"prompt": "b"}, {"prompt": " a"}], r"t\.jsonl:3: this prompt stands on line 1 already"),
-        ([{"prompt": "a", "id": "x"}, {"prompt": "b", "id": "x"}], "the id 'x' stands on line 1 already"),
+        ([{"prompt": "a", "id": "x"}, {"prompt": "b", "id": "x"}], "the id x stands on line 1 already"),
         ([{"prompt": " "}], r't\.jsonl:1: "prompt" is empty'),
         ([{"text": "a"}], "no prompt in this row"),
         ([{"messages": [{"role": "user", "content": ""}]}], r"t\.jsonl:1: messages\[0\] \(user\) is empty"),
@@ -114,6 +114,13 @@ def test_answers_are_matched_by_id_prompt_or_place(tmp_path: Path) -> None:
         [{"response": "1"}, {"text": "2"}],
     ):
         assert [r.text for r in read_responses(write_lines(tmp_path / "r.jsonl", rows), items)] == ["1", "2"]
+
+
+def test_a_second_label_for_a_prompt_names_both_lines(tmp_path: Path) -> None:
+    items = read_test_set(write_lines(tmp_path / "t.jsonl", [{"prompt": "a"}, {"prompt": "b"}]))
+    labels = write_lines(tmp_path / "l.jsonl", [{"prompt": "a", "winner": "tie"}, {"id": "1", "winner": "tuned"}])
+    with pytest.raises(DataError, match=r"l\.jsonl:2: a label for this prompt stands on line 1 already"):
+        read_labels(labels, items)
 
 
 def test_the_cache_keeps_answers_by_all_that_they_depend_on(tmp_path: Path) -> None:

@@ -335,7 +335,6 @@ def test_the_planned_number_is_the_doctrines() -> None:
     # n solves 2.8016 x .5 / sqrt(n) + 2 x .5 / n = .1
     assert items_needed(0.1, 0.5) == 216
     assert minimal_detectable_effect(216, 0.5) == pytest.approx(0.1, abs=5e-4)
-    assert items_needed(0.1, 0.5, design_effect=2.0) == 432
     with pytest.raises(ValueError, match="above 0"):
         items_needed(0.0, 0.5)
 

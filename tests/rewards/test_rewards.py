@@ -125,6 +125,8 @@ def test_rules_score_as_they_say() -> None:
     assert exact(" Yes ", "yes") == 0.0
     assert exact(" Yes ", "yes", ignore_case=True) == 1.0
     assert exact("<think>no</think><answer>yes</answer>", "yes") == 1.0
+    assert exact("<think>no</think>\nyes", "yes") == 1.0
+    assert exact("<think><answer>yes</answer></think>no", "yes") == 0.0
     assert (matches("ab\nc", "a.*c"), matches("xabc", "abc")) == (1.0, 0.0)
     good = "<think>because</think>\n<answer>4</answer>"
     assert has_tags(good, ("think", "answer")) == 1.0

@@ -20,7 +20,7 @@ from sota_ml_researcher.jobs.states import JobState
 from sota_ml_researcher.server.cli import cli
 from sota_ml_researcher.server.config_reference import keys_of
 from sota_ml_researcher.server.output import COMMANDS as COMMAND_OF_TOOL
-from sota_ml_researcher.server.output import columns, in_commands, visible
+from sota_ml_researcher.server.output import columns, in_commands
 from sota_ml_researcher.server.run_command import config_model
 from sota_ml_researcher.templates.catalog import read_template, template_kinds
 from sota_ml_researcher.tools import TOOLS
@@ -295,9 +295,8 @@ def test_the_last_lines_of_a_log(own_home: Path) -> None:
 
 
 def test_text_of_a_model_cannot_steer_the_terminal(own_home: Path) -> None:
-    job = recorded(own_home, JobState.FAILED, log=f"{ESCAPE}gone\u202egnp\r50%\r100%\n")
-    assert typed("logs", job.id).stdout == "\\x1b[2Jgone\\u202egnp\n50%\n100%\n"
-    assert visible("tab\tline\n") == "tab\tline\n"
+    job = recorded(own_home, JobState.FAILED, log=f"{ESCAPE}gone\u202egnp\r50%\r100%\ta\n")
+    assert typed("logs", job.id).stdout == "\\x1b[2Jgone\\u202egnp\n50%\n100%\ta\n"
 
 
 def test_columns_are_as_wide_as_their_cells() -> None:

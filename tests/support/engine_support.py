@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import tinker
 from tinker import types
+from tinker.proto import tinker_public_pb2 as pb
 
 KEY = "tml-0123456789abcdef"
 TOKENS = list(range(10, 40))
@@ -54,6 +56,22 @@ def post(engine: Running, path: str, body: Any, **headers: str) -> httpx2.Respon
 
 def result_of(engine: Running, request_id: str) -> httpx2.Response:
     return post(engine, "retrieve_future", {"request_id": request_id})
+
+
+def loss_message(model_id: str, seq: int) -> Any:
+    """The protobuf request for the loss of one sequence."""
+    message = pb.ForwardBackwardRequest(model_id=model_id, seq_id=seq, loss_fn="cross_entropy")
+    item = message.data.add()
+    item.model_input.add().encoded_text.tokens = np.array(TOKENS[:-1], np.int32).tobytes()
+    targets = item.loss_fn_inputs["target_tokens"]
+    targets.dtype, targets.dense = pb.DTYPE_INT64, np.array(TOKENS[1:], np.int64).tobytes()
+    targets.shape.append(len(TOKENS) - 1)
+    return message
+
+
+def loss_request(model_id: str, seq: int) -> bytes:
+    """`loss_message` as it crosses the wire."""
+    return loss_message(model_id, seq).SerializeToString()
 
 
 def datum(tokens: list[int], weights: list[float] | None = None) -> types.Datum:
