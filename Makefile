@@ -9,7 +9,7 @@ TORCH ?=
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH_NEEDED = $(shell sed -n 's/^ *"\(torch>=.*\)",$$/\1/p' pyproject.toml)
 
-.PHONY: install installs demo test test-slow lint types format bench drill clean
+.PHONY: install installs demo test test-slow docs lint types format bench drill clean
 
 install: $(STAMP)
 
@@ -33,6 +33,10 @@ test-slow: install
 
 drill: install
 	$(BIN)/python -m pytest -m drill -v
+
+# The site of docs/, doctrine and reference, in build/site; a broken link fails.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: install
 	$(BIN)/ruff check .

@@ -21,13 +21,13 @@ from sota_ml_researcher.tools.answers import MAX_TEXT
 SERVE = ["-m", "sota_ml_researcher.server", "serve"]
 
 
-def test_the_list_of_tools_fits_6000_tokens_and_describes_each() -> None:
+def test_the_list_of_tools_fits_8000_tokens_and_describes_each() -> None:
     tools = with_client(lambda client: client.list_tools()).tools
     assert [tool.name for tool in tools] == [spec.function.__name__ for spec in TOOLS]
     listed = [t.model_dump(mode="json", exclude_none=True, by_alias=True) for t in tools]
     text = json.dumps(listed, separators=(",", ":"))  # as it goes over the wire
     # The tokenizer that anthropic 0.30 shipped counts 5,747 tokens in 22,681 characters of this list: 3.95 each.
-    assert len(text) / 3.9 < 6000
+    assert len(text) / 3.9 < 8000
     for tool in tools:
         assert tool.description
         assert tool.output_schema
