@@ -167,6 +167,7 @@ class Adapter(Protocol):
         Raises:
             RequestRejectedError: If a setting is out of range (the gradient is kept), or the gradient is not finite
                 (it is dropped and the weights stay).
+            OutOfMemoryError: If it does not fit (the gradient is kept and the weights stay).
         """
         ...
 

@@ -75,8 +75,8 @@ class TrainedAdapter(Adapter):
     ) -> LossResult:
         """See ``Adapter.forward_backward``."""
         objective = Objective(loss, check_loss(loss, config))
-        check_items(data, loss, self._limits)
         with memory_errors("this request"):
+            check_items(data, loss, self._limits)
             result, grad_P = self._pass.run(self._weights_P, data, objective, backward=backward)
         if grad_P is not None:
             self._grad_P = grad_P if self._grad_P is None else self._grad_P.add_(grad_P)
@@ -86,9 +86,11 @@ class TrainedAdapter(Adapter):
         """See ``Adapter.optim_step``."""
         check_settings(settings)
         self._pass.forget()
-        grad_P = torch.zeros_like(self._weights_P) if self._grad_P is None else self._grad_P
+        with memory_errors("this optimizer step"):
+            grad_P = torch.zeros_like(self._weights_P) if self._grad_P is None else self._grad_P
+            scratch_P = torch.empty_like(self._weights_P)
         self._grad_P = None
-        return {"grad_norm": adamw_step(self._weights_P, grad_P, self._adam, settings)}
+        return {"grad_norm": adamw_step(self._weights_P, grad_P, self._adam, settings, scratch_P)}
 
     def weights(self) -> LoraWeights:
         """See ``Adapter.weights``."""

@@ -48,10 +48,11 @@ def check_settings(settings: AdamSettings) -> None:
         raise RequestRejectedError("adam_params.grad_clip_norm is nan")
 
 
-def adamw_step(weights_P: Tensor, grad_P: Tensor, state: AdamState, settings: AdamSettings) -> float:
+def adamw_step(weights_P: Tensor, grad_P: Tensor, state: AdamState, settings: AdamSettings, scratch_P: Tensor) -> float:
     """One decoupled-weight-decay Adam step in place, as ``torch.optim.AdamW`` takes it.
 
-    Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2; clipping by global norm comes first.
+    Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2; clipping by global norm comes first. Nothing is
+    allocated, so that no step is half taken: ``scratch_P`` is overwritten, and the gradient too where it is clipped.
 
     Returns:
         The gradient's norm before clipping.
@@ -66,7 +67,7 @@ def adamw_step(weights_P: Tensor, grad_P: Tensor, state: AdamState, settings: Ad
             "Lower the learning rate, or look for extreme logprobs and advantages"
         )
     if 0.0 < settings.grad_clip_norm < norm:
-        grad_P = grad_P * (settings.grad_clip_norm / norm)
+        grad_P.mul_(settings.grad_clip_norm / norm)
     state.step += 1
     correction1 = 1.0 - settings.beta1**state.step
     correction2 = 1.0 - settings.beta2**state.step
@@ -74,6 +75,6 @@ def adamw_step(weights_P: Tensor, grad_P: Tensor, state: AdamState, settings: Ad
         weights_P.mul_(1.0 - settings.learning_rate * settings.weight_decay)
     state.mean_P.lerp_(grad_P, 1.0 - settings.beta1)
     state.square_P.mul_(settings.beta2).addcmul_(grad_P, grad_P, value=1.0 - settings.beta2)
-    denominator_P = (state.square_P.sqrt() / math.sqrt(correction2)).add_(settings.eps)
-    weights_P.addcdiv_(state.mean_P, denominator_P, value=-settings.learning_rate / correction1)
+    torch.sqrt(state.square_P, out=scratch_P).div_(math.sqrt(correction2)).add_(settings.eps)
+    weights_P.addcdiv_(state.mean_P, scratch_P, value=-settings.learning_rate / correction1)
     return norm

@@ -224,7 +224,7 @@ def _verify_head(backbone: TransformersBackbone, model: Any) -> None:
     expected = model(input_ids=tokens, use_cache=False).logits.float()
     ours = LoraHead(backbone.head).logits(model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0])
     tolerance = 1e-3 if backbone.dtype == torch.float32 else 0.1
-    if not torch.allclose(ours, expected[0], atol=tolerance, rtol=tolerance):
+    if not torch.allclose(ours.float(), expected[0], atol=tolerance, rtol=tolerance):
         raise ModelError(
             f"{type(model).__name__} changes its logits after the unembedding in a way this engine does not know",
             fix="Use another architecture, and report this one",

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from engine_reference import trained
 
 from sota_ml_researcher.core.errors import ModelError
 from sota_ml_researcher.engine.compute.model import load_model
-from sota_ml_researcher.engine.interface import LoadOptions
+from sota_ml_researcher.engine.interface import LoadOptions, LoraSpec, SampleSettings
 
 FP32 = LoadOptions(dtype="float32")
 
@@ -75,3 +77,11 @@ def test_the_precision_taken_is_said(folder: Path, caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.INFO, logger="sota_ml_researcher.engine"):
         model = load_model("m", str(folder), LoadOptions())
     assert f"computed in {model.description['dtype']} (chosen for this hardware)" in caplog.text
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen3_moe", "qwen3"])
+def test_a_model_trains_in_bfloat16(family: str, tiny_model: Callable[[str], Path]) -> None:
+    model = load_model("m", str(tiny_model(family)), LoadOptions(device="cpu", dtype="bfloat16", threads=1))
+    adapter = trained(model, LoraSpec(rank=4, seed=1))
+    (output,) = model.sample([SampleSettings(np.arange(5), max_tokens=3, seed=1)], [adapter.weights()])
+    assert np.isfinite(output.continuations[0].logprobs_T).all()
