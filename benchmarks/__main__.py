@@ -1,9 +1,11 @@
 """The engine through the real SDK compared with TRL + PEFT and transformers, interleaved in one run.
 
-usage: python -m benchmarks [--rounds 2] [--steps 4] [--works sft,ragged,dpo,grpo,sample] [--page docs/benchmarks.md]
+usage: python -m benchmarks [--rounds 3] [--steps 4] [--works sft,ragged,dpo,grpo,sample] [--shape 29m | --model DIR]
+       [--device cpu|cuda] [--page docs/benchmarks.md] [--json FILE]
 
 Every figure comes from its own process; a round runs the engine and the peer of each work one after the other. The
-ratio of a work is the median over rounds of peer seconds / engine seconds. Needs the `bench` extra.
+ratio of a work is the median over rounds of peer seconds / engine seconds, with the lowest and highest. On a GPU the
+peer trains with eager, SDPA and flash attention, and its best counts. Needs the `bench` extra.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import sys
 import tempfile
 import time
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +46,39 @@ def _run(module: str, *arguments: str) -> dict[str, Any]:
 
 
 def _pair(name: str, model: str, options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    device = ("--device", options.device)
+    device = ("--device", options.device, "--dtype", options.dtype)
     ours = _run("ours", name, model, "--steps", str(options.steps), *device)
     if name == "sample":
         return ours, _run("peer_generate", model, "--repeats", str(options.steps), *device)
-    return ours, _run("peer_trl", name, model, "--steps", str(options.steps), *device)
+    peer = ("peer_trl", name, model, "--steps", str(options.steps), *device)
+    tried = [_run(*peer, *(("--attention", kind) if kind else ())) for kind in _attentions(options.device)]
+    return ours, min(tried, key=lambda result: result["s_per_step"])
 
 
-def matrix_rate(device: str) -> float:
-    """The highest GFLOP/s that a bf16 matrix product of the model's shape reaches here."""
+def _attentions(device: str) -> list[str | None]:
+    """The peer's implementations of attention to try; None is its default."""
+    if device == "cpu":
+        return [None]
+    return ["eager", "sdpa", *(["flash_attention_2"] if find_spec("flash_attn") else [])]
+
+
+def native_dtype(device: str) -> str:
+    """bf16 where the hardware multiplies it, else fp32: emulated bf16 would be a handicap of the peer's."""
     import torch
 
-    hidden, intermediate = SHAPES["29m"][0], SHAPES["29m"][5]
-    a = torch.randn(2048, hidden, dtype=torch.bfloat16, device=device)
-    b = torch.randn(intermediate, hidden, dtype=torch.bfloat16, device=device)
+    from sota_ml_researcher.engine.compute.loading import choose_dtype
+
+    return "bf16" if choose_dtype("auto", torch.device(device)) == torch.bfloat16 else "fp32"
+
+
+def matrix_rate(device: str, shape: str, dtype: str) -> float:
+    """The highest GFLOP/s that a matrix product of the model's shape reaches here."""
+    import torch
+
+    kind = torch.bfloat16 if dtype == "bf16" else torch.float32
+    hidden, intermediate = SHAPES[shape][0], SHAPES[shape][5]
+    a = torch.randn(2048, hidden, dtype=kind, device=device)
+    b = torch.randn(intermediate, hidden, dtype=kind, device=device)
     best = float("inf")
     for _ in range(30):
         began = time.perf_counter()
@@ -86,19 +108,27 @@ def _row(name: str, pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
     def per_token(result: dict[str, Any], key: str) -> float:
         return result[key] / result["tokens_per_step"]
 
-    wall = statistics.median(per_token(peer, "s_per_step") / per_token(ours, "s_per_step") for ours, peer in pairs)
+    walls = [per_token(peer, "s_per_step") / per_token(ours, "s_per_step") for ours, peer in pairs]
+    wall = f"{statistics.median(walls):.1f}x ({min(walls):.1f} to {max(walls):.1f})"
     cpu = statistics.median(
         per_token(peer, "cpu_s_per_step") / per_token(ours, "cpu_s_per_step") for ours, peer in pairs
     )
     return (
-        f"| {TITLES[name]} | {middle(0, 's_per_step'):.2f} | {middle(1, 's_per_step'):.2f} | "
-        f"{middle(0, 'tokens_per_s'):.0f} | {middle(1, 'tokens_per_s'):.0f} | {wall:.1f}x | {cpu:.1f}x | "
+        f"| {TITLES[name]} | {middle(0, 's_per_step'):.3g} | {middle(1, 's_per_step'):.3g} | "
+        f"{middle(0, 'tokens_per_s'):.0f} | {middle(1, 'tokens_per_s'):.0f} | {wall} | {cpu:.1f}x | "
         f"{TARGETS[name]:.1f}x | {middle(0, 'peak_mb'):.0f} | {middle(1, 'peak_mb'):.0f} | "
         f"{100 * middle(0, 'overhead'):.1f}% |"
     )
 
 
-def _machine() -> str:
+def _machine(device: str) -> str:
+    if device == "cuda":
+        import torch
+
+        card = torch.cuda.get_device_properties(0)
+        return (
+            f"{card.name}, {card.total_memory / 2**30:.0f} GiB, driver of CUDA {torch.version.cuda}; {_machine('cpu')}"
+        )
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -111,15 +141,14 @@ def _machine() -> str:
     return f"{model}, {cores}; Python {platform.python_version()}, {packages}"
 
 
-def _page(
-    options: argparse.Namespace, results: dict[str, list[Any]], curve: dict[str, Any], rate: float, marked: str
-) -> str:
+def _page(options: argparse.Namespace, results: dict[str, list[Any]], curve: dict[str, Any], rate: float | None) -> str:
     sft = results.get("sft", [])
     lines = [
-        f"Command: `python -m benchmarks --rounds {options.rounds} --steps {options.steps}` on {_machine()}.",
+        f"Command: `python -m benchmarks {' '.join(sys.argv[1:])}` on {_machine(options.device)}.",
         "",
         "Seconds are the median step of each process (the first left out), then the median over rounds; the engine's",
-        "process is driven by the unmodified SDK over HTTP. CPU seconds include the client's. Both compute in bf16.",
+        "process is driven by the unmodified SDK over HTTP. CPU seconds include the client's. MB on a GPU are",
+        f"those of its memory. Both compute in {options.dtype}.",
         "",
         "| work | engine s | peer s | engine tok/s | peer tok/s | ratio, wall | ratio, CPU s | target | engine MB "
         "| peer MB | overhead |",
@@ -129,15 +158,15 @@ def _page(
         f"Seconds of an SFT step by number of sequences of 128 tokens: {_list(curve['by_sequences'])}.",
         f"Seconds until all are done, by number of adapters with 4 such sequences each: {_list(curve['by_adapters'])}.",
     ]
-    if sft:
+    if sft and rate:
         seconds = statistics.median(ours["s_per_step"] for ours, _ in sft)
-        done = step_gflop("29m", sft[0][0]["tokens_per_step"]) / seconds
+        done = step_gflop(options.shape, sft[0][0]["tokens_per_step"]) / seconds
         lines += [
             "",
-            f"Utilisation in the SFT step: {done:.0f} GFLOP/s of the {rate:.0f} GFLOP/s that a bf16 matrix product of "
+            f"Utilisation in the SFT step: {done:.0f} GFLOP/s of the {rate:.0f} GFLOP/s that a matrix product of "
             f"the model's shape reached in the same run ({100 * done / rate:.0f}%).",
         ]
-    return "\n".join([marked, *lines, marked]) + "\n"
+    return "\n".join([*lines, ""])
 
 
 def _list(values: dict[str, float]) -> str:
@@ -146,27 +175,36 @@ def _list(values: dict[str, float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--works", default=",".join(TARGETS))
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["bf16", "fp32"], help="of both; default: bf16 where it is native")
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--shape", choices=SHAPES, default="29m", help="a random-weight model of this shape")
+    model.add_argument("--model", type=Path, help="a model folder instead")
     parser.add_argument("--page", type=Path, help="replace the measured part of this page")
+    parser.add_argument("--json", type=Path, help="write every figure to this file")
     options = parser.parse_args()
+    options.dtype = options.dtype or native_dtype(options.device)
     results: dict[str, list[Any]] = {name: [] for name in options.works.split(",")}
     with tempfile.TemporaryDirectory() as folder:
-        model = str(write_model(Path(folder) / "model", "29m"))
+        model = str(options.model or write_model(Path(folder) / "model", options.shape))
         for number in range(options.rounds):
             for name, pairs in results.items():
                 pairs.append(_pair(name, model, options))
                 print(json.dumps({"round": number + 1, "work": name, "engine": pairs[-1][0], "peer": pairs[-1][1]}))
                 sys.stdout.flush()
-        curve = _run("ours", "curve", model, "--steps", "2", "--device", options.device)
-    marked = "<!-- measured -->"
-    text = _page(options, results, curve, matrix_rate(options.device), marked)
+        curve = _run("ours", "curve", model, "--steps", "2", "--device", options.device, "--dtype", options.dtype)
+    rate = None if options.model else matrix_rate(options.device, options.shape, options.dtype)
+    text = _page(options, results, curve, rate)
     print(text)
+    if options.json:
+        figures = {"machine": _machine(options.device), "model": str(options.model or options.shape), "gflops": rate}
+        options.json.write_text(json.dumps(figures | {"works": results, "curve": curve}, indent=2) + "\n")
     if options.page:
-        before, _, rest = options.page.read_text().partition(marked)
-        options.page.write_text(before + text.rstrip("\n") + rest.partition(marked)[2])
+        before, mark, rest = options.page.read_text().partition("<!-- measured -->\n")
+        options.page.write_text(before + mark + text + mark + rest.partition(mark)[2])
 
 
 if __name__ == "__main__":

@@ -173,11 +173,13 @@ def _run(options: argparse.Namespace, service: Any, url: str, pid: int) -> dict[
         "sample": lambda: sample(service, meter, options.steps),
     }
     tokens = works[options.method]()
-    health = httpx2.get(f"{url}/api/v1/healthz").json()
-    result = work.summary("engine", options.method, meter, tokens, _peak_mb(pid))
+    (loaded,) = httpx2.get(f"{url}/api/v1/healthz").json()["loaded"].values()
+    on_gpu = loaded["device"].startswith("cuda")
+    peak = work.peak_mb("cuda", pid) if on_gpu else _peak_mb(pid)
+    result = work.summary("engine", options.method, meter, tokens, peak)
     # Everything between the client's call and its result that is not the compute thread's work.
     overhead = 1 - meter.computed_s / sum(meter.wall_s)
-    return result | {"overhead": round(overhead, 4), "dtype": next(iter(health["loaded"].values()))["dtype"]}
+    return result | {"overhead": round(overhead, 4), "dtype": loaded["dtype"], "device": loaded["device"]}
 
 
 def main() -> None:

@@ -40,7 +40,12 @@ def main() -> None:
 
     meter.run([run] * options.repeats)
     tokens = work.PROMPTS * work.SAMPLES * work.SAMPLE_TOKENS
-    print(json.dumps(work.summary("transformers", "sample", meter, tokens) | {"dtype": options.dtype}))
+    print(
+        json.dumps(
+            work.summary("transformers", "sample", meter, tokens, work.peak_mb(options.device))
+            | {"dtype": options.dtype}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -29,7 +29,9 @@ def _callback(meter: work.Meter) -> Any:
     return Clock()
 
 
-def _trainer(method: str, model_dir: str, common: dict[str, Any], steps: int, meter: work.Meter) -> tuple[Any, float]:
+def _trainer(
+    method: str, model_dir: str, common: dict[str, Any], steps: int, meter: work.Meter, attention: str | None
+) -> tuple[Any, float]:
     """A trainer, and the real tokens per step."""
     import torch
     from datasets import Dataset
@@ -37,7 +39,9 @@ def _trainer(method: str, model_dir: str, common: dict[str, Any], steps: int, me
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        model_dir, dtype=torch.float32, **({"attn_implementation": attention} if attention else {})
+    )
     shared: dict[str, Any] = {
         "model": model,
         "processing_class": tokenizer,
@@ -93,6 +97,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--attention", help="attn_implementation of transformers; its default if left out")
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     meter = work.Meter()
@@ -109,9 +114,13 @@ def main() -> None:
             "gradient_checkpointing": False,
             "disable_tqdm": True,
         }
-        trainer, tokens = _trainer(options.method, options.model, common, options.steps, meter)
+        trainer, tokens = _trainer(options.method, options.model, common, options.steps, meter, options.attention)
         trainer.train()
-    print(json.dumps(work.summary("trl", options.method, meter, tokens) | {"dtype": options.dtype}))
+    print(
+        json.dumps(
+            work.summary("trl", options.method, meter, tokens, work.peak_mb(options.device)) | {"dtype": options.dtype}
+        )
+    )
 
 
 if __name__ == "__main__":

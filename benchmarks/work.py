@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -87,10 +88,24 @@ class Meter:
         self.computed_s = self._compute_s() - before if self._compute_s else 0.0
 
 
-def summary(who: str, method: str, meter: Meter, tokens: float, peak_mb: float | None = None) -> dict[str, Any]:
-    """One result: the median step without the first, tokens per second, and peak memory of the process."""
+def peak_mb(device: str, pid: int | None = None) -> float:
+    """Peak memory in MiB of this process, or of another: on a GPU what its allocator or driver holds there."""
+    if device != "cuda":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if pid is None:
+        import torch
+
+        return torch.cuda.max_memory_reserved() / 2**20
+    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+    held = {int(one): float(used) for one, _, used in (line.partition(",") for line in lines)}
+    # In a container the driver may name another process id: then what all processes hold.
+    return held.get(pid, sum(held.values()))
+
+
+def summary(who: str, method: str, meter: Meter, tokens: float, peak: float) -> dict[str, Any]:
+    """One result: the median step without the first, tokens per second, and peak memory in MiB."""
     seconds = statistics.median(meter.wall_s[1:])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 if peak_mb is None else peak_mb
     return {
         "who": who,
         "work": method,
