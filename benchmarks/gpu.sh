@@ -5,7 +5,7 @@
 #   benchmarks/gpu.sh [--device cuda|cpu] [--wheels DIR] [--out DIR] [--minutes 9]
 #
 # --device cpu rehearses all of it with a tiny model. --wheels DIR holds what the machine lacks, if it has no package
-# index: fill it with  pip download -d DIR '.[all,bench]' pytest pytest-timeout bitsandbytes
+# index: fill it with  pip download -d DIR '.[all,bench]' pytest pytest-timeout bitsandbytes setuptools
 # Writes DIR/gpu.json and DIR/gpu.md. Exit code 0: every part ended well; a part that found no time left says so.
 set -uo pipefail
 cd "$(dirname "$0")/.."
