@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from .columns import ColumnMap
 from .examples import render_each
 from .formats import ReadRow, read_row
 from .near_duplicates import Sketches, similar_pairs
+from .preference_check import PairOptions
 from .row_files import Row, chunks_of
 from .row_findings import DatasetReport, RenderedExample, RowFindings, TokenStatistics
 from .shards import bytes_of, digest_of
@@ -39,7 +40,35 @@ T = TypeVar("T")
 Progress = Callable[[int, str], None]
 
 
-def check_dataset(
+class CheckOptions(PairOptions, total=False):
+    """What `check_rows` takes besides the file."""
+
+    val_file: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedRows:
+    """What was found in a training file, and in which rows.
+
+    Attributes:
+        report: The counts, with the first lines of each kind.
+        rows: For each kind of finding (its id) the numbers of all its rows (see `Row.number`), ascending.
+    """
+
+    report: DatasetReport
+    rows: Mapping[str, NDArray[np.int64]]
+
+
+def check_dataset(train_file: Path, **options: Unpack[CheckOptions]) -> DatasetReport:
+    """Check every row of a supervised training file: the report of `check_rows`.
+
+    Raises:
+        DataError: If the file as a whole cannot be read; bad rows are findings, not errors.
+    """
+    return check_rows(train_file, **options).report
+
+
+def check_rows(
     train_file: Path,
     *,
     renderer: ChatRenderer | None = None,
@@ -48,7 +77,7 @@ def check_dataset(
     val_file: Path | None = None,
     columns: ColumnMap | None = None,
     progress: Progress | None = None,
-) -> DatasetReport:
+) -> CheckedRows:
     """Check every row of a supervised training file.
 
     Args:
@@ -79,7 +108,7 @@ def check_dataset(
     near = check.near_duplicates()
     overlap = check.overlap(val_file) if val_file is not None else None
     findings = check.findings
-    return DatasetReport(
+    report = DatasetReport(
         file=str(train_file),
         sha256=digest_of(train_file),
         bytes=bytes_of(train_file),
@@ -96,6 +125,7 @@ def check_dataset(
         example=check.example,
         seconds=round(time.monotonic() - began, 2),
     )
+    return CheckedRows(report, findings.rows())
 
 
 def _ahead(prepare: Callable[[list[Row]], T], chunks: Iterator[list[Row]]) -> Iterator[T]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import comb
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 from pydantic import BaseModel
 
@@ -19,13 +19,23 @@ from .columns import ColumnMap
 from .preference_rows import PreferencePair, is_preference_row, to_pair
 from .preferences import RenderedPair, render_pair
 from .row_files import Row, read_rows
-from .row_findings import SHOWN_LINES, RowFindings
+from .row_findings import RowFinding, RowFindings
 
 # A share that fair coins show more often says nothing; from so many pairs on none that is warned of is chance.
 _CHANCE, _BEYOND_CHANCE = 0.05, 100
 _NAMED_LINES = 5
 _PROGRESS_ROWS = 256
 DataKind = Literal["supervised", "preferences"]
+
+
+class PairOptions(TypedDict, total=False):
+    """What `check_preferences` takes besides the files."""
+
+    renderer: ChatRenderer | None
+    max_seq_len: int | None
+    context: int | None
+    columns: ColumnMap | None
+    progress: Callable[[int, str], None] | None
 
 
 @dataclass(slots=True)
@@ -37,25 +47,17 @@ class PreferenceFindings:
         usable: Rows that hold a pair.
         bad_count: Rows that do not.
         bad: (line, error) of the first of these.
-        contradictory: Lines whose two answers were preferred the other way round before.
-        repeated: Lines that repeat an earlier pair.
-        leaked: Lines whose prompt is in the validation file too.
         chosen_longer: Pairs whose chosen answer has more characters; ``rejected_longer`` the other way round.
-        cut: Lines of pairs that are longer than ``max_seq_len``.
-        noted: How the rows were read and, with a renderer, rendered.
+        found: Every kind of problem with its rows, bad rows included.
     """
 
     rows: int = 0
     usable: int = 0
     bad_count: int = 0
     bad: list[tuple[int, DataError]] = field(default_factory=list[tuple[int, DataError]])
-    contradictory: list[int] = field(default_factory=list[int])
-    repeated: list[int] = field(default_factory=list[int])
-    leaked: list[int] = field(default_factory=list[int])
     chosen_longer: int = 0
     rejected_longer: int = 0
-    cut: list[int] = field(default_factory=list[int])
-    noted: RowFindings = field(default_factory=RowFindings)
+    found: RowFindings = field(default_factory=RowFindings)
 
     @property
     def longer_share(self) -> float | None:
@@ -63,21 +65,16 @@ class PreferenceFindings:
         unequal = self.chosen_longer + self.rejected_longer
         return self.chosen_longer / unequal if unequal else None
 
-    def add_bad(self, line: int, error: DataError | None) -> None:
+    def add_bad(self, line: int, error: DataError) -> None:
         """Count a row that holds no pair to compare."""
         self.bad_count += 1
-        if error is not None and len(self.bad) < _NAMED_LINES:
+        self.found.bad_row(line, error, error.where)
+        if len(self.bad) < _NAMED_LINES:
             self.bad.append((line, error))
 
     def warnings(self) -> list[str]:
         """One sentence for each kind of problem."""
-        kinds = (
-            (self.contradictory, "pairs contradict an earlier one"),
-            (self.repeated, "pairs repeat an earlier one"),
-            (self.leaked, "prompts are in the validation file too"),
-            (self.cut, "pairs have a side that is cut at max_seq_len"),
-        )
-        warnings = [f"{len(lines):,} {problem} ({_lines(lines)})" for lines, problem in kinds if lines]
+        warnings = list(self.found.sentences())
         share, unequal = self.longer_share, self.chosen_longer + self.rejected_longer
         is_lopsided = share is not None and abs(share - 0.5) > number("dpo.length_bias") - 0.5
         if share is not None and is_lopsided and not _is_chance(max(self.chosen_longer, self.rejected_longer), unequal):
@@ -95,11 +92,6 @@ def _is_chance(longer: int, pairs: int) -> bool:
     return pairs < _BEYOND_CHANCE and sum(comb(pairs, k) for k in range(longer, pairs + 1)) / 2**pairs > _CHANCE
 
 
-def _lines(numbers: list[int]) -> str:
-    more = " ..." if len(numbers) > _NAMED_LINES else ""
-    return f"lines {', '.join(map(str, numbers[:_NAMED_LINES]))}{more}"
-
-
 class PreferenceReport(BaseModel):
     """A file of preferences as `check_dataset` shows it. ``ok`` means that training on it can start."""
 
@@ -109,10 +101,8 @@ class PreferenceReport(BaseModel):
     rows: int
     usable_rows: int
     bad_rows: list[str]
-    contradictory: list[int]
-    repeated: list[int]
-    leaked: list[int]
     chosen_longer_share: float | None
+    findings: list[RowFinding]
     warnings: list[str]
 
 
@@ -122,8 +112,9 @@ def check_preferences(
     *,
     renderer: ChatRenderer | None = None,
     max_seq_len: int | None = None,
+    context: int | None = None,
     columns: ColumnMap | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, str], None] | None = None,
 ) -> PreferenceFindings:
     """Read a whole file of preferences; memory grows by some hundred bytes per row.
 
@@ -131,9 +122,10 @@ def check_preferences(
         train_file: The pairs to train.
         val_file: Held-out pairs whose prompts must not be in it.
         renderer: The model's; without one nothing is said of tokens.
-        max_seq_len: Tokens at which training cuts a side.
+        max_seq_len: Tokens at which training cuts a side; without it they are cut at the context.
+        context: Tokens that the model takes, where that is known.
         columns: Which columns are what, in both files.
-        progress: Called with the rows read.
+        progress: Called with the rows read and what is being done.
 
     Raises:
         DataError: If the file as a whole cannot be read; bad rows are counted, not raised.
@@ -144,35 +136,34 @@ def check_preferences(
     for row, pair in _pairs(train_file, columns):
         findings.rows += 1
         if progress is not None and findings.rows % _PROGRESS_ROWS == 0:
-            progress(findings.rows)
+            progress(findings.rows, "pairs read")
         if row.not_finite:
-            findings.noted.note("not_finite", row.number)
-        rendered = None
-        if renderer is not None and isinstance(pair, PreferencePair):
-            rendered = render_pair(renderer, pair, max_seq_len)
-        problem = next((each for each in (pair, rendered) if isinstance(each, DataError)), None)
-        if problem is not None or isinstance(pair, DataError):
-            findings.add_bad(row.number, row.placed(problem) if problem is not None else None)
+            findings.found.note("not_finite", row.number)
+        if isinstance(pair, DataError):
+            findings.add_bad(row.number, pair)
+            continue
+        rendered = render_pair(renderer, pair, max_seq_len or context) if renderer is not None else None
+        if isinstance(rendered, DataError):
+            findings.add_bad(row.number, row.placed(rendered))
             continue
         findings.usable += 1
-        _note_pair(findings, row.number, pair, rendered if isinstance(rendered, RenderedPair) else None)
+        _note_pair(findings, row.number, pair, rendered)
         prompt, key, chosen = _digests(pair)
         if key not in chosen_before:
             chosen_before[key] = chosen
-        elif chosen_before[key] == chosen:
-            findings.repeated.append(row.number)
         else:
-            findings.contradictory.append(row.number)
+            kind = "repeated_pair" if chosen_before[key] == chosen else "contradictory_pair"
+            findings.found.note(kind, row.number)
         if prompt in held_out:
-            findings.leaked.append(row.number)
+            findings.found.note("prompt_in_val", row.number)
     return findings
 
 
 def _note_pair(findings: PreferenceFindings, line: int, pair: PreferencePair, rendered: RenderedPair | None) -> None:
     words = "\n".join((words_of(pair.prompt), pair.chosen_text, pair.rejected_text))
-    findings.noted.note_all(line, pair.notes, rendered.rendered if rendered else (), words)
+    findings.found.note_all(line, pair.notes, rendered.rendered if rendered else (), words)
     if rendered is not None and rendered.cut:
-        findings.cut.append(line)
+        findings.found.note("truncated_pair", line)
     difference = len(pair.chosen_text) - len(pair.rejected_text)
     findings.chosen_longer += difference > 0
     findings.rejected_longer += difference < 0
@@ -207,31 +198,17 @@ def kind_of(path: Path, columns: ColumnMap | None = None) -> DataKind:
 
 
 def preference_report(
-    train_file: Path,
-    val_file: Path | None = None,
-    *,
-    renderer: ChatRenderer | None = None,
-    max_seq_len: int | None = None,
-    context: int | None = None,
-    columns: ColumnMap | None = None,
-    progress: Callable[[int], None] | None = None,
+    train_file: Path, val_file: Path | None = None, **options: Unpack[PairOptions]
 ) -> PreferenceReport:
-    """What is wrong with a file of preferences; the arguments are those of `check_dataset`.
+    """What is wrong with a file of preferences; the arguments are those of `check_preferences`.
 
     Raises:
         DataError: If the file as a whole cannot be read.
     """
-    findings = check_preferences(
-        train_file,
-        val_file,
-        renderer=renderer,
-        max_seq_len=max_seq_len or context,
-        columns=columns,
-        progress=progress,
-    )
+    findings = check_preferences(train_file, val_file, **options)
     refused: list[str] = []
     try:
-        require_within_context(max_seq_len, context)
+        require_within_context(options.get("max_seq_len"), options.get("context"))
     except ConfigError as error:
         refused.append(str(error))
     return PreferenceReport(
@@ -240,9 +217,7 @@ def preference_report(
         rows=findings.rows,
         usable_rows=findings.usable,
         bad_rows=[*refused, *(str(error) if error.where else f"line {line}: {error}" for line, error in findings.bad)],
-        contradictory=findings.contradictory[:SHOWN_LINES],
-        repeated=findings.repeated[:SHOWN_LINES],
-        leaked=findings.leaked[:SHOWN_LINES],
         chosen_longer_share=findings.longer_share,
-        warnings=[*findings.warnings(), *findings.noted.sentences()],
+        findings=findings.found.listed(),
+        warnings=findings.warnings(),
     )

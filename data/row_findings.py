@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from ..core.errors import DataError, ResearcherError
 from ..models.chat import RenderingNote
+from .finding_kinds import BAD_ROW, KINDS, FindingKind, Severity
 from .row_turns import Note
+from .text_checks import text_problems
 
-Severity = Literal["error", "warn", "info"]
 # Enough to find the pattern; the count says how many there are in all.
 SHOWN_LINES = 10
-BAD_ROW = "bad_row"
+_SHOWN_EXAMPLES = 3
 _LONGEST_MESSAGE = 400
 _MOST_KINDS = 20
 
@@ -87,115 +90,6 @@ class DatasetReport(BaseModel):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    severity: Severity
-    message: str
-    fix: str
-    rule: str | None = None
-
-
-_KINDS = {
-    "exact_duplicate": _Kind("warn", "rows repeat an earlier row exactly", "Remove the repeats", "data.duplicates"),
-    "near_duplicate": _Kind("warn", "rows nearly repeat an earlier row", "Keep one of each", "data.duplicates"),
-    "in_val": _Kind(
-        "warn", "rows are in the validation file too: its loss will look too good", "Remove them", "data.leakage"
-    ),
-    "truncated": _Kind("warn", "rows are cut at max_seq_len", "Raise max_seq_len or split them", "data.truncation"),
-    "nothing_left": _Kind(
-        "error", "rows lose all trained tokens at max_seq_len", "Raise max_seq_len or shorten the prompts"
-    ),
-    "mixed_formats": _Kind("info", "rows have another format than the first row", "Harmless if intended"),
-    "last_turn_only": _Kind(
-        "info",
-        "conversations are trained on their last answer only: the chat template rewrites earlier ones as history",
-        "Split them into one row per answer to train on all",
-    ),
-    "no_end_token": _Kind(
-        "warn",
-        "rows train no token that ends the answer: the chat template writes none, and the model will not learn to stop",
-        "Use a template that ends each turn with a special token, or name a renderer",
-    ),
-    "other_end_token": _Kind(
-        "info",
-        "rows end answers with a token at which generation_config.json does not stop: other programs will go on there",
-        "Add its id to eos_token_id in the exported model",
-    ),
-    "think_deleted": _Kind(
-        "warn",
-        "answers lose their <think>...</think>: the chat template deletes it, and the trained text lacks it",
-        "Use a template or renderer that keeps the reasoning, or remove it from the data",
-    ),
-    "no_thinking": _Kind(
-        "warn",
-        "answers have no reasoning, though the generation prompt opens <think>: the model learns to close it at once",
-        "Begin them with <think>...</think>, or use a model or renderer that does not think",
-    ),
-    "reasoning_dropped": _Kind(
-        "warn",
-        "rows lose the reasoning of an answer: the chat template does not write it",
-        "Use a template or renderer that does, or write it into the content as <think>...</think>",
-    ),
-    "tools_dropped": _Kind(
-        "warn",
-        "rows declare tools that the chat template does not write: the model never sees them",
-        "Use a model or renderer with tools, or describe them in the system turn",
-    ),
-    "rewritten_text": _Kind(
-        "warn",
-        "rows have a text that the chat template leaves out or writes otherwise",
-        "Compare a row with its rendered form; some templates take no system turn, or escape what tools say",
-    ),
-    "control_text": _Kind(
-        "warn",
-        "rows spell a control token of the model in a prompt: it is kept as text, and ends no turn",
-        "Remove it if it is a leftover of another chat format",
-    ),
-    "control_tokens": _Kind(
-        "warn",
-        "rows spell a control token of the model in a prompt: with this renderer it is a real one and can forge a turn",
-        "Remove it from the text",
-    ),
-    "control_in_answer": _Kind(
-        "warn",
-        "answers spell a control token of the model, which is trained as a real one",
-        "Remove it: the template writes what ends a turn",
-    ),
-    "not_finite": _Kind(
-        "warn", "rows hold NaN or Infinity, which is not JSON: other programs refuse them", "Write null or a number"
-    ),
-    "prompt_cut": _Kind(
-        "warn", "pairs repeat the prompt at the head of both answers: it is cut off there", "Remove it from the answers"
-    ),
-    "prompt_repeated": _Kind(
-        "warn",
-        "answers begin with their own prompt, which is trained too",
-        "Remove it from the answers if that is a mistake",
-    ),
-    "prompt_weight": _Kind(
-        "warn",
-        "rows ask for loss on a turn that is not the assistant's: only answers are trained",
-        "Remove that weight",
-    ),
-    "developer_turn": _Kind("info", "rows have a developer turn, which is read as the system turn", "Nothing to do"),
-    "null_arguments": _Kind(
-        "warn",
-        "rows have tool calls with null arguments, which are trained as they are",
-        "Leave them out where a table padded the rows with the arguments of other tools",
-    ),
-    "bad_arguments": _Kind(
-        "warn", "rows have tool calls whose arguments are not JSON", "Correct them: the model learns what is there"
-    ),
-    "replacement_character": _Kind("warn", "rows hold U+FFFD: text was lost in decoding", "Decode the source again"),
-    "mojibake": _Kind("warn", "rows look like UTF-8 read as Latin-1", "Decode the source as UTF-8"),
-    "chat_marker": _Kind(
-        "warn", "rows hold the markers of a chat format as text, such as <|im_end|> or </s> at an end", "Remove them"
-    ),
-    "control_character": _Kind("warn", "rows hold control characters", "Strip them"),
-    "not_round_trip": _Kind(
-        "warn", "rows do not come back from their tokens unchanged", "The tokenizer does not know their characters"
-    ),
-}
 # Keys that other programs read, and what they would change; here nothing reads them.
 _MEANING = {
     **dict.fromkeys(("weight", "sample_weight", "loss_weight", "loss_scale"), "how much a row counts; all count alike"),
@@ -218,28 +112,6 @@ _MOST_PATHS = 200
 _SHOWN_PATHS = 8
 _SAID_LINES = 3
 _CONTROL_NOTES: frozenset[RenderingNote] = frozenset({"control_text", "control_tokens", "control_in_answer"})
-_REPLACEMENT = "�"
-_MOJIBAKE = re.compile(r"Ã[\x80-\xBF©¨ª«¬®¯°±²³´µ¶·¸¹º»¼½¾¿¡¢£¤¥¦§]|â€[™œ\x9d“”¢¦˜]|Â[ ©®°±·»«]")
-# What chat formats write around turns; a tag that HTML has too counts at an end alone.
-_MARKER = re.compile(
-    r"<\|(?:im_start|im_end|endoftext|eot_id|eom_id|start_header_id|end_header_id|begin_of_text|end_of_text|end)\|>"
-    r"|<(?:start|end)_of_turn>|\[/INST\]|<</SYS>>|<｜(?:User|Assistant|end▁of▁sentence)｜>|</s>$",
-    re.MULTILINE,
-)
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-
-
-def text_problems(text: str) -> Iterator[str]:
-    """The kinds of damage in a text: of encoding, and markers that another program left."""
-    if not text.isascii():
-        if _REPLACEMENT in text:
-            yield "replacement_character"
-        if _MOJIBAKE.search(text):
-            yield "mojibake"
-    if _CONTROL.search(text):
-        yield "control_character"
-    if ("<" in text or "[" in text) and _MARKER.search(text):
-        yield "chat_marker"
 
 
 @dataclass(slots=True)
@@ -247,25 +119,24 @@ class _Group:
     """The rows that have one kind of problem."""
 
     name: str
-    kind: _Kind
-    count: int = 0
-    lines: list[int] = field(default_factory=list[int])
+    kind: FindingKind
+    lines: array[int] = field(default_factory=lambda: array("q"))
     examples: list[str] = field(default_factory=list[str])
 
     def add(self, line: int, example: str = "") -> None:
-        self.count += 1
-        if len(self.lines) < SHOWN_LINES:
-            self.lines.append(line)
-            self.examples += [example] if example else []
+        self.lines.append(line)
+        if example and len(self.examples) < _SHOWN_EXAMPLES:
+            self.examples.append(example)
 
     def finding(self) -> RowFinding:
-        details = f" ({'; '.join(self.examples[:3])})" if self.examples else ""
-        message = self.kind.message if self.name == BAD_ROW else f"{self.count:,} {self.kind.message}{details}"
+        count = len(self.lines)
+        details = f" ({'; '.join(self.examples)})" if self.examples else ""
+        message = self.kind.message if self.name == BAD_ROW else f"{self.kind.sentence(count)}{details}"
         return RowFinding(
             kind=self.name,
             severity=self.kind.severity,
-            count=self.count,
-            lines=self.lines,
+            count=count,
+            lines=self.lines[:SHOWN_LINES].tolist(),
             message=message if len(message) <= _LONGEST_MESSAGE else message[: _LONGEST_MESSAGE - 1] + "…",
             fix=self.kind.fix,
             rule=self.kind.rule,
@@ -281,7 +152,7 @@ class _Unread:
 
 
 class RowFindings:
-    """Counts by kind; memory does not grow with the number of rows."""
+    """The rows of each kind of problem; 8 bytes for each row that has one."""
 
     def __init__(self) -> None:
         self._groups: dict[str, _Group] = {}
@@ -308,7 +179,7 @@ class RowFindings:
 
     def note(self, kind: str, line: int, example: str = "") -> None:
         """Count a row with a known kind of problem."""
-        self._groups.setdefault(kind, _Group(kind, _KINDS[kind])).add(line, example)
+        self._groups.setdefault(kind, _Group(kind, KINDS[kind])).add(line, example)
 
     def note_all(self, line: int, read: Iterable[Note], rendered: Iterable[RenderingNote] = (), text: str = "") -> None:
         """Count a row with what its reading, its rendering and its text show, each kind and key once."""
@@ -335,12 +206,19 @@ class RowFindings:
         """Count a row that cannot be used (``place``: its file and line); errors alike but for numbers are one kind."""
         pattern = BAD_ROW + re.sub(r"\d+|'[^']*'|\([^)]*\)", "", error.problem)
         fix = error.fix or "Correct or remove these rows, or set skip_bad_rows: true"
-        kind = _Kind("error", f"{place or f'line {line}'}: {error.problem}", fix)
+        kind = FindingKind("error", f"{place or f'line {line}'}: {error.problem}", fix)
         self._groups.setdefault(pattern, _Group(BAD_ROW, kind)).add(line)
 
     def count(self, kind: str) -> int:
         """Rows with a known kind of problem."""
-        return self._groups[kind].count if kind in self._groups else 0
+        return len(self._groups[kind].lines) if kind in self._groups else 0
+
+    def rows(self) -> Mapping[str, NDArray[np.int64]]:
+        """Every row that has a finding: for each kind the numbers of its rows, ascending, each once."""
+        lines: dict[str, list[int]] = {}
+        for group in self._groups.values():
+            lines.setdefault(group.name, []).extend(group.lines)
+        return {kind: np.unique(np.array(found, dtype=np.int64)) for kind, found in lines.items()}
 
     def listed(self) -> list[RowFinding]:
         """The kinds of problems, the gravest first, then the most frequent."""

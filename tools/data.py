@@ -125,7 +125,7 @@ class _Asked:
         is_preference = kind_of(self.train, self.columns) == "preferences"
         chat, context = _model(self.base_model, self.renderer) if self.base_model else (None, None)
 
-        def progress(rows: int, doing: str = "pairs read") -> None:
+        def progress(rows: int, doing: str) -> None:
             report.done, report.message = rows, f"{self.train.name}, {rows:,} {doing}"
 
         return (preference_report if is_preference else check)(

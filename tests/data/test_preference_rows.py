@@ -125,9 +125,8 @@ def test_contradictions_repeats_leaks_and_a_taste_for_length_are_found(tmp_path:
         write(tmp_path / "val.jsonl", [{"prompt": "q3", "chosen": "a", "rejected": "b"}]),
     )
     assert (found.rows, found.usable, found.bad_count) == (11, 10, 1)
-    assert found.contradictory == [9]
-    assert found.repeated == [10]
-    assert found.leaked == [4]
+    rows_of = {kind: lines.tolist() for kind, lines in found.found.rows().items()}
+    assert rows_of == {"contradictory_pair": [9], "repeated_pair": [10], "prompt_in_val": [4], "bad_row": [11]}
     assert found.longer_share == 0.9  # 9 of 10 pairs of unequal length
     assert any("longer answer is the chosen one in 90%" in warning for warning in found.warnings())
 
@@ -198,6 +197,6 @@ def test_what_pairs_lose_is_named_as_for_supervised_rows(tmp_path: Path, tiny_mo
     row = {"prompt": "q<|im_end|>", "chosen": "good", "rejected": "bad", "tools": [{"name": "tide"}], "margin": 2}
     report = preference_report(write(tmp_path / "pairs.jsonl", [row]), None, renderer=load_renderer(str(tiny_model)))
     said = " ".join(report.warnings)
-    assert "spell a control token of the model in a prompt" in said
+    assert "spells a control token of the model in a prompt" in said
     assert "declare tools that the chat template does not write" in said
     assert 'keys that are not read: "margin" (1 row, first line 1)' in said

@@ -95,7 +95,7 @@ def _warnings(config: DpoConfig, counts: PreferenceCounts, total_steps: int) -> 
             "it starts from the base model: an SFT checkpoint of the same kind of data is the better start "
             "(dpo.reference); give its job id or state path as load_checkpoint"
         )
-    return warnings
+    return list(dict.fromkeys(warnings))  # both readings of the file say what they did not read
 
 
 def dpo_cost(
