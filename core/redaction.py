@@ -15,13 +15,16 @@ _SECRET_NAME = re.compile(r"(?i)(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PAS
 # A shorter value is a word or a number that stands in honest texts too.
 _SHORTEST = 8
 # Keys of the services met here and of those whose keys stand beside them: Tinker, Anthropic and OpenAI, Hugging Face,
-# GitHub, AWS, Google, Slack, Weights & Biases; then what stands after "Bearer" or between "//user:" and "@".
-_SHAPED = re.compile(
+# GitHub and GitLab, AWS, Google, Slack, Stripe, npm, Weights & Biases.
+_KEYS = (
     r"\b(?:tml-[A-Za-z0-9_-]{12,}|sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}"
-    r"|github_pat_[A-Za-z0-9_]{20,}|AKIA[A-Z0-9]{16}|AIza[A-Za-z0-9_-]{30,}|xox[abprs]-[A-Za-z0-9-]{10,}"
-    r"|wandb_v1_[A-Za-z0-9_]{20,})"
-    r"|(?i:(?<=\bbearer )[A-Za-z0-9._~+/-]{12,}=*)|(?<=://)[^\s/:@]+:[^\s/@]+(?=@)"
+    r"|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{20,}|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[A-Za-z0-9_-]{30,}"
+    r"|xox[abprs]-[A-Za-z0-9-]{10,}|[rs]k_live_[A-Za-z0-9]{20,}|npm_[A-Za-z0-9]{36}|wandb_v1_[A-Za-z0-9_]{20,})"
 )
+_KEY = re.compile(_KEYS)
+_KEY_HEADS = ("tml-", "sk-", "hf_", "gh", "glpat-", "AKIA", "ASIA", "AIza", "xox", "k_live_", "npm_", "wandb_v1_")
+# Also what stands after "Bearer" or between "//user:" and "@".
+_SHAPED = re.compile(_KEYS + r"|(?i:(?<=\bbearer )[A-Za-z0-9._~+/-]{12,}=*)|(?<=://)[^\s/:@]+:[^\s/@]+(?=@)")
 _known: set[str] = set()
 
 
@@ -40,6 +43,11 @@ def redacted(text: str, secrets: Sequence[str] | None = None) -> str:
         if value in text:
             text = text.replace(value, REMOVED)
     return _SHAPED.sub(REMOVED, text)
+
+
+def keys_in(text: str) -> list[str]:
+    """What has the shape of a service's key in a text."""
+    return _KEY.findall(text) if any(head in text for head in _KEY_HEADS) else []
 
 
 def known_secrets() -> list[str]:

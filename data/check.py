@@ -24,10 +24,14 @@ from .columns import ColumnMap
 from .examples import render_each
 from .formats import ReadRow, read_row
 from .near_duplicates import Sketches, similar_pairs
+from .personal_data import personal_kinds
 from .preference_check import PairOptions
 from .row_files import Row, chunks_of
 from .row_findings import DatasetReport, RenderedExample, RowFindings, TokenStatistics
 from .shards import bytes_of, digest_of
+from .text_checks import answer_problems, text_problems
+from .whole_file_checks import SeenRow, WholeFile
+from .words import words_in
 
 _BATCH = 1024
 _ROUND_TRIP_ROWS = 200
@@ -104,7 +108,7 @@ def check_rows(
             progress(check.rows, "rows read")
     if progress is not None:
         progress(check.rows, "looking for near duplicates")
-    check.note_shards()
+    check.note_file()
     near = check.near_duplicates()
     overlap = check.overlap(val_file) if val_file is not None else None
     findings = check.findings
@@ -161,6 +165,7 @@ class _Check:
         self._max_seq_len = max_seq_len
         self._seen: dict[bytes, int] = {}
         self._sketches = Sketches()
+        self._whole = WholeFile()
         self._sketched_lines: list[int] = []
         self._lengths: list[NDArray[np.int32]] = []
         self._loss = self._loss_cut = self._truncated = 0
@@ -189,8 +194,9 @@ class _Check:
         for row in rows:
             if row.place:
                 self._shards.setdefault(row.place.rpartition(":")[0], row.line)
-        fresh: list[str] = []
-        lengths: list[int] = []
+        seen: list[SeenRow] = []
+        is_new: list[bool] = []
+        noted: list[tuple[_Prepared, ReadRow]] = []
         for row in rows:
             if row.not_finite:
                 self.findings.note("not_finite", row.line)
@@ -200,17 +206,21 @@ class _Check:
             self.usable += 1
             self._note_format(row.line, row.content.form)
             conversation = row.content.conversation
-            text = words_of(conversation.messages)
-            self.findings.note_all(row.line, row.content.notes, row.rendered.notes if row.rendered else (), text)
             if row.rendered is not None:
-                lengths.append(len(row.rendered.tokens))
                 self._note_loss(row.line, row.rendered)
                 self._look_closely(row.line, conversation, row.rendered)
-            if self._is_new(row.line, conversation):
-                fresh.append(text)
-                self._sketched_lines.append(row.line)
-        self._lengths.append(np.asarray(lengths, dtype=np.int32))
-        self._sketches.add(fresh)
+            is_new.append(self._is_new(row.line, conversation))
+            noted.append((row, row.content))
+            seen.append(_seen(row, conversation))
+        words = words_in([row.text for row in seen])
+        for (row, content), text, longest in zip(noted, seen, words.longest.tolist(), strict=True):
+            problems = [*text_problems(text.text), *answer_problems(text.chat.messages)]
+            problems += personal_kinds(text.text, longest)
+            self.findings.note_all(row.line, content.notes, row.rendered.notes if row.rendered else (), problems)
+        self._whole.add(seen, words)
+        self._lengths.append(np.array([row.tokens for row in seen], dtype=np.int32))
+        self._sketches.add(words, np.array(is_new, dtype=np.bool_))
+        self._sketched_lines += [row.line for row, new in zip(seen, is_new, strict=True) if new]
 
     def _note_format(self, line: int, form: str) -> None:
         self.format = self.format or form
@@ -244,8 +254,9 @@ class _Check:
             view = mask_view(renderer, row)[:_EXAMPLE_CHARACTERS]
             self.example = RenderedExample(line=line, text=view, tokens=len(row.tokens), loss_tokens=sum(row.weights))
 
-    def note_shards(self) -> None:
-        """Say how the rows of several files are numbered."""
+    def note_file(self) -> None:
+        """Say what only the whole file shows, and how the rows of several files are numbered."""
+        self._whole.note(self.findings)
         if self._shards:
             firsts = [f"{name} from {line:,}" for name, line in self._shards.items()]
             more = f" and {len(firsts) - _SHOWN_SHARDS:,} more files" if len(firsts) > _SHOWN_SHARDS else ""
@@ -275,7 +286,7 @@ class _Check:
                     self.findings.note("in_val", line, f"line {line} is line {row.number} of {val_file.name}")
                 texts.append(words_of(content.conversation.messages))
                 lines.append(row.number)
-            held_out.add(texts)
+            held_out.add(words_in(texts))
         ours = self._sketches.rows()
         near: set[int] = set()
         for pair in similar_pairs(np.concatenate([ours, held_out.rows()]), split=len(ours)):
@@ -289,7 +300,7 @@ class _Check:
     def token_statistics(self) -> TokenStatistics | None:
         """Counts and quantiles, or None when there was no tokenizer or no usable row."""
         lengths = np.concatenate(self._lengths) if self._lengths else np.zeros(0, np.int32)
-        if not len(lengths):
+        if self._renderer is None or not len(lengths):
             return None
         p50, p90, p99 = (int(q) for q in np.quantile(lengths, [0.5, 0.9, 0.99], method="inverted_cdf"))
         return TokenStatistics(
@@ -306,6 +317,13 @@ class _Check:
             truncated=self._truncated,
             loss_cut=self._loss_cut,
         )
+
+
+def _seen(row: _Prepared, conversation: Conversation) -> SeenRow:
+    text = words_of(conversation.messages)
+    if row.rendered is None:
+        return SeenRow(row.line, conversation, text)
+    return SeenRow(row.line, conversation, text, len(row.rendered.tokens), sum(row.rendered.weights))
 
 
 def _histogram(lengths: NDArray[np.int32]) -> dict[str, int]:

@@ -34,6 +34,8 @@ class FindingKind:
 
 
 _ROWS_HOLD = "{row holds|rows hold}"
+_PERSONAL = "Remove the rows or replace what is personal, unless it is public and meant"
+_SECRET = "Revoke it and remove the rows: a model can repeat it"
 # The ids are stable: prepare_dataset removes rows by them.
 KINDS: Mapping[str, FindingKind] = {
     "exact_duplicate": FindingKind(
@@ -195,4 +197,86 @@ KINDS: Mapping[str, FindingKind] = {
         "Raise max_seq_len or shorten the prompts",
         "data.truncation",
     ),
+    "template_echo": FindingKind(
+        "warn",
+        f"{_ROWS_HOLD} the frame of a prompt template, such as ### Instruction: or Alpaca's first sentence",
+        "Keep what stands in the frame: the chat template writes its own",
+        "data.template_echo",
+    ),
+    "placeholder": FindingKind(
+        "warn",
+        f"{_ROWS_HOLD} a hole of a template that was never filled, such as a word in braces",
+        "Fill the template again, or remove the rows",
+        "data.template_echo",
+    ),
+    "no_value": FindingKind(
+        "warn",
+        "{row has|rows have} nan, None or null as a whole question or answer: what a program wrote for nothing",
+        "Remove them, unless the word is a label",
+        "data.template_echo",
+    ),
+    "boilerplate": FindingKind(
+        "warn",
+        "{answer speaks|answers speak} as an AI model of what it is or lacks",
+        "Remove those where nobody asked",
+        "data.boilerplate",
+    ),
+    "one_answer": FindingKind(
+        "warn",
+        "{row has|rows have} an answer that many other prompts have too",
+        "Read it: keep a few where it is a default, and more only where it is right",
+        "data.one_answer",
+    ),
+    "cut_sentence": FindingKind(
+        "warn",
+        "{answer ends|answers end} within a sentence",
+        "Generate or export them again with more tokens, or remove them",
+        "data.cut_answer",
+    ),
+    "open_code_block": FindingKind(
+        "warn",
+        "{answer opens|answers open} a code block and never {closes|close} it",
+        "Close it, or remove the rows that were cut",
+        "data.cut_answer",
+    ),
+    "cut_json": FindingKind(
+        "warn", "{answer begins|answers begin} a JSON value and {ends|end} within it", "Remove them", "data.cut_answer"
+    ),
+    "answer_cap": FindingKind(
+        "warn",
+        "{answer has|answers have} exactly the greatest length: a limit on tokens may have cut them",
+        "Generate them again with a higher limit, or remove them",
+        "data.cut_answer",
+    ),
+    "label_leak": FindingKind(
+        "warn",
+        "{prompt ends|prompts end} with {its|their} own answer, named as such",
+        "Take it out of the prompt",
+        "data.label_leakage",
+    ),
+    "other_language": FindingKind(
+        "info",
+        "{row is|rows are} in another language than the rest",
+        "Remove them if they are strays",
+        "data.language",
+    ),
+    "length_outlier": FindingKind(
+        "info",
+        "{row is|rows are} far longer or shorter than the rest",
+        "Look at them: often several documents in one row, or nearly nothing",
+        "data.length_outlier",
+    ),
+    "in_benchmark": FindingKind(
+        "warn",
+        "{row holds|rows hold} items of a benchmark: its score will look too good",
+        "Remove them, or do not report that benchmark",
+        "data.leakage.ngram",
+    ),
+    "email_address": FindingKind("info", f"{_ROWS_HOLD} an e-mail address", _PERSONAL, "data.personal"),
+    "phone_number": FindingKind("info", f"{_ROWS_HOLD} a telephone number", _PERSONAL, "data.personal"),
+    "ip_address": FindingKind("info", f"{_ROWS_HOLD} a public IP address", _PERSONAL, "data.personal"),
+    "iban": FindingKind("warn", f"{_ROWS_HOLD} a valid IBAN", _PERSONAL, "data.personal"),
+    "payment_card": FindingKind("warn", f"{_ROWS_HOLD} a valid card number", _PERSONAL, "data.personal"),
+    "secret_key": FindingKind("warn", f"{_ROWS_HOLD} a key of a service", _SECRET, "data.secrets"),
+    "private_key": FindingKind("warn", f"{_ROWS_HOLD} a private key", _SECRET, "data.secrets"),
 }

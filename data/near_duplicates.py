@@ -8,12 +8,13 @@ similarity 0.8 is found with probability 1 - (1 - 0.8^4)^16 = 0.9998.
 from __future__ import annotations
 
 import importlib
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .words import Words
 
 BANDS = 16
 ROWS_PER_BAND = 4
@@ -21,8 +22,6 @@ PERMUTATIONS = BANDS * ROWS_PER_BAND
 NGRAM = 3
 THRESHOLD = 0.8
 _SEED = 42
-# Words, and each character of scripts that are written without spaces.
-_WORDS = re.compile(r"[぀-ヿ㐀-鿿가-힯]|\w+")
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -40,34 +39,38 @@ class Sketches:
     def __init__(self) -> None:
         self._blocks: list[NDArray[np.uint32]] = []
 
-    def add(self, texts: Sequence[str]) -> None:
-        """Sketch some more rows."""
-        if texts:
-            self._blocks.append(_sketch([_WORDS.findall(text.lower()) or [""] for text in texts]))
+    def add(self, words: Words, wanted: NDArray[np.bool_] | None = None) -> None:
+        """Sketch some more rows by their words, all or those that are wanted."""
+        if len(words.longest):
+            sketches = _sketch(words)
+            self._blocks.append(sketches if wanted is None or wanted.all() else sketches[wanted])
 
     def rows(self) -> NDArray[np.uint32]:
         """All sketches, shape [rows, `PERMUTATIONS`]."""
         return np.concatenate(self._blocks) if self._blocks else np.zeros((0, PERMUTATIONS), np.uint32)
 
 
-def _sketch(words: list[list[str]]) -> NDArray[np.uint32]:
+def _sketch(words: Words) -> NDArray[np.uint32]:
     minhash: Any = importlib.import_module("rensa").RMinHash
-    hashed = [np.asarray(row, dtype=np.uint64) for row in minhash.hash_token_sets(words)]
-    grams = [_ngrams(row) for row in hashed]
-    offsets = np.cumsum([0, *(len(g) for g in grams)]).astype(np.uint64)
-    flat = np.ascontiguousarray(np.concatenate(grams))
-    matrix = minhash.digest_matrix_from_flat_token_hashes(flat, offsets, PERMUTATIONS, _SEED)
+    grams, offsets = _grams(words)
+    matrix = minhash.digest_matrix_from_flat_token_hashes(grams, offsets.astype(np.uint64), PERMUTATIONS, _SEED)
     return np.asarray(matrix.to_rows(), dtype=np.uint32)
 
 
-def _ngrams(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Order-sensitive hashes of every ``NGRAM`` words in a row; a shorter row is one n-gram."""
-    width = max(1, len(hashes) - NGRAM + 1)
-    mixed = np.zeros(width, dtype=np.uint64)
-    for i in range(min(NGRAM, len(hashes))):
-        mixed = (mixed ^ hashes[i : i + width]) * _MIX
-        mixed ^= mixed >> np.uint64(29)
-    return mixed
+def _grams(words: Words) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Every ``NGRAM`` words of each row, and its offsets; a shorter row is one n-gram of the words it has."""
+    grams, offsets = words.ngrams(NGRAM)
+    counts = np.diff(words.offsets)
+    short = np.flatnonzero(counts < NGRAM)
+    if not len(short):
+        return grams, offsets
+    padded = np.concatenate([words.hashes, np.zeros(NGRAM, np.uint64)])
+    whole = np.zeros(len(short), dtype=np.uint64)
+    for i in range(NGRAM - 1):
+        held = padded[words.offsets[short] + i]
+        whole = (whole ^ np.where(i < counts[short], held, np.uint64(i))) * _MIX
+    grams = np.insert(grams, offsets[short], whole)
+    return grams, offsets + np.concatenate([[0], np.cumsum(counts < NGRAM)])
 
 
 def similar_pairs(sketches: NDArray[np.uint32], *, split: int | None = None) -> list[SimilarPair]:
@@ -91,21 +94,19 @@ def _candidates(
     sketches: NDArray[np.uint32], split: int | None
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Per band, pairs of rows in one bucket (neighbours when rows are sorted by bucket), the earlier row first."""
-    rows = np.arange(len(sketches))
     for band in range(BANDS):
-        part = np.ascontiguousarray(sketches[:, band * ROWS_PER_BAND : (band + 1) * ROWS_PER_BAND])
-        keys = part.view(np.dtype((np.void, part.dtype.itemsize * ROWS_PER_BAND))).ravel()
-        _, bucket = np.unique(keys, return_inverse=True)
-        order = np.lexsort((rows, bucket))
+        bucket = np.zeros(len(sketches), dtype=np.uint64)
+        for column in range(band * ROWS_PER_BAND, (band + 1) * ROWS_PER_BAND):
+            bucket = (bucket ^ sketches[:, column]) * _MIX
+            bucket ^= bucket >> np.uint64(29)
         if split is None:
+            order = np.argsort(bucket, kind="stable")
             first, second = order[:-1], order[1:]
-            same = bucket[first] == bucket[second]
         else:
-            later = order[order >= split]
-            first_of = np.full(int(bucket.max(initial=0)) + 1, -1)
-            first_of[bucket[later[::-1]]] = later[::-1]
-            first = order[order < split]
-            second = first_of[bucket[first]]
-            same = second >= 0
+            later = split + np.argsort(bucket[split:], kind="stable")
+            first = np.arange(split if len(later) else 0)
+            place = np.searchsorted(bucket[later], bucket[first]) if len(later) else first
+            second = later[np.minimum(place, len(later) - 1)] if len(later) else first
+        same = bucket[first] == bucket[second]
         if same.any():
             yield first[same], second[same]

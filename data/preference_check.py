@@ -13,13 +13,15 @@ from pydantic import BaseModel
 from ..core.errors import ConfigError, DataError
 from ..core.files import short_digest
 from ..doctrine.rules import number
-from ..models.chat import ChatRenderer, words_of
+from ..models.chat import ChatRenderer, Message, words_of
 from ..models.hyperparameters import require_within_context
 from .columns import ColumnMap
+from .personal_data import LONGEST_WORD, personal_kinds
 from .preference_rows import PreferencePair, is_preference_row, to_pair
 from .preferences import RenderedPair, render_pair
 from .row_files import Row, read_rows
 from .row_findings import RowFinding, RowFindings
+from .text_checks import answer_problems, text_problems
 
 # A share that fair coins show more often says nothing; from so many pairs on none that is warned of is chance.
 _CHANCE, _BEYOND_CHANCE = 0.05, 100
@@ -161,7 +163,10 @@ def check_preferences(
 
 def _note_pair(findings: PreferenceFindings, line: int, pair: PreferencePair, rendered: RenderedPair | None) -> None:
     words = "\n".join((words_of(pair.prompt), pair.chosen_text, pair.rejected_text))
-    findings.found.note_all(line, pair.notes, rendered.rendered if rendered else (), words)
+    earlier = [Message(role="user", content=message["content"]) for message in pair.prompt[-1:]]
+    problems = [*text_problems(words), *answer_problems([*earlier, *pair.chosen])]
+    problems += personal_kinds(words, LONGEST_WORD)
+    findings.found.note_all(line, pair.notes, rendered.rendered if rendered else (), problems)
     if rendered is not None and rendered.cut:
         findings.found.note("truncated_pair", line)
     difference = len(pair.chosen_text) - len(pair.rejected_text)

@@ -15,7 +15,6 @@ from ..core.errors import DataError, ResearcherError
 from ..models.chat import RenderingNote
 from .finding_kinds import BAD_ROW, KINDS, FindingKind, Severity
 from .row_turns import Note
-from .text_checks import text_problems
 
 # Enough to find the pattern; the count says how many there are in all.
 SHOWN_LINES = 10
@@ -111,7 +110,7 @@ _MEANING = {
 _MOST_PATHS = 200
 _SHOWN_PATHS = 8
 _SAID_LINES = 3
-_CONTROL_NOTES: frozenset[RenderingNote] = frozenset({"control_text", "control_tokens", "control_in_answer"})
+_CONTROL_NOTES: frozenset[str] = frozenset({"control_text", "control_tokens", "control_in_answer"})
 
 
 @dataclass(slots=True)
@@ -181,19 +180,23 @@ class RowFindings:
         """Count a row with a known kind of problem."""
         self._groups.setdefault(kind, _Group(kind, KINDS[kind])).add(line, example)
 
-    def note_all(self, line: int, read: Iterable[Note], rendered: Iterable[RenderingNote] = (), text: str = "") -> None:
+    def explain(self, kind: str, detail: str) -> None:
+        """Add a detail to what is said of a kind that has rows."""
+        self._groups[kind].examples.append(detail)
+
+    def note_all(
+        self, line: int, read: Iterable[Note], rendered: Iterable[RenderingNote] = (), problems: Iterable[str] = ()
+    ) -> None:
         """Count a row with what its reading, its rendering and its text show, each kind and key once."""
-        noted = set(rendered)
-        for problem in text_problems(text):
-            # The markers are this model's own where the renderer found them; its note says what becomes of them.
-            if problem != "chat_marker" or not noted & _CONTROL_NOTES:
-                self.note(problem, line)
-        for kind, detail in sorted(set(read)):
+        noted = set[str](rendered)
+        # The markers are this model's own where the renderer found them; its note says what becomes of them.
+        kinds = noted.union(each for each in problems if each != "chat_marker" or not noted & _CONTROL_NOTES)
+        for kind, detail in set(read) if read else ():
             if kind == "unread_key":
                 self._note_unread(detail, line)
             else:
-                self.note(kind, line)
-        for kind in sorted(noted):
+                kinds.add(kind)
+        for kind in kinds:
             self.note(kind, line)
 
     def _note_unread(self, path: str, line: int) -> None:

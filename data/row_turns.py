@@ -25,8 +25,8 @@ ROLES: Mapping[str, str] = {
 _CALL_ROLES = {"function_call", "tool_call"}
 _NAMED_ROLES = "system, developer, user, human, assistant, gpt, tool, observation, function_call"
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-# Each says whether an assistant's turn is trained: OpenAI and Mistral, axolotl, the cookbook, ms-swift.
-_TRAIN_KEYS = ("weight", "train", "training", "trainable", "train_on_turn", "loss")
+# Each says whether an assistant's turn is trained: OpenAI and Mistral, axolotl, the cookbook, ms-swift, LLaMA-Factory.
+_TRAIN_KEYS = ("weight", "train", "training", "trainable", "train_on_turn", "loss", "loss_weight")
 _TURN_KEYS = frozenset({*REASONING_KEYS, *_TRAIN_KEYS, "tool_calls", "function_call", "tool_call_id", "name"})
 _MASKS = ("mask", "loss_mask", "train_detail")
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
@@ -193,14 +193,14 @@ def _content(value: object, where: str, path: str, notes: Notes) -> tuple[str, s
         fields = as_fields(part)
         label = str(fields.get("type"))
         name = _TEXT_PARTS.get(label) or (label if label in _THOUGHT_PARTS else "")
-        text = fields.get(name, fields.get("text"))
+        text = next((fields[key] for key in (name, "text", "value") if key in fields), None)
         if not name or not isinstance(text, str):
             found = f"of type '{shown(label)}'" if fields.get("type") else f"that is {kind(part)}"
             raise DataError(
                 f"{where} has a part that is not text ({found})", fix="Images and audio cannot be trained on here"
             )
         (thoughts if label in _THOUGHT_PARTS else texts).append(encodable(text, where))
-        unread = fields.keys() - {"type", "text", name}
+        unread = fields.keys() - {"type", "text", "value", name}
         notes.extend(Note("unread_key", f"{path}.{shown(k)}") for k in sorted(unread) if not is_blank(fields[k]))
     return "".join(texts), "".join(thoughts)
 

@@ -198,5 +198,5 @@ def test_what_pairs_lose_is_named_as_for_supervised_rows(tmp_path: Path, tiny_mo
     report = preference_report(write(tmp_path / "pairs.jsonl", [row]), None, renderer=load_renderer(str(tiny_model)))
     said = " ".join(report.warnings)
     assert "spells a control token of the model in a prompt" in said
-    assert "declare tools that the chat template does not write" in said
+    assert "declares tools that the chat template does not write" in said
     assert 'keys that are not read: "margin" (1 row, first line 1)' in said
