@@ -20,6 +20,7 @@ from ..core.errors import ConfigError, DataError
 from ..core.files import short_digest
 from ..models.chat import ChatRenderer, Conversation, Rendered, RenderingNote, mask_view, words_of
 from ..models.hyperparameters import require_within_context
+from .benchmark_overlap import Benchmarks
 from .columns import ColumnMap
 from .examples import render_each
 from .formats import ReadRow, read_row
@@ -79,6 +80,7 @@ def check_rows(
     max_seq_len: int | None = None,
     context: int | None = None,
     val_file: Path | None = None,
+    benchmark_files: Sequence[Path] = (),
     columns: ColumnMap | None = None,
     progress: Progress | None = None,
 ) -> CheckedRows:
@@ -90,14 +92,16 @@ def check_rows(
         max_seq_len: Tokens at which training will cut rows; without it they are cut at the context.
         context: Tokens that the model takes, where that is known.
         val_file: Held-out rows that must not be in the training file.
-        columns: Which columns are what, in both files.
+        benchmark_files: Test sets whose items must not be in the training file (see `benchmark_overlap`).
+        columns: Which columns are what, in the training and the validation file.
         progress: Called with the rows read and what is being done, after each batch.
 
     Raises:
         DataError: If the file as a whole cannot be read; bad rows are findings, not errors.
     """
     began = time.monotonic()
-    check = _Check(renderer, max_seq_len or context, columns)
+    benchmarks = Benchmarks(benchmark_files) if benchmark_files else None
+    check = _Check(renderer, max_seq_len or context, columns, benchmarks)
     try:
         require_within_context(max_seq_len, context)
     except ConfigError as error:
@@ -124,6 +128,7 @@ def check_rows(
         exact_duplicates=findings.count("exact_duplicate"),
         near_duplicates=near,
         overlap_with_val=overlap,
+        benchmarks=benchmarks.overlaps() if benchmarks else [],
         tokens=check.token_statistics(),
         findings=findings.listed(),
         example=check.example,
@@ -159,8 +164,15 @@ class _Prepared:
 class _Check:
     """What the rows read so far have shown."""
 
-    def __init__(self, renderer: ChatRenderer | None, max_seq_len: int | None, columns: ColumnMap | None) -> None:
+    def __init__(
+        self,
+        renderer: ChatRenderer | None,
+        max_seq_len: int | None,
+        columns: ColumnMap | None,
+        benchmarks: Benchmarks | None,
+    ) -> None:
         self._columns = columns
+        self._benchmarks = benchmarks
         self._renderer = renderer
         self._max_seq_len = max_seq_len
         self._seen: dict[bytes, int] = {}
@@ -217,6 +229,8 @@ class _Check:
             problems = [*text_problems(text.text), *answer_problems(text.chat.messages)]
             problems += personal_kinds(text.text, longest)
             self.findings.note_all(row.line, content.notes, row.rendered.notes if row.rendered else (), problems)
+        for shared in self._benchmarks.shared(words) if self._benchmarks is not None else ():
+            self.findings.note_shared(seen[shared.row].line, shared)
         self._whole.add(seen, words)
         self._lengths.append(np.array([row.tokens for row in seen], dtype=np.int32))
         self._sketches.add(words, np.array(is_new, dtype=np.bool_))

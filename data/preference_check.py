@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import comb
 from pathlib import Path
@@ -15,6 +15,7 @@ from ..core.files import short_digest
 from ..doctrine.rules import number
 from ..models.chat import ChatRenderer, Message, words_of
 from ..models.hyperparameters import require_within_context
+from .benchmark_overlap import BenchmarkOverlap, Benchmarks
 from .columns import ColumnMap
 from .personal_data import LONGEST_WORD, personal_kinds
 from .preference_rows import PreferencePair, is_preference_row, to_pair
@@ -22,6 +23,7 @@ from .preferences import RenderedPair, render_pair
 from .row_files import Row, read_rows
 from .row_findings import RowFinding, RowFindings
 from .text_checks import answer_problems, text_problems
+from .words import words_in
 
 # A share that fair coins show more often says nothing; from so many pairs on none that is warned of is chance.
 _CHANCE, _BEYOND_CHANCE = 0.05, 100
@@ -36,6 +38,7 @@ class PairOptions(TypedDict, total=False):
     renderer: ChatRenderer | None
     max_seq_len: int | None
     context: int | None
+    benchmark_files: Sequence[Path]
     columns: ColumnMap | None
     progress: Callable[[int, str], None] | None
 
@@ -51,6 +54,7 @@ class PreferenceFindings:
         bad: (line, error) of the first of these.
         chosen_longer: Pairs whose chosen answer has more characters; ``rejected_longer`` the other way round.
         found: Every kind of problem with its rows, bad rows included.
+        benchmarks: What is held of the items of each benchmark.
     """
 
     rows: int = 0
@@ -60,6 +64,7 @@ class PreferenceFindings:
     chosen_longer: int = 0
     rejected_longer: int = 0
     found: RowFindings = field(default_factory=RowFindings)
+    benchmarks: list[BenchmarkOverlap] = field(default_factory=list[BenchmarkOverlap])
 
     @property
     def longer_share(self) -> float | None:
@@ -104,6 +109,7 @@ class PreferenceReport(BaseModel):
     usable_rows: int
     bad_rows: list[str]
     chosen_longer_share: float | None
+    benchmarks: list[BenchmarkOverlap]
     findings: list[RowFinding]
     warnings: list[str]
 
@@ -115,6 +121,7 @@ def check_preferences(
     renderer: ChatRenderer | None = None,
     max_seq_len: int | None = None,
     context: int | None = None,
+    benchmark_files: Sequence[Path] = (),
     columns: ColumnMap | None = None,
     progress: Callable[[int, str], None] | None = None,
 ) -> PreferenceFindings:
@@ -126,13 +133,15 @@ def check_preferences(
         renderer: The model's; without one nothing is said of tokens.
         max_seq_len: Tokens at which training cuts a side; without it they are cut at the context.
         context: Tokens that the model takes, where that is known.
-        columns: Which columns are what, in both files.
+        benchmark_files: Test sets whose items must not be in the training file (see `benchmark_overlap`).
+        columns: Which columns are what, in the training and the validation file.
         progress: Called with the rows read and what is being done.
 
     Raises:
         DataError: If the file as a whole cannot be read; bad rows are counted, not raised.
     """
     held_out = {_prompt_digest(pair) for _, pair in _pairs(val_file, columns) if isinstance(pair, PreferencePair)}
+    benchmarks = Benchmarks(benchmark_files) if benchmark_files else None
     findings = PreferenceFindings()
     chosen_before: dict[bytes, bytes] = {}
     for row, pair in _pairs(train_file, columns):
@@ -149,7 +158,7 @@ def check_preferences(
             findings.add_bad(row.number, row.placed(rendered))
             continue
         findings.usable += 1
-        _note_pair(findings, row.number, pair, rendered)
+        _note_pair(findings, row.number, pair, rendered, benchmarks)
         prompt, key, chosen = _digests(pair)
         if key not in chosen_before:
             chosen_before[key] = chosen
@@ -158,15 +167,24 @@ def check_preferences(
             findings.found.note(kind, row.number)
         if prompt in held_out:
             findings.found.note("prompt_in_val", row.number)
+    findings.benchmarks = benchmarks.overlaps() if benchmarks else []
     return findings
 
 
-def _note_pair(findings: PreferenceFindings, line: int, pair: PreferencePair, rendered: RenderedPair | None) -> None:
+def _note_pair(
+    findings: PreferenceFindings,
+    line: int,
+    pair: PreferencePair,
+    rendered: RenderedPair | None,
+    benchmarks: Benchmarks | None,
+) -> None:
     words = "\n".join((words_of(pair.prompt), pair.chosen_text, pair.rejected_text))
     earlier = [Message(role="user", content=message["content"]) for message in pair.prompt[-1:]]
     problems = [*text_problems(words), *answer_problems([*earlier, *pair.chosen])]
     problems += personal_kinds(words, LONGEST_WORD)
     findings.found.note_all(line, pair.notes, rendered.rendered if rendered else (), problems)
+    for shared in benchmarks.shared(words_in([words])) if benchmarks is not None else ():
+        findings.found.note_shared(line, shared)
     if rendered is not None and rendered.cut:
         findings.found.note("truncated_pair", line)
     difference = len(pair.chosen_text) - len(pair.rejected_text)
@@ -223,6 +241,7 @@ def preference_report(
         usable_rows=findings.usable,
         bad_rows=[*refused, *(str(error) if error.where else f"line {line}: {error}" for line, error in findings.bad)],
         chosen_longer_share=findings.longer_share,
+        benchmarks=findings.benchmarks,
         findings=findings.found.listed(),
         warnings=findings.warnings(),
     )

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from ..core.errors import DataError, ResearcherError
 from ..models.chat import RenderingNote
+from .benchmark_overlap import BenchmarkOverlap, Shared
 from .finding_kinds import BAD_ROW, KINDS, FindingKind, Severity
 from .row_turns import Note
 
@@ -83,6 +84,7 @@ class DatasetReport(BaseModel):
     exact_duplicates: int
     near_duplicates: int
     overlap_with_val: int | None
+    benchmarks: list[BenchmarkOverlap]
     tokens: TokenStatistics | None
     findings: list[RowFinding]
     example: RenderedExample | None
@@ -179,6 +181,10 @@ class RowFindings:
     def note(self, kind: str, line: int, example: str = "") -> None:
         """Count a row with a known kind of problem."""
         self._groups.setdefault(kind, _Group(kind, KINDS[kind])).add(line, example)
+
+    def note_shared(self, line: int, shared: Shared) -> None:
+        """Count a row that holds an item of a benchmark."""
+        self.note("in_benchmark", line, f"line {line} has {shared.share:.0%} of {shared.file}:{shared.line}")
 
     def explain(self, kind: str, detail: str) -> None:
         """Add a detail to what is said of a kind that has rows."""

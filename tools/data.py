@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +28,7 @@ from .background import (
 from .model_arguments import with_reward_models
 
 if TYPE_CHECKING:
+    from ..data.benchmark_overlap import BenchmarkOverlap
     from ..data.column_proposal import Proposal
     from ..data.preference_check import PreferenceReport
     from ..data.row_findings import DatasetReport
@@ -58,6 +59,9 @@ async def check_dataset(
     base_model: Annotated[str | None, Field(description="Counts tokens as this model sees them")] = None,
     max_seq_len: Annotated[int | None, Field(gt=0, description="Tokens at which training cuts a row")] = None,
     val_file: Annotated[str | None, Field(description="Held-out rows that must not be in train_file")] = None,
+    benchmark_files: Annotated[
+        list[str] | None, Field(description="Local test sets (GSM8K, MMLU, ...) whose items must not be in train_file")
+    ] = None,
     renderer: Annotated[str | None, Field(description="Cookbook renderer, if not the model's own template")] = None,
     reward_config: Annotated[
         str | None, Field(description="An RL config: dry-runs its reward on train_file, sampling base_model if given")
@@ -72,8 +76,10 @@ async def check_dataset(
     file; it says nothing about models or ranks. Next: validate_capacity.
     """
     train, val = data_path(train_file), data_path(val_file, "val_file") if val_file else None
-    if reward_config is not None and val is not None:
-        raise ConfigError("a reward is tried on train_file alone", where="val_file", fix="Leave it out")
+    benchmarks = tuple(data_path(file, "benchmark_files") for file in benchmark_files or ())
+    for name, value in {"val_file": val, "benchmark_files": benchmarks}.items():
+        if reward_config is not None and value:
+            raise ConfigError("a reward is tried on train_file alone", where=name, fix="Leave it out")
     needs_model = {"renderer": renderer} | ({} if reward_config else {"max_seq_len": max_seq_len})
     for name, value in needs_model.items():
         if value is not None and base_model is None:
@@ -84,8 +90,9 @@ async def check_dataset(
     from ..data.column_proposal import Proposal
     from ..data.preference_check import PreferenceReport
 
-    asked = _Asked(train, val, base_model, renderer, max_seq_len, columns)
-    key = ("check", file_identity(train), file_identity(val), base_model, max_seq_len, renderer, repr(columns))
+    asked = _Asked(train, val, benchmarks, base_model, renderer, max_seq_len, columns)
+    files = [file_identity(file) for file in (train, val, *benchmarks)]
+    key = ("check", *files, base_model, max_seq_len, renderer, repr(columns))
     checked, progress = await run_in_background(key, asked.answer, ctx)
     if checked is None:
         waiting = DatasetAnswer(done=False, rows_read=int(progress.done), report=None, next=CALL_AGAIN)
@@ -105,6 +112,7 @@ class _Asked:
 
     train: Path
     val: Path | None
+    benchmarks: tuple[Path, ...]
     base_model: str | None
     renderer: str | None
     max_seq_len: int | None
@@ -134,6 +142,7 @@ class _Asked:
             renderer=chat,
             max_seq_len=self.max_seq_len,
             context=context,
+            benchmark_files=self.benchmarks,
             columns=self.columns,
             progress=progress,
         )
@@ -209,9 +218,19 @@ def _preferences_answer(report: PreferenceReport, columns: ColumnMap | None) -> 
     following = following if report.ok else "fix the rows named above and check again"
     verdict = "usable" if report.ok else "NOT usable as it is"
     lines = [f"{named(Path(report.file).name)}: {verdict}. {report.usable_rows:,} of {report.rows:,} pairs."]
-    lines += [*map(foreign, report.bad_rows), *(f"Warning: {warning}" for warning in report.warnings)]
+    lines += [
+        *_overlaps(report.benchmarks),
+        *map(foreign, report.bad_rows),
+        *(f"Warning: {warning}" for warning in report.warnings),
+    ]
     content = DatasetAnswer(done=True, rows_read=report.rows, report=report.model_dump(mode="json"), next=following)
     return answer(content, "\n".join([*lines, f"Next: {following}"]))
+
+
+def _overlaps(overlaps: Sequence[BenchmarkOverlap]) -> Iterator[str]:
+    for each in overlaps:
+        short = f"; {each.too_short:,} are too short to compare" if each.too_short else ""
+        yield f"{named(Path(each.file).name)}: {each.found:,} of its {each.items:,} items are in the rows{short}."
 
 
 def _with(columns: ColumnMap | None) -> str:
@@ -238,6 +257,7 @@ def _dataset_text(report: DatasetReport, following: str, *, has_model: bool) -> 
             f"{tokens.total:,} tokens, {tokens.loss:,} of them trained; a row has {tokens.p50} (median), "
             f"{tokens.p99} (99%), {tokens.max} (longest)."
         )
+    lines += _overlaps(report.benchmarks)
     for finding in report.findings[:_SHOWN_FINDINGS]:
         has_lines = finding.lines and finding.kind not in {"bad_row", "unread_key"}
         at = f" Lines: {', '.join(map(str, finding.lines[:5]))}." if has_lines else ""
