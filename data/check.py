@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..core.errors import ConfigError, DataError
 from ..core.files import short_digest
-from ..models.chat import ChatRenderer, Conversation, Rendered, RenderingNote, mask_view, words_of
+from ..models.chat import ChatRenderer, Conversation, Measured, RenderingNote, mask_view, words_of
 from ..models.hyperparameters import require_within_context
 from .benchmark_overlap import Benchmarks
 from .columns import ColumnMap
@@ -157,7 +157,7 @@ class _Prepared:
     line: int
     content: ReadRow | DataError
     not_finite: bool
-    rendered: Rendered | None = None
+    measured: Measured | None = None
     place: str = ""
 
 
@@ -192,12 +192,12 @@ class _Check:
         rows = [_Prepared(row.number, row.parsed(read_row), row.not_finite, place=row.place) for row in chunk]
         if self._renderer is not None:
             good = [(row, row.content.conversation) for row in rows if isinstance(row.content, ReadRow)]
-            rendered = render_each(self._renderer, [conversation for _, conversation in good])
+            rendered = render_each(self._renderer.measure_many, [conversation for _, conversation in good])
             for (row, _), outcome in zip(good, rendered, strict=True):
                 if isinstance(outcome, DataError):
                     row.content = outcome
                 else:
-                    row.rendered = outcome
+                    row.measured = outcome
         return rows
 
     def add(self, rows: Sequence[_Prepared]) -> None:
@@ -218,9 +218,9 @@ class _Check:
             self.usable += 1
             self._note_format(row.line, row.content.form)
             conversation = row.content.conversation
-            if row.rendered is not None:
-                self._note_loss(row.line, row.rendered)
-                self._look_closely(row.line, conversation, row.rendered)
+            if row.measured is not None:
+                self._note_loss(row.line, row.measured)
+                self._look_closely(row.line, conversation)
             is_new.append(self._is_new(row.line, conversation))
             noted.append((row, row.content))
             seen.append(_seen(row, conversation))
@@ -228,7 +228,7 @@ class _Check:
         for (row, content), text, longest in zip(noted, seen, words.longest.tolist(), strict=True):
             problems = [*text_problems(text.text), *answer_problems(text.chat.messages)]
             problems += personal_kinds(text.text, longest)
-            self.findings.note_all(row.line, content.notes, row.rendered.notes if row.rendered else (), problems)
+            self.findings.note_all(row.line, content.notes, row.measured.notes if row.measured else (), problems)
         for shared in self._benchmarks.shared(words) if self._benchmarks is not None else ():
             self.findings.note_shared(seen[shared.row].line, shared)
         self._whole.add(seen, words)
@@ -247,19 +247,20 @@ class _Check:
             self.findings.note("exact_duplicate", line, f"line {line} repeats line {first}")
         return first == line
 
-    def _note_loss(self, line: int, row: Rendered) -> None:
-        loss = sum(row.weights)
+    def _note_loss(self, line: int, row: Measured) -> None:
+        loss = row.trained()
         self._loss += loss
-        if self._max_seq_len is not None and len(row.tokens) > self._max_seq_len:
+        if self._max_seq_len is not None and row.tokens > self._max_seq_len:
             self._truncated += 1
-            left = sum(row.weights[: self._max_seq_len])
+            left = row.trained(self._max_seq_len)
             self._loss_cut += loss - left
             self.findings.note("nothing_left" if left == 0 else "truncated", line)
 
-    def _look_closely(self, line: int, conversation: Conversation, row: Rendered) -> None:
+    def _look_closely(self, line: int, conversation: Conversation) -> None:
         renderer = self._renderer
         if renderer is None or self.usable > _ROUND_TRIP_ROWS:
             return
+        (row,) = renderer.render_many([conversation])
         text = renderer.text_of(row.tokens)
         changed = any(message["content"].strip() not in text for message in conversation.messages)
         if changed and not row.notes & _CHANGED_ON_PURPOSE:
@@ -335,9 +336,9 @@ class _Check:
 
 def _seen(row: _Prepared, conversation: Conversation) -> SeenRow:
     text = words_of(conversation.messages)
-    if row.rendered is None:
+    if row.measured is None:
         return SeenRow(row.line, conversation, text)
-    return SeenRow(row.line, conversation, text, len(row.rendered.tokens), sum(row.rendered.weights))
+    return SeenRow(row.line, conversation, text, row.measured.tokens, row.measured.trained())
 
 
 def _histogram(lengths: NDArray[np.int32]) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Generic, TypeVar
@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import DataError
-from ..models.chat import Chat, ChatRenderer, Rendered
+from ..models.chat import Chat, Rendered
 
+T = TypeVar("T")
 RowT = TypeVar("RowT")
 # Rows that are rendered in one call of the tokenizer.
 CHUNK_ROWS = 512
@@ -73,11 +74,16 @@ class Batches(ABC, Generic[RowT]):
         """A row by its place in the file."""
 
 
-def render_each(renderer: ChatRenderer, conversations: Sequence[Chat]) -> list[Rendered | DataError]:
-    """Each conversation rendered, or why it cannot be; all in one call unless one of them is refused."""
+def render_each(render: Callable[[Sequence[Chat]], Sequence[T]], conversations: Sequence[Chat]) -> list[T | DataError]:
+    """What a renderer makes of each conversation, or why it cannot; all in one call unless one of them is refused.
+
+    Args:
+        render: Its `render_many` or `measure_many`.
+        conversations: What it is to read.
+    """
     try:
-        return [*renderer.render_many(conversations)]
+        return [*render(conversations)]
     except DataError as error:
         if len(conversations) == 1:
             return [error]
-        return [outcome for conversation in conversations for outcome in render_each(renderer, [conversation])]
+        return [outcome for conversation in conversations for outcome in render_each(render, [conversation])]

@@ -197,7 +197,7 @@ def rendered_rows(
     """Every row of a file with its number: rendered, or why it cannot be; what was noted of it goes to ``findings``."""
     for chunk in chunks_of(path, CHUNK_ROWS, columns):
         read = [row.parsed(read_row) for row in chunk]
-        rendered = iter(render_each(renderer, [r.conversation for r in read if isinstance(r, ReadRow)]))
+        rendered = iter(render_each(renderer.render_many, [r.conversation for r in read if isinstance(r, ReadRow)]))
         for row, content in zip(chunk, read, strict=True):
             outcome = content if isinstance(content, DataError) else next(rendered)
             if isinstance(content, ReadRow) and content.weight != 1.0 and isinstance(outcome, Rendered):

@@ -23,6 +23,7 @@ _LEAST_PEERS = 50
 _ENDS = frozenset(".!?…。！？:)]}\"'”’»`*>|」』）")
 # The end of a letter, and of a list on one line.
 _CLOSING = re.compile(r"(?i)\b(?:sincerely|regards|yours|respect|wishes|love|cheers|faithfully|truly)\b| - ")
+_CLOSING_CHARACTERS = 60
 _MANY = 50
 _LEAST_CAP = 32
 _LEAST_SPREAD = 0.5
@@ -104,11 +105,13 @@ def _end(said: str) -> int:
         return _OTHER
     if said[-1] in _ENDS:
         return _CLOSED
+    if not said[-1].islower() or said.count(". ") < 2 or "```" in said:
+        return _OTHER
     line = said[said.rfind("\n") + 1 :]
     last = line[max(line.rfind(mark) for mark in ".!?") + 1 :]  # the sentence that may be cut
-    is_prose = len(line) >= _LEAST_LINE and line[0].isalpha() and line.count(" ") >= 6 and "```" not in said
-    is_cut = said[-1].islower() and last.rpartition(" ")[2][:1].islower() and not _CLOSING.search(last)
-    return _OPEN if is_prose and is_cut and said.count(". ") > 1 else _OTHER
+    is_prose = len(line) >= _LEAST_LINE and line[0].isalpha() and line.count(" ") >= 6
+    is_cut = last.rpartition(" ")[2][:1].islower() and not _CLOSING.search(last[-_CLOSING_CHARACTERS:])
+    return _OPEN if is_prose and is_cut else _OTHER
 
 
 def _found(rows: Rows) -> Found:

@@ -88,6 +88,33 @@ class Rendered:
     row_weight: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The size of one conversation in tokens.
+
+    Attributes:
+        parts: (tokens, whether they are trained) in order.
+        notes: Those of `Rendered`.
+    """
+
+    parts: Sequence[tuple[int, bool]]
+    notes: frozenset[RenderingNote] = frozenset()
+
+    @property
+    def tokens(self) -> int:
+        """All tokens."""
+        return sum(size for size, _ in self.parts)
+
+    def trained(self, limit: int | None = None) -> int:
+        """Trained tokens, or those among the first ``limit``."""
+        left = self.tokens if limit is None else limit
+        trained = 0
+        for size, is_trained_part in self.parts:
+            trained += min(size, left) if is_trained_part else 0
+            left = max(0, left - size)
+        return trained
+
+
 class ChatRenderer(Protocol):
     """Renders one model's conversations.
 
@@ -113,6 +140,17 @@ class ChatRenderer(Protocol):
             DataError: If the template refuses a conversation, or would train an answer without what is in it.
         """
         ...
+
+    def measure_many(self, conversations: Sequence[Chat]) -> list[Measured]:
+        """The sizes of what `render_many` makes, without the tokens.
+
+        Raises:
+            DataError: As `render_many`.
+        """
+        return [
+            Measured([(len(list(run)), trained == 1) for trained, run in groupby(each.weights)], each.notes)
+            for each in self.render_many(conversations)
+        ]
 
     def generation_prompt(self, messages: Chat) -> list[int]:
         """The tokens after which the model answers ``messages``."""

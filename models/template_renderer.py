@@ -13,6 +13,7 @@ from .chat import (
     Chat,
     ChatRenderer,
     Conversation,
+    Measured,
     Message,
     Rendered,
     RenderingNote,
@@ -98,6 +99,15 @@ class TemplateRenderer(ChatRenderer):
             rendered.append(Rendered(tokens, weights, layout.notes))
         return rendered
 
+    def measure_many(self, conversations: Sequence[Chat]) -> list[Measured]:
+        """The sizes of what `render_many` makes."""
+        layouts = [self._layout(self._protected(as_conversation(chat))) for chat in conversations]
+        pieces = [piece.text for layout in layouts for piece in layout.pieces]
+        sizes = iter(self._template.tokenizer.encode_batch_fast(pieces, add_special_tokens=False))
+        return [
+            Measured([(len(next(sizes)), piece.trained) for piece in layout.pieces], layout.notes) for layout in layouts
+        ]
+
     def generation_prompt(self, messages: Chat) -> list[int]:
         """The prompt's tokens, cut where training cuts them."""
         chat = self._protected(as_conversation(messages))
@@ -118,6 +128,8 @@ class TemplateRenderer(ChatRenderer):
     def _protected(self, chat: Conversation) -> Conversation:
         """The conversation with control tokens split wherever somebody else than the assistant spells one."""
         control = self._template.special
+        if not any(message["role"] != "assistant" and control.search(message["content"]) for message in chat.messages):
+            return chat
 
         def split(message: Message) -> Message:
             if message["role"] == "assistant" or control.search(message["content"]) is None:
