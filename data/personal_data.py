@@ -13,7 +13,7 @@ _DIGITS = b"0" * 7
 _TO_ZERO = bytes(48 if 48 <= i < 58 else 120 for i in range(256))
 _SEPARATORS = b" -.()/+"
 _EMAIL = re.compile(
-    r"(?<![\w.+@/:-])[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@((?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24})(?![\w@-])"
+    r"(?<![\w.+@/:-])[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@((?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24})(?![\w@-]|:\w)"
 )
 # Nobody's: reserved for examples (RFC 2606), and what people write in their place.
 _NOBODYS = re.compile(
@@ -23,7 +23,7 @@ _NOBODYS = re.compile(
     r"|\.(?:png|jpe?g|gif|svg|webp|js|css|py|md)$"
 )
 _PHONE = re.compile(
-    r"(?<![\w+./)-])(?:\+[1-9]\d{0,2}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]\d{2,4}){1,4}"
+    r"(?<![\w+./)-])(?:\+[1-9]\d{0,2}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]\d{2,8}){1,4}"
     r"|\(?[2-9]\d{2}\)?(?:(?<=\)) ?|[.-])[2-9]\d{2}[.-]\d{4})(?![\w-]|\.\d)"
 )
 # 555-0100 to 555-0199 are set aside for fiction.

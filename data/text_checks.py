@@ -57,7 +57,7 @@ _FENCE = re.compile(r"^[ \t>]*(```+|~~~+)", re.MULTILINE)
 # A prompt that ends with its own answer after such a word gives the label away.
 _CUE = r"(?:answer|label|output|response|target|solution|category|class|sentiment|completion|result)"
 _GIVEN = re.compile(
-    rf"(?i)(?:^|[\n.;,(\[|])\s*(?:the )?(?:correct |expected |final |gold |true )?{_CUE}\s*(?:[:=]|is)\s*$"
+    rf"(?i)(?:^|[\n.;,(\[|?!)])\s*(?:the )?(?:correct |expected |final |gold |true )?{_CUE}\s*(?:[:=]|is)\s*$"
 )
 _LONGEST_GIVEN = 200
 

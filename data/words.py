@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Words, and each character of scripts that are written without spaces.
-_WORD = re.compile(r"[぀-ヿ㐀-鿿가-힯]|\w+")
+_WORD = re.compile(r"[぀-ヿ㐀-鿿가-힯]|[^\W぀-ヿ㐀-鿿가-힯]+")
 _LETTERS = b"abcdefghijklmnopqrstuvwxyz0123456789_"
 _IS_WORD = np.zeros(256, dtype=np.bool_)
 _IS_WORD[list(_LETTERS)] = True
