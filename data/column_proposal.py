@@ -16,7 +16,7 @@ from ..core.errors import DataError
 from ..core.foreign_text import foreign, one_line
 from .columns import ColumnMap, RowMapper, Source
 from .formats import detect_format, read_row
-from .preference_rows import detect_preference_format, is_preference_row, to_pair
+from .preference_rows import PREFERENCE_FORMATS, detect_preference_format, is_preference_row, to_pair
 from .row_files import read_rows
 from .row_turns import ROLES, Fields, as_fields, is_blank
 
@@ -122,6 +122,12 @@ def require_known_shape(path: Path, columns: ColumnMap | None, use: Use, needed:
 
 
 def _refusal(path: Path, row: Fields, use: Use, proposal: Proposal | None) -> DataError:
+    if use == "preferences" and proposal is None and _is_known(row, "supervised", ()):
+        return DataError(
+            "these are rows to imitate, with one answer each, and not preference pairs",
+            where=path.name,
+            fix=f"start_sft takes them as they are; a pair is {PREFERENCE_FORMATS['pairs']}",
+        )
     there = foreign(", ".join(str(key) for key in list(row)[:_SHOWN_COLUMNS]))
     what = {"supervised": "supervised rows", "preferences": "preference pairs", "rl": "RL prompts"}[use]
     example = {"preferences": "{prompt: ..., chosen: ..., rejected: ...}", "rl": "{prompt: ..., answer: ...}"}

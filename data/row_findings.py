@@ -130,14 +130,15 @@ class _Group:
             self.examples.append(example)
 
     def finding(self) -> RowFinding:
-        count = len(self.lines)
+        lines = sorted(set(self.lines))
+        count = len(lines)
         details = f" ({'; '.join(self.examples)})" if self.examples else ""
         message = self.kind.message if self.name == BAD_ROW else f"{self.kind.sentence(count)}{details}"
         return RowFinding(
             kind=self.name,
             severity=self.kind.severity,
             count=count,
-            lines=self.lines[:SHOWN_LINES].tolist(),
+            lines=lines[:SHOWN_LINES],
             message=message if len(message) <= _LONGEST_MESSAGE else message[: _LONGEST_MESSAGE - 1] + "…",
             fix=self.kind.fix,
             rule=self.kind.rule,
@@ -220,7 +221,7 @@ class RowFindings:
 
     def count(self, kind: str) -> int:
         """Rows with a known kind of problem."""
-        return len(self._groups[kind].lines) if kind in self._groups else 0
+        return len(set(self._groups[kind].lines)) if kind in self._groups else 0
 
     def rows(self) -> Mapping[str, NDArray[np.int64]]:
         """Every row that has a finding: for each kind the numbers of its rows, ascending, each once."""

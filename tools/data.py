@@ -260,8 +260,9 @@ def _dataset_text(report: DatasetReport, following: str, *, has_model: bool) -> 
     lines += _overlaps(report.benchmarks)
     for finding in report.findings[:_SHOWN_FINDINGS]:
         has_lines = finding.lines and finding.kind not in {"bad_row", "unread_key"}
+        rule = f" ({finding.rule})" if finding.rule else ""
         at = f" Lines: {', '.join(map(str, finding.lines[:5]))}." if has_lines else ""
-        lines.append(f"[{finding.severity}] {foreign(finding.message)}.{at} {one_line(finding.fix)}.")
+        lines.append(f"[{finding.severity}] {foreign(finding.message)}.{at} {one_line(finding.fix)}{rule}.")
     if len(report.findings) > _SHOWN_FINDINGS:
         lines.append(f"{len(report.findings) - _SHOWN_FINDINGS} more kinds of findings are in the report.")
     if all(finding.severity == "info" for finding in report.findings):
