@@ -40,6 +40,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "rating": ("rating", "score", "overall_score", "reward"),
     "responses": ("responses", "generations", "completions", "answers", "outputs", "candidates"),
     "ratings": ("ratings", "scores", "rating", "score", "rewards"),
+    "ranks": ("ranks", "rank", "ranking", "rankings"),
 }  # fmt: skip
 _SPEAKERS = {
     **dict.fromkeys(("customer", "client", "student", "patient", "questioner", "visitor", "asker", "caller"), "user"),
@@ -214,15 +215,18 @@ def _pairs(
     prompt = _named("prompt", [key for key in columns if key not in (chosen, rejected)])
     if chosen and rejected and chosen != rejected:
         yield {**({"prompt": prompt} if prompt else {}), "chosen": chosen, "rejected": rejected}
-    responses, ratings = _named("responses", lists), _named("ratings", lists)
-    if prompt and responses and ratings:
-        yield {"prompt": prompt, "responses": responses, "ratings": ratings}
+    responses = _named("responses", lists)
+    for target in ("ratings", "ranks"):
+        values = _named(target, [key for key in lists if key != responses])
+        if prompt and responses and values:
+            yield {"prompt": prompt, "responses": responses, target: values}
     for key in lists:
         entry = as_fields(filled[key][0][0])
         text = _named("completion", list(entry)) or _named("content", list(entry))
-        rating = _named("rating", [name for name in entry if isinstance(entry[name], int | float)])
-        if prompt and text and rating:
-            yield {"prompt": prompt, "responses": f"{key}[*].{text}", "ratings": f"{key}[*].{rating}"}
+        numbers = [name for name in entry if isinstance(entry[name], int | float)]
+        for target, value in (("ratings", _named("rating", numbers)), ("ranks", _named("ranks", numbers))):
+            if prompt and text and value:
+                yield {"prompt": prompt, "responses": f"{key}[*].{text}", target: f"{key}[*].{value}"}
 
 
 def _turns(key: str, values: Sequence[list[object]]) -> dict[str, Source] | None:

@@ -18,7 +18,7 @@ Source: TypeAlias = str | list[str] | dict[str, str]
 ColumnMap: TypeAlias = Mapping[str, Source]
 
 _TEXTS = ("prompt", "completion", "instruction", "input", "output", "system", "reasoning_content", "chosen", "rejected")
-_LISTS = ("responses", "ratings", "history", "tools", "tests")
+_LISTS = ("responses", "ratings", "ranks", "history", "tools", "tests")
 _OTHERS = ("row_weight", "messages", "answer", "entry_point", "reference", "id", "category", "cluster_id")
 _SETTINGS = ("system_prompt", "roles", "train_on")
 _TURN = "messages[*]."
@@ -28,7 +28,7 @@ _PROMPTS = {"prompt", "instruction", "question", "input", "messages", "conversat
 _CONVERSATIONS = {"messages", "conversations", "conversation"}
 _TURN_LISTS = _CONVERSATIONS | {"prompt", "completion", "chosen", "rejected", "history"}
 _ANSWERS = {"completion", "output"}
-_PREFERENCES = {"chosen", "rejected", "responses", "ratings", "scores"}
+_PREFERENCES = {"chosen", "rejected", "responses", "ratings", "ranks", "scores"}
 # What says the same thing twice: one of each set.
 _EXCLUSIVE = (
     ("messages", "prompt", "instruction", "input"),

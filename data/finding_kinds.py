@@ -145,6 +145,11 @@ KINDS: Mapping[str, FindingKind] = {
         "Remove it from the answers if that is a mistake",
         "data.prompt_repeated",
     ),
+    "unwanted_answer": FindingKind(
+        "warn",
+        "{row has|rows have} label: false, which elsewhere marks an answer to avoid: here it is imitated",
+        "Remove them, or make preference pairs of answers to one prompt",
+    ),
     "prompt_weight": FindingKind(
         "warn",
         "{row asks|rows ask} for loss on a turn that is not the assistant's: only answers are trained",

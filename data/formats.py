@@ -108,6 +108,8 @@ def read_row(row: Fields) -> ReadRow:
     check_roles(messages)
     if not any(map(is_trained, messages)):
         raise DataError("every answer of this row has weight 0: there is nothing to learn", fix="Remove the row")
+    if row.get("label") is False:
+        notes.append(Note("unwanted_answer"))
     conversation = Conversation(messages, tools_of(row))
     notes.extend(unread_keys(row, {*read, ROW_WEIGHT}))
     return ReadRow(form, conversation, tuple(notes), _row_weight(row))

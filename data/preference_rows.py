@@ -18,12 +18,12 @@ PREFERENCE_FORMATS: Mapping[PreferenceFormat, str] = {
     "pairs": '{"prompt": "..." or [messages], "chosen": "..." or [messages], "rejected": "..." or [messages]}',
     "conversations": '{"chosen": [messages], "rejected": [messages]}',
     "transcripts": '{"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ...", "rejected": "..."}',
-    "ratings": '{"prompt": "...", "responses": ["...", "..."], "ratings": [4, 2]}',
+    "ratings": '{"prompt": "...", "responses": ["...", "..."], "ratings": [4, 2]} or "ranks": [1, 2]',
 }
 _SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
-_RATING_KEYS = ("ratings", "scores")
-_PROMPT_KEYS = ("prompt", "question", "instruction", "messages", "conversations", "conversation")
+_RATING_KEYS = ("ratings", "scores", "ranks")
+_PROMPT_KEYS = ("prompt", "question", "instruction", "messages", "conversations", "conversation", "input")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,8 @@ def to_pair(row: Mapping[str, Any], form: PreferenceFormat | None = None) -> Pre
 
 def _from_pairs(row: Mapping[str, Any], notes: Notes) -> _Sides:
     key = _prompt_key(row) or "prompt"
-    prompt, read = prompt_turns(row, key, notes)
+    asked_turns = _asked_in_transcript(row[key])
+    prompt, read = prompt_turns(row if asked_turns is None else {**row, key: asked_turns}, key, notes)
     chosen, rejected = (_answer(row, side, notes) for side in ("chosen", "rejected"))
     asked = prompt[-1]["content"] if prompt else ""
     if all(repeats(asked, answer[0]["content"]) for answer in (chosen, rejected)):
@@ -162,12 +163,23 @@ def _transcript(row: Mapping[str, Any], side: str, notes: Notes) -> list[Message
             f'"{side}" has no prompt: no "Human:" and "Assistant:" turns in it',
             fix='Add "prompt", or whole transcripts',
         )
+    return read_turns(_turns_between(text, speakers), side, notes)
+
+
+def _asked_in_transcript(prompt: object) -> list[dict[str, str]] | None:
+    """The turns of a prompt that is a transcript up to the answer, as Nectar writes it; None of any other."""
+    if not isinstance(prompt, str) or not prompt.rstrip().endswith("\n\nAssistant:"):
+        return None
+    speakers = list(_SPEAKER.finditer(prompt))
+    return _turns_between(prompt, speakers)[:-1] if speakers[0].start() == 0 else None
+
+
+def _turns_between(text: str, speakers: Sequence[re.Match[str]]) -> list[dict[str, str]]:
     ends = [m.start() for m in speakers[1:]] + [len(text)]
-    turns = [
+    return [
         {"role": _SPEAKERS[m.group(1)], "content": text[m.end() : end].strip()}
         for m, end in zip(speakers, ends, strict=True)
     ]
-    return read_turns(turns, side, notes)
 
 
 def _split(chosen: Sequence[Message], rejected: Sequence[Message], read: set[str]) -> _Sides:
@@ -196,6 +208,8 @@ def _from_ratings(row: Mapping[str, Any], notes: Notes) -> _Sides:
     if not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values):
         raise DataError(f'"{key}" must be numbers, and finite ones', fix="Remove the responses without a rating")
     best, worst = values.index(max(values)), values.index(min(values))
+    if key == "ranks":  # the first is the best
+        best, worst = worst, best
     if values[best] == values[worst]:
         raise DataError("every response has the same rating: there is nothing to prefer", fix="Remove the row")
     sides = _from_pairs({**row, "chosen": texts[best], "rejected": texts[worst]}, notes)

@@ -13,7 +13,14 @@ from ..models.chat import Message, Tool, ToolCall
 
 Fields = Mapping[str, Any]
 ReadingNote = Literal[
-    "unread_key", "prompt_cut", "prompt_repeated", "developer_turn", "null_arguments", "bad_arguments", "prompt_weight"
+    "unread_key",
+    "unwanted_answer",
+    "prompt_cut",
+    "prompt_repeated",
+    "developer_turn",
+    "null_arguments",
+    "bad_arguments",
+    "prompt_weight",
 ]
 
 ROLES: Mapping[str, str] = {
@@ -111,6 +118,12 @@ def _refuse_masks(fields: Fields, where: str) -> None:
     refuse_media(fields, f"{where}: ")
 
 
+MEDIA_FIX = (
+    "Training here takes text alone, on every backend. Tinker's vision models take images in the tinker-cookbook's own "
+    "recipes (vlm_classifier)"
+)
+
+
 def refuse_media(fields: Fields, where: str = "") -> None:
     """Refuse pictures and sounds.
 
@@ -119,7 +132,7 @@ def refuse_media(fields: Fields, where: str = "") -> None:
     """
     for name in MEDIA:
         if not is_blank(fields.get(name)):
-            raise DataError(f'{where}"{name}" is not empty', fix="Images, video and audio cannot be trained on here")
+            raise DataError(f'{where}"{name}" is not empty', fix=MEDIA_FIX)
 
 
 def _add_extras(
@@ -196,9 +209,8 @@ def _content(value: object, where: str, path: str, notes: Notes) -> tuple[str, s
         text = next((fields[key] for key in (name, "text", "value") if key in fields), None)
         if not name or not isinstance(text, str):
             found = f"of type '{shown(label)}'" if fields.get("type") else f"that is {kind(part)}"
-            raise DataError(
-                f"{where} has a part that is not text ({found})", fix="Images and audio cannot be trained on here"
-            )
+            fix = "Give the call under tool_calls" if label in _CALL_ROLES else MEDIA_FIX
+            raise DataError(f"{where} has a part that is not text ({found})", fix=fix)
         (thoughts if label in _THOUGHT_PARTS else texts).append(encodable(text, where))
         unread = fields.keys() - {"type", "text", "value", name}
         notes.extend(Note("unread_key", f"{path}.{shown(k)}") for k in sorted(unread) if not is_blank(fields[k]))
