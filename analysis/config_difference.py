@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..doctrine.rules import number
 from ..jobs import run_files
@@ -87,12 +87,23 @@ def _facts(run: Run) -> dict[str, Any]:
 
 
 def _content(run: Run, name: Any) -> str | None:
-    """The file's name and the start of its SHA-256, as noted when the run began."""
+    """The file's name and the start of its SHA-256, as noted when the run began; of each source with its amount."""
+    if isinstance(name, list):
+        sources = [_source(run, source) for source in cast("list[Any]", name)]
+        return None if None in sources else " + ".join(map(str, sources))
     try:
         environment: Any = json.loads((run.file.parent / run_files.ENVIRONMENT).read_bytes())
         return f"{Path(str(name)).name}@{environment['data'][str(name)]['sha256'][:8]}"
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _source(run: Run, source: Any) -> str | None:
+    fields = cast("dict[str, Any]", source) if isinstance(source, dict) else {}
+    content = _content(run, fields.get("path"))
+    if content is None:
+        return None
+    return content + "".join(f" ({key} {fields[key]:g})" for key in ("weight", "rows", "epochs") if key in fields)
 
 
 def _frozen(value: Any) -> str:

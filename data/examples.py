@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..core.errors import DataError
 from ..models.chat import Chat, Rendered
+from .mixtures import Mix, pass_order
 
 T = TypeVar("T")
 RowT = TypeVar("RowT")
@@ -42,36 +42,57 @@ class Example:
         return int(self.weights[1:].sum())
 
 
-@lru_cache(maxsize=4)
-def epoch_order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order in which an epoch visits the rows, shape [rows]: it depends on the seed and the epoch alone."""
-    return np.random.default_rng([seed, epoch]).permutation(rows)
-
-
 class Batches(ABC, Generic[RowT]):
-    """Rows in batches, shuffled anew for each epoch; the last batch of an epoch may be smaller.
+    """Rows in batches, shuffled anew for each pass (epoch); the last batch of one may be smaller.
 
-    The order depends on ``seed`` and the epoch alone, so a resumed run sees what an undisturbed one would have seen.
+    Content and order depend on ``seed`` and the step alone, so a resumed run sees what an undisturbed one would have
+    seen.
+
+    Attributes:
+        rows: Rows of a pass.
     """
 
-    def __init__(self, rows: int, *, batch_size: int, seed: int) -> None:
-        self.rows = rows
+    def __init__(self, mix: Mix, *, batch_size: int, seed: int) -> None:
+        self.rows = mix.rows
+        self._mix = mix
         self._batch_size = batch_size
         self._seed = seed
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Batches in a pass."""
         return -(-self.rows // self._batch_size)
 
     def batch(self, step: int) -> list[RowT]:
-        """The rows of a step, counted from the start of the first epoch."""
-        epoch, index = divmod(step, len(self))
-        order = epoch_order(self.rows, self._seed, epoch)
-        return [self.row(int(i)) for i in order[index * self._batch_size : (index + 1) * self._batch_size]]
+        """The rows of a step, counted from the start of the first pass."""
+        return [self.row(int(i)) for i in self._order(step)]
+
+    def visited(self, steps: int) -> list[RowT]:
+        """Each row that the first ``steps`` steps see, once, in the order of the sources."""
+        seen = np.unique(np.concatenate([self._order(step) for step in range(steps)])) if steps else ()
+        return [self.row(int(i)) for i in seen]
+
+    def _order(self, step: int) -> NDArray[np.int64]:
+        number, index = divmod(step, len(self))
+        order = pass_order(self._mix, self._seed, number)
+        return order[index * self._batch_size : (index + 1) * self._batch_size]
 
     @abstractmethod
     def row(self, index: int) -> RowT:
-        """A row by its place in the file."""
+        """A row by its place among all usable ones."""
+
+
+class MixedBatches(Batches[RowT]):
+    """The rows of several files, mixed."""
+
+    def __init__(self, parts: Sequence[Batches[RowT]], mix: Mix, *, batch_size: int, seed: int) -> None:
+        super().__init__(mix, batch_size=batch_size, seed=seed)
+        self._parts = parts
+        self._starts = np.cumsum((0, *mix.sizes))
+
+    def row(self, index: int) -> RowT:
+        """A row by its place among the usable ones of all files."""
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._parts[part].row(index - int(self._starts[part]))
 
 
 def render_each(render: Callable[[Sequence[Chat]], Sequence[T]], conversations: Sequence[Chat]) -> list[T | DataError]:

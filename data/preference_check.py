@@ -123,6 +123,7 @@ def check_preferences(
     context: int | None = None,
     benchmark_files: Sequence[Path] = (),
     columns: ColumnMap | None = None,
+    val_columns: ColumnMap | None = None,
     progress: Callable[[int, str], None] | None = None,
 ) -> PreferenceFindings:
     """Read a whole file of preferences; memory grows by some hundred bytes per row.
@@ -134,13 +135,15 @@ def check_preferences(
         max_seq_len: Tokens at which training cuts a side; without it they are cut at the context.
         context: Tokens that the model takes, where that is known.
         benchmark_files: Test sets whose items must not be in the training file (see `benchmark_overlap`).
-        columns: Which columns are what, in the training and the validation file.
+        columns: Which columns are what.
+        val_columns: The same of the held-out file, where they are others.
         progress: Called with the rows read and what is being done.
 
     Raises:
         DataError: If the file as a whole cannot be read; bad rows are counted, not raised.
     """
-    held_out = {_prompt_digest(pair) for _, pair in _pairs(val_file, columns) if isinstance(pair, PreferencePair)}
+    of_val = _pairs(val_file, columns if val_columns is None else val_columns)
+    held_out = {_prompt_digest(pair) for _, pair in of_val if isinstance(pair, PreferencePair)}
     benchmarks = Benchmarks(benchmark_files) if benchmark_files else None
     findings = PreferenceFindings()
     chosen_before: dict[bytes, bytes] = {}

@@ -12,8 +12,9 @@ from ..core.errors import DataError
 from ..models.chat import ChatRenderer, Conversation, Rendered, RenderingNote
 from .columns import ColumnMap
 from .examples import KEPT_PROBLEMS, Batches, Example
+from .mixtures import Mix
 from .preference_rows import PreferencePair, to_pair
-from .row_files import at_line, read_rows, usable_rows
+from .row_files import at_line, none_usable, read_rows, usable_rows
 from .row_findings import RowFindings
 from .row_turns import Note
 
@@ -36,16 +37,12 @@ class PreferenceData(Batches[RenderedPair]):
     """All pairs of a file."""
 
     def __init__(self, pairs: Sequence[RenderedPair], *, batch_size: int, seed: int) -> None:
-        super().__init__(len(pairs), batch_size=batch_size, seed=seed)
+        super().__init__(Mix.whole(len(pairs)), batch_size=batch_size, seed=seed)
         self._pairs = list(pairs)
 
     def row(self, index: int) -> RenderedPair:
         """A pair by its place among the usable ones of the file."""
         return self._pairs[index]
-
-    def pairs(self) -> list[RenderedPair]:
-        """Every pair, in the order of the file."""
-        return list(self._pairs)
 
 
 def load_preference_data(
@@ -117,9 +114,26 @@ def count_pairs(
         tokens += len(outcome.chosen.tokens) + len(outcome.rejected.tokens)
         longer, shorter = longer + (chosen > rejected), shorter + (chosen < rejected)
     if not rows:
-        raise problems[0] if problems else DataError("no pair can be used", where=str(path))
+        raise none_usable(path, problems, unusable)
     notes = findings.sentences()
     return PreferenceCounts(rows, tokens, answers, truncated, longer, shorter, tuple(problems), unusable, notes)
+
+
+def mixed_pair_counts(counts: Sequence[PreferenceCounts], mix: Mix, names: Sequence[str]) -> PreferenceCounts:
+    """The counts of a pass over several files: expected ones where it takes a part of a file."""
+    if len(counts) == 1 and mix.taken == mix.sizes:
+        return counts[0]
+    return PreferenceCounts(
+        rows=mix.rows,
+        tokens=mix.per_pass([each.tokens for each in counts]),
+        answer_tokens=mix.per_pass([each.answer_tokens for each in counts]),
+        truncated=mix.per_pass([each.truncated for each in counts]),
+        chosen_longer=mix.per_pass([each.chosen_longer for each in counts]),
+        rejected_longer=mix.per_pass([each.rejected_longer for each in counts]),
+        problems=tuple(problem for each in counts for problem in each.problems),
+        unusable=sum(each.unusable for each in counts),
+        notes=tuple(f"{name}: {note}" for name, each in zip(names, counts, strict=True) for note in each.notes),
+    )
 
 
 def _rendered_pairs(

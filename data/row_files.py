@@ -9,7 +9,7 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, TypeVar, cast
@@ -154,6 +154,20 @@ def usable_rows(path: Path, outcomes: Iterable[tuple[int, T | DataError]], *, sk
             raise at_line(path, number, outcome)
     if not usable:
         raise DataError("no row can be used", where=str(path), fix="check_dataset names what is wrong with each")
+
+
+def none_usable(path: Path, problems: Sequence[DataError], rows: int) -> DataError:
+    """What to say of a file of so many rows of which not one can be used."""
+    if not problems:
+        return DataError("no row can be used", where=str(path))
+    first = problems[0]
+    return (
+        first
+        if rows == 1
+        else DataError(
+            f"not one of {rows:,} rows can be used, the first: {first.problem}", where=first.where, fix=first.fix
+        )
+    )
 
 
 def chunks_of(path: Path, rows: int, columns: ColumnMap | None = None) -> Iterator[list[Row]]:

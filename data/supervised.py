@@ -15,7 +15,8 @@ from ..models.chat import ChatRenderer, Rendered
 from .columns import ColumnMap
 from .examples import CHUNK_ROWS, KEPT_PROBLEMS, Batches, Example, render_each
 from .formats import ReadRow, read_row
-from .row_files import at_line, chunks_of, read_rows, usable_rows
+from .mixtures import Mix
+from .row_files import at_line, chunks_of, none_usable, read_rows, usable_rows
 from .row_findings import RowFindings
 from .shards import is_compressed, shards
 
@@ -38,7 +39,7 @@ class SftData(Batches[Example]):
     def __init__(
         self, examples: Sequence[Example], *, batch_size: int, seed: int, truncated: int = 0, skipped: int = 0
     ) -> None:
-        super().__init__(len(examples), batch_size=batch_size, seed=seed)
+        super().__init__(Mix.whole(len(examples)), batch_size=batch_size, seed=seed)
         self._offsets = np.cumsum([0, *(len(e.tokens) for e in examples)], dtype=np.int64)
         self._tokens = np.concatenate([e.tokens for e in examples])
         self._weights = np.concatenate([e.weights for e in examples])
@@ -159,7 +160,7 @@ def count_tokens(
             stopped = True
             break
     if not rows:
-        raise problems[0] if problems else DataError("no row can be used", where=str(path))
+        raise none_usable(path, problems, seen)
     share = _share_read(path, seen, number) if stopped else 1.0
     return TokenCounts(
         rows=round(rows / share),
@@ -171,6 +172,23 @@ def count_tokens(
         problems=tuple(problems),
         unusable=round((seen - rows) / share),
         notes=findings.sentences(),
+    )
+
+
+def mixed_counts(counts: Sequence[TokenCounts], mix: Mix, names: Sequence[str]) -> TokenCounts:
+    """The counts of a pass over several files: expected ones where it takes a part of a file."""
+    if len(counts) == 1 and mix.taken == mix.sizes:
+        return counts[0]
+    return TokenCounts(
+        rows=mix.rows,
+        tokens=mix.per_pass([each.tokens for each in counts]),
+        loss_tokens=mix.per_pass([each.loss_tokens for each in counts]),
+        truncated=mix.per_pass([each.truncated for each in counts]),
+        longest=max(each.longest for each in counts),
+        exact=all(each.exact for each in counts) and all(share.is_integer() for share in mix.shares),
+        problems=tuple(problem for each in counts for problem in each.problems),
+        unusable=sum(each.unusable for each in counts),
+        notes=tuple(f"{name}: {note}" for name, each in zip(names, counts, strict=True) for note in each.notes),
     )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from ..core.errors import DataError
 from ..data.columns import ColumnMap
 from ..data.formats import key_list, open_messages, refuse_row_weight, with_system
+from ..data.mixtures import Mix, Sources
 from ..data.row_files import Row, read_rows, usable_rows
 from ..models.chat import Message
 from .reward_config import NEEDS_KEY, RewardPart
@@ -107,3 +108,24 @@ def load_problems(
 
     outcomes = ((row.number, outcome(row)) for row in read_rows(path, columns))
     return list(usable_rows(path, outcomes, skip_bad_rows=skip_bad_rows))
+
+
+def load_mixed_problems(
+    sources: Sources, parts: Sequence[RewardPart], *, system_prompt: str | None = None, skip_bad_rows: bool = False
+) -> tuple[list[Problem], Mix]:
+    """Every usable row of all sources, and how they are mixed; lines are counted through the sources.
+
+    Raises:
+        DataError: As `load_problems`.
+        ConfigError: If a source gives less than one row.
+    """
+    found: list[Problem] = []
+    sizes: list[int] = []
+    for source in sources:
+        before = found[-1].line if found else 0
+        of_file = load_problems(
+            source.file, parts, system_prompt=system_prompt, skip_bad_rows=skip_bad_rows, columns=source.columns
+        )
+        found += [replace(problem, line=before + problem.line) for problem in of_file] if before else of_file
+        sizes.append(len(of_file))
+    return found, Mix.of(sources, sizes)

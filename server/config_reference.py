@@ -98,8 +98,9 @@ def _takes(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     """What a value may be, in words: ``whole number, above 0, or null``."""
     if "$ref" in schema:
         return _takes(definitions[str(schema["$ref"]).rpartition("/")[2]], definitions)
-    if "anyOf" in schema:
-        options = list(dict.fromkeys(_takes(option, definitions) for option in schema["anyOf"]))
+    if "anyOf" in schema or "oneOf" in schema:
+        branches = schema.get("anyOf", schema.get("oneOf", ()))
+        options = list(dict.fromkeys(_takes(option, definitions) for option in branches))
         return ("; or " if any("," in option for option in options) else " or ").join(options)
     if "enum" in schema or "const" in schema:
         return " | ".join(map(str, schema.get("enum", [schema.get("const")])))

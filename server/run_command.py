@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, cast, get_args, get_type_hints
 
 import anyio
 import yaml
@@ -168,14 +168,25 @@ def inferred_kind(document: YamlDocument, values: Mapping[str, Any]) -> str:
     likely = sorted(kind for kind, count in known.items() if count == max(known.values()) > 0)
     if len(likely) == 1:
         return likely[0]
-    train_file = values.get("train_file")
+    train_file, columns = _first_source(values)
     # RL may be among them, but has a key of its own that must be given.
     if {"dpo", "sft"} <= set(likely) and isinstance(train_file, str):
         settings = Settings(config_model("sft").model_construct(), {}, document)
-        return _kind_of_rows(settings, train_file, values.get("columns"))
+        return _kind_of_rows(settings, train_file, columns)
     kinds = " or ".join(likely or KINDS)
     fix = "Add --kind, or a line such as kind: sft"
     raise ConfigError(f"its keys do not say whether this is {kinds}", where=str(document.path), fix=fix)
+
+
+def _first_source(values: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The path and the columns of the first training rows that a config names."""
+    named: Any = values.get("train_file")
+    listed = cast("list[Any]", named) if isinstance(named, list) else [named]
+    first: Any = listed[0] if listed else None
+    if not isinstance(first, dict):
+        return first, values.get("columns")
+    source = cast("dict[str, Any]", first)
+    return source.get("path"), source.get("columns", values.get("columns"))
 
 
 def _kind_of_rows(settings: Settings[Any], train_file: str, columns: Any) -> str:

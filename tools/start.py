@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated, Any
 
 from mcp_types import CallToolResult
 
+from ..core.foreign_text import named
 from ..jobs.job_results import measured_pace
 from ..jobs.kinds import KINDS
 from ..jobs.registry import Registry
@@ -132,9 +134,19 @@ def _started(plan: Plan[Any], standing: Standing) -> Started:
         capacity_ratio=round(capacity.ratio, 3) if capacity else None,
         cost=Cost.of(plan.cost),
         expected_s=round(plan.tokens / pace, 1) if pace else None,
-        details=dict(plan.details),
+        details={**plan.details, **({"sources": [*plan.sources]} if plan.sources else {})},
         warnings=list(plan.warnings),
     )
+
+
+def _sources(sources: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What each source of several gives, in a line."""
+    parts = [
+        f"{named(source['name'])} {source['rows_in_run']:,} ({source['share_of_rows']:.0%}, {source['epochs']:.3g} "
+        f"epochs, {source['tokens']:,} tokens{f', ${cost:.4g}' if (cost := source['cost_usd']) else ''})"
+        for source in sources
+    ]
+    return [f"Rows of the run: {', '.join(parts)}."] if parts else []
 
 
 def _first_sentence(text: str) -> str:
@@ -154,6 +166,7 @@ def _text(started: Started, plan: Plan[Any]) -> str:
         f"{started.head}. {plan.method} of {config.base_model} on {config.backend}.",
         f"{started.total_steps:,} steps of {config.batch_size} {plan.unit}.",
         f"{started.rows:,} {plan.unit}, {tokens}. Cost: {started.cost.text}.",
+        *_sources(plan.sources),
         *([f"About {duration(started.expected_s)} at the pace of earlier runs."] if started.expected_s else []),
         f"{rank}.",
         f"Learning rate {number(config.learning_rate)} ({_first_sentence(started.origins['learning_rate'])}).",

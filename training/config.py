@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ..core.names import COMPONENTS, BackendName, Component
-from ..data.columns import Columns, Source
+from ..data.columns import Columns
+from ..data.columns import Source as Column
+from ..data.mixtures import Sources, TrainFile, as_sources
 
 RETIRED_KEYS: Mapping[str, str] = {
     "checkpoint_dir": "Remove it: checkpoints live on the backend; output_dir chooses where the run folder goes",
@@ -32,7 +34,7 @@ PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeReal = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-def no_choice_of_turns(columns: dict[str, Source] | None) -> dict[str, Source] | None:
+def no_choice_of_turns(columns: dict[str, Column] | None) -> dict[str, Column] | None:
     """The same columns, for a method that does not train chosen turns or weighted rows.
 
     Raises:
@@ -50,8 +52,8 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     base_model: str = Field(min_length=1, description="'demo', a model folder, or an id such as Qwen/Qwen3-8B")
-    train_file: str = Field(
-        min_length=1, description="Training rows: a file, folder or pattern of shards, or demo:NAME"
+    train_file: TrainFile = Field(
+        description="Training rows: a file, folder or pattern of shards, or demo:NAME; or a list of these, mixed"
     )
     val_file: str | None = Field(None, description="Held-out rows for validation and the best checkpoint")
     columns: Columns | None = Field(
@@ -128,6 +130,11 @@ class TrainingConfig(BaseModel):
         if self.backend == "embedded" and self.base_url:
             raise ValueError("base_url belongs to backend: cluster (or tinker); the embedded engine finds its own")
         return self
+
+    @property
+    def sources(self) -> Sources:
+        """Where the training rows come from, each with its columns; one file is a mixture of one."""
+        return as_sources(self.train_file, self.columns)
 
     def total_steps(self, rows: int) -> int:
         """Steps of the whole run over so many rows, once batch size and length are set.

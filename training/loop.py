@@ -23,6 +23,9 @@ from ..backends.embedded import engine_died
 from ..backends.sampling_client import base_model_of, renderer_of
 from ..core.errors import BackendError, ConfigError
 from ..core.files import append_json_line, read_json_lines
+from ..data.columns import ColumnMap
+from ..data.examples import Batches, MixedBatches
+from ..data.mixtures import Mix
 from ..jobs.context import Outcome, RunContext, StopReason
 from ..jobs.run_files import CHECKPOINTS, METRICS
 from ..models.chat import ChatRenderer
@@ -34,7 +37,7 @@ from .plan import precision_warnings
 
 T = TypeVar("T")
 BatchT = TypeVar("BatchT")
-BatchesT = TypeVar("BatchesT")
+RowT = TypeVar("RowT")
 Metrics = dict[str, float]
 _WATCH_S = 2.0
 _OF_A_CHECKPOINT = ("name", "next_step", "state_path", "sampler_path")
@@ -285,26 +288,30 @@ def summarize(folder: Path, method: Method[BatchT]) -> dict[str, object]:
 
 
 def load_batches(
-    load: Callable[..., BatchesT], config: OfflineConfig, renderer: ChatRenderer
-) -> tuple[BatchesT, BatchesT | None]:
+    load: Callable[..., Batches[RowT]], config: OfflineConfig, renderer: ChatRenderer
+) -> tuple[Batches[RowT], Batches[RowT] | None]:
     """The training rows and the held-out ones, read by a method's loader (see `data.supervised.load_sft_data`).
 
     Raises:
         DataError: For the first row that cannot be used, unless such rows are to be left out.
     """
+    batch_size, seed = config.batch_size or 1, config.seed
 
-    def rows(file: str) -> BatchesT:
+    def rows(file: Path, columns: ColumnMap | None) -> Batches[RowT]:
         return load(
-            Path(file),
+            file,
             renderer,
-            batch_size=config.batch_size or 1,
+            batch_size=batch_size,
             max_seq_len=config.max_seq_len,
-            seed=config.seed,
+            seed=seed,
             skip_bad_rows=config.skip_bad_rows,
-            columns=config.columns,
+            columns=columns,
         )
 
-    return rows(config.train_file), rows(config.val_file) if config.val_file else None
+    parts = [rows(source.file, source.columns) for source in config.sources]
+    mix = Mix.of(config.sources, [part.rows for part in parts])
+    mixed = MixedBatches(parts, mix, batch_size=batch_size, seed=seed)
+    return mixed, rows(Path(config.val_file), config.columns) if config.val_file else None
 
 
 def check_same_base(backend: Backend, base_model: str, checkpoints: Mapping[str, str | None]) -> None:

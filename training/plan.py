@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -13,8 +14,8 @@ from ..backends.prices import load_prices, require_price_for_cap
 from ..core.foreign_text import foreign
 from ..core.paths import user_path
 from ..core.settings import Origin, Settings
+from ..data.mixtures import Mix, Sources, require_apart, resolved
 from ..data.preferences import PreferenceCounts
-from ..data.shards import shards
 from ..data.supervised import TokenCounts
 from ..doctrine.rules import integer
 from ..models.capacity import CapacityReport, DataSize, capacity_report
@@ -55,6 +56,7 @@ class Plan(Generic[ConfigT]):
         cost: What it will cost, as a range.
         warnings: What the user should know before spending time or money.
         details: Further facts of the method, for the answer.
+        sources: What each of several sources gives (see `contributions`).
         bills_elsewhere: Whether somebody besides the backend charges for it, such as a judge's service.
     """
 
@@ -69,13 +71,15 @@ class Plan(Generic[ConfigT]):
     cost: CostEstimate
     warnings: tuple[str, ...]
     details: Mapping[str, object] = field(default_factory=dict[str, object])
+    sources: Sequence[Mapping[str, Any]] = ()
     bills_elsewhere: bool = False
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The data files, absolute."""
         config = self.settings.config
-        return tuple(Path(file) for file in (config.train_file, config.val_file) if file)
+        held_out = [Path(config.val_file)] if config.val_file else []
+        return (*(source.file for source in config.sources), *held_out)
 
     def check_services(self) -> None:
         """See that what the job needs besides its backend answers. Costs nothing.
@@ -99,9 +103,14 @@ def prepared(settings: Settings[AnyConfig], *, judged: bool = False) -> Settings
     require_accepted_rank(config.lora_rank, config.backend, where=settings.place("lora_rank"))
     require_price_for_cap(config, load_prices(), where=settings.place("max_cost_usd"), judged=judged)
     changes: Changes = {}
-    for key, name in (("train_file", config.train_file), ("val_file", config.val_file)):
-        if name is not None:
-            changes[key] = (str(settings.data_file(key, name)), settings.origins[key])
+    if isinstance(config.train_file, str):
+        train: str | Sources = str(settings.data_file("train_file", config.train_file))
+    else:
+        resolve = partial(settings.data_file, "train_file")
+        train = resolved(config.train_file, resolve, where=settings.place("train_file"))
+    changes["train_file"] = (train, settings.origins["train_file"])
+    if config.val_file is not None:
+        changes["val_file"] = (str(settings.data_file("val_file", config.val_file)), settings.origins["val_file"])
     if config.output_dir is not None:
         changes["output_dir"] = (str(user_path(config.output_dir).absolute()), settings.origins["output_dir"])
     return settings.derived(changes)
@@ -178,6 +187,42 @@ def passes(steps: int, batch_size: int, rows: int) -> float:
     return full + min(1.0, begun * batch_size / rows)
 
 
+def contributions(
+    config: TrainingConfig, mix: Mix, tokens: Sequence[int], *, rows: int, cost: CostEstimate
+) -> list[dict[str, Any]]:
+    """What each source of a list of them gives to a run; nothing for a single file.
+
+    Args:
+        config: The settings, complete.
+        mix: The rows of each source, and how many of them a pass takes.
+        tokens: Those that one pass over all rows of each source processes.
+        rows: Rows of the whole run.
+        cost: Of the run.
+
+    Returns:
+        For each its rows, those of the run, its epochs (how often a row of it is seen on average), its tokens, and its
+        part of the expected cost, by tokens.
+    """
+    if isinstance(config.train_file, str):
+        return []
+    seen = mix.seen(rows, config.seed)
+    epochs = [count / size for count, size in zip(seen, mix.sizes, strict=True)]
+    processed = [count * share for count, share in zip(tokens, epochs, strict=True)]
+    whole = sum(processed) or 1.0
+    return [
+        {
+            "name": source.label,
+            "rows": mix.sizes[i],
+            "rows_in_run": seen[i],
+            "share_of_rows": round(seen[i] / max(1, rows), 4),
+            "epochs": round(epochs[i], 4),
+            "tokens": round(processed[i]),
+            "cost_usd": None if cost.expected is None else cost.expected * processed[i] / whole,
+        }
+        for i, source in enumerate(config.sources)
+    ]
+
+
 def validations(eval_every: int | None, total_steps: int) -> int:
     """How often a run validates: before every n-th step, and at the end."""
     return -(-total_steps // eval_every) + 1 if eval_every else 1
@@ -205,12 +250,16 @@ def capacity_of(
     )
 
 
-def require_usable_rows(config: TrainingConfig, *files: Counts | None) -> None:
-    """Raise the first row's problem, unless such rows are to be left out.
+def require_usable_rows(settings: Settings[OfflineT], *files: Counts | None) -> None:
+    """Raise the first row's problem, unless such rows are to be left out; and refuse held-out rows that are trained.
 
     Raises:
-        DataError: If a row of the training file or of the held-out one cannot be used.
+        DataError: If a row of the training files or of the held-out one cannot be used.
+        ConfigError: If a file is both.
     """
+    config = settings.config
+    if config.val_file is not None:
+        require_apart(config.sources, Path(config.val_file), where=settings.place("val_file"))
     for counts in files:
         if counts is not None and counts.problems and not config.skip_bad_rows:
             raise counts.problems[0]
@@ -261,8 +310,6 @@ def shared_warnings(config: OfflineConfig, counts: Counts, total_steps: int, *, 
     least = integer("sft.steps.min")
     if total_steps < least:
         warnings.append(f"only {total_steps} steps: below {least} a run is hard to judge (sft.steps.min)")
-    if config.val_file is not None and set(shards(Path(config.train_file))) & set(shards(Path(config.val_file))):
-        warnings.append("val_file is a part of train_file: its loss says nothing of rows that were not trained")
     if config.val_file is None:
         warnings.append(f"no val_file: {unseen} cannot be seen and no best checkpoint is kept")
     return warnings

@@ -49,8 +49,7 @@ def settings(folder: Path, model: Path, **changes: Any) -> dict[str, Any]:
 
 def start_planned(kind: str, plan: Any) -> Job:
     config, origins = plan.settings.config, plan.settings.origins
-    files = [Path(config.train_file)]
-    return start_job(Registry(), kind, config, origins, files=files, total_steps=plan.total_steps)
+    return start_job(Registry(), kind, config, origins, files=plan.files, total_steps=plan.total_steps)
 
 
 def start(config_file: Path | None = None, **config: Any) -> Job:

@@ -47,7 +47,13 @@ def refused(tool: str, **overrides: Any) -> str:
         ("start_dpo", [PAIR], [PAIR], {"max_seq_len": 513}, "Set max_seq_len to 512 or less, or leave it out"),
         ("start_sft", [GOOD, {**GOOD, "prompt": LONG}], [GOOD], {}, "nothing to learn is left of this row"),
         ("start_sft", [GOOD], [{**GOOD, "prompt": LONG}, GOOD], {}, "val_file.jsonl:1"),
-        ("start_sft", [GOOD], [GOOD], {"output_dir": "/dev/null/x"}, "/dev/null is a file, and a folder is needed"),
+        (
+            "start_sft",
+            [GOOD],
+            [GOOD, GOOD],
+            {"output_dir": "/dev/null/x"},
+            "/dev/null is a file, and a folder",
+        ),
         ("start_sft", [GOOD], [GOOD], {"load_checkpoint": "sft-000000"}, "there is no job 'sft-000000'"),
         ("start_sft", [GOOD], [GOOD], {"renderer": "no_such"}, "no_such"),
         (

@@ -9,7 +9,8 @@ import tinker
 import torch
 from torch import Tensor
 
-from ...data.preferences import PreferenceData, load_preference_data
+from ...data.examples import Batches
+from ...data.preferences import RenderedPair, load_preference_data
 from ...jobs.context import Outcome, RunContext
 from ...models.renderers import load_renderer
 from ..client import TrainingClient, tokens_in
@@ -48,11 +49,13 @@ class Preferences:
         name: name for name in ("test/accuracy", HELD_OUT_LOSS, "dpo_loss", "margin", "chosen_logratio")
     }
 
-    def __init__(self, run: Run, config: DpoConfig, data: PreferenceData, held_out: PreferenceData | None) -> None:
+    def __init__(
+        self, run: Run, config: DpoConfig, data: Batches[RenderedPair], held_out: Batches[RenderedPair] | None
+    ) -> None:
         self._run = run
         self._config = config
         self._data = data
-        self._held_out = data_of(held_out.pairs()) if held_out else []
+        self._held_out = data_of(held_out.visited(len(held_out))) if held_out else []
         self._reference = Reference(run.folder)
         self.validates = bool(self._held_out)
 
@@ -107,7 +110,5 @@ class Preferences:
         return loss, preference_metrics(scores, loss, beta=config.beta)
 
     def _visited(self) -> list[tinker.Datum]:
-        """The pairs of the steps that will be taken: all of them, unless the run is shorter than an epoch."""
-        if self._run.total_steps >= len(self._data):
-            return data_of(self._data.pairs())
-        return data_of([pair for step in range(self._run.total_steps) for pair in self._data.batch(step)])
+        """The pairs of the steps that will be taken, each once."""
+        return data_of(self._data.visited(self._run.total_steps))

@@ -8,8 +8,10 @@ from ...backends.estimate import CostEstimate
 from ...backends.meter import Usage
 from ...core.settings import Origin, Settings
 from ...data.column_proposal import require_known_shape
+from ...data.columns import ColumnMap
+from ...data.mixtures import Mix
 from ...data.preference_check import check_preferences
-from ...data.preferences import PreferenceCounts, count_pairs
+from ...data.preferences import PreferenceCounts, count_pairs, mixed_pair_counts
 from ...doctrine.rules import integer, number
 from ...models.chat import ChatRenderer
 from ...models.configs import ModelConfig
@@ -36,9 +38,11 @@ def plan_dpo(settings: Settings[DpoConfig]) -> Plan[DpoConfig]:
     settings, model = shared.with_model(_with_beta(settings))
     config = settings.config
     renderer = load_renderer(config.base_model, config.renderer)
-    counts = _count(config.train_file, config, renderer)
-    held_out = _count(config.val_file, config, renderer) if config.val_file is not None else None
-    shared.require_usable_rows(config, counts, held_out)
+    each = [_count(source.file, source.columns, config, renderer) for source in config.sources]
+    held_out = _count(Path(config.val_file), config.columns, config, renderer) if config.val_file else None
+    shared.require_usable_rows(settings, *each, held_out)
+    mix = Mix.of(config.sources, [counts.rows for counts in each])
+    counts = mixed_pair_counts(each, mix, [source.label for source in config.sources])
     epochs = Derived(integer("dpo.epochs"), "dpo.epochs", "quality can fall before the first pass ends")
     defaults = shared.Defaults(
         epochs,
@@ -48,6 +52,7 @@ def plan_dpo(settings: Settings[DpoConfig]) -> Plan[DpoConfig]:
     settings, total_steps = shared.derive_schedule(settings, counts.rows, defaults)
     visited = shared.passes(total_steps, settings.config.batch_size or 1, counts.rows)
     is_reward = config.loss == "reward_model"
+    cost = dpo_cost(settings.config, counts, held_out, total_steps)
     # A pair teaches one comparison, not the words of its answers: one bit per pair is the most it can hold.
     capacity = shared.capacity_of(config, model, loss_tokens=counts.rows, rows=counts.rows, epochs=visited)
     return Plan(
@@ -59,15 +64,18 @@ def plan_dpo(settings: Settings[DpoConfig]) -> Plan[DpoConfig]:
         total_steps=total_steps,
         tokens=round(counts.tokens * visited),
         capacity=capacity,
-        cost=dpo_cost(settings.config, counts, held_out, total_steps),
+        cost=cost,
         warnings=(*_warnings(settings.config, counts, total_steps), *shared.precision_warnings(settings.config)),
+        sources=shared.contributions(
+            settings.config, mix, [part.tokens for part in each], rows=round(visited * counts.rows), cost=cost
+        ),
         details={"answer_tokens": counts.answer_tokens},
     )
 
 
-def _count(file: str, config: DpoConfig, renderer: ChatRenderer) -> PreferenceCounts:
-    require_known_shape(Path(file), config.columns, "preferences")
-    return count_pairs(Path(file), renderer, max_seq_len=config.max_seq_len, columns=config.columns)
+def _count(path: Path, columns: ColumnMap | None, config: DpoConfig, renderer: ChatRenderer) -> PreferenceCounts:
+    require_known_shape(path, columns, "preferences")
+    return count_pairs(path, renderer, max_seq_len=config.max_seq_len, columns=columns)
 
 
 def _with_beta(settings: Settings[DpoConfig]) -> Settings[DpoConfig]:
@@ -88,7 +96,14 @@ def _learning_rate(config: DpoConfig, model: ModelConfig, steps: int) -> Derived
 
 def _warnings(config: DpoConfig, counts: PreferenceCounts, total_steps: int) -> list[str]:
     val_file = Path(config.val_file) if config.val_file else None
-    warnings = check_preferences(Path(config.train_file), val_file, columns=config.columns).warnings()
+    several = len(config.sources) > 1
+    warnings = [
+        f"{source.label}: {warning}" if several else warning
+        for source in config.sources
+        for warning in check_preferences(
+            source.file, val_file, columns=source.columns, val_columns=config.columns or {}
+        ).warnings()
+    ]
     warnings += shared.shared_warnings(config, counts, total_steps, unit="pairs", unseen="held-out accuracy")
     if config.load_checkpoint is None and config.base_model != "demo" and config.loss != "reward_model":
         warnings.append(

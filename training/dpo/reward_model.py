@@ -16,6 +16,7 @@ from typing import Any
 
 from ...backends.connection import Backend, backend_errors
 from ...core.files import append_json_line, write_atomically
+from ...data.mixtures import Source, as_sources
 from ...data.preference_rows import PreferencePair, comparison_conversations, to_pair
 from ...data.row_files import read_rows, usable_rows
 from ...jobs.context import Outcome, RunContext
@@ -55,7 +56,8 @@ def run_reward_model_job(context: RunContext, config_file: Path) -> Outcome:
 
 async def pair_accuracy(config: DpoConfig, backend: Backend, sampler_path: str) -> float:
     """Share of the held-out pairs (the first hundreds) whose better answer the model prefers, both orders averaged."""
-    pairs = list(islice(_pairs(str(config.val_file), config), MEASURED_PAIRS))
+    held_out = _held_out(config)
+    pairs = list(islice(_pairs(held_out, config), MEASURED_PAIRS)) if held_out else []
     judge = preference_model(backend, sampler_path, load_renderer(config.base_model, config.renderer))
     places = asyncio.Semaphore(_AT_ONCE)
 
@@ -69,15 +71,26 @@ async def pair_accuracy(config: DpoConfig, backend: Backend, sampler_path: str) 
 
 def comparison_config(folder: Path, config: DpoConfig) -> SftConfig:
     """The supervised job on comparisons, whose data files are written to the run's folder."""
-    changes: dict[str, object] = {"train_file": str(write_comparisons(folder, "train", config.train_file, config))}
-    if config.val_file is not None:
-        changes["val_file"] = str(write_comparisons(folder, "val", config.val_file, config))
+    trained = [
+        source.model_copy(
+            update={
+                "path": str(write_comparisons(folder, f"train{i or ''}", source, config)),
+                "rows": source.rows and source.rows * ROWS_PER_PAIR,
+                "columns": None,
+            }
+        )
+        for i, source in enumerate(config.sources)
+    ]
+    single = isinstance(config.train_file, str)
+    changes: dict[str, object] = {"train_file": trained[0].path if single else tuple(trained)}
+    if (held_out := _held_out(config)) is not None:
+        changes["val_file"] = str(write_comparisons(folder, "val", held_out, config))
     if config.batch_size is not None:
         changes["batch_size"] = config.batch_size * ROWS_PER_PAIR
     return SftConfig.model_validate({**config.model_dump(exclude=_OWN), **changes})
 
 
-def write_comparisons(folder: Path, name: str, file: str, config: DpoConfig) -> Path:
+def write_comparisons(folder: Path, name: str, source: Source, config: DpoConfig) -> Path:
     """Write ``comparisons_NAME.jsonl``: each pair of a file in both orders, with the label A or B.
 
     Raises:
@@ -85,7 +98,7 @@ def write_comparisons(folder: Path, name: str, file: str, config: DpoConfig) -> 
     """
     lines = [
         json.dumps({"messages": messages}) + "\n"
-        for pair in _pairs(file, config)
+        for pair in _pairs(source, config)
         for messages in comparison_conversations(pair)
     ]
     path = folder / f"comparisons_{name}.jsonl"
@@ -93,7 +106,10 @@ def write_comparisons(folder: Path, name: str, file: str, config: DpoConfig) -> 
     return path
 
 
-def _pairs(file: str, config: DpoConfig) -> Iterator[PreferencePair]:
-    path = Path(file)
-    outcomes = ((row.number, row.parsed(to_pair)) for row in read_rows(path, config.columns))
-    return usable_rows(path, outcomes, skip_bad_rows=config.skip_bad_rows)
+def _held_out(config: DpoConfig) -> Source | None:
+    return as_sources(config.val_file, config.columns)[0] if config.val_file is not None else None
+
+
+def _pairs(source: Source, config: DpoConfig) -> Iterator[PreferencePair]:
+    outcomes = ((row.number, row.parsed(to_pair)) for row in read_rows(source.file, source.columns))
+    return usable_rows(source.file, outcomes, skip_bad_rows=config.skip_bad_rows)

@@ -16,14 +16,14 @@ from tinker_cookbook.utils.misc_utils import split_list
 from torch import Tensor
 
 from ...backends.sampling_client import Sampler, open_sampler
-from ...data.examples import epoch_order
+from ...data.mixtures import Mix, pass_order
 from ...jobs.context import Outcome, RunContext
 from ...models.model_ref import resolve_model
 from ...models.renderers import load_renderer
 from ...rewards.environments import make_environment
 from ...rewards.judge_scorer import ServiceJudge
 from ...rewards.model_scorers import JudgeMaker, model_scorers
-from ...rewards.problems import Problem, load_problems
+from ...rewards.problems import Problem, load_mixed_problems, load_problems
 from ...rewards.scorers import Scorers, all_of
 from ..client import TrainingClient, logprobs_of
 from ..loop import Metrics, Run, check_same_base, train
@@ -48,13 +48,15 @@ def run_grpo_job(context: RunContext, config_file: Path) -> Outcome:
         ResearcherError: For bad data, a reward that cannot be used, or a backend that refuses.
     """
     config = load_rl_settings(config_file, None).config
-    problems = _problems(config, config.train_file)
-    held_out = _problems(config, config.val_file) if config.val_file else []
+    problems, mix = load_mixed_problems(
+        config.sources, config.parts(), system_prompt=config.system_prompt, skip_bad_rows=config.skip_bad_rows
+    )
+    held_out = _held_out(config, config.val_file) if config.val_file else []
     backend = context.connect(config.backend, config.base_url)
     checkpoints = {"ref_model": _reference_path(config), "load_checkpoint": config.load_checkpoint}
     check_same_base(backend, config.base_model, checkpoints)
     renderer = load_renderer(config.base_model, config.renderer)
-    run = Run(context, config, backend, renderer.name, config.total_steps(len(problems)))
+    run = Run(context, config, backend, renderer.name, config.total_steps(mix.rows))
     scorers = Scorers(
         config.parts(),
         max_tokens=config.max_response_tokens,
@@ -62,10 +64,10 @@ def run_grpo_job(context: RunContext, config_file: Path) -> Outcome:
         models=model_scorers(config.parts(), config.base_model, backend, renderer, _service_judges(context, config)),
     )
     rollouts = Rollouts(config, renderer, scorers, make_environment(config, scorers), run.must_give_up)
-    return train(run, Reinforcement(run, config, rollouts, problems, held_out))
+    return train(run, Reinforcement(run, config, rollouts, problems, mix, held_out))
 
 
-def _problems(config: RlConfig, file: str) -> list[Problem]:
+def _held_out(config: RlConfig, file: str) -> list[Problem]:
     return load_problems(
         Path(file),
         config.parts(),
@@ -117,14 +119,21 @@ class Reinforcement:
     }
 
     def __init__(
-        self, run: Run, config: RlConfig, rollouts: Rollouts, problems: Sequence[Problem], held_out: Sequence[Problem]
+        self,
+        run: Run,
+        config: RlConfig,
+        rollouts: Rollouts,
+        problems: Sequence[Problem],
+        mix: Mix,
+        held_out: Sequence[Problem],
     ) -> None:
         self._run = run
         self._config = config
         self._rollouts = rollouts
         self._problems = problems
         self._held_out = held_out
-        self._batch = min(config.batch_size or 1, len(problems))
+        self._mix = mix
+        self._batch = min(config.batch_size or 1, mix.rows)
         self._log = RolloutLog(run.folder, config.keep_rollouts, self._on_failure, batch=self._batch)
         self._sampling: dict[int, asyncio.Task[list[PlayedGroup]]] = {}
         self._sampled_at: dict[int, int] = {}
@@ -240,9 +249,8 @@ class Reinforcement:
         return [self._rollouts.penalized(group) for group in played]
 
     def _problem(self, position: int) -> Problem:
-        epoch, place = divmod(position, len(self._problems))
-        order = epoch_order(len(self._problems), self._config.seed, epoch)
-        return self._problems[int(order[place])]
+        number, place = divmod(position, self._mix.rows)
+        return self._problems[int(pass_order(self._mix, self._config.seed, number)[place])]
 
     def _next_checkpoint(self, step: int) -> int:
         """The step before which the next checkpoint is taken."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import cast
 from ...core.errors import ConfigError, DataError
 from ...core.settings import Origin, Settings
 from ...data.column_proposal import require_known_shape
+from ...data.mixtures import Mix
 from ...data.row_files import read_rows
 from ...doctrine.rules import integer, number, rule
 from ...models.configs import load_model_config
@@ -20,11 +22,11 @@ from ...models.renderers import load_renderer
 from ...rewards.environments import make_environment, opened, prober
 from ...rewards.judge_scorer import check_service_judges
 from ...rewards.probes import RewardReport, check_reward
-from ...rewards.problems import Problem, load_problems
+from ...rewards.problems import Problem, load_mixed_problems, load_problems
 from ...rewards.reward_config import NEEDS_KEY, RewardPart
 from ...rewards.sandbox.modes import require_isolation, unsandboxed_warnings
 from ...rewards.scorers import Scorers
-from ..plan import Changes, Defaults, Plan, derive_schedule, precision_warnings
+from ..plan import Changes, Defaults, Plan, contributions, derive_schedule, precision_warnings
 from ..plan import prepared as with_paths
 from .config import CLIP_RULES, RlConfig
 from .cost import Workload, judge_cost, rl_cost
@@ -62,21 +64,26 @@ def plan_rl(settings: Settings[RlConfig]) -> RlPlan:
     settings = prepared(settings)
     config = settings.config
     _check_judges(config, settings.place("rewards"))
-    problems = openings(config, _problems(config, config.train_file))
-    tests = openings(config, _problems(config, config.val_file)) if config.val_file is not None else []
-    longest, prompt_tokens = _prompt_lengths(config, problems)
-    settings, total_steps = _with_schedule(settings, len(problems))
+    loaded, mix = _mixed_problems(config)
+    problems = openings(config, loaded)
+    tests = openings(config, _held_out(config, config.val_file)) if config.val_file is not None else []
+    bounds = itertools.pairwise(itertools.accumulate(mix.sizes, initial=0))
+    lengths = [_prompt_lengths(config, problems[low:high]) for low, high in bounds]
+    longest = max(length for length, _ in lengths)
+    settings, total_steps = _with_schedule(settings, mix.rows)
     config = settings.config
     report = probe_reward(config, problems)
     work = Workload(
-        prompts=len(problems),
-        prompt_tokens=prompt_tokens,
+        prompts=mix.rows,
+        prompt_tokens=mix.per_pass([tokens for _, tokens in lengths]),
         longest_prompt=longest,
         held_out=len(tests),
         held_out_tokens=_prompt_lengths(config, tests)[1] if tests else 0,
         total_steps=total_steps,
     )
     judges = judge_cost(config, work)
+    cost = rl_cost(config, work, judges)
+    sampled = config.group_size * config.most_turns * config.max_response_tokens
     details: dict[str, object] = {"longest_prompt": longest}
     if report is not None:
         details["probes"] = {probe.name: probe.share for probe in report.probes}
@@ -85,13 +92,14 @@ def plan_rl(settings: Settings[RlConfig]) -> RlPlan:
         method=f"RL ({config.loss_fn}, {_rewarded_by(config)})",
         unit="prompts",
         settings=settings,
-        rows=len(problems),
+        rows=mix.rows,
         total_steps=total_steps,
-        tokens=work.groups(config) * config.group_size * config.most_turns * config.max_response_tokens,
+        tokens=work.groups(config) * sampled,
         capacity=None,
-        cost=rl_cost(config, work, judges),
+        cost=cost,
+        sources=contributions(config, mix, [size * sampled for size in mix.sizes], rows=work.groups(config), cost=cost),
         warnings=(
-            *_left_out(config, len(problems)),
+            *_left_out(config, sum(mix.sizes)),
             *_warnings(config, total_steps, report, longest),
             *precision_warnings(config),
         ),
@@ -109,7 +117,7 @@ def reward_report(config: RlConfig, *, sample: bool) -> RewardReport:
         DataError: If the rows cannot be used, or only a model gives the reward and none may be sampled.
         BackendError: If samples are wanted and the backend does not answer.
     """
-    problems = _problems(config, config.train_file)
+    problems, _ = _mixed_problems(config)
     if sample:
         from .dry_run import dry_run_once
 
@@ -120,13 +128,23 @@ def reward_report(config: RlConfig, *, sample: bool) -> RewardReport:
     return report
 
 
-def _problems(config: RlConfig, file: str) -> list[Problem]:
-    parts = config.parts()
-    needed = list(dict.fromkeys(NEEDS_KEY[part.type] for part in parts if part.type in NEEDS_KEY))
-    require_known_shape(Path(file), config.columns, "rl", needed)
+def _mixed_problems(config: RlConfig) -> tuple[list[Problem], Mix]:
+    for source in config.sources:
+        require_known_shape(source.file, source.columns, "rl", _needed(config))
+    return load_mixed_problems(
+        config.sources, config.parts(), system_prompt=config.system_prompt, skip_bad_rows=config.skip_bad_rows
+    )
+
+
+def _needed(config: RlConfig) -> list[str]:
+    return list(dict.fromkeys(NEEDS_KEY[part.type] for part in config.parts() if part.type in NEEDS_KEY))
+
+
+def _held_out(config: RlConfig, file: str) -> list[Problem]:
+    require_known_shape(Path(file), config.columns, "rl", _needed(config))
     return load_problems(
         Path(file),
-        parts,
+        config.parts(),
         system_prompt=config.system_prompt,
         skip_bad_rows=config.skip_bad_rows,
         columns=config.columns,
@@ -321,7 +339,7 @@ def _batch(rows: int) -> Derived:
 
 
 def _left_out(config: RlConfig, usable: int) -> list[str]:
-    rows = sum(1 for _ in read_rows(Path(config.train_file))) if config.skip_bad_rows else usable
+    rows = sum(1 for s in config.sources for _ in read_rows(s.file)) if config.skip_bad_rows else usable
     return [f"{rows - usable:,} of {rows:,} prompts cannot be used and will be left out"] if rows > usable else []
 
 

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...data.examples import Example
-from ...data.supervised import SftData, load_sft_data
+from ...data.examples import Batches, Example
+from ...data.supervised import load_sft_data
 from ...jobs.context import Outcome, RunContext
 from ...models.chat import ChatRenderer
 from ...models.renderers import load_renderer
@@ -53,7 +53,7 @@ class Supervised:
     summarized: Mapping[str, str] = {"test_nll": NLL, "train_nll": "train_mean_nll"}
 
     def __init__(
-        self, run: Run, schedule: str, renderer: ChatRenderer, data: SftData, held_out: SftData | None
+        self, run: Run, schedule: str, renderer: ChatRenderer, data: Batches[Example], held_out: Batches[Example] | None
     ) -> None:
         self._run = run
         self._schedule = schedule

@@ -12,9 +12,10 @@ from ...core.settings import Settings
 from ...data.column_proposal import require_known_shape
 from ...data.columns import ColumnMap
 from ...data.formats import to_messages
+from ...data.mixtures import Mix
 from ...data.row_files import at_line, read_rows
 from ...data.shards import bytes_of
-from ...data.supervised import TokenCounts, count_tokens
+from ...data.supervised import TokenCounts, count_tokens, mixed_counts
 from ...models.capacity import CapacityReport
 from ...models.chat import ChatRenderer
 from ...models.hyperparameters import derive_batch_size, derive_epochs, derive_learning_rate
@@ -41,9 +42,11 @@ def plan_sft(settings: Settings[SftConfig]) -> Plan[SftConfig]:
     settings, model = shared.with_model(settings)
     config = settings.config
     renderer = load_renderer(config.base_model, config.renderer)
-    counts = _count(config.train_file, config, renderer)
-    held_out = _count(config.val_file, config, renderer) if config.val_file else None
-    shared.require_usable_rows(config, counts, held_out)
+    each = [_count(source.file, source.columns, config, renderer) for source in config.sources]
+    held_out = _count(Path(config.val_file), config.columns, config, renderer) if config.val_file else None
+    shared.require_usable_rows(settings, *each, held_out)
+    mix = Mix.of(config.sources, [counts.rows for counts in each])
+    counts = mixed_counts(each, mix, [source.label for source in config.sources])
     defaults = shared.Defaults(
         derive_epochs(),
         lambda epochs: derive_batch_size(counts.rows, epochs),
@@ -52,9 +55,14 @@ def plan_sft(settings: Settings[SftConfig]) -> Plan[SftConfig]:
     settings, total_steps = shared.derive_schedule(settings, counts.rows, defaults)
     config = settings.config
     epochs = shared.passes(total_steps, config.batch_size or 1, counts.rows)
-    capacity = shared.capacity_of(config, model, loss_tokens=counts.loss_tokens, rows=counts.rows, epochs=epochs)
+    # Information is counted once, however often a row is seen; a part of a source is another part in each pass.
+    known = sum(
+        part.loss_tokens * min(1.0, share * max(1.0, epochs)) for part, share in zip(each, mix.shares, strict=True)
+    )
+    capacity = shared.capacity_of(config, model, loss_tokens=round(known), rows=counts.rows, epochs=epochs)
     # A row of n tokens is n - 1 to train on: each is asked for its successor.
     tokens = round((counts.tokens - counts.rows) * epochs)
+    cost = _cost(config, tokens, counts.exact, held_out, total_steps)
     return Plan(
         kind="sft",
         method="SFT",
@@ -64,8 +72,11 @@ def plan_sft(settings: Settings[SftConfig]) -> Plan[SftConfig]:
         total_steps=total_steps,
         tokens=tokens,
         capacity=capacity,
-        cost=_cost(config, tokens, counts.exact, held_out, total_steps),
+        cost=cost,
         warnings=(*_warnings(config, counts, total_steps, capacity), *shared.precision_warnings(config)),
+        sources=shared.contributions(
+            config, mix, [part.tokens - part.rows for part in each], rows=round(epochs * counts.rows), cost=cost
+        ),
         details={
             "tokens_per_epoch": counts.tokens,
             "loss_tokens_per_epoch": counts.loss_tokens,
@@ -86,8 +97,7 @@ def _cost(
     return shared.estimated(config, [expected.times(factor) for factor in (1 - spread, 1.0, 1 + spread)])
 
 
-def _count(file: str, config: SftConfig, renderer: ChatRenderer) -> TokenCounts:
-    path, columns = Path(file), config.columns
+def _count(path: Path, columns: ColumnMap | None, config: SftConfig, renderer: ChatRenderer) -> TokenCounts:
     require_known_shape(path, columns, "supervised")
     if bytes_of(path) <= _EXACT_BYTES:
         return count_tokens(path, renderer, max_seq_len=config.max_seq_len, columns=columns)

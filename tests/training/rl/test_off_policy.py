@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sota_ml_researcher.data.mixtures import Mix
 from sota_ml_researcher.rewards.problems import Problem
 from sota_ml_researcher.training.loop import Run
 from sota_ml_researcher.training.rl.config import load_rl_settings
@@ -41,7 +42,8 @@ def sampled(tmp_path: Path, steps: Sequence[int], **changes: Any) -> list[list[t
     problems = [Problem(line, ({"role": "user", "content": "?"},), {}) for line in range(5)]
     anything: Any = Recorder()
     context: Any = type("Context", (), {"folder": tmp_path})
-    method = Reinforcement(Run(context, config, anything, "chat_template", STEPS), config, anything, problems, [])
+    run_of_steps = Run(context, config, anything, "chat_template", STEPS)
+    method = Reinforcement(run_of_steps, config, anything, problems, Mix.whole(5), [])
     client: Any = Client()
 
     async def run() -> list[Any]:
