@@ -41,6 +41,7 @@ _PAIRS: Mapping[SftFormat, tuple[str, str]] = {
 }
 # How many rows a row counts for in the loss; `columns` fills it.
 ROW_WEIGHT = "row_weight"
+_OPEN_KEYS = ("prompt", "question", "messages")
 _SYSTEM_KEYS = ("system", "system_prompt")
 _TOOL_KEYS = ("tools", "functions")
 # An answer that begins with a prompt of this length (characters) is no coincidence; a greeting may well be.
@@ -165,6 +166,25 @@ def open_messages(turns: Sequence[object]) -> list[Message]:
     # A made-up answer lets the checks of a whole conversation judge the prompt alone.
     check_roles([*messages, Message(role="assistant", content="x")])
     return messages
+
+
+def read_prompt(row: Fields) -> list[Message]:
+    """The turns of a row that a model is to answer: ``prompt``, ``question`` or ``messages``, after its system turn.
+
+    Raises:
+        DataError: If it has none of them, or they do not end with a turn to answer.
+    """
+    refuse_row_weight(row)
+    key = next((name for name in _OPEN_KEYS if row.get(name) is not None), None)
+    if key is None:
+        raise DataError(f"no prompt in this row (keys: {key_list(row)})", fix='Use "prompt", "question" or "messages"')
+    value = row[key]
+    if isinstance(value, str) and not value.strip():
+        raise DataError(f'"{key}" is empty')
+    turns: object = [{"role": "user", "content": value}] if isinstance(value, str) else value
+    if not isinstance(turns, list) or not turns:
+        raise DataError(f'"{key}" must be text or a list of messages')
+    return with_system(row, open_messages(cast("list[object]", turns)))
 
 
 def _exchange(row: Fields, form: SftFormat, notes: Notes) -> tuple[list[Message], set[str]]:

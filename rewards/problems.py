@@ -9,13 +9,11 @@ from typing import Any, cast
 
 from ..core.errors import DataError
 from ..data.columns import ColumnMap
-from ..data.formats import key_list, open_messages, refuse_row_weight, with_system
+from ..data.formats import read_prompt
 from ..data.mixtures import Mix, Sources
 from ..data.row_files import Row, read_rows, usable_rows
 from ..models.chat import Message
 from .reward_config import NEEDS_KEY, RewardPart
-
-_PROMPT_KEYS = ("prompt", "question", "messages")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +36,7 @@ def to_problem(row: Mapping[str, Any], line: int, *, system_prompt: str | None =
     Raises:
         DataError: With what is wrong (the caller adds the file and line).
     """
-    refuse_row_weight(row)
-    key = next((name for name in _PROMPT_KEYS if row.get(name) is not None), None)
-    if key is None:
-        raise DataError(f"no prompt in this row (keys: {key_list(row)})", fix='Use "prompt", "question" or "messages"')
-    value = row[key]
-    if isinstance(value, str) and not value.strip():
-        raise DataError(f'"{key}" is empty')
-    turns: object = [{"role": "user", "content": value}] if isinstance(value, str) else value
-    if not isinstance(turns, list) or not turns:
-        raise DataError(f'"{key}" must be text or a list of messages')
-    messages = with_system(row, open_messages(cast("list[object]", turns)))
+    messages = read_prompt(row)
     if system_prompt is not None and messages[0]["role"] != "system":
         messages = [Message(role="system", content=system_prompt), *messages]
     return Problem(line, tuple(messages), row)

@@ -319,6 +319,43 @@ def checkpoints(
     return storage_commands.list_checkpoints(backend, base_url, as_json=as_json)
 
 
+@cli.group()
+def data() -> None:
+    """Check files of rows, and make checked ones."""
+
+
+@data.command("check")
+@click.argument("file")
+@click.argument("changes", nargs=-1, metavar="[KEY=VALUE]...")
+@_json
+def data_check(file: str, changes: tuple[str, ...], as_json: bool) -> int:
+    """Check a training file.
+
+    KEY=VALUE is an argument of check_dataset: base_model, max_seq_len, val_file, columns, renderer, reward_config. Exit
+    code 1: it cannot be trained on as it is.
+    """
+    from .data_commands import check
+
+    return check(file, changes, as_json=as_json)
+
+
+@data.command("prepare")
+@click.argument("source")
+@click.argument("output_dir")
+@click.argument("changes", nargs=-1, metavar="[KEY=VALUE]...")
+@_json
+def data_prepare(source: str, output_dir: str, changes: tuple[str, ...], as_json: bool) -> int:
+    """Write checked train, val and test files.
+
+    SOURCE is a file, folder or pattern, a YAML list of sources, or the card.json of an earlier folder. KEY=VALUE is an
+    argument of prepare_dataset: columns, method, base_model, max_tokens, max_rows, drop, split, group_by, seed. For
+    example: split='{val: 0.1, test: 500}'
+    """
+    from .data_commands import prepare
+
+    return prepare(source, output_dir, changes, as_json=as_json)
+
+
 @cli.command()
 @click.argument("name", required=False)
 @_json

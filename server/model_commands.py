@@ -95,7 +95,7 @@ def _lines_of(path: Path) -> list[str]:
     return prompts
 
 
-class _Progress:
+class Spoken:
     """In the place of a client's context: what is being done, on stderr."""
 
     def __init__(self) -> None:
@@ -125,7 +125,7 @@ def export(
 
     arguments = {
         "model": model,
-        "ctx": cast("Context", _Progress()),
+        "ctx": cast("Context", Spoken()),
         "format": format,
         "output_dir": output_dir,
         "overwrite": overwrite,

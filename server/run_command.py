@@ -111,9 +111,7 @@ def requested(config: str, changes: Sequence[str], kind: str | None) -> Request:
         ConfigError: If a change is not ``key=value``, the kind is unknown or contradicts the config, or no kind can be
             told from the config.
     """
-    overrides = dict(map(_change, changes))
-    if len(overrides) < len(changes):
-        raise ConfigError("a key is given twice", where=" ".join(changes), fix="Keep one of them")
+    overrides = changed(changes)
     path = config_file(config)
     if path is None:
         raise ConfigError("the name of the config is empty", fix="Give a path, or template://sft")
@@ -128,6 +126,18 @@ def requested(config: str, changes: Sequence[str], kind: str | None) -> Request:
             )
         overrides["loss"] = chosen
     return Request(chosen, config, overrides)
+
+
+def changed(changes: Sequence[str]) -> dict[str, Any]:
+    """The settings that ``key=value`` words name.
+
+    Raises:
+        ConfigError: If a word is none, or a key is given twice.
+    """
+    named = dict(map(_change, changes))
+    if len(named) < len(changes):
+        raise ConfigError("a key is given twice", where=" ".join(changes), fix="Keep one of them")
+    return named
 
 
 def _change(word: str) -> tuple[str, Any]:
