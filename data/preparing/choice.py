@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...core.errors import ConfigError, DataError
+from ...core.foreign_text import foreign
 from ..finding_kinds import BAD_ROW
 from ..mixtures import Mix, pass_order
 from ..near_duplicates import SimilarPair, similar_pairs
@@ -70,7 +71,7 @@ def choose(survey: Survey, settings: PrepareSettings) -> Choice:
     pairs = _similar(survey, alive)
     if "near_duplicate" in drop:
         remove("near_duplicate", np.array([pair.second for pair in pairs], dtype=np.int64))
-    _require_rows(alive, removed)
+    _require_rows(alive, removed, survey)
     remove(NOT_TAKEN, _left_over(survey, settings, alive))
     split, groups = _split(survey, settings, alive, pairs)
     return Choice(split, {reason: np.sort(rows) for reason, rows in removed.items() if len(rows)}, groups)
@@ -85,11 +86,14 @@ def _similar(survey: Survey, alive: NDArray[np.bool_]) -> list[SimilarPair]:
     return [SimilarPair(int(rows[pair.first]), int(rows[pair.second]), pair.similarity) for pair in found]
 
 
-def _require_rows(alive: NDArray[np.bool_], removed: Mapping[str, NDArray[np.int64]]) -> None:
+def _require_rows(alive: NDArray[np.bool_], removed: Mapping[str, NDArray[np.int64]], survey: Survey) -> None:
     if not alive.any():
         why = ", ".join(f"{len(rows):,} {reason}" for reason, rows in removed.items() if len(rows))
+        causes = sorted(survey.bad.items(), key=lambda item: (-len(item[1]), item[1][0]))
+        most = f"; of these {len(causes[0][1]):,}: {foreign(causes[0][0])}" if causes else ""
         raise DataError(
-            f"every row is filtered away ({why}): nothing was written", fix="Drop fewer findings, or correct the rows"
+            f"every row is filtered away ({why}{most}): nothing was written",
+            fix="Drop fewer findings, or correct the rows or the columns",
         )
 
 
