@@ -242,7 +242,7 @@ def test_pairs_and_prompts_have_their_own_rules(tmp_path: Path) -> None:
         ({"columns": {"prompt": "question", "messages": "answer"}}, "say the same thing twice"),
         (
             {"columns": {"prompt": "nowhere", "completion": "answer"}},
-            "every row is filtered away (20 bad_row; of these 20",
+            "every row is filtered away (20 bad_row; of these",
         ),
         ({"columns": {"prompt": "{nowhere} {question}", "completion": "answer"}}, 'this row has no "nowhere"'),
         ({"columns": {"prompt": ["question", "answer"], "completion": "answer"}}, "prompt takes one column"),
