@@ -36,6 +36,11 @@ _Words = Annotated[
     WithJsonSchema({"type": ["array", "null"], "items": {"type": "string"}}),
     Field(description="Ids of findings whose rows go; default: repeats"),
 ]
+_Benchmarks = Annotated[
+    Any,
+    WithJsonSchema({"type": ["array", "null"], "items": {"type": "string"}}),
+    Field(description="Test sets whose items go"),
+]
 _Split = Annotated[
     Any,
     WithJsonSchema({"type": ["object", "null"]}),
@@ -63,14 +68,16 @@ async def prepare_dataset(
     max_tokens: Annotated[int | None, Field(description="Longer rows go")] = None,
     max_rows: int | None = None,
     drop: _Words = None,
+    benchmark_files: _Benchmarks = None,
     split: _Split = None,
     group_by: Annotated[str | None, Field(description="A column whose values never cross files")] = None,
     seed: int | None = None,
 ) -> Annotated[CallToolResult, PrepareAnswer]:
     """Write checked train, val and test files with a data card: map, filter, deduplicate, split without leakage.
 
-    Use it after check_dataset, whose finding ids `drop` takes. Rows that cannot be used go, with counts and one line
-    each. Rows with one prompt, and near duplicates, stay in one file. Overwrites nothing. Next: start_*.
+    Use it after check_dataset, whose finding ids `drop` takes; to look only, use check_dataset instead. Rows that
+    cannot be used go, with counts and one line each. Rows with one prompt, and near duplicates, stay in one file.
+    Overwrites nothing.
     """
     from ..data.preparing.settings import load_prepare_settings
 
@@ -82,6 +89,7 @@ async def prepare_dataset(
         "max_tokens": max_tokens,
         "max_rows": max_rows,
         "drop": drop,
+        "benchmark_files": benchmark_files,
         "split": split,
         "group_by": group_by,
         "seed": seed,

@@ -61,7 +61,7 @@ def choose(survey: Survey, settings: PrepareSettings) -> Choice:
     if settings.max_tokens is not None:
         for kind in _CUT:
             remove(TOO_LONG, survey.rows_with(kind))
-    for kind in drop:
+    for kind in ("in_benchmark", *drop):
         if kind not in REPEATS:
             remove(kind, survey.rows_with(kind))
     if "exact_duplicate" in drop:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ...core.errors import DataError, StorageError
+from ...core.errors import ConfigError, DataError, StorageError
 from ...core.files import storage_errors, sync_folder, write_atomically
 from ...core.paths import require_creatable
 from ...models.chat import ChatRenderer
@@ -53,7 +53,12 @@ def prepare(
     require_creatable(output.parent, where="output_dir")
     method = method_of(settings)
     settings = settings.complete(method)
-    facts = {source.path: facts_of(source.file) for source in settings.sources}
+    if method == "rl" and settings.benchmarks:
+        raise ConfigError(
+            "prompts for RL are not compared with benchmarks", where="benchmark_files", fix="Leave it out"
+        )
+    files_read = [*(source.file for source in settings.sources), *settings.benchmarks]
+    facts = {str(path): facts_of(path) for path in files_read}
     survey = Survey()
     for source in settings.sources:
         take_in(
@@ -63,6 +68,7 @@ def prepare(
             group_by=settings.group_by,
             renderer=renderer,
             max_tokens=settings.max_tokens,
+            benchmarks=settings.benchmarks,
             progress=progress,
         )
     progress(len(survey.numbers), "looking for repeats")

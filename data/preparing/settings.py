@@ -24,7 +24,7 @@ CARD = "card.json"
 _MOST_CARD_BYTES = 16 * 2**20
 REPEATS = ("exact_duplicate", "near_duplicate")
 # Found by comparing with a file that is not there, or looked for in the first rows alone.
-_NOT_REMOVED = {"in_val", "prompt_in_val", "not_round_trip", "repeated_pair"}
+_NOT_REMOVED = {"in_val", "prompt_in_val", "in_benchmark", "not_round_trip", "repeated_pair"}
 REMOVABLE = tuple(kind for kind in KINDS if kind not in _NOT_REMOVED)
 
 
@@ -40,6 +40,7 @@ class PrepareSettings(BaseModel):
     max_tokens: Annotated[int, Field(gt=0)] | None = None
     max_rows: Annotated[int, Field(gt=0)] | None = None
     drop: tuple[str, ...] | None = None
+    benchmark_files: tuple[str, ...] = ()
     split: dict[HeldOut, int | float] = {}
     group_by: Annotated[str, Field(min_length=1)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -75,6 +76,11 @@ class PrepareSettings(BaseModel):
         """The settings with what was left to the rows: pairs that differ in one answer alone are no repeats."""
         drop = (REPEATS[:1] if method == "dpo" else REPEATS) if self.drop is None else self.drop
         return self.model_copy(update={"method": method, "drop": drop})
+
+    @property
+    def benchmarks(self) -> list[Path]:
+        """The test sets that no row may come from."""
+        return [Path(name) for name in self.benchmark_files]
 
     @property
     def sources(self) -> Sources:
@@ -115,6 +121,8 @@ def _absolute(settings: Settings[PrepareSettings]) -> PrepareSettings:
     def path(name: str) -> Path:
         return settings.data_file("source", name)
 
+    benchmarks = tuple(str(settings.data_file("benchmark_files", name)) for name in config.benchmark_files)
+    config = config.model_copy(update={"benchmark_files": benchmarks})
     if isinstance(config.source, str):
         return config.model_copy(update={"source": str(path(config.source))})
     for source in config.source:

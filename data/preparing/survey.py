@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from ..preference_rows import to_pair
 from ..row_files import Row, read_rows
 from ..row_turns import Fields, kind
 from ..text_checks import text_problems
+from ..words import words_in
 from .settings import Method
 
 _BATCH = 1024
@@ -138,6 +140,7 @@ def take_in(
     group_by: str | None,
     renderer: ChatRenderer | None,
     max_tokens: int | None,
+    benchmarks: Sequence[Path],
     progress: Progress,
 ) -> None:
     """Read a source once more than its check does, and note what is known of each row.
@@ -165,14 +168,19 @@ def take_in(
             if method == "rl":
                 for problem in _rl_findings(made, content, renderer, max_tokens):
                     text_kinds.setdefault(problem, []).append(index)
-        survey.sketches.add(words)
+        survey.sketches.add(words_in(words))
         progress(len(survey.numbers), "rows read")
     survey.sizes.append(len(survey.numbers) - before)
     numbers = np.frombuffer(survey.numbers, dtype=np.int64)[before:].copy()
     found: Mapping[str, Any] = text_kinds
     if method != "rl":
         found = finding_rows(
-            source.file, renderer=renderer, max_seq_len=max_tokens, columns=source.columns, progress=progress
+            source.file,
+            renderer=renderer,
+            max_seq_len=max_tokens,
+            benchmark_files=benchmarks,
+            columns=source.columns,
+            progress=progress,
         )
         found = {kind: before + np.searchsorted(numbers, lines) for kind, lines in found.items()}
     for name, lines in found.items():

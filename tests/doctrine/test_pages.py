@@ -98,6 +98,7 @@ def test_every_tool_a_page_names_is_one_of_ours(name: str) -> None:
     verbs = (
         "validate",
         "check",
+        "prepare",
         "start",
         "run",
         "list",

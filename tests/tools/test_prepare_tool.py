@@ -201,6 +201,15 @@ def test_repeats_are_found_across_sources(tmp_path: Path) -> None:
     assert card_of(tmp_path)["removed"] == [{"reason": "exact_duplicate", "rows": 5, "example": "two.jsonl:1"}]
 
 
+def test_items_of_a_benchmark_go(tmp_path: Path) -> None:
+    tests = write(tmp_path / "bench.jsonl", [{"question": words(i, 30), "answer": "1"} for i in range(3)])
+    rows = [qa(i) for i in range(100, 110)] + [{"question": words(1, 30), "answer": words(5, 5)}]
+    source = write(tmp_path / "a.jsonl", rows)
+    content = made(tmp_path, source, columns=QA, benchmark_files=[tests])
+    assert (content["rows"], content["removed"]) == ({"train": 10}, {"in_benchmark": 1})
+    assert set(card_of(tmp_path)["sources"]) == {source, tests}
+
+
 def test_pairs_and_prompts_have_their_own_rules(tmp_path: Path) -> None:
     pairs = [{"prompt": words(i, 30), "chosen": "yes", "rejected": "no"} for i in range(20)]
     pairs += [{**pairs[0], "chosen": "no", "rejected": "yes"}, pairs[1], {**pairs[2], "chosen": "no"}]
