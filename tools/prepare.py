@@ -117,8 +117,14 @@ def _prepare(settings: PrepareSettings, output: Path, report: WorkProgress) -> P
     report.message = "the sources are being opened"
     renderer = load_renderer(settings.base_model) if settings.base_model else None
 
+    earlier, last = 0, 0
+
     def progress(rows: int, doing: str) -> None:
-        report.done, report.message = rows, f"{rows:,} {doing}"
+        nonlocal earlier, last
+        if rows < last:  # rows are read more than once, and progress never goes back
+            earlier += last
+        last = rows
+        report.done, report.message = earlier + rows, f"{rows:,} {doing}"
 
     return prepare(settings, output, renderer=renderer, progress=progress)
 

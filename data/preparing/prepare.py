@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...core.errors import ConfigError, DataError, StorageError
 from ...core.files import storage_errors, sync_folder, write_atomically
 from ...core.paths import require_creatable
 from ...models.chat import ChatRenderer
 from ..column_proposal import Use, unknown_shape
+from ..finding_kinds import BAD_ROW
 from ..preference_check import kind_of
 from ..shards import facts_of
 from .card import README, Prepared, Removed, Written, card_text, readme_text
@@ -27,6 +29,8 @@ from .settings import CARD, Method, PrepareSettings
 from .survey import Progress, Survey, as_line, prepared_rows, take_in
 
 _PROGRESS_ROWS = 8192
+# Rows that can be read and not rendered.
+_REFUSED = "the model's chat template does not take it"
 _USES: Mapping[Method, Use] = {"sft": "supervised", "dpo": "preferences", "rl": "rl"}
 
 
@@ -111,7 +115,9 @@ def method_of(settings: PrepareSettings) -> Method:
 
 
 def _require_new(output: Path) -> None:
-    if output.exists() or output.is_symlink():
+    with storage_errors(output):
+        is_there = output.exists() or output.is_symlink()
+    if is_there:
         raise StorageError(
             "this is there already, and nothing is overwritten", where=str(output), fix="Choose a new folder"
         )
@@ -157,6 +163,7 @@ def _write(
 ) -> tuple[tuple[Written, ...], dict[int, str]]:
     """Read the sources again, write each row to its file, and note the places of the removed rows to be shown."""
     shown = {int(rows[0]) for rows in choice.removed.values()} | {rows[0] for rows in survey.bad.values()}
+    shown |= set(_refused(choice, survey)[:1].tolist())
     places: dict[int, str] = {}
     names = ["train", *(name for name in SPLITS[1:] if name in settings.split)]
     with ExitStack() as stack, storage_errors(folder):
@@ -188,17 +195,24 @@ def _write(
     return tuple(files), places
 
 
+def _refused(choice: Choice, survey: Survey) -> NDArray[np.int64]:
+    """The unusable rows that can be read."""
+    bad = choice.removed.get(BAD_ROW, np.zeros(0, np.int64))
+    return bad[np.frombuffer(bytes(survey.usable), dtype=np.bool_)[bad]]
+
+
 def _removed(choice: Choice, survey: Survey, places: Mapping[int, str]) -> list[Removed]:
     """What was removed and why: rows that cannot be used by what is wrong with them."""
     kinds: list[Removed] = []
     for reason, rows in choice.removed.items():
-        causes = survey.bad if reason == "bad_row" else {}
+        causes = survey.bad if reason == BAD_ROW else {}
         explained = 0
         for cause, of_cause in sorted(causes.items(), key=lambda item: (-len(item[1]), item[1][0])):
             kinds.append(Removed(reason, len(of_cause), places[of_cause[0]], cause))
             explained += len(of_cause)
-        others = np.setdiff1d(rows, [row for of_cause in causes.values() for row in of_cause])
+        others = _refused(choice, survey) if reason == BAD_ROW else rows
         if len(others):
-            kinds.append(Removed(reason, len(others), places.get(int(others[0]), ""), ""))
+            cause = _REFUSED if reason == BAD_ROW else ""
+            kinds.append(Removed(reason, len(others), places.get(int(others[0]), ""), cause))
         assert explained + len(others) == len(rows), "each removed row has one reason"
     return kinds

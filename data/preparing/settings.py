@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
 from ...core.errors import ConfigError, did_you_mean
 from ...core.paths import user_path
@@ -41,7 +41,7 @@ class PrepareSettings(BaseModel):
     max_rows: Annotated[int, Field(gt=0)] | None = None
     drop: tuple[str, ...] | None = None
     benchmark_files: tuple[str, ...] = ()
-    split: dict[HeldOut, int | float] = {}
+    split: dict[HeldOut, Annotated[int, Strict()] | Annotated[float, Strict()]] = {}
     group_by: Annotated[str, Field(min_length=1)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 

@@ -235,6 +235,10 @@ def test_pairs_and_prompts_have_their_own_rules(tmp_path: Path) -> None:
         ({"split": {"val": 1.5}}, "val: 1.5 is neither"),
         ({"split": {"val": "x"}}, "split[val]: a whole number is needed or a number is needed, got 'x'"),
         ({"split": {"dev": 0.1}}, "split"),
+        ({"split": {"val": True}}, "split[val]"),
+        ({"split": [0.1]}, "split: a mapping (key: value) is needed"),
+        ({"drop": "exact_duplicate"}, "drop: a list is needed"),
+        ({"benchmark_files": ["nowhere.jsonl"]}, "benchmark_files: no such file: nowhere.jsonl"),
         ({"split": {"val": 0.5, "test": 0.5}}, "the shares leave no rows for training"),
         ({"split": {"val": 20}}, "train would be empty"),
         ({"split": {"val": 3}, "group_by": "user"}, "val would be empty: 20 rows are 2 groups"),
@@ -344,6 +348,9 @@ def test_what_is_there_is_never_overwritten(tmp_path: Path) -> None:
         failed, text, _ = call("prepare_dataset", source=source, output_dir=str(place), columns=QA)
         assert failed and "this is there already, and nothing is overwritten" in text
     assert (tmp_path / "file").read_text() == "mine"
+    for name in ("", " ", str(tmp_path / ("x" * 300))):
+        failed, text, _ = call("prepare_dataset", source=source, output_dir=name, columns=QA)
+        assert failed and "unexpected" not in text, text
     failed, text, _ = call("prepare_dataset", source=source, output_dir=str(tmp_path / "file" / "x"), columns=QA)
     assert failed and "is a file, and a folder is needed" in text
 
