@@ -223,7 +223,7 @@ def _group(row: Row, source: Source, grouping: RowMapper | None) -> int:
 
 def _note_bad(survey: Survey, index: int, error: DataError) -> None:
     """Errors alike but for numbers and quoted words are one kind; no word of the data is kept."""
-    pattern = re.sub(r"\s+", " ", re.sub(r"\d+|'[^']*'|\([^)]*\)", "", error.problem)).strip()
+    pattern = re.sub(r" ?\([^)]*\)", "", re.sub(r"'[^']*'|\d[\d,.]*", "…", error.problem)).strip()
     survey.bad.setdefault(pattern, []).append(index)
 
 

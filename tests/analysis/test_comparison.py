@@ -140,3 +140,18 @@ def test_the_report_begins_with_the_settings(tmp_path: Path) -> None:
     assert settings_line(found) in text and "kl_coef: a unset, b 0.1" in text
     assert "| kl_coef | unset | 0.1 |" in text and "| learning_rate | 0.0001 | 0.0003 |" in text
     assert (written.report.parent / "comparison.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_mixtures_differ_by_content_and_amounts_and_not_by_paths(tmp_path: Path) -> None:
+    def run(name: str, place: str, weight: float, sha: str = "aa") -> str:
+        files = {f"{place}/x.jsonl": "11", f"{place}/chat.jsonl": sha}
+        sources = [{"path": path, "weight": w} for path, w in zip(files, (1.0, weight), strict=True)]
+        folder = make(tmp_path, name, 1.0, train_file=sources)
+        data = {path: {"sha256": digest * 32} for path, digest in files.items()}
+        (Path(folder) / "environment.json").write_text(json.dumps({"data": data}))
+        return folder
+
+    first = run("a", "/here", 0.5)
+    assert not compared(first, run("b", "/there", 0.5)).config.changed
+    assert set(compared(first, run("c", "/here", 0.25)).config.changed) == {"train_file"}
+    assert set(compared(first, run("d", "/here", 0.5, "bb")).config.changed) == {"train_file"}

@@ -1,5 +1,6 @@
 """From a config to a finished job by commands alone, on the embedded engine."""
 
+import json
 import os
 import signal
 import subprocess
@@ -119,3 +120,16 @@ def test_the_engine_that_jobs_use_is_stopped(own_home: Path, config: str) -> Non
     typed("jobs", job_id, "--kill")
     assert json_of("engine", "stop") == {"stopped": True}
     assert "No engine is running" in typed("engine", "status").stdout
+
+
+def test_the_first_source_of_a_mixture_says_what_kind_of_job_it_is(tmp_path: Path) -> None:
+    pairs = [{"ask": f"say {i}", "good": "yes", "bad": "no"} for i in range(9)]
+    columns = {"prompt": "ask", "chosen": "good", "rejected": "bad"}
+    for i in range(2):
+        rows = "".join(json.dumps({**row, "ask": f"{row['ask']} {i}"}) + "\n" for row in pairs)
+        (tmp_path / f"{i}.jsonl").write_text(rows)
+    sources = [{"path": f"{i}.jsonl", "columns": columns} for i in range(2)]
+    (tmp_path / "mix.yaml").write_text(yaml.safe_dump({"base_model": "demo", "train_file": sources}))
+    plan = json_of("run", str(tmp_path / "mix.yaml"), "--validate-only")
+    assert plan["rows"] == 18 and "beta" in plan["config"]
+    assert [source["name"] for source in plan["details"]["sources"]] == ["0", "1"]
