@@ -28,7 +28,7 @@ from .lora_params import (
     count_lora,
     smallest_accepted,
 )
-from .model_catalog import CatalogEntry, ComponentCounts, catalog_entry, load_catalog
+from .model_catalog import CatalogEntry, ComponentCounts, catalog_entry, load_catalog, retirement_note
 
 Verdict = Literal["sufficient", "marginal", "insufficient"]
 
@@ -253,8 +253,8 @@ def _warnings(entry: CatalogEntry | None, backend: str, rank: int, config: Model
         warnings.append(
             f"{config.name} is not in the table of Tinker's models of {load_catalog().as_of}: ask list_models"
         )
-    if backend == "tinker" and entry and entry.retired:
-        warnings.append(f"Tinker retired {entry.name} on {entry.retired}: it can no longer be trained there")
+    if backend == "tinker" and (note := retirement_note(config.name)):
+        warnings.append(note)
     if rank > config.hidden_size:
         warnings.append(f"rank {rank} is above the model's width of {config.hidden_size}: the surplus adds no capacity")
     return warnings

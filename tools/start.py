@@ -89,7 +89,7 @@ def _start(
         settings=plan.settings,
         files=plan.files,
         total_steps=plan.total_steps,
-        price=plan.cost,
+        price=(plan.cost.low, plan.cost.expected, plan.cost.high),
         bills_elsewhere=plan.bills_elsewhere,
         trains=[plan.settings.config.base_model],
         parents=parents,
