@@ -43,6 +43,7 @@ class Analysis(BaseModel):
 
     run: str
     verdict: str
+    learned: str | None
     findings: list[Shown]
     notes: list[str]
     report: str
@@ -64,6 +65,8 @@ async def analyze_run(
         lines.append(f"{len(analysis.findings) - 4} more in the report.")
     if not analysis.findings:
         lines.append("Nothing found.")
+    if analysis.learned is not None:
+        lines.append(analysis.learned)
     if analysis.notes:
         lines.append(f"The log: {foreign('; '.join(analysis.notes), 250)}.")
     return answer(analysis, _text(lines, analysis, names), _image(png))
@@ -146,6 +149,7 @@ def _compared(targets: Sequence[str], metric: str | None) -> tuple[RunsCompared,
 
 def _analyzed(target: str) -> tuple[Analysis, bytes, list[str]]:
     require_packages("analysis", by="an analysis")
+    from ..analysis.description_length import learned_text
     from ..analysis.diagnosis import diagnose
     from ..analysis.plots import run_picture
     from ..analysis.report import verdict, write_report
@@ -158,6 +162,7 @@ def _analyzed(target: str) -> tuple[Analysis, bytes, list[str]]:
     analysis = Analysis(
         run=diagnosis.run.name,
         verdict=verdict(diagnosis),
+        learned=learned_text(diagnosis.run) if diagnosis.run.kind == "sft" else None,
         findings=findings,
         notes=diagnosis.notes,
         report=str(written.report),
