@@ -22,7 +22,6 @@ from ..jobs.job_results import base_model_of_checkpoint
 from ..jobs.kinds import KINDS
 from ..jobs.registry import Registry
 from ..jobs.states import Link
-from ..models.model_catalog import retirement_note
 from ..models.model_ref import resolve_model
 
 if TYPE_CHECKING:
@@ -144,6 +143,8 @@ def require_models(
             model = served.get(resolve_model(name).wire_name)
             if model is None or (model.trainable if verb == "train" else model.sampleable) is False:
                 names_served = ", ".join(map(named, sorted(served)[:10])) or "none"
+                from ..models.model_catalog import retirement_note
+
                 retirement = retirement_note(name) if backend == "tinker" else None
                 fix = f"{f'{retirement}. ' if retirement else ''}It serves: {names_served}"
                 raise ModelError(f"{backend} does not {verb} this model", where=name, fix=fix)
