@@ -53,7 +53,7 @@ class Analysis(BaseModel):
 async def analyze_run(
     run: Annotated[str, Field(description="Job id, folder or file")],
 ) -> Annotated[CallToolResult, Analysis]:
-    """Diagnose one run from its whole curves: causes with evidence and rule, the next experiment, plot and report.
+    """Diagnose one run from its whole curves: causes with evidence and rule, what it learned, next experiment, report.
 
     Reads our jobs, cookbook metrics.jsonl, TRL/transformers trainer_state.json and CSV. Use it for "why", also while
     a run goes on. Not for status or errors: get_job; for several runs use compare_runs, for a data file check_dataset.
@@ -106,7 +106,7 @@ async def compare_runs(
     runs: Annotated[list[str], Field(min_length=2, max_length=8, description="As for analyze_run; first: baseline")],
     metric: Annotated[str | None, Field(description="As logged; null: the primary")] = None,
 ) -> Annotated[CallToolResult, RunsCompared]:
-    """Compare training runs: changed settings first, then one metric by step and by tokens, within the noise.
+    """Compare training runs: changed settings first, then one metric by step and tokens, within the noise; a report.
 
     Use it for "did that help?". It needs ids: list_jobs finds them. Not for one run: analyze_run; not for the quality
     of answers: run_judge_eval.

@@ -176,7 +176,7 @@ def list_models(
 ) -> Annotated[CallToolResult, ModelList]:
     """List a backend's base models with context length, renderers, ranks, learning rate, prices and retirement.
 
-    For hosted Tinker it asks the live service when a key is set, and says so when it falls back to the dated table.
+    Returns what the live service says (hosted Tinker: with a key), else the dated table, and says which.
     Use it for "what can I train?" or to find an id; for "which rank?" use validate_capacity, for answers sample_model.
     """
     from ..backends.prices import load_prices
@@ -200,17 +200,18 @@ def sample_model(
     ],
     prompts: Annotated[list[str] | None, Field(description="User messages, answered each on its own")] = None,
     messages: Annotated[list[Turn] | None, Field(description="Or one conversation")] = None,
-    max_tokens: Annotated[int, Field(ge=1, le=8192)] = 256,
-    temperature: Annotated[float, Field(ge=0, le=5)] = 0.7,
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0,
-    num_samples: Annotated[int, Field(ge=1, le=64)] = 1,
-    seed: int | None = None,
+    max_tokens: Annotated[int, Field(ge=1, le=8192, description="Per answer")] = 256,
+    temperature: Annotated[float, Field(ge=0, le=5, description="0: greedy")] = 0.7,
+    top_p: Annotated[float, Field(gt=0, le=1, description="Nucleus")] = 1.0,
+    num_samples: Annotated[int, Field(ge=1, le=64, description="Answers per prompt")] = 1,
+    seed: Annotated[int | None, Field(description="Repeats answers")] = None,
     backend: Annotated[BackendName | None, Field(description="Default: the job's, else embedded")] = None,
     base_url: Annotated[str | None, Field(description="For backend cluster")] = None,
 ) -> Annotated[CallToolResult, SampleAnswer]:
     """Try a base model or a checkpoint on a few prompts, with the chat format it was trained with.
 
-    Use it to look at answers before and after training. Not for "is it better?": a few samples prove nothing.
+    Returns texts with stop reason and log-probability. Use it to look at answers before and after training. Not for
+    "is it better?": a few samples prove nothing.
     """
     from ..backends.sampling_client import SampleOptions, base_model_of, renderer_of, sample
     from ..models.renderers import load_renderer

@@ -52,18 +52,18 @@ async def validate_capacity(
     apply_to: Annotated[list[Component] | None, Field(description="Layers with adapters; default all")] = None,
     train_file: Annotated[str | None, Field(description="Training file, or demo:NAME")] = None,
     dataset_tokens: Annotated[int | None, Field(gt=0, description="Instead of a file: tokens to learn")] = None,
-    epochs: Annotated[int, Field(ge=1)] = 1,
-    max_seq_len: Annotated[int | None, Field(gt=0)] = None,
+    epochs: Annotated[int, Field(ge=1, description="Passes over the data")] = 1,
+    max_seq_len: Annotated[int | None, Field(gt=0, description="Tokens at which rows are cut")] = None,
     backend: Annotated[BackendName, Field(description="Decides accepted ranks and expert adapters")] = "embedded",
     measure: Annotated[bool, Field(description="Measure the base model's loss on 64 rows (needs the backend)")] = False,
     columns: ColumnsArgument = None,
-    pilot: Annotated[str | None, Field(description="An SFT run on such rows: what its log says it learned")] = None,
+    pilot: Annotated[str | None, Field(description="SFT run on such rows, as for analyze_run")] = None,
 ) -> Annotated[CallToolResult, CapacityAnswer]:
     """Say whether a LoRA adapter of this rank has room for a data set, and which rank suffices.
 
-    Exact parameter counts from the model's config; recommends learning rate and batch too. Give train_file or
-    dataset_tokens. Use it before start_sft, or for "which rank do I need?". It trains nothing, and finds no faults in a
-    file: that is check_dataset.
+    Returns exact parameter counts, learning rate and batch too; with pilot it counts what a run learned. Give
+    train_file or dataset_tokens. Use it before start_sft, or for "which rank do I need?". It trains nothing; for faults
+    in a file use check_dataset.
     """
     if (train_file is None) == (dataset_tokens is None):
         raise ConfigError("give either train_file or dataset_tokens", where="validate_capacity")
