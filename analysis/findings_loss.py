@@ -9,6 +9,7 @@ from ..doctrine.rules import number
 from ..models.capacity import DataSize, capacity_report, verdict_band
 from ..models.configs import load_model_config
 from ..models.model_ref import resolve_model
+from .description_length import description_length
 from .findings import HEAD, TAIL, Claim, MetricPoint, RunFinding, finding, moved, noise_factor, numbers, point
 from .findings_rate import SHAPE, lowered, rate_findings
 from .runs import Run
@@ -74,7 +75,7 @@ def _plateau(run: Run, train: Series) -> RunFinding | None:
     if since > (begin + 0.2) * len(train.smooth):
         return None  # it left that level in between
     ratio = capacity_ratio(run)
-    if ratio is not None and ratio < verdict_band()[0] and end > 0.1:
+    if ratio is not None and ratio < verdict_band()[0] and end > 0.1 and not _learned_little(run):
         return _short_of_capacity(run, train, since, ratio)
     return finding(
         "plateau",
@@ -98,6 +99,14 @@ def _held_out_falls(run: Run, begin: float, fall: float) -> bool:
 def _flat_since(train: Series, end: float, tolerance: float) -> int:
     away = np.flatnonzero(np.abs(train.smooth - end) > max(tolerance, train.noise))
     return int(min(away[-1] + 1, len(train.smooth) - 1)) if len(away) else 0
+
+
+def _learned_little(run: Run) -> bool:
+    """Whether the log shows that the run took up far less per parameter than LoRA can."""
+    learned = description_length(run)
+    if isinstance(learned, str) or not learned.is_told or learned.per_parameter is None:
+        return False
+    return learned.per_parameter < numbers("lora.capacity.edl")["elicit_most"]
 
 
 def _short_of_capacity(run: Run, train: Series, since: int, ratio: float) -> RunFinding:

@@ -20,6 +20,7 @@ from ..doctrine.rules import Rule, rule
 from ..evals.evidence import ITEMS, RESPONSES
 from ..jobs import run_files
 from ..jobs.registry import Registry
+from .description_length import learned_text
 from .diagnosis import Diagnosis
 from .experiment import answer_to, experiment_of
 from .findings import RunFinding
@@ -95,6 +96,8 @@ def _data_card(environment: Mapping[str, Any], run: Run) -> ReportTable | None:
         if series is not None:
             total = float(series.values.sum())
             rows.append((label, f"{total:,.0f} over {len(series):,} steps, {total / len(series):,.0f} per step"))
+    if run.kind == "sft":
+        rows.append(("excess description length", learned_text(run)))
     return ReportTable("Data", ("what", "facts"), rows)
 
 

@@ -309,7 +309,10 @@ def _derive(series: dict[str, Series], raw: RawMetrics) -> None:
     tokens = series.get("tokens")
     # TRL logs the tokens seen so far; the difference is what one step had.
     if tokens is not None and raw.path.name == TRAINER_STATE and len(tokens) > 2:
-        series["tokens"] = Series(tokens.name, tokens.steps[1:], np.diff(tokens.values), tokens.lines[1:])
+        counts = np.diff(tokens.values, prepend=0.0)
+        # A log that begins in the middle of a run has in its first record what came before, too.
+        first = 0 if counts[0] <= 2 * np.median(counts[1:]) else 1
+        series["tokens"] = Series(tokens.name, tokens.steps[first:], counts[first:], tokens.lines[first:])
 
 
 def _kind(run: Run) -> Kind:

@@ -23,7 +23,7 @@ class CostEstimate:
         usage: The expected tokens.
         price_date: The day the prices were read, ISO, or None.
         storage_gb_month: USD per gigabyte and month of kept checkpoints, or None.
-        note: What the figures leave out, or why there are none.
+        note: Who says the prices and how old they are, and what the figures leave out; or why there are none.
     """
 
     low: float | None
@@ -50,11 +50,13 @@ def estimate_cost(table: PriceTable, backend: str, model: str, usages: Sequence[
     price = table.model(backend, model)
     storage = table.storage(backend)
     if price is None:
-        note = f"unknown: {model} is not in the price table of {table.as_of} (add it to prices.yaml)"
+        why = f"; the published file: {table.problem}" if table.problem else ""
+        note = f"unknown: {model} is not in the price table of {table.as_of} (add it to prices.yaml{why})"
         return CostEstimate(None, None, None, expected, str(table.as_of), storage, note)
     day = str(price.as_of)
     costs = [usage.cost(price) for usage in (low, expected, high)]
     if None in costs:
         return CostEstimate(None, None, None, expected, day, storage, "unknown: a price this job needs is not listed")
-    note = "without checkpoint storage" + (f" (${storage:.2f} per GB and month)" if storage is not None else "")
+    per_month = f" (${storage:.2f} per GB and month)" if storage is not None else ""
+    note = f"{price.age}, without checkpoint storage{per_month}"
     return CostEstimate(costs[0], costs[1], costs[2], expected, day, storage, note)

@@ -42,15 +42,16 @@ class Usage:
 
     def cost(self, price: ModelPrice | None) -> float | None:
         """USD for these tokens; None when a price that is needed is unknown."""
-        if price is None:
-            return None if self != Usage() else 0.0
-        total = 0.0
-        for name in _KINDS:
-            tokens, rate = getattr(self, name), getattr(price, name)
-            if tokens and rate is None:
-                return None
-            total += tokens * (rate or 0.0) * PER_TOKEN
-        return total
+        costs = self._costs(price or ModelPrice())
+        return None if None in costs else self.known_cost(price)
+
+    def known_cost(self, price: ModelPrice | None) -> float:
+        """USD for the tokens whose price is known."""
+        return sum(cost for cost in self._costs(price or ModelPrice()) if cost is not None)
+
+    def _costs(self, price: ModelPrice) -> list[float | None]:
+        used = ((getattr(self, kind), getattr(price, kind)) for kind in _KINDS)
+        return [None if rate is None else tokens * rate * PER_TOKEN for tokens, rate in used if tokens]
 
 
 _KINDS = tuple(f.name for f in fields(Usage))
@@ -89,6 +90,11 @@ class Meter:
         """USD so far, judges included; None when a price is unknown."""
         tokens = self._usage.cost(self._price)
         return None if tokens is None else tokens + self.judges_usd
+
+    @property
+    def known_usd(self) -> float:
+        """USD so far as far as prices are known, judges included: what counts in a cap across jobs."""
+        return self._usage.known_cost(self._price) + self.judges_usd
 
     def count(self, *, train: int = 0, prefill: int = 0, cached_prefill: int = 0, sample: int = 0) -> None:
         """Add tokens just sent (or, for samples, received)."""

@@ -1,22 +1,25 @@
-"""Prices per million tokens and their sources: a dated table that a user can override."""
+"""Prices per million tokens and their sources: the packaged table, under the published file, under the user's own."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Protocol, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..core.ages import age
 from ..core.errors import ConfigError
 from ..core.paths import home
 from ..core.yaml_loading import load_yaml, shipped_yaml
+from .published_prices import PublishedPrices, published_prices
 
 PRICES_VARIABLE = "ML_RESEARCHER_PRICES"
 # One token costs this share of a price "per million tokens".
 PER_TOKEN = 1e-6
+PACKAGED, PUBLISHED, OWN = "packaged", "published", "your own"
 Usd = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -25,13 +28,19 @@ class _Frozen(BaseModel):
 
 
 class ModelPrice(_Frozen):
-    """One model's prices in USD per million tokens; None means unknown, not free."""
+    """One model's prices in USD per million tokens; None means unknown, not free. ``origin``: who says so."""
 
     prefill: Usd | None = None
     cached_prefill: Usd | None = None
     sample: Usd | None = None
     train: Usd | None = None
     as_of: date | None = None
+    origin: str = PACKAGED
+
+    @property
+    def age(self) -> str:
+        """Where the prices are from and how old they are, such as ``published, 3 days old``."""
+        return f"{self.origin}, {age(self.as_of)}" if self.as_of else self.origin
 
 
 class BackendPrices(_Frozen):
@@ -43,10 +52,11 @@ class BackendPrices(_Frozen):
 
 
 class PriceTable(_Frozen):
-    """Everything that has a price."""
+    """Everything that has a price. ``problem``: why the published file is not newer than it is, or empty."""
 
     as_of: date
     source: str
+    problem: str = ""
     backends: Mapping[str, BackendPrices] = {}
 
     def charges(self, backend: str) -> bool:
@@ -69,26 +79,49 @@ class PriceTable(_Frozen):
             cached = price.prefill * prices.cached_prefill_factor
         return price.model_copy(update={"cached_prefill": cached, "as_of": price.as_of or self.as_of})
 
+    def ages(self, backend: str) -> str:
+        """How many models have a price, who says so, and how old that is: ``24 published, of today``."""
+        days: dict[str, list[date]] = {}
+        for name in self.backends[backend].models if backend in self.backends else ():
+            if price := self.model(backend, name):
+                days.setdefault(price.origin, []).append(price.as_of or self.as_of)
+        return "; ".join(f"{len(found)} {origin}, {_ages(found)}" for origin, found in days.items()) or "none"
+
     def storage(self, backend: str) -> float | None:
         """USD per gigabyte and month, or None."""
         prices = self.backends.get(backend)
         return prices.storage_gb_month if prices else None
 
 
-def load_prices() -> PriceTable:
-    """The shipped table with the user's own file laid over it.
+def _ages(days: list[date]) -> str:
+    newest, oldest = age(max(days)), age(min(days))
+    return newest if newest == oldest else f"the newest {newest}, the oldest {oldest}"
+
+
+def load_prices(*, asking: str | None = None) -> PriceTable:
+    """The packaged table, under what Tinker published where that is newer, under the user's own file.
+
+    Args:
+        asking: The backend whose prices are needed now: for hosted Tinker the published file is asked for again if the
+            copy is old (`published_prices`). Without it nothing leaves the machine.
 
     Raises:
         ConfigError: If the user's file cannot be read or does not have the table's shape; names the key.
     """
     shipped: dict[str, Any] = shipped_yaml("backends", "prices.yaml")
+    published = published_prices(refresh=asking == "tinker")
+    table = shipped if published is None else _with_published(shipped, published)
     own = _own_file()
     if own is None:
-        return PriceTable.model_validate(shipped)
+        return PriceTable.model_validate(table)
     document = load_yaml(own)
     try:
         override = _Override.model_validate(document.data)
-        merged = _overlay(shipped, _dated(override.model_dump(exclude_unset=True), override.as_of or _written(own)))
+        if override.as_of and override.as_of > datetime.now(UTC).date() + timedelta(days=1):
+            raise ConfigError(
+                f"{override.as_of} is in the future", where=document.place("as_of"), fix="Give the day they were read"
+            )
+        merged = _overlay(table, _dated(override.model_dump(exclude_unset=True), override.as_of or _written(own)))
         return PriceTable.model_validate(merged)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
@@ -101,12 +134,31 @@ def load_prices() -> PriceTable:
         ) from error
 
 
+def _with_published(shipped: dict[str, Any], published: PublishedPrices) -> dict[str, Any]:
+    """The packaged table with the published prices over it, model by model, where they are not older."""
+    if published.checked is None or not published.models:
+        return {**shipped, "problem": published.problem}
+    day = published.checked.date()
+    tinker = shipped["backends"]["tinker"]
+    models = dict(tinker["models"])
+    for name, model in published.models.items():
+        packaged = models.get(name)
+        if packaged is None or (packaged.get("as_of") or shipped["as_of"]) <= day:
+            models[name] = {**model.usd, "as_of": day, "origin": PUBLISHED}
+    return {
+        "as_of": max(day, shipped["as_of"]),
+        "source": f"{published.url}, read {day}; else {shipped['source']}",
+        "problem": published.problem,
+        "backends": {**shipped["backends"], "tinker": {**tinker, "models": models}},
+    }
+
+
 def _dated(override: dict[str, Any], day: date) -> dict[str, Any]:
     """The user's prices with a day of their own: the table's would be wrong for them."""
     for backend in override.get("backends", {}).values():
         group = backend.get("models", {})
         for name, price in group.items():
-            group[name] = {"as_of": day, **price}
+            group[name] = {"as_of": day, **price, "origin": OWN}
     return override
 
 

@@ -18,8 +18,11 @@ _TELL_EVERY_S = 0.25
 class Paying(Alerting, Protocol):
     """A job whose running cost is kept."""
 
-    def spent(self, cost_usd: float) -> str | None:
-        """Note the running cost; returns why the job must stop (a cap across jobs is reached), or None."""
+    def spent(self, cost_usd: float, *, is_whole: bool) -> str | None:
+        """Note the running cost; returns why the job must stop (a cap across jobs is reached), or None.
+
+        ``is_whole`` is false where a price is unknown: the job costs that much at least.
+        """
         ...
 
 
@@ -51,14 +54,11 @@ class Budget:
     def settle(self) -> None:
         """Write the last word on what was spent."""
         self._meter.save()
-        if self._meter.cost_usd is not None:
-            self._job.spent(self._meter.cost_usd)
+        self._note()
 
     def _look(self) -> bool:
-        cost, cap = self._meter.cost_usd, self._meter.cap_usd
-        if cost is None:
-            return False
-        over_all = self._tell(cost)
+        cost, cap = self._meter.known_usd, self._meter.cap_usd
+        over_all = self._tell()
         if self._meter.crossed_alert():
             self._job.alert("warn", f"${cost:.4g} of the ${cap:g} cap is spent", step=self._step)
         if over_all is None and not self._meter.exhausted():
@@ -68,12 +68,15 @@ class Budget:
         self._job.alert("warn", f"stopping: {why}; a checkpoint is saved. {way_out}", step=self._step)
         return True
 
-    def _tell(self, cost_usd: float) -> str | None:
+    def _tell(self) -> str | None:
         now = time.monotonic()
         if now - self._told_at < _TELL_EVERY_S:
             return None
         self._told_at = now
-        return self._job.spent(cost_usd)
+        return self._note()
+
+    def _note(self) -> str | None:
+        return self._job.spent(self._meter.known_usd, is_whole=self._meter.cost_usd is not None)
 
 
 def open_meter(folder: Path, config_file: Path) -> Meter:

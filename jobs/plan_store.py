@@ -68,6 +68,13 @@ def redeem(plan_id: str, kind: str, mark: str, *, clock: Callable[[], float] = t
         raise JobError(f"plan '{plan_id}' was used a moment ago", fix=again) from error
 
 
+def withdraw(plan_id: str) -> None:
+    """Make a plan void that somebody said no to."""
+    path = _folder() / f"{plan_id}.json"
+    if plan_id.startswith("plan-") and path.parent == _folder():
+        path.unlink(missing_ok=True)
+
+
 def _folder() -> Path:
     return state_folder("plans")
 

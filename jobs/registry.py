@@ -199,16 +199,19 @@ class Registry:
             row = db.execute("SELECT cancel FROM jobs WHERE id = ?", (job_id,)).fetchone()
         return CancelRequest(row[0]) if changed and row else None
 
-    def note_cost(self, job_id: str, cost_usd: float) -> None:
-        """Set what a job has cost so far; what is new belongs to this month (UTC)."""
+    def note_cost(self, job_id: str, cost_usd: float, *, is_whole: bool = True) -> None:
+        """Set what a job has cost so far; what is new belongs to this month (UTC).
+
+        Without ``is_whole`` a price is unknown: the known part counts in the month, and the job's cost stays unknown.
+        """
         month = datetime.fromtimestamp(self._clock(), UTC).strftime("%Y-%m")
         with self._transaction(durable=False) as db:
-            new = cost_usd - (_row(db, job_id).cost_usd or 0.0)
-            _update(db, job_id, {"cost_usd": cost_usd})
+            counted = db.execute("SELECT COALESCE(SUM(usd), 0) FROM spend WHERE job_id = ?", (job_id,)).fetchone()[0]
+            _update(db, job_id, {"cost_usd": cost_usd if is_whole else None})
             db.execute(
                 "INSERT INTO spend (job_id, month, usd) VALUES (?, ?, ?)"
                 " ON CONFLICT (job_id, month) DO UPDATE SET usd = usd + excluded.usd",
-                (job_id, month, new),
+                (job_id, month, cost_usd - counted),
             )
 
     def spent_this_month(self) -> float:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..backends.meter import Meter
 from ..core.errors import ResearcherError
 from ..core.files import storage_errors, sync_folder
 from ..core.paths import home, jobs_database
@@ -128,7 +129,7 @@ def _restore(folder: Path, tables: Tables) -> bool:
         return False
     if kind not in KINDS:
         return False
-    facts = _facts(folder)
+    facts, meter = _facts(folder), _meter(folder)
     began, ended = config_file.stat().st_mtime, max(file.stat().st_mtime for file in folder.iterdir())
     pid = _worker_of(folder.name)
     finished = result is not None and result.numbers.get("finished") is True
@@ -155,14 +156,14 @@ def _restore(folder: Path, tables: Tables) -> bool:
             "error": note,
             "cancel": CancelRequest.NONE,
             "attempt": 1,
-            "cost_usd": (cost := _cost(folder)),
+            "cost_usd": meter.cost_usd if meter else None,
         }
     )
     links = facts.get("parents", [])
     tables["lineage"] += [{"job_id": folder.name, "parent_id": k["job_id"], "role": k["role"]} for k in links]
-    if cost:
+    if meter and meter.known_usd:
         month = datetime.fromtimestamp(ended, UTC).strftime("%Y-%m")
-        tables["spend"].append({"job_id": folder.name, "month": month, "usd": cost})
+        tables["spend"].append({"job_id": folder.name, "month": month, "usd": meter.known_usd})
     return True
 
 
@@ -173,9 +174,9 @@ def _facts(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _cost(folder: Path) -> float | None:
+def _meter(folder: Path) -> Meter | None:
     with suppress(ResearcherError, ValueError, OSError):
-        return open_meter(folder, folder / run_files.CONFIG).cost_usd
+        return open_meter(folder, folder / run_files.CONFIG)
     return None
 
 

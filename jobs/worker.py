@@ -144,11 +144,11 @@ class Worker:
         record |= {"cause": cause} if cause else {}
         append_json_line(self.folder / run_files.ALERTS, record)
 
-    def spent(self, cost_usd: float) -> str | None:
+    def spent(self, cost_usd: float, *, is_whole: bool) -> str | None:
         """Put the running cost into the registry; says so when all jobs of this month together reach their cap."""
         if cost_usd != self._cost:
             self._cost = cost_usd
-            self._registry.note_cost(self.job_id, cost_usd)
+            self._registry.note_cost(self.job_id, cost_usd, is_whole=is_whole)
         cap = monthly_cap()
         if cap is None or (spent := self._registry.spent_this_month()) < cap:
             return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import Literal
+from typing import Literal, cast
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -28,7 +28,7 @@ from .lora_params import (
     count_lora,
     smallest_accepted,
 )
-from .model_catalog import CatalogEntry, ComponentCounts, catalog_entry, load_catalog
+from .model_catalog import CatalogEntry, ComponentCounts, catalog_entry, load_catalog, retirement_note
 
 Verdict = Literal["sufficient", "marginal", "insufficient"]
 
@@ -52,6 +52,9 @@ class DataSize(BaseModel, frozen=True, extra="forbid"):
         allow_inf_nan=False,
         description="the base model's measured mean NLL of a loss token, in nats",
     )
+    learned_bits: int | None = Field(
+        default=None, ge=0, description="what a pilot run learned (excess description length), scaled to these rows"
+    )
     episodes: int | None = Field(default=None, ge=0, description="RL: prompts x group size x passes")
 
     @model_validator(mode="after")
@@ -65,9 +68,16 @@ class Information(BaseModel, frozen=True):
     """The data's information in bits, and how it was estimated."""
 
     bits: int
-    basis: Literal["measured", "tokens rule", "episodes rule"]
+    basis: Literal["measured", "pilot run", "tokens rule", "episodes rule"]
     explanation: str
     rule_id: str | None = None
+
+    @property
+    def bits_per_parameter(self) -> float:
+        """What a trained parameter takes of it: of bits that were learned less than of bits that are stored."""
+        if self.basis == "pilot run":
+            return cast("dict[str, float]", rule("lora.capacity.edl").value)["teach"]
+        return number("lora.capacity.bits_per_parameter")
 
 
 class CapacityReport(BaseModel, frozen=True):
@@ -128,11 +138,13 @@ def capacity_report(
     count = count_lora(config, backend=backend)
     parameters = count.parameters(lora_rank, parts)
     information = information_of(data)
-    capacity_bits = int(parameters.total * number("lora.capacity.bits_per_parameter"))
+    capacity_bits = int(parameters.total * information.bits_per_parameter)
     low, high = verdict_band()
     ratio = capacity_bits / information.bits
     entry = catalog_entry(config.name)
-    enough = _smallest_sufficient(count, parts, information.bits * high, config, backend)
+    enough = _smallest_sufficient(
+        count, parts, information.bits * high / information.bits_per_parameter, config, backend
+    )
     learning_rate, batch = _training_settings(config, data)
     verdict = verdict_of(ratio, (low, high))
     return CapacityReport(
@@ -166,6 +178,19 @@ def capacity_report(
     )
 
 
+def trained_parameters(
+    config: ModelConfig, lora_rank: int, *, backend: str, apply_to: Collection[str] | None = None
+) -> int:
+    """How many parameters an adapter of this rank trains.
+
+    Raises:
+        ConfigError: If the rank is below 1 or ``apply_to`` names no or unknown parts.
+        ModelError: If the model's matrices cannot be derived.
+    """
+    parts = check_components(COMPONENTS if apply_to is None else apply_to)
+    return count_lora(config, backend=backend).parameters(lora_rank, parts).total
+
+
 def information_of(data: DataSize) -> Information:
     """The data's information: measured NLL in bits where there is one, else one bit per token (or per episode).
 
@@ -189,6 +214,9 @@ def _information(data: DataSize) -> Information:
         return Information(bits=bits, basis="episodes rule", explanation=text, rule_id="lora.rank.rl")
     tokens = data.loss_tokens if data.loss_tokens is not None else data.all_tokens or 0
     what = "tokens with loss" if data.loss_tokens is not None else "tokens, prompts included"
+    if data.learned_bits is not None:
+        text = f"what the pilot run learned, at the same bits for each of {tokens:,} {what}"
+        return Information(bits=data.learned_bits, basis="pilot run", explanation=text, rule_id="lora.capacity.edl")
     if data.nll_nats is not None:
         per_token = data.nll_nats / math.log(2)
         text = f"{tokens:,} {what} x {per_token:.3g} bits (the base model's NLL of {data.nll_nats:.3g} nats / ln 2)"
@@ -226,13 +254,13 @@ def _margin(ratio: float, band: tuple[float, float]) -> str:
 
 
 def _smallest_sufficient(
-    count: LoraCount, parts: tuple[Component, ...], bits: float, config: ModelConfig, backend: str
+    count: LoraCount, parts: tuple[Component, ...], parameters: float, config: ModelConfig, backend: str
 ) -> int | None:
-    """The smallest accepted rank with that capacity; a rank above the model's width adds nothing."""
-    per_rank = count.parameters(1, parts).total * number("lora.capacity.bits_per_parameter")
+    """The smallest accepted rank with so many parameters; a rank above the model's width adds nothing."""
+    per_rank = count.parameters(1, parts).total
     entry = catalog_entry(config.name)
     limits = [config.hidden_size, *([entry.max_rank] if entry and entry.max_rank and backend == "tinker" else [])]
-    return smallest_accepted(math.ceil(bits / per_rank), backend, largest=min(limits))
+    return smallest_accepted(math.ceil(parameters / per_rank), backend, largest=min(limits))
 
 
 def _training_settings(config: ModelConfig, data: DataSize) -> tuple[Recommendation, Recommendation | None]:
@@ -243,7 +271,8 @@ def _training_settings(config: ModelConfig, data: DataSize) -> tuple[Recommendat
 
 
 def _rules(information: Information, rate: Recommendation, batch: Recommendation | None) -> tuple[str, ...]:
-    used = ["lora.capacity.bits_per_parameter", "lora.capacity.margin", information.rule_id, *rate.rule_ids]
+    stored = None if information.basis == "pilot run" else "lora.capacity.bits_per_parameter"
+    used = [stored, "lora.capacity.margin", information.rule_id, *rate.rule_ids]
     return tuple(dict.fromkeys(r for r in (*used, *(batch.rule_ids if batch else ())) if r))
 
 
@@ -253,8 +282,8 @@ def _warnings(entry: CatalogEntry | None, backend: str, rank: int, config: Model
         warnings.append(
             f"{config.name} is not in the table of Tinker's models of {load_catalog().as_of}: ask list_models"
         )
-    if backend == "tinker" and entry and entry.retired:
-        warnings.append(f"Tinker retired {entry.name} on {entry.retired}: it can no longer be trained there")
+    if backend == "tinker" and (note := retirement_note(config.name)):
+        warnings.append(note)
     if rank > config.hidden_size:
         warnings.append(f"rank {rank} is above the model's width of {config.hidden_size}: the surplus adds no capacity")
     return warnings
@@ -268,11 +297,15 @@ def _uncertainties(
     entry: CatalogEntry | None,
     backend: str,
 ) -> list[str]:
-    bits = number("lora.capacity.bits_per_parameter")
+    bits = information.bits_per_parameter
+    of_storage = "was measured on facts stored in pre-training, not on adapters"
+    of_learning = "is the most that LoRA was seen to take up when a skill was taught (second-hand)"
     doubts = [
-        f"{bits:g} bits per parameter was measured on facts stored in pre-training, not on adapters: right to within a "
-        "factor of a few, which is what the band is for"
+        f"{bits:g} bits per parameter {of_learning if information.basis == 'pilot run' else of_storage}: right to "
+        "within a factor of a few, which is what the band is for"
     ]
+    if information.basis == "pilot run":
+        doubts.append("more rows of the same kind teach less per row than the pilot's did: the bits are an upper bound")
     if information.basis == "tokens rule":
         doubts.append("bits per token were assumed, not measured: ask with measure: true for the base model's own NLL")
     if information.basis == "measured":

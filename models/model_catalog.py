@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import date
+from datetime import UTC, date, datetime
 from functools import cache
 from typing import Any
 
@@ -43,7 +43,8 @@ class CatalogEntry(_Frozen):
         renderers: Cookbook renderers made for it, the recommended one first.
         context_length: Tokens the platform takes, or None if unknown here (ask the service).
         max_rank: Largest LoRA rank the platform takes, or None if unknown here.
-        retired: The day it left the platform, or None if no retirement is known here.
+        retired: The day it left the platform, or will leave it; None if no retirement is known here.
+        replacement: What the platform recommends instead of it, where known.
         price: Always None: prices change too often for a table (see the prices file or the platform's page).
         config: The keys of its ``config.json`` that decide LoRA shapes, where known.
     """
@@ -61,6 +62,7 @@ class CatalogEntry(_Frozen):
     context_length: int | None = None
     max_rank: int | None = None
     retired: date | None = None
+    replacement: str | None = None
     price: None = None
     config: Mapping[str, Any] | None = None
 
@@ -83,6 +85,24 @@ def catalog_entry(name: str) -> CatalogEntry | None:
     return _by_name().get(base_name(name))
 
 
+def retirement_note(name: str, today: date | None = None) -> str | None:
+    """That hosted Tinker has retired a model, or will, and what to take instead; None if no retirement is known.
+
+    Args:
+        name: The platform's id; a variant suffix is ignored.
+        today: The day it is asked for; None takes this machine's.
+    """
+    entry = catalog_entry(name)
+    if entry is None or entry.retired is None:
+        return None
+    today = today or datetime.now(UTC).date()
+    left = (entry.retired - today).days
+    when = f"retired {entry.name} on {entry.retired}" if left <= 0 else f"retires {entry.name} on {entry.retired}"
+    soon = f", in {left} day{'s' if left > 1 else ''}" if left > 0 else ""
+    instead = entry.replacement or "a model that list_models shows"
+    return f"Tinker {when}{soon}: take {instead} instead"
+
+
 @cache
 def load_catalog() -> ModelCatalog:
     """The whole table, with the facts kept by hand merged in."""
@@ -92,9 +112,15 @@ def load_catalog() -> ModelCatalog:
         return {name: row[value] for row in facts[group] for name in row["models"]}
 
     retired, contexts = by_model("retirements", "retired"), by_model("contexts", "tokens")
-    configs = by_model("configs", "config")
+    configs, replacements = by_model("configs", "config"), by_model("replacements", "replacement")
     models = tuple(
-        CatalogEntry(**row, retired=retired.get(name), context_length=contexts.get(name), config=configs.get(name))
+        CatalogEntry(
+            **row,
+            retired=retired.get(name),
+            replacement=replacements.get(name),
+            context_length=contexts.get(name),
+            config=configs.get(name),
+        )
         for row in generated["models"]
         for name in (row["name"],)
     )

@@ -18,11 +18,15 @@ from rich.text import Text
 
 from ..backends.connection import TINKER_KEY, remote, supported_models
 from ..backends.embedded import running_engine
+from ..backends.prices import load_prices
+from ..core.ages import age
 from ..core.errors import ResearcherError
 from ..core.extras import missing_packages, setup_command
 from ..core.paths import home
 from ..jobs import control
 from ..jobs.registry import Registry
+from ..judges.judge_catalog import catalog as judge_catalog
+from ..models.model_catalog import load_catalog
 from ..rewards.sandbox.modes import isolation
 from .output import show_json
 
@@ -155,6 +159,16 @@ def check_hosted_tinker() -> Check:
     return Check("hosted Tinker", True, f"key accepted, {len(served)} models")
 
 
+def check_figures() -> Check:
+    """How old the prices and the table of models are; published prices are asked for where hosted Tinker is in use."""
+    models, table = load_catalog(), load_prices(asking="tinker" if os.environ.get(TINKER_KEY) else None)
+    judges = judge_catalog().as_of
+    found = f"Tinker: {table.ages('tinker')}; judges: {age(judges)}; models: {models.source}, {age(models.as_of)}"
+    if table.problem:
+        return Check("prices", None, f"{found}. The published prices could not be read again: {table.problem}")
+    return Check("prices", True, found)
+
+
 def check_processor() -> Check:
     """What the embedded engine will compute on."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -211,6 +225,7 @@ _CHECKS: tuple[Callable[[], Check], ...] = (
     check_job_registry,
     check_embedded_engine,
     check_hosted_tinker,
+    check_figures,
     check_processor,
     check_gpu,
     check_compiler,

@@ -1,4 +1,4 @@
-"""What a client can read: the doctrine, the config templates, and the files of each run."""
+"""What a client can read: the doctrine, the config templates, the skills, and the files of each run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ RUN_PARTS = {
 
 
 def register(server: MCPServer[Any]) -> None:
-    """Add the three families of resources and the completions of their variables."""
+    """Add the four families of resources and the completions of their variables."""
 
     @server.resource(
         "doctrine://{topic}",
@@ -64,6 +64,17 @@ def register(server: MCPServer[Any]) -> None:
         return _readable(lambda: read_template(kind))
 
     @server.resource(
+        "skill://{skill}/{+path}",
+        title="Skill",
+        description="How to work with these tools, step by step: SKILL.md of a skill, and the files it names",
+        mime_type="text/markdown",
+    )
+    def skill_file(skill: str, path: str) -> str:
+        from .skills import read_skill
+
+        return _readable(lambda: read_skill(skill, path))
+
+    @server.resource(
         "run://{job_id}/{part}",
         title="File of a run",
         description=f"A file of one job: {', '.join(RUN_PARTS)} (the newest 64 KiB)",
@@ -84,9 +95,10 @@ def register(server: MCPServer[Any]) -> None:
 
 
 def listed() -> list[Resource]:
-    """Each doctrine page and each template, with what it holds, when to read it, and its size."""
+    """Each doctrine page, template and skill, with what it holds, when to read it, and its size."""
     from ..doctrine.topics import topics
     from ..templates.catalog import describe_template, read_template, template_kinds
+    from .skills import listed_skills
 
     pages = [
         Resource(
@@ -99,7 +111,7 @@ def listed() -> list[Resource]:
         )
         for topic in topics()
     ]
-    return pages + [
+    templates = [
         Resource(
             uri=f"template://{kind}",
             name=f"{kind}-template",
@@ -110,6 +122,7 @@ def listed() -> list[Resource]:
         )
         for kind in template_kinds()
     ]
+    return [*pages, *templates, *listed_skills()]
 
 
 def _kilobytes(size_bytes: int) -> str:
@@ -157,6 +170,10 @@ def _candidates(variable: str) -> list[str]:
         from ..templates.catalog import template_kinds
 
         return template_kinds()
+    if variable == "skill":
+        from .skills import skills
+
+        return list(skills())
     if variable == "job_id":
         return [job.id for job in Registry().find(limit=_MAX_COMPLETIONS)]
     if variable == "part":

@@ -24,6 +24,7 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     """Every test gets a state folder of its own, and none of the machine's keys or addresses."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("ML_RESEARCHER_HOME", str(home))
+    monkeypatch.setenv("ML_RESEARCHER_PRICES_URL", "off")
     for name in ("TINKER_API_KEY", "TINKER_BASE_URL", "ML_RESEARCHER_CLUSTER_KEY"):
         monkeypatch.delenv(name, raising=False)
     return home

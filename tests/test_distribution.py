@@ -29,7 +29,7 @@ def tracked_files() -> list[str]:
 
 def product_files() -> set[str]:
     own = {"__init__.py", "__main__.py", "py.typed"}
-    return {path for path in tracked_files() if path.split("/")[0] in FOLDERS or path in own}
+    return {path for path in tracked_files() if path.split("/")[0] in {*FOLDERS, "skills"} or path in own}
 
 
 def in_wheel(wheel: Path) -> set[str]:

@@ -43,6 +43,7 @@ class Analysis(BaseModel):
 
     run: str
     verdict: str
+    learned: str | None
     findings: list[Shown]
     notes: list[str]
     report: str
@@ -52,7 +53,7 @@ class Analysis(BaseModel):
 async def analyze_run(
     run: Annotated[str, Field(description="Job id, folder or file")],
 ) -> Annotated[CallToolResult, Analysis]:
-    """Diagnose one run from its whole curves: causes with evidence and rule, the next experiment, plot and report.
+    """Diagnose one run from its whole curves: causes with evidence and rule, what it learned, next experiment, report.
 
     Reads our jobs, cookbook metrics.jsonl, TRL/transformers trainer_state.json and CSV. Use it for "why", also while
     a run goes on. Not for status or errors: get_job; for several runs use compare_runs, for a data file check_dataset.
@@ -64,6 +65,8 @@ async def analyze_run(
         lines.append(f"{len(analysis.findings) - 4} more in the report.")
     if not analysis.findings:
         lines.append("Nothing found.")
+    if analysis.learned is not None:
+        lines.append(analysis.learned)
     if analysis.notes:
         lines.append(f"The log: {foreign('; '.join(analysis.notes), 250)}.")
     return answer(analysis, _text(lines, analysis, names), _image(png))
@@ -103,7 +106,7 @@ async def compare_runs(
     runs: Annotated[list[str], Field(min_length=2, max_length=8, description="As for analyze_run; first: baseline")],
     metric: Annotated[str | None, Field(description="As logged; null: the primary")] = None,
 ) -> Annotated[CallToolResult, RunsCompared]:
-    """Compare training runs: changed settings first, then one metric by step and by tokens, within the noise.
+    """Compare training runs: changed settings first, then one metric by step and tokens, within the noise; a report.
 
     Use it for "did that help?". It needs ids: list_jobs finds them. Not for one run: analyze_run; not for the quality
     of answers: run_judge_eval.
@@ -146,6 +149,7 @@ def _compared(targets: Sequence[str], metric: str | None) -> tuple[RunsCompared,
 
 def _analyzed(target: str) -> tuple[Analysis, bytes, list[str]]:
     require_packages("analysis", by="an analysis")
+    from ..analysis.description_length import learned_text
     from ..analysis.diagnosis import diagnose
     from ..analysis.plots import run_picture
     from ..analysis.report import verdict, write_report
@@ -158,6 +162,7 @@ def _analyzed(target: str) -> tuple[Analysis, bytes, list[str]]:
     analysis = Analysis(
         run=diagnosis.run.name,
         verdict=verdict(diagnosis),
+        learned=learned_text(diagnosis.run) if diagnosis.run.kind == "sft" else None,
         findings=findings,
         notes=diagnosis.notes,
         report=str(written.report),

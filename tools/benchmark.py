@@ -24,7 +24,7 @@ def run_benchmark(
     """Run an Inspect task on a model (base, job id, tinker://) and its baseline; a background job.
 
     Needs task and finetuned_model; baseline_model is optional. task: task.py[@name], a packaged task
-    (inspect_evals/gsm8k), or data rows with scorer exact, includes, math or model_graded (judge_model). Gives scores
+    (inspect_evals/gsm8k), or data rows with scorer exact, includes, math or model_graded (judge_model). Returns scores
     with intervals and the paired difference. Use it for tasks with right answers. Not for open questions:
     run_judge_eval. Then wait_for_job.
     """

@@ -70,7 +70,7 @@ async def check_dataset(
 ) -> Annotated[CallToolResult, DatasetAnswer]:
     """Check a training file (supervised rows or preference pairs), or a reward, before paying for a run.
 
-    Finds bad rows by line, counts tokens and truncation, duplicates, overlap with the validation file and damaged
+    Reports bad rows by line, tokens and truncation, duplicates, overlap with the validation file and damaged
     text, and shows one example with its loss mask. Pairs: contradictions, a bias for length. Reward: distribution,
     constant groups, failures, and whether cheats score. Unknown columns: proposes `columns`. Use it first on any new
     file; it says nothing about models or ranks. Next: validate_capacity.

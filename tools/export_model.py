@@ -53,11 +53,11 @@ class ExportSource:
 async def export_checkpoint(
     model: Annotated[str, Field(description="Job id, job_id:best, or tinker://RUN/weights/NAME")],
     ctx: Context,
-    format: ExportFormat = "adapter",
+    format: Annotated[ExportFormat, Field(description="Merged: all weights")] = "adapter",
     output_dir: Annotated[str | None, Field(description="Default: in the run's folder")] = None,
     overwrite: Annotated[bool, Field(description="Replace an earlier export, here and on the hub")] = False,
     publish_to: Annotated[str | None, Field(description="Hub repository owner/name")] = None,
-    private: bool = True,
+    private: Annotated[bool, Field(description="On the hub")] = True,
     backend: Annotated[BackendName | None, Field(description="Of a tinker:// path")] = None,
     base_url: str | None = None,
 ) -> Annotated[CallToolResult, ExportAnswer]:

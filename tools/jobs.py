@@ -52,7 +52,7 @@ def list_jobs(
     state: Annotated[
         str | None, Field(description="queued, starting, running, succeeded, failed, cancelled, interrupted")
     ] = None,
-    limit: Annotated[int, Field(ge=1, le=100)] = 20,
+    limit: Annotated[int, Field(ge=1, le=100, description="Jobs at most")] = 20,
     before: Annotated[float | None, Field(description="From the last answer, for older jobs")] = None,
 ) -> Annotated[CallToolResult, JobList]:
     """List training jobs, newest first, with their state and progress.
@@ -83,12 +83,12 @@ def get_job(job_id: JobId, since_step: SinceStep = None) -> Annotated[CallToolRe
 async def wait_for_job(
     job_id: JobId,
     ctx: Context,
-    timeout_s: Annotated[float, Field(gt=0, le=MAX_WAIT_S, description="Seconds to wait at most")] = 50,
+    timeout_s: Annotated[float, Field(gt=0, le=MAX_WAIT_S, description="Seconds at most")] = 50,
     since_step: SinceStep = None,
 ) -> Annotated[CallToolResult, JobView]:
     """Wait until a job ends, raises a warning, or the time is up; reports progress meanwhile.
 
-    Use it after a start, again and again with since_step while the state is queued, starting or running. For a look
+    Use it after a start, again with since_step while the state is queued, starting or running. For a look
     without waiting use get_job.
     """
     registry = Registry()
@@ -110,7 +110,7 @@ def cancel_job(
     job_id: JobId,
     hard: Annotated[bool, Field(description="Kill it now, without a checkpoint")] = False,
 ) -> Annotated[CallToolResult, JobChange]:
-    """Stop a queued or running job. It saves a checkpoint first, so resume_job can go on from there.
+    """Stop a queued or running job. It writes a checkpoint first, so resume_job can go on from there.
 
     Use it with an id, which list_jobs finds; hard=true only if a graceful cancel does not end it.
     """

@@ -43,10 +43,10 @@ class CheckpointList(BaseModel):
 
 
 def manage_checkpoints(
-    delete: Annotated[list[str] | None, Field(description="tinker:// paths in full; for good")] = None,
+    delete: Annotated[list[str] | None, Field(description="tinker:// paths in full")] = None,
     superseded_of: Annotated[str | None, Field(description="List only what this job no longer needs")] = None,
-    backend: BackendName = "embedded",
-    base_url: str | None = None,
+    backend: Annotated[BackendName, Field(description="Where they are stored")] = "embedded",
+    base_url: Annotated[str | None, Field(description="For backend cluster")] = None,
 ) -> Annotated[CallToolResult, CheckpointList]:
     """List stored checkpoints with size, age, expiry and monthly price; or delete those named, for good.
 

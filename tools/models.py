@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,13 +20,14 @@ from .answers import answer, number
 
 if TYPE_CHECKING:
     from ..backends.prices import PriceTable
+    from ..backends.published_prices import PublishedModel
 
 _SHOWN_PROMPTS = 3
 _MAX_PROMPTS = 256
 
 
 class ModelLine(BaseModel):
-    """One model. None means that nobody said; ``retired`` is from the dated table.
+    """One model. None means that nobody said; ``retired`` is from the dated table, unless the service serves it.
 
     ``usd_per_million`` holds train, prefill, cached_prefill and sample prices as of ``prices_of``;
     ``learning_rate`` is the SFT start of the rules ``lora.lr.*``.
@@ -43,6 +44,7 @@ class ModelLine(BaseModel):
     usd_per_million: dict[str, float | None] | None = None
     prices_of: str | None = None
     retired: str | None = None
+    replacement: str | None = None
 
 
 def models_of(backend: BackendName, base_url: str | None) -> tuple[str, list[ModelLine]]:
@@ -58,11 +60,21 @@ def models_of(backend: BackendName, base_url: str | None) -> tuple[str, list[Mod
     except BackendError:
         if backend != "tinker" or os.environ.get(TINKER_KEY):
             raise
+    return _tabled()
+
+
+def _tabled() -> tuple[str, list[ModelLine]]:
+    """Hosted Tinker's models without asking it: the dated table, and what is on the published list besides."""
+    from ..backends.published_prices import published_prices
     from ..models.model_catalog import load_catalog
 
-    catalog = load_catalog()
-    names = [SupportedModel(entry.name, None, None, None) for entry in catalog.models]
-    return f"{TINKER_KEY} is not set, so this is the table of {catalog.as_of}", [_line(name) for name in names]
+    catalog, published = load_catalog(), published_prices(refresh=True)
+    listed: Mapping[str, PublishedModel] = published.models if published else {}
+    contexts: dict[str, int | None] = dict.fromkeys(entry.name for entry in catalog.models)
+    contexts |= {name: model.context for name, model in listed.items()}
+    of_list = f" and Tinker's published list, read {published.checked:%Y-%m-%d}" if published and listed else ""
+    source = f"{TINKER_KEY} is not set, so this is the table of {catalog.as_of}{of_list}"
+    return source, [_line(SupportedModel(name, context, None, None)) for name, context in contexts.items()]
 
 
 def _embedded() -> tuple[str, list[ModelLine]]:
@@ -78,7 +90,9 @@ def _embedded() -> tuple[str, list[ModelLine]]:
 
 
 def _live(connection: Backend) -> list[ModelLine]:
-    return [_line(served) for served in supported_models(connection)]
+    """What the backend says it serves; that it does weighs more than a notice of its retirement."""
+    lines = [_line(served) for served in supported_models(connection)]
+    return [line.model_copy(update={"retired": None, "replacement": None}) for line in lines]
 
 
 def _line(served: SupportedModel) -> ModelLine:
@@ -93,6 +107,7 @@ def _line(served: SupportedModel) -> ModelLine:
         hidden_size=entry.hidden_size if entry else None,
         renderers=list(entry.renderers) if entry else [],
         retired=str(entry.retired) if entry and entry.retired else None,
+        replacement=entry.replacement if entry else None,
     )
 
 
@@ -161,20 +176,21 @@ def list_models(
 ) -> Annotated[CallToolResult, ModelList]:
     """List a backend's base models with context length, renderers, ranks, learning rate, prices and retirement.
 
-    For hosted Tinker it asks the live service when a key is set, and says so when it falls back to the dated table.
+    Returns what the live service says (hosted Tinker: with a key), else the dated table, and says which.
     Use it for "what can I train?" or to find an id; for "which rank?" use validate_capacity, for answers sample_model.
     """
     from ..backends.prices import load_prices
 
     source, models = models_of(backend, base_url)
-    table = load_prices()
+    table = load_prices(asking=backend)
     models = [with_advice(m, backend, table) for m in models if search is None or search.lower() in m.name.lower()]
     models.sort(key=lambda m: m.retired is not None)
     following = (
         f"validate_capacity(base_model={named(models[0].name)!r}, ...)" if models else "list_models without search"
     )
     content = ModelList(backend=backend, source=source, models=models, next=following)
-    lines = [f"{len(models)} models on {backend} ({source}).", *map(_model_line, models[:25])]
+    lines = [f"{len(models)} models on {backend} ({source}).", *_price_lines(backend, table)]
+    lines += map(_model_line, models[:25])
     return answer(content, "\n".join([*lines, f"Next: {following}"]))
 
 
@@ -184,17 +200,18 @@ def sample_model(
     ],
     prompts: Annotated[list[str] | None, Field(description="User messages, answered each on its own")] = None,
     messages: Annotated[list[Turn] | None, Field(description="Or one conversation")] = None,
-    max_tokens: Annotated[int, Field(ge=1, le=8192)] = 256,
-    temperature: Annotated[float, Field(ge=0, le=5)] = 0.7,
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0,
-    num_samples: Annotated[int, Field(ge=1, le=64)] = 1,
-    seed: int | None = None,
+    max_tokens: Annotated[int, Field(ge=1, le=8192, description="Per answer")] = 256,
+    temperature: Annotated[float, Field(ge=0, le=5, description="0: greedy")] = 0.7,
+    top_p: Annotated[float, Field(gt=0, le=1, description="Nucleus")] = 1.0,
+    num_samples: Annotated[int, Field(ge=1, le=64, description="Answers per prompt")] = 1,
+    seed: Annotated[int | None, Field(description="Repeats answers")] = None,
     backend: Annotated[BackendName | None, Field(description="Default: the job's, else embedded")] = None,
     base_url: Annotated[str | None, Field(description="For backend cluster")] = None,
 ) -> Annotated[CallToolResult, SampleAnswer]:
     """Try a base model or a checkpoint on a few prompts, with the chat format it was trained with.
 
-    Use it to look at answers before and after training. Not for "is it better?": a few samples prove nothing.
+    Returns texts with stop reason and log-probability. Use it to look at answers before and after training. Not for
+    "is it better?": a few samples prove nothing.
     """
     from ..backends.sampling_client import SampleOptions, base_model_of, renderer_of, sample
     from ..models.renderers import load_renderer
@@ -268,6 +285,12 @@ def _conversations(prompts: list[str] | None, messages: list[Turn] | None) -> li
     return [[turn.model_dump() for turn in messages]]
 
 
+def _price_lines(backend: BackendName, table: PriceTable) -> list[str]:
+    if backend != "tinker" or not table.problem:
+        return []
+    return [f"The published prices could not be read again: {table.problem}. Each price has its own day."]
+
+
 def _model_line(model: ModelLine) -> str:
     renderers = ", ".join(map(named, model.renderers[:2]))
     facts = [f"context {model.context_length:,}" if model.context_length else "", renderers]
@@ -276,7 +299,8 @@ def _model_line(model: ModelLine) -> str:
     if model.usd_per_million is not None:
         prices = [f"{kind} ${usd:g}" for kind, usd in model.usd_per_million.items() if usd is not None]
         facts.append(f"{', '.join(prices)} per million tokens ({model.prices_of})")
-    facts.append(f"retired {model.retired}" if model.retired else "")
+    instead = f", take {model.replacement}" if model.replacement else ""
+    facts.append(f"retired {model.retired}{instead}" if model.retired else "")
     return f"{named(model.name)}: " + ("; ".join(f for f in facts if f) or "no further facts")
 
 

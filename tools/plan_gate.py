@@ -44,7 +44,7 @@ class Launch:
         settings: Its resolved settings.
         files: Every data file it reads; the first names a job without ``run_name``.
         total_steps: Its length.
-        price: What it is shown to cost, in any form that changes with it.
+        price: The figures it is shown to cost, in any form that changes with them.
         bills_elsewhere: Whether somebody besides the backend may charge for it, such as a judge's service.
         trains: The base models it trains.
         samples: The models it samples: base models and tinker:// paths. Without either it needs no backend.
@@ -143,7 +143,11 @@ def require_models(
             model = served.get(resolve_model(name).wire_name)
             if model is None or (model.trainable if verb == "train" else model.sampleable) is False:
                 names_served = ", ".join(map(named, sorted(served)[:10])) or "none"
-                raise ModelError(f"{backend} does not {verb} this model", where=name, fix=f"It serves: {names_served}")
+                from ..models.model_catalog import retirement_note
+
+                retirement = retirement_note(name) if backend == "tinker" else None
+                fix = f"{f'{retirement}. ' if retirement else ''}It serves: {names_served}"
+                raise ModelError(f"{backend} does not {verb} this model", where=name, fix=fix)
 
 
 def require_checkpoints(launch: Launch) -> None:
@@ -183,9 +187,12 @@ def _mark(launch: Launch) -> str:
     """What a yes is bound to: every setting, every byte of the files, and the prices that were shown."""
     from ..backends.prices import load_prices
 
-    prices = f"{launch.price} {load_prices().model_dump_json()}"
+    table = load_prices()
+    # Figures alone: prices that were read again and found to be the same are the ones that were agreed to.
+    priced = table.backends.get(launch.settings.config.backend)
+    figures = priced.model_dump_json(exclude={"models": {"__all__": {"as_of", "origin"}}}) if priced else ""
     return plan_store.fingerprint(
-        launch.kind, launch.settings.config.model_dump(mode="json"), launch.files, prices=prices
+        launch.kind, launch.settings.config.model_dump(mode="json"), launch.files, prices=f"{launch.price} {figures}"
     )
 
 

@@ -52,7 +52,7 @@ def start_sft(
     Use it for rows with one good answer each, after check_dataset. To go on with a stopped job use resume_job instead.
     Needs base_model and train_file, from the config, the overrides, or both. Null settings are derived, and the answer
     shows each value with where it came from. Call with validate_only=true first. Then wait_for_job.
-    On a backend that charges, the first call only returns the plan: show it, and call again with its plan_id.
+    Where it costs money, the first call returns the plan alone: show it, and call again with its plan_id.
     """
     return _start("sft", config, overrides, validate_only=validate_only, plan_id=plan_id)
 
@@ -63,7 +63,7 @@ def start_dpo(
     """Start preference training (DPO, cDPO, IPO, length-normalized; or loss: reward_model) as a background job.
 
     Use it for pairs of a better and a worse answer. Not for single answers (start_sft) or a score (start_grpo). Needs
-    base_model and train_file (prompt, chosen, rejected); load_checkpoint takes an SFT job's id.
+    base_model and train_file (prompt, chosen, rejected); load_checkpoint takes an SFT job's id. Returns plan or job.
     """
     return _start("dpo", config, overrides, validate_only=validate_only, plan_id=plan_id)
 
@@ -91,7 +91,7 @@ def _start(
         settings=plan.settings,
         files=plan.files,
         total_steps=plan.total_steps,
-        price=plan.cost,
+        price=(plan.cost.low, plan.cost.expected, plan.cost.high),
         bills_elsewhere=plan.bills_elsewhere,
         trains=[plan.settings.config.base_model],
         parents=parents,

@@ -12,6 +12,7 @@ from mcp_types import CallToolResult
 from pydantic import BaseModel, Field
 
 from ..core.errors import ConfigError
+from ..core.extras import require_packages
 from ..core.names import COMPONENTS, BackendName, Component
 from ..data.columns import ColumnMap
 from .answers import answer, number
@@ -51,22 +52,25 @@ async def validate_capacity(
     apply_to: Annotated[list[Component] | None, Field(description="Layers with adapters; default all")] = None,
     train_file: Annotated[str | None, Field(description="Training file, or demo:NAME")] = None,
     dataset_tokens: Annotated[int | None, Field(gt=0, description="Instead of a file: tokens to learn")] = None,
-    epochs: Annotated[int, Field(ge=1)] = 1,
-    max_seq_len: Annotated[int | None, Field(gt=0)] = None,
+    epochs: Annotated[int, Field(ge=1, description="Passes over the data")] = 1,
+    max_seq_len: Annotated[int | None, Field(gt=0, description="Tokens at which rows are cut")] = None,
     backend: Annotated[BackendName, Field(description="Decides accepted ranks and expert adapters")] = "embedded",
     measure: Annotated[bool, Field(description="Measure the base model's loss on 64 rows (needs the backend)")] = False,
     columns: ColumnsArgument = None,
+    pilot: Annotated[str | None, Field(description="SFT run on such rows, as for analyze_run")] = None,
 ) -> Annotated[CallToolResult, CapacityAnswer]:
     """Say whether a LoRA adapter of this rank has room for a data set, and which rank suffices.
 
-    Exact parameter counts from the model's config; recommends learning rate and batch too. Give train_file or
-    dataset_tokens. Use it before start_sft, or for "which rank do I need?". It trains nothing, and finds no faults in a
-    file: that is check_dataset.
+    Returns exact parameter counts, learning rate and batch too; with pilot it counts what a run learned. Give
+    train_file or dataset_tokens. Use it before start_sft, or for "which rank do I need?". It trains nothing; for faults
+    in a file use check_dataset.
     """
     if (train_file is None) == (dataset_tokens is None):
         raise ConfigError("give either train_file or dataset_tokens", where="validate_capacity")
     if measure and train_file is None:
         raise ConfigError("measure needs train_file: there are no rows to measure on", where="measure")
+    if measure and pilot is not None:
+        raise ConfigError("measure and pilot are two answers to one question: give one of them", where="pilot")
     question = CapacityQuestion(
         base_model,
         lora_rank,
@@ -78,6 +82,7 @@ async def validate_capacity(
         backend=backend,
         measured_rows=_MEASURED_ROWS if measure else 0,
         columns=columns,
+        pilot=pilot,
     )
 
     def work(report: WorkProgress) -> tuple[CapacityReport, int, int | None]:
@@ -148,6 +153,7 @@ class CapacityQuestion:
         backend: Decides accepted ranks and how experts are adapted; the measurement runs there.
         measured_rows: Rows to measure the base model's NLL on; 0 takes the stated rule instead.
         columns: Which columns of the data are what.
+        pilot: A run whose log says what such rows teach, as `analyze_run` takes it.
     """
 
     base_model: str
@@ -160,6 +166,7 @@ class CapacityQuestion:
     backend: BackendName
     measured_rows: int
     columns: ColumnMap | None = None
+    pilot: str | None = None
 
     def answer(self) -> tuple[CapacityReport, int, int | None]:
         """Count tokens, measure the base model's loss if asked to, and report.
@@ -181,18 +188,38 @@ class CapacityQuestion:
         config = load_model_config(resolve_model(self.base_model))
         if self.train_file is None:
             loss_tokens, all_tokens = self.dataset_tokens or 0, None
-            data = DataSize(loss_tokens=loss_tokens, epochs=self.epochs)
+            data = DataSize(loss_tokens=loss_tokens, epochs=self.epochs, learned_bits=self._learned(loss_tokens))
         else:
             renderer = load_renderer(self.base_model)
             require_known_shape(self.train_file, self.columns, "supervised")
             counts = count_tokens(self.train_file, renderer, max_seq_len=self.max_seq_len, columns=self.columns)
             loss_tokens, all_tokens = counts.loss_tokens, counts.tokens
             nll = self._measured_nll(renderer, self.train_file) if self.measured_rows else None
-            data = DataSize(loss_tokens=loss_tokens, rows=counts.rows, epochs=self.epochs, nll_nats=nll)
+            data = DataSize(
+                loss_tokens=loss_tokens,
+                rows=counts.rows,
+                epochs=self.epochs,
+                nll_nats=nll,
+                learned_bits=self._learned(loss_tokens),
+            )
         report = capacity_report(
             config, lora_rank=self.lora_rank, data=data, backend=self.backend, apply_to=self.apply_to
         )
         return report, loss_tokens, all_tokens
+
+    def _learned(self, loss_tokens: int) -> int | None:
+        """What so many tokens teach if each teaches as much as in the pilot, in bits; None without a pilot.
+
+        Raises:
+            DataError: If the pilot's log cannot tell.
+        """
+        if self.pilot is None:
+            return None
+        require_packages("analysis", by="reading a pilot run")
+        from ..analysis.description_length import bits_per_token
+        from ..analysis.runs import load_run
+
+        return max(1, round(bits_per_token(load_run(self.pilot)) * loss_tokens))
 
     def _measured_nll(self, renderer: ChatRenderer, path: Path) -> float:
         """The base model's mean NLL in nats per trained token of the first usable rows."""

@@ -28,6 +28,7 @@ from ..models.hyperparameters import (
     require_within_context,
 )
 from ..models.lora_params import require_accepted_rank
+from ..models.model_catalog import retirement_note
 from ..models.model_ref import resolve_model
 from .config import OfflineConfig, TrainingConfig
 
@@ -101,7 +102,8 @@ def prepared(settings: Settings[AnyConfig], *, judged: bool = False) -> Settings
     """
     config = settings.config
     require_accepted_rank(config.lora_rank, config.backend, where=settings.place("lora_rank"))
-    require_price_for_cap(config, load_prices(), where=settings.place("max_cost_usd"), judged=judged)
+    prices = load_prices(asking=config.backend)
+    require_price_for_cap(config, prices, where=settings.place("max_cost_usd"), judged=judged)
     changes: Changes = {}
     if isinstance(config.train_file, str):
         train: str | Sources = str(settings.data_file("train_file", config.train_file))
@@ -234,7 +236,7 @@ def estimated(config: TrainingConfig, usages: Sequence[Usage]) -> CostEstimate:
     Raises:
         ConfigError: If the price file is broken.
     """
-    return estimate_cost(load_prices(), config.backend, config.base_model, usages)
+    return estimate_cost(load_prices(asking=config.backend), config.backend, config.base_model, usages)
 
 
 def capacity_of(
@@ -263,6 +265,19 @@ def require_usable_rows(settings: Settings[OfflineT], *files: Counts | None) -> 
     for counts in files:
         if counts is not None and counts.problems and not config.skip_bad_rows:
             raise counts.problems[0]
+
+
+def backend_warnings(config: TrainingConfig) -> list[str]:
+    """What to know about the model on this backend: its retirement, the age of its prices, its precision.
+
+    Raises:
+        ModelError: If the model cannot be had.
+    """
+    if config.backend != "tinker":
+        return precision_warnings(config)
+    retirement, prices = retirement_note(config.base_model), load_prices().problem
+    unread = f"the published prices could not be read again: {prices}. The cost says which copy it rests on"
+    return [*([retirement] if retirement else []), *([unread] if prices else [])]
 
 
 def precision_warnings(config: TrainingConfig) -> list[str]:

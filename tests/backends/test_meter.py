@@ -10,6 +10,7 @@ from sota_ml_researcher.backends.meter import Meter, Usage, read_usage
 from sota_ml_researcher.backends.prices import BackendPrices, ModelPrice, PriceTable, require_price_for_cap
 from sota_ml_researcher.core.errors import ConfigError
 from sota_ml_researcher.jobs.budget import Budget
+from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.training.sft.config import SftConfig
 
 PRICE = ModelPrice(train=2.0, prefill=1.0, cached_prefill=0.2, sample=4.0)
@@ -40,8 +41,9 @@ class Context:
 
     def judged(self, total_usd: float) -> None: ...
 
-    def spent(self, cost_usd: float) -> str | None:
+    def spent(self, cost_usd: float, *, is_whole: bool) -> str | None:
         self.costs.append(cost_usd)
+        self.is_whole = is_whole
         return self.over_all
 
 
@@ -107,6 +109,26 @@ def test_what_judges_cost_is_part_of_the_jobs_cost_and_survives_a_resume(tmp_pat
     budget.settle()
     assert context.costs == [0.25]
     assert Meter(tmp_path, None, free=True, cap_usd=None).cost_usd == 0.25
+
+
+def test_judges_dollars_count_across_jobs_where_the_price_of_tokens_is_unknown(tmp_path: Path) -> None:
+    context = Context(tmp_path, over_all="all jobs of this month have cost $5")
+    meter = Meter(tmp_path, ModelPrice(train=2.0), free=False, cap_usd=None)
+    budget = Budget(context, meter)
+    meter.count(train=500_000, sample=1000)
+    budget.judged(4.0)
+    assert budget.is_spent()
+    assert (context.costs, context.is_whole, meter.cost_usd) == ([5.0], False, None)
+
+
+def test_the_known_part_of_an_unknown_cost_counts_in_the_month(own_home: Path) -> None:
+    registry = Registry()
+    job = registry.create(kind="grpo", name="n", backend="tinker", base_model="m", runs=own_home / "runs")
+    for cost in (1.0, 3.0):
+        registry.note_cost(job.id, cost, is_whole=False)
+    assert (registry.spent_this_month(), registry.get(job.id).cost_usd) == (3.0, None)
+    registry.note_cost(job.id, 7.0)
+    assert (registry.spent_this_month(), registry.get(job.id).cost_usd) == (7.0, 7.0)
 
 
 def test_a_free_backend_costs_nothing_and_an_unknown_price_stays_unknown(tmp_path: Path) -> None:

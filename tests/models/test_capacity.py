@@ -151,7 +151,7 @@ def test_a_retired_model_and_a_refused_rank_are_said_on_tinker_only() -> None:
     llama = hosted("meta-llama/Llama-3.1-8B-Instruct")
     on_tinker = report(10**6, rank=48, backend="tinker", config=llama)
     assert on_tinker.warnings == (
-        "Tinker retired meta-llama/Llama-3.1-8B-Instruct on 2026-06-12: it can no longer be trained there",
+        "Tinker retired meta-llama/Llama-3.1-8B-Instruct on 2026-06-12: take Qwen/Qwen3.5-9B instead",
     )
     assert (on_tinker.rank_check.accepted, on_tinker.rank_check.nearest) == (False, (32, 64))
     here = report(10**6, rank=48, config=llama)

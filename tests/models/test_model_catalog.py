@@ -9,7 +9,7 @@ import pytest
 import yaml
 from tinker_cookbook import hyperparam_utils, model_info
 
-from sota_ml_researcher.models.model_catalog import base_name, catalog_entry, load_catalog
+from sota_ml_researcher.models.model_catalog import base_name, catalog_entry, load_catalog, retirement_note
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -73,3 +73,17 @@ def test_a_variant_suffix_is_ignored() -> None:
     assert base_name("thinkingmachines/Inkling:peft:262144") == "thinkingmachines/Inkling"
     assert catalog_entry("thinkingmachines/Inkling:peft:262144") == catalog_entry("thinkingmachines/Inkling")
     assert catalog_entry("org/unknown") is None
+
+
+def test_a_retirement_names_its_day_and_what_to_take_instead() -> None:
+    said = retirement_note("Qwen/Qwen3.5-27B:peft:262144", date(2026, 6, 11))
+    assert said == "Tinker retires Qwen/Qwen3.5-27B on 2026-06-12, in 1 day: take Qwen/Qwen3.6-27B instead"
+    said = retirement_note("Qwen/Qwen3.5-27B", date(2026, 6, 12))
+    assert said == "Tinker retired Qwen/Qwen3.5-27B on 2026-06-12: take Qwen/Qwen3.6-27B instead"
+    assert "a model that list_models shows" in str(retirement_note("Qwen/Qwen3-32B"))
+    assert retirement_note("Qwen/Qwen3-8B") is None
+
+
+def test_no_replacement_is_retired_itself() -> None:
+    replacements = {entry.replacement for entry in load_catalog().models if entry.replacement}
+    assert all(catalog_entry(name) is not None and retirement_note(name) is None for name in replacements)

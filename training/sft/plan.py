@@ -73,7 +73,9 @@ def plan_sft(settings: Settings[SftConfig]) -> Plan[SftConfig]:
         tokens=tokens,
         capacity=capacity,
         cost=cost,
-        warnings=(*_warnings(config, counts, total_steps, capacity), *shared.precision_warnings(config)),
+        warnings=tuple(
+            dict.fromkeys((*_warnings(config, counts, total_steps, capacity), *shared.backend_warnings(config)))
+        ),
         sources=shared.contributions(
             config, mix, [part.tokens - part.rows for part in each], rows=round(epochs * counts.rows), cost=cost
         ),
