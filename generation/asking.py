@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -53,7 +54,8 @@ class Written:
         stop_reason: ``stop``, ``length``, ``refusal``.
         seed: The request's.
         model: The exact model that answered, in the service's words.
-        usage: Tokens of the request.
+        usage: Its tokens; those of the prompt count with the first sample of a request.
+        sample: Its place among the samples of one request, from 0.
         tries: Requests until an answer could be read.
     """
 
@@ -62,6 +64,7 @@ class Written:
     seed: int
     model: str
     usage: JudgeUsage
+    sample: int = 0
     tries: int = 1
 
     @property
@@ -101,19 +104,19 @@ class Asking:
         self._failures = 0
         self.unreadable = 0
         self._known = dict(map(_from_record, read_json_lines(folder / ANSWERS)))
-        for written in self._known.values():
-            ledger.wrote(writer.cost(written.usage), metered=writer.metered)
+        for answers in self._known.values():
+            self._count(answers)
         self._journal = LineJournal(folder / ANSWERS)
 
     @property
     def answered(self) -> int:
         """Answers so far, earlier attempts of the job included."""
-        return len(self._known)
+        return sum(map(len, self._known.values()))
 
     @property
     def usage(self) -> JudgeUsage:
         """Tokens of all of them."""
-        return sum((written.usage for written in self._known.values()), JudgeUsage())
+        return sum((each.usage for answers in self._known.values() for each in answers), JudgeUsage())
 
     async def text(self, number: int, part: str, messages: Sequence[Message], attempt: int = 1) -> Written:
         """One answer.
@@ -129,21 +132,45 @@ class Asking:
             CapReachedError: If it could pass the cap.
             ResearcherError: If no call can work, or too many in a row have failed.
         """
-        seed = seed_of(self._seed, number, part, attempt)
-        key = call_key([list(self._writer.identity), list(messages), seed])
+        (written,) = await self._request(messages, seed_of(self._seed, number, part, attempt), 1)
+        return written
+
+    async def samples(self, number: int, messages: Sequence[Message], count: int) -> list[Written]:
+        """Several answers to one conversation: in one request where the model's place takes it so, else one by one.
+
+        Raises:
+            Exception: As `text`. Where one request fails the others are awaited, since they are paid for.
+        """
+        if self._writer.samples_at_once:
+            return await self._request(messages, seed_of(self._seed, number, "samples", 1), count)
+        parts = [f"sample-{n}" for n in range(1, count + 1)]
+        found = await asyncio.gather(*[self.text(number, part, messages) for part in parts], return_exceptions=True)
+        failed = next((each for each in found if isinstance(each, BaseException)), None)
+        if failed is not None:
+            raise failed
+        return [each for each in found if isinstance(each, Written)]
+
+    async def _request(self, messages: Sequence[Message], seed: int, samples: int) -> list[Written]:
+        """The answers of one request: from the journal, or asked for now and written there in one line."""
+        key = call_key([list(self._writer.identity), list(messages), seed, samples])
         if key in self._known:
             return self._known[key]
-        if self._should_stop():
-            raise StoppedError
-        async with self._ledger.room(self._writer.most(messages)):
+        async with self._ledger.room(self._writer.most(messages, samples)):
             if self._should_stop():
                 raise StoppedError
-            reply = await self._reply(messages, seed)
-            written = Written(reply.text, _stop_reason(reply), seed, reply.model, reply.usage)
-            self._journal.append({"key": key, **asdict(written)})
-            self._known[key] = written
-            self._ledger.wrote(self._writer.cost(reply.usage), metered=self._writer.metered)
-        return written
+            replies = await self._replies(messages, seed, samples)
+            answers = [
+                Written(reply.text, _stop_reason(reply), seed, reply.model, reply.usage, n)
+                for n, reply in enumerate(replies)
+            ]
+            self._journal.append({"key": key, "answers": [asdict(each) for each in answers]})
+            self._known[key] = answers
+            self._count(answers)
+        return answers
+
+    def _count(self, answers: Sequence[Written]) -> None:
+        usd = sum(self._writer.cost(each.usage) for each in answers)
+        self._ledger.wrote(usd, metered=self._writer.metered)
 
     async def read(
         self, number: int, part: str, messages: Sequence[Message], reader: Callable[[str], T]
@@ -169,10 +196,10 @@ class Asking:
         """Make the journal durable."""
         self._journal.close()
 
-    async def _reply(self, messages: Sequence[Message], seed: int) -> Reply:
+    async def _replies(self, messages: Sequence[Message], seed: int, samples: int) -> list[Reply]:
         for attempt in (1, 2):
             try:
-                reply = await self._writer.write(messages, seed)
+                replies = await self._writer.write(messages, seed, samples)
             except JudgeCallError as error:
                 if not error.transient:
                     raise NotMadeError("not_answered", error.reason) from error
@@ -180,7 +207,7 @@ class Asking:
                     self._failed(error)
             else:
                 self._failures = 0
-                return reply
+                return replies
         raise LeftOpenError
 
     def _failed(self, error: JudgeCallError) -> None:
@@ -226,6 +253,7 @@ def _stop_reason(reply: Reply) -> str:
     return "length" if reply.stop_reason in _CUT else "refusal" if reply.stop_reason == "refusal" else "stop"
 
 
-def _from_record(record: Mapping[str, Any]) -> tuple[str, Written]:
-    fields = {name: value for name, value in record.items() if name not in {"key", "usage"}}
-    return str(record["key"]), Written(**fields, usage=JudgeUsage(**record["usage"]))
+def _from_record(record: Mapping[str, Any]) -> tuple[str, list[Written]]:
+    kept: list[dict[str, Any]] = record["answers"]
+    usages = [JudgeUsage(**each.pop("usage")) for each in kept]
+    return str(record["key"]), [Written(**each, usage=usage) for each, usage in zip(kept, usages, strict=True)]

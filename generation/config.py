@@ -50,6 +50,7 @@ _MODEL_FORMS = (
     "a base model, a job id, tinker://..., or a service: claude-... (Anthropic), openai:MODEL (any OpenAI-compatible "
     "endpoint)"
 )
+LEAST_PASSAGE = 200
 Positive = Annotated[int, Field(gt=0)]
 PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -71,7 +72,9 @@ class GenerationConfig(BaseModel):
     teacher_prompt: str | None = Field(None, min_length=1, description="distillation: what the teacher is told")
     teacher_prompt_file: str | None = Field(None, description="distillation: the same, from a text file")
     keep_thinking: bool = Field(False, description="distillation: the row keeps what stands before </think>")
-    passage_chars: Annotated[int, Field(ge=200, le=100_000)] = Field(2000, description="questions: of one passage")
+    passage_chars: Annotated[int, Field(ge=LEAST_PASSAGE, le=100_000)] = Field(
+        2000, description="questions: of one passage"
+    )
     questions_per_passage: Annotated[int, Field(ge=1, le=20)] = Field(3, description="questions: asked for at once")
     operations: tuple[Operation, ...] = Field(
         ("constrain", "deepen", "concretize", "reason"),

@@ -114,10 +114,12 @@ def ranges(text: str, size: int) -> list[tuple[int, int]]:
     """Ranges of characters that cover a text's words: cut between paragraphs, else sentences, else words."""
     packed: list[tuple[int, int]] = []
     for start, end in _pieces(text, 0, len(text), size, 0):
-        if packed and (end - packed[-1][0] <= size or end - start < size * _SMALL):
+        if packed and end - packed[-1][0] <= size:
             packed[-1] = (packed[-1][0], end)
         else:
             packed.append((start, end))
+    if len(packed) > 1 and packed[-1][1] - packed[-1][0] < size * _SMALL:
+        packed[-2:] = [(packed[-2][0], packed[-1][1])]
     return [(a, b) for a, b in packed if _WORD.search(text, a, b)]
 
 

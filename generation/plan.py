@@ -23,7 +23,7 @@ from ..judges.judge_catalog import JudgeRef, Price, judge_price
 from ..judges.prompt import EvalItem
 from ..judges.services import CallLimits, service_judge
 from ..models.model_ref import resolve_model
-from .config import GenerationConfig
+from .config import LEAST_PASSAGE, GenerationConfig
 from .documents import document_files
 from .jury import VERDICT_TOKENS, prompter_of
 from .recipe import Recipe
@@ -44,7 +44,7 @@ class GenerationPlan:
     Attributes:
         settings: The config with absolute paths and every null derived.
         tasks: Sources that rows are made of: the job's length.
-        requests: Requests to the model, where every answer can be read.
+        answers: Answers of the model, where every one can be read.
         judge_calls: Questions to the judge at most.
         cost: What all of it will cost, as a range; ``usage`` are the expected tokens on the backend.
         service_tokens: Expected tokens in and out of the writing service; 0 and 0 where a backend writes.
@@ -56,7 +56,7 @@ class GenerationPlan:
 
     settings: Settings[GenerationConfig]
     tasks: int
-    requests: int
+    answers: int
     judge_calls: int
     cost: CostEstimate
     service_tokens: tuple[int, int]
@@ -91,7 +91,7 @@ def plan_generation(settings: Settings[GenerationConfig], *, bases: Mapping[str,
     return GenerationPlan(
         settings=settings,
         tasks=len(recipe.tasks),
-        requests=work.requests,
+        answers=work.answers,
         judge_calls=work.judge_calls,
         cost=work.cost(),
         service_tokens=work.tokens(_EXPECTED) if service else (0, 0),
@@ -185,7 +185,8 @@ def _with_room(settings: Settings[GenerationConfig], recipe: Recipe) -> tuple[Se
     except ConfigError as error:
         if settings.config.recipe != "questions":
             raise
-        fix = f"Lower passage_chars (now {settings.config.passage_chars:,})"
+        size = settings.config.passage_chars
+        fix = f"Lower passage_chars (now {size:,})" if size > LEAST_PASSAGE else "Use a model with a longer context"
         raise ConfigError(error.problem, where=error.where, fix=fix) from error
 
 
@@ -197,8 +198,8 @@ class _Work:
         config: The resolved settings.
         told: Tokens of the requests to the model, where every answer can be read.
         shortest: Tokens of the shortest first request.
-        requests: Their number.
-        per_task: Requests for one task.
+        answers: Answers to them.
+        per_task: Answers for one task.
         judge_calls: Questions to the judge at most.
         calls_per_task: Those on one task.
         judge_told: Tokens of one question to the judge.
@@ -207,7 +208,7 @@ class _Work:
     config: GenerationConfig
     told: int
     shortest: int
-    requests: int
+    answers: int
     per_task: int
     judge_calls: int
     calls_per_task: int
@@ -220,10 +221,11 @@ class _Work:
         calls, judge_told = _judging(config, recipe)
         return cls(
             config,
-            told=sum(openings) * recipe.requests,
+            # Samples of one prompt are one request on a backend, which is told the prompt once.
+            told=sum(openings) * (1 if config.recipe == "preferences" and not config.service else recipe.answers),
             shortest=min(openings),
-            requests=len(openings) * recipe.requests,
-            per_task=recipe.requests,
+            answers=len(openings) * recipe.answers,
+            per_task=recipe.answers,
             judge_calls=calls * len(openings),
             calls_per_task=calls,
             judge_told=judge_told,
@@ -231,7 +233,7 @@ class _Work:
 
     def tokens(self, share: float, *, tries: int = 1) -> tuple[int, int]:
         """Tokens in and out, with answers of this share of what they may have."""
-        return self.told * tries, round(self.requests * self.config.max_response_tokens * share) * tries
+        return self.told * tries, round(self.answers * self.config.max_response_tokens * share) * tries
 
     def cost(self) -> CostEstimate:
         """US dollars of writing and judging; None where a price is unknown."""

@@ -6,7 +6,6 @@ each in both orders, since a judge's preference for a place is undone by nothing
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from ..core.errors import DataError
@@ -26,7 +25,7 @@ class Preferences(Recipe):
 
     def load(self) -> Sequence[Task]:
         """Read the prompts, with references where the judge compares with them (see `Recipe.load`)."""
-        self.requests = self.config.samples_per_prompt
+        self.answers = self.config.samples_per_prompt
         tasks = row_tasks(self.config)
         judge = self.config.judge
         without = next((task for task in tasks if task.item.reference is None), None)
@@ -43,8 +42,7 @@ class Preferences(Recipe):
 
     async def make(self, task: Task, ask: Asking, judge: Ranks | None) -> Sequence[Draft]:
         """The pair of a prompt, or why there is none (see `Recipe.make`)."""
-        parts = [f"sample-{n}" for n in range(1, self.config.samples_per_prompt + 1)]
-        samples = await _all(ask, task, parts)
+        samples = await ask.samples(task.number, self.opening(task), self.config.samples_per_prompt)
         answers = self._usable(samples)
         first = samples[0]
         if len(answers) < 2:
@@ -74,18 +72,14 @@ class Preferences(Recipe):
             task.item.prompt_text,
             f"{chosen.answer}\0{rejected.answer}",
             chosen,
-            facts={**judged, "pairs_undecided": ranked.undecided, "rejected_seed": rejected.seed},
+            facts={
+                **judged,
+                "pairs_undecided": ranked.undecided,
+                "rejected_seed": rejected.seed,
+                "rejected_sample": rejected.sample,
+            },
         )
 
     def _without(self, task: Task, written: Written, fault: str) -> Draft:
         row = {"prompt": task.item.prompt_text}
         return Draft(row, task.item.prompt_text, written.answer, written, fault=fault)
-
-
-async def _all(ask: Asking, task: Task, parts: Sequence[str]) -> list[Written]:
-    """The samples of a prompt, side by side; where one fails, the others are awaited, since they are paid for."""
-    found = await asyncio.gather(*[ask.text(task.number, p, task.item.messages) for p in parts], return_exceptions=True)
-    failed = next((each for each in found if isinstance(each, BaseException)), None)
-    if failed is not None:
-        raise failed
-    return [each for each in found if isinstance(each, Written)]

@@ -36,13 +36,13 @@ class Recipe(ABC):
         tasks: What rows are made of, one after the other.
         warnings: What to know of the sources before starting.
         template_hash: Tells wordings apart.
-        requests: Requests for one task, where every answer can be read.
+        answers: Answers of the model for one task, where every one can be read.
         compares_prompts: Whether it makes prompts, so that the same prompt twice is a duplicate.
         next_call: The call that reads the rows, with ``{rows}`` for their file.
     """
 
     template_hash: str
-    requests: int = 1
+    answers: int = 1
     compares_prompts: bool = False
     next_call: str = "start_sft(overrides={{'train_file': '{rows}', 'base_model': ...}})"
 

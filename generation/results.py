@@ -100,7 +100,7 @@ def provenance(config: GenerationConfig, recipe: Recipe, task: Task, draft: Draf
     made: dict[str, Any] = {"recipe": config.recipe}
     written = draft.written
     if written is not None:
-        made |= {"model": config.model, "seed": written.seed, "tries": written.tries}
+        made |= {"model": config.model, "seed": written.seed, "sample": written.sample, "tries": written.tries}
         made |= {"served_model": written.model} if config.service else {"base_model": config.base_model}
         made["sampling"] = {"max_tokens": config.max_response_tokens, "temperature": config.temperature}
     return {**made, "prompt_hash": recipe.template_hash, "source": dict(task.source), **draft.facts}

@@ -33,7 +33,7 @@ class Rewrites(Recipe):
                 raise DataError("this row has no answer to keep", where=where, fix='Add "answer", or answers: model')
         if self.config.answers == "none":
             self.next_call = "start_generation(overrides={{'recipe': 'distillation', 'prompts': '{rows}', ...}})"
-        self.requests = 2 if self.config.answers == "model" else 1
+        self.answers = 2 if self.config.answers == "model" else 1
         each = [(task, operation) for task in rows for operation in self.config.operations]
         return [replace(task, number=n, operation=operation) for n, (task, operation) in enumerate(each)]
 

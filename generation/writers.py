@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # Of a message's role and its ends in a chat template.
 _MARKUP_TOKENS = 8
+_BYTES_PER_TOKEN = 3
 
 
 class Writer(ABC):
@@ -31,11 +32,13 @@ class Writer(ABC):
         identity: Everything besides conversation and seed that decides its answers.
         price: Per million tokens; None where it is free or not known.
         metered: Whether the backend's meter counts its tokens.
+        samples_at_once: Whether one request gives several samples, so that its prompt is paid once.
     """
 
     identity: Sequence[Any]
     price: Price | None
     metered: bool
+    samples_at_once: bool
 
     def __init__(self, config: GenerationConfig) -> None:
         self._max_tokens = config.max_response_tokens
@@ -50,8 +53,8 @@ class Writer(ABC):
         """
 
     @abstractmethod
-    async def write(self, messages: Sequence[Message], seed: int) -> Reply:
-        """Answer a conversation.
+    async def write(self, messages: Sequence[Message], seed: int, samples: int = 1) -> list[Reply]:
+        """Answer a conversation, several times where `samples_at_once`; the first reply's usage has the prompt.
 
         Raises:
             JudgeCallError: If this call failed and others may not.
@@ -69,9 +72,13 @@ class Writer(ABC):
         cached = usage.cache_read_tokens * table.cache_read_share + usage.cache_write_tokens * table.cache_write_share
         return self.price.cost(usage.input_tokens + cached, usage.output_tokens)
 
-    def most(self, messages: Sequence[Message]) -> float:
-        """US dollars that an answer can cost: as many tokens as it may have, after a prompt of this length."""
-        return self.cost(JudgeUsage(prompt_tokens(messages), self._max_tokens))
+    def most(self, messages: Sequence[Message], samples: int = 1) -> float:
+        """US dollars that a request can cost: as many tokens as answers may have, after a prompt of this length."""
+        return self.cost(JudgeUsage(self.most_tokens(messages), samples * self._max_tokens))
+
+    def most_tokens(self, messages: Sequence[Message]) -> int:
+        """Tokens that a conversation has at most, by its bytes: other scripts have a token for every character."""
+        return sum(len(m["content"].encode("utf-8", "replace")) // _BYTES_PER_TOKEN + _MARKUP_TOKENS for m in messages)
 
 
 def prompt_tokens(messages: Sequence[Message]) -> int:
@@ -83,6 +90,7 @@ class BackendWriter(Writer):
     """A base model or checkpoint on a Tinker backend, the embedded engine among them."""
 
     metered = True
+    samples_at_once = True
 
     def __init__(self, config: GenerationConfig, connect: Connect) -> None:
         """Find the model and its chat format.
@@ -106,6 +114,10 @@ class BackendWriter(Writer):
         self.identity = [*place, self._weights, self._renderer.name, config.max_response_tokens, config.temperature]
         self.price = backend_price(config.backend, base)
 
+    def most_tokens(self, messages: Sequence[Message]) -> int:
+        """Tokens of a conversation, counted."""
+        return len(self._renderer.generation_prompt(messages))
+
     async def check(self) -> None:
         """Open a session for the weights (see `Writer.check`)."""
         from ..backends.sampling_client import open_sampler
@@ -113,8 +125,8 @@ class BackendWriter(Writer):
         with backend_errors(self._backend):
             self._sampler = await open_sampler(self._backend, self._weights)
 
-    async def write(self, messages: Sequence[Message], seed: int) -> Reply:
-        """Sample one answer (see `Writer.write`)."""
+    async def write(self, messages: Sequence[Message], seed: int, samples: int = 1) -> list[Reply]:
+        """Sample in one request (see `Writer.write`)."""
         import tinker
 
         assert self._sampler is not None, "check opens it"
@@ -124,21 +136,25 @@ class BackendWriter(Writer):
         )
         try:
             with backend_errors(self._backend):
-                (sequence,) = await self._sampler.sample(tinker.ModelInput.from_ints(prompt), 1, params)
+                sequences = await self._sampler.sample(tinker.ModelInput.from_ints(prompt), samples, params)
         except BackendError as error:
             # The backend answers and refuses this one request, for example because it exceeds the model's context.
             if isinstance(error.__cause__, tinker.RequestFailedError):
                 raise JudgeCallError(str(error.problem)[:200], transient=False) from error
             raise
-        text = self._renderer.decode(sequence.tokens)
-        usage = JudgeUsage(len(prompt), len(sequence.tokens))
-        return Reply(None, text, str(sequence.stop_reason), self._weights, usage)
+        replies: list[Reply] = []
+        for sequence in sequences:
+            usage = JudgeUsage(0 if replies else len(prompt), len(sequence.tokens))
+            text = self._renderer.decode(sequence.tokens)
+            replies.append(Reply(None, text, str(sequence.stop_reason), self._weights, usage))
+        return replies
 
 
 class ServiceWriter(Writer):
     """A model of Anthropic or behind an OpenAI-compatible endpoint."""
 
     metered = False
+    samples_at_once = False
 
     def __init__(self, config: GenerationConfig, ref: JudgeRef) -> None:
         """Make the client.
@@ -157,9 +173,10 @@ class ServiceWriter(Writer):
         """Look the model up with the key at hand (see `Writer.check`)."""
         await self._model.check()
 
-    async def write(self, messages: Sequence[Message], seed: int) -> Reply:
+    async def write(self, messages: Sequence[Message], seed: int, samples: int = 1) -> list[Reply]:
         """Ask for one answer (see `Writer.write`)."""
-        return await self._model.write(messages, temperature=self._temperature, seed=seed)
+        assert samples == 1, "a service is asked for one at a time"
+        return [await self._model.write(messages, temperature=self._temperature, seed=seed)]
 
     async def close(self) -> None:
         """Close connections."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Generation(Planned):
-    """A planned or started generation. plan: sources, requests, judge calls, cost, config, warnings."""
+    """A planned or started generation. plan: sources, answers, judge calls, cost, config, warnings."""
 
 
 async def start_generation(
@@ -60,7 +60,7 @@ async def start_generation(
 def _facts(plan: GenerationPlan) -> dict[str, Any]:
     return {
         "sources": plan.tasks,
-        "requests": plan.requests,
+        "answers": plan.answers,
         "judge_calls": plan.judge_calls,
         "service_tokens": list(plan.service_tokens),
         "cost": Cost.of(plan.cost).model_dump(),
@@ -75,7 +75,7 @@ def _lines(plan: GenerationPlan) -> list[str]:
     told, said = (usage.prefill, usage.sample) if usage.sample else plan.service_tokens
     lines = [
         f"Recipe {config.recipe}, written by {named(short_name(config.model))}.",
-        f"{plan.tasks:,} sources, {plan.requests:,} requests{judged}.",
+        f"{plan.tasks:,} sources, {plan.answers:,} answers{judged}.",
         f"About {told:,} tokens to read and {said:,} to write. Cost: {Cost.of(plan.cost).text}.",
     ]
     return [*lines, *(f"Warning: {warning}." for warning in plan.warnings)]
