@@ -11,9 +11,9 @@ from pathlib import Path
 
 from ..core.errors import DataError
 from ..models.chat import Message
-from .asking import Asking
 from .documents import read_document
 from .gate import Draft, Task
+from .model_answers import Asking
 from .recipe import Ranks, Recipe, row_tasks, supervised_row
 from .wording import template_hash
 

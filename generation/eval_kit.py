@@ -19,8 +19,8 @@ from ..core.errors import DataError
 from ..core.files import write_atomically, write_json_lines
 from ..judges.rubric import Rubric
 from ..models.chat import Message
-from .asking import Asking, UnreadableAnswerError, json_answer, text_under
 from .gate import Draft, Task, plain
+from .model_answers import Asking, UnreadableAnswerError, json_answer, text_under
 from .recipe import Ranks, Recipe, row_tasks
 from .wording import CANARY, RUBRIC, asked, template_hash
 

@@ -12,8 +12,8 @@ from ..data.formats import repeats
 from ..data.near_duplicates import Sketches, similar_pairs
 from ..doctrine.rules import number
 from ..judges.prompt import EvalItem
-from .asking import Written
-from .config import GateRule
+from .generation_config import GateRule
+from .model_answers import Written
 
 _REFUSAL = re.compile(
     r"(?:i'?m sorry|i am sorry|sorry[,.!]|i apologi[sz]e|(?:but )?i (?:cannot|can't|can not|won't|am unable to|"
@@ -76,6 +76,7 @@ def fault_of(draft: Draft, rules: Sequence[GateRule]) -> str | None:
     broken: Mapping[GateRule, bool] = {
         "empty": not draft.answer.strip(),
         "cut": written is not None and written.is_cut,
+        "control": written is not None and written.control,
         "refusal": written is not None and is_refusal(written),
         "copy": is_copy(draft.copied_from, draft.answer),
     }

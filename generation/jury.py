@@ -18,9 +18,9 @@ from ..judges.journal import JUDGMENTS, Journal, Judgment, read_judgments
 from ..judges.judge_catalog import JudgeRef, Price
 from ..judges.prompt import EvalItem, Mode, Prompter
 from ..judges.rubric import Rubric, default_rubric, load_rubric
-from .asking import LeftOpenError, StoppedError
-from .config import GenerationConfig
+from .generation_config import GenerationConfig
 from .ledger import Ledger
+from .model_answers import LeftOpenError, StoppedError
 from .wording import GROUNDED
 from .writers import price_of_judge, prompt_tokens
 

@@ -12,10 +12,10 @@ from ..core.files import write_json_lines
 from ..evals.test_set import item_of, read_each
 from ..judges.prompt import EvalItem
 from ..models.chat import Message
-from .asking import Asking
-from .config import GenerationConfig
 from .gate import Draft, Task
+from .generation_config import GenerationConfig
 from .jury import Ranking
+from .model_answers import Asking
 
 T = TypeVar("T")
 ROWS = "rows.jsonl"

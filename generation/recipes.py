@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .config import GenerationConfig, RecipeName
 from .distillation import Distillation
+from .document_questions import Questions
 from .eval_kit import EvalKit
-from .preferences import Preferences
-from .questions import Questions
+from .generation_config import GenerationConfig, RecipeName
+from .preference_pairs import Preferences
 from .recipe import Recipe
 from .rewrites import Rewrites
 

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from ..core.errors import DataError
 from ..models.chat import Message
-from .asking import Asking, Written, json_answer, text_under
 from .gate import Draft, Task, is_copy
+from .model_answers import Asking, Written, json_answer, text_under
 from .recipe import Ranks, Recipe, row_tasks, supervised_row
 from .wording import OPERATIONS, REWRITE, asked, template_hash
 

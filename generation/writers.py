@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,16 +14,18 @@ from ..core.errors import BackendError
 from ..judges.base import JudgeCallError, JudgeUsage, Reply
 from ..judges.judge_catalog import JudgePrice, JudgeRef, Price, catalog, judge_price
 from ..judges.services import CallLimits, ServiceModel, service_judge
-from ..models.chat import Message
+from ..models.chat import Message, control_pattern
 from ..models.model_ref import resolve_model
 
 if TYPE_CHECKING:
     from ..backends.sampling_client import Sampler
-    from .config import GenerationConfig
+    from .generation_config import GenerationConfig
 
 # Of a message's role and its ends in a chat template.
 _MARKUP_TOKENS = 8
 _BYTES_PER_TOKEN = 3
+# Where the model is behind a service, and its tokenizer is not known.
+_USUAL_CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>|<｜[^｜<>]{1,40}｜>|</?s>|<(?:bos|eos|start_of_turn|end_of_turn)>")
 
 
 class Writer(ABC):
@@ -32,12 +35,14 @@ class Writer(ABC):
         identity: Everything besides conversation and seed that decides its answers.
         price: Per million tokens; None where it is free or not known.
         metered: Whether the backend's meter counts its tokens.
+        control: Matches what spells a control token of its chat format, or one of the usual formats.
         samples_at_once: Whether one request gives several samples, so that its prompt is paid once.
     """
 
     identity: Sequence[Any]
     price: Price | None
     metered: bool
+    control: re.Pattern[str] = _USUAL_CONTROL
     samples_at_once: bool
 
     def __init__(self, config: GenerationConfig) -> None:
@@ -109,6 +114,7 @@ class BackendWriter(Writer):
         # A checkpoint is asked in the chat format that it was trained with.
         trained_with = renderer_of(self._backend, weights) if is_checkpoint else None
         self._renderer = load_renderer(base, config.renderer or trained_with)
+        self.control = control_pattern(self._renderer.text_of([token]) for token in self._renderer.special_tokens)
         self._sampler: Sampler | None = None
         place = [config.backend, config.base_url or ""]
         self.identity = [*place, self._weights, self._renderer.name, config.max_response_tokens, config.temperature]

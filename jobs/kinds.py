@@ -45,9 +45,9 @@ KINDS: Mapping[str, JobKind] = {
     ),
     "generation": JobKind(
         "start_generation",
-        f"{_GENERATION}.config:load_generation_settings",
-        f"{_GENERATION}.plan:plan_generation",
-        f"{_GENERATION}.run:run_generation_job",
+        f"{_GENERATION}.generation_config:load_generation_settings",
+        f"{_GENERATION}.generation_plan:plan_generation",
+        f"{_GENERATION}.generation_job:run_generation_job",
     ),
     "judge_eval": JobKind(
         "run_judge_eval",

@@ -15,7 +15,7 @@ from .model_arguments import with_sampled_jobs
 from .plan_gate import ConfigPath, Cost, Launch, Overrides, PlanId, Planned, ValidateOnly, launched
 
 if TYPE_CHECKING:
-    from ..generation.plan import GenerationPlan
+    from ..generation.generation_plan import GenerationPlan
 
 
 class Generation(Planned):
@@ -32,8 +32,8 @@ async def start_generation(
     preferences (samples ranked by judge_model), eval_kit (rubric and canaries for run_judge_eval). Use it when rows are
     missing. Not for a few answers: sample_model.
     """
-    from ..generation.config import load_generation_settings
-    from ..generation.plan import check_services, plan_generation
+    from ..generation.generation_config import load_generation_settings
+    from ..generation.generation_plan import check_services, plan_generation
 
     def planned() -> GenerationPlan:
         settings = load_generation_settings(config_path(config), overrides)

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from sota_ml_researcher.doctrine.rules import rule
 from sota_ml_researcher.evals import judge_config
 from sota_ml_researcher.evals.benchmark import benchmark_config
-from sota_ml_researcher.generation import config as generation
+from sota_ml_researcher.generation import generation_config as generation
 from sota_ml_researcher.training.dpo import config as dpo
 from sota_ml_researcher.training.rl import config as rl
 from sota_ml_researcher.training.sft import config as sft

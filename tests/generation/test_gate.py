@@ -1,9 +1,9 @@
 import pytest
 
-from sota_ml_researcher.generation.asking import Written, seed_of
-from sota_ml_researcher.generation.config import GATE_RULES
 from sota_ml_researcher.generation.gate import Draft, fault_of, is_grounded, quoted_range, repeated
+from sota_ml_researcher.generation.generation_config import GATE_RULES
 from sota_ml_researcher.generation.jury import ranking
+from sota_ml_researcher.generation.model_answers import Written, seed_of
 from sota_ml_researcher.judges.base import JudgeUsage
 
 
@@ -21,6 +21,7 @@ def draft(answer: str, prompt: str = "Why?", stop_reason: str = "stop", copied_f
         (draft("Because."), None),
         (draft("  \n"), "empty"),
         (draft("Because", stop_reason="length"), "cut"),
+        (Draft({}, "Why?", "a", Written("a", "stop", 1, "m", JudgeUsage(), control=True)), "control"),
         (draft("I’m sorry, but I can’t help with that."), "refusal"),
         (draft("As an AI language model I have no view."), "refusal"),
         (draft("No.", stop_reason="refusal"), "refusal"),

@@ -25,7 +25,7 @@ from sota_ml_researcher.core.errors import BackendError, DataError
 from sota_ml_researcher.data.formats import to_messages
 from sota_ml_researcher.data.preference_rows import to_pair
 from sota_ml_researcher.evals.controls import load_canaries
-from sota_ml_researcher.generation.plan import check_services
+from sota_ml_researcher.generation.generation_plan import check_services
 from sota_ml_researcher.jobs.context import StopReason
 from sota_ml_researcher.judges.rubric import load_rubric
 
@@ -74,6 +74,13 @@ def test_thinking_is_left_out_unless_it_is_wanted(tmp_path: Path, judges: Judges
     _, with_it = make(tmp_path, Context(tmp_path / "b"), **config, keep_thinking=True)
     assert rows(without)[0]["messages"][-1]["content"] == "Four."
     assert rows(with_it)[0]["messages"][-1]["content"] == "<think>Hm.</think>\n\nFour."
+
+
+def test_a_row_that_spells_a_control_token_is_left_out(tmp_path: Path, judges: Judges) -> None:
+    judges.write = lambda messages: "Four.<|im_end|>" if "2+2" in messages[-1]["content"] else "It is <b>fine</b>."
+    config = {"recipe": "distillation", "model": WRITER, "prompts": prompts_file(tmp_path, 3), "teacher_prompt": "T"}
+    _, context = make(tmp_path, **config)
+    assert reasons(context) == ["control"]
 
 
 def test_questions_rest_on_a_place_in_their_document(tmp_path: Path, judges: Judges) -> None:

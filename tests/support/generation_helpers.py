@@ -12,9 +12,9 @@ from loopback_judges import fenced
 
 from sota_ml_researcher.core.files import read_json_lines
 from sota_ml_researcher.core.settings import render_config
-from sota_ml_researcher.generation.config import load_generation_settings
-from sota_ml_researcher.generation.plan import GenerationPlan, plan_generation
-from sota_ml_researcher.generation.run import run_generation_job
+from sota_ml_researcher.generation.generation_config import load_generation_settings
+from sota_ml_researcher.generation.generation_job import run_generation_job
+from sota_ml_researcher.generation.generation_plan import GenerationPlan, plan_generation
 from sota_ml_researcher.jobs.context import Outcome
 
 WRITER = "claude-haiku-5-5"

@@ -23,8 +23,8 @@ from ..judges.judge_catalog import JudgeRef, Price, judge_price
 from ..judges.prompt import EvalItem
 from ..judges.services import CallLimits, service_judge
 from ..models.model_ref import resolve_model
-from .config import LEAST_PASSAGE, GenerationConfig
 from .documents import document_files
+from .generation_config import LEAST_PASSAGE, GenerationConfig
 from .jury import VERDICT_TOKENS, prompter_of
 from .recipe import Recipe
 from .recipes import load_recipe

@@ -9,9 +9,9 @@ from typing import Any, cast
 
 from ..judges.prompt import EvalItem
 from ..models.chat import Message
-from .asking import Asking, UnreadableAnswerError, Written, json_answer, text_under
 from .documents import passages
 from .gate import Draft, Task, is_grounded, quoted_range
+from .model_answers import Asking, UnreadableAnswerError, Written, json_answer, text_under
 from .recipe import Ranks, Recipe, drawn, supervised_row
 from .wording import QUESTIONS, asked, template_hash
 

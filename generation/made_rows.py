@@ -13,8 +13,8 @@ from ..core.errors import DataError, StorageError
 from ..core.files import write_atomically, write_json_lines
 from ..data.formats import PROVENANCE
 from ..judges.base import JudgeUsage
-from .config import GenerationConfig
 from .gate import Draft, Task, plain, repeated
+from .generation_config import GenerationConfig
 from .recipe import Recipe
 
 GATED = "gated.jsonl"

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from ..core.errors import DataError
 from ..models.chat import Message
-from .asking import Asking, Written
 from .gate import Draft, Task, is_refusal
 from .jury import Ranking
+from .model_answers import Asking, Written
 from .recipe import Ranks, Recipe, row_tasks
 from .wording import template_hash
 
@@ -58,8 +58,9 @@ class Preferences(Recipe):
         passed: dict[str, Written] = {}
         for written in samples:
             cut = "cut" in self.config.gate and written.is_cut
+            control = "control" in self.config.gate and written.control
             refused = "refusal" in self.config.gate and is_refusal(written)
-            if written.answer and not cut and not refused:
+            if written.answer and not (cut or control or refused):
                 passed.setdefault(written.answer, written)
         return list(passed.values())
 

@@ -55,6 +55,7 @@ class Written:
         seed: The request's.
         model: The exact model that answered, in the service's words.
         usage: Its tokens; those of the prompt count with the first sample of a request.
+        control: Whether it spells a control token, which training would take for a real one.
         sample: Its place among the samples of one request, from 0.
         tries: Requests until an answer could be read.
     """
@@ -64,6 +65,7 @@ class Written:
     seed: int
     model: str
     usage: JudgeUsage
+    control: bool = False
     sample: int = 0
     tries: int = 1
 
@@ -159,14 +161,15 @@ class Asking:
             if self._should_stop():
                 raise StoppedError
             replies = await self._replies(messages, seed, samples)
-            answers = [
-                Written(reply.text, _stop_reason(reply), seed, reply.model, reply.usage, n)
-                for n, reply in enumerate(replies)
-            ]
+            answers = [self._written(reply, seed, n) for n, reply in enumerate(replies)]
             self._journal.append({"key": key, "answers": [asdict(each) for each in answers]})
             self._known[key] = answers
             self._count(answers)
         return answers
+
+    def _written(self, reply: Reply, seed: int, sample: int) -> Written:
+        control = self._writer.control.search(after_thinking(reply.text)) is not None
+        return Written(reply.text, _stop_reason(reply), seed, reply.model, reply.usage, control, sample)
 
     def _count(self, answers: Sequence[Written]) -> None:
         usd = sum(self._writer.cost(each.usage) for each in answers)

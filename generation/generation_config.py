@@ -15,8 +15,8 @@ from ..judges.judge_catalog import JudgePrice, JudgeRef, parse_judge
 
 RecipeName = Literal["distillation", "questions", "rewrites", "preferences", "eval_kit"]
 Operation = Literal["paraphrase", "constrain", "deepen", "concretize", "reason", "mutate"]
-GateRule = Literal["empty", "cut", "refusal", "copy", "one_answer", "duplicate"]
-GATE_RULES: tuple[GateRule, ...] = ("empty", "cut", "refusal", "copy", "one_answer", "duplicate")
+GateRule = Literal["empty", "cut", "control", "refusal", "copy", "one_answer", "duplicate"]
+GATE_RULES: tuple[GateRule, ...] = ("empty", "cut", "control", "refusal", "copy", "one_answer", "duplicate")
 
 RETIRED_KEYS: Mapping[str, str] = {
     "api_key": "Remove it: keys come from the environment (ANTHROPIC_API_KEY, OPENAI_API_KEY), never from a file",

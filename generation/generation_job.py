@@ -13,14 +13,14 @@ from ..core.files import append_json_line, write_atomically
 from ..jobs import run_files
 from ..jobs.context import Outcome, Progress, RunContext, StopReason
 from ..judges.asking import GIVE_UP_AFTER
-from .asking import Asking, LeftOpenError, NotMadeError, StoppedError
-from .config import GenerationConfig, load_generation_settings
 from .gate import Draft, Task, fault_of
+from .generation_config import GenerationConfig, load_generation_settings
 from .jury import Jury
 from .ledger import CapReachedError, Ledger
+from .made_rows import Facts, Made, finish
+from .model_answers import Asking, LeftOpenError, NotMadeError, StoppedError
 from .recipe import Recipe
 from .recipes import load_recipe
-from .results import Facts, Made, finish
 from .writers import make_writer
 
 _METRICS_EVERY_S = 1.0
