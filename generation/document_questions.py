@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from ..core.foreign_text import named
 from ..judges.prompt import EvalItem
 from ..models.chat import Message
 from .documents import passages
@@ -26,7 +27,9 @@ class Questions(Recipe):
         """Read the documents (see `Recipe.load`)."""
         found, without = passages(Path(str(self.config.documents)), self.config.passage_chars)
         if without:
-            self.warnings.append(f"{len(without)} documents hold no words and are left out, the first: {without[0]}")
+            self.warnings.append(
+                f"{len(without)} documents hold no words and are left out, the first: {named(without[0])}"
+            )
         tasks: list[Task] = []
         for number, passage in enumerate(drawn(found, self.config)):
             turn = Message(role="user", content=passage.text)

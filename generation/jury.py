@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..backends.connection import Backend, Connect
 from ..core.errors import BackendError
+from ..core.foreign_text import foreign
 from ..core.names import BackendName
 from ..evals.inputs import make_judge
 from ..judges.asking import GIVE_UP_AFTER, Call, CallKind, Judging, Spending, call_key
@@ -169,7 +170,7 @@ class Jury:
         if len(self._known) >= GIVE_UP_AFTER and all(j.unscored for j in self._known.values()):
             raise BackendError(
                 f"the judge {self._judge.name} gave no readable verdict on its first {len(self._known)} questions, "
-                f"the last: {judgment.unscored}",
+                f"the last: {foreign(judgment.unscored)}",
                 fix="Use another judge_model; judgments.jsonl holds what it said",
             )
 

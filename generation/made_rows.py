@@ -15,6 +15,7 @@ from ..data.formats import PROVENANCE
 from ..judges.base import JudgeUsage
 from .gate import Draft, Task, plain, repeated
 from .generation_config import GenerationConfig
+from .jury import prompter_of
 from .recipe import Recipe
 
 GATED = "gated.jsonl"
@@ -103,7 +104,9 @@ def provenance(config: GenerationConfig, recipe: Recipe, task: Task, draft: Draf
         made |= {"model": config.model, "seed": written.seed, "sample": written.sample, "tries": written.tries}
         made |= {"served_model": written.model} if config.service else {"base_model": config.base_model}
         made["sampling"] = {"max_tokens": config.max_response_tokens, "temperature": config.temperature}
-    return {**made, "prompt_hash": recipe.template_hash, "source": dict(task.source), **draft.facts}
+    made |= {"prompt_hash": recipe.template_hash} if recipe.template_hash else {}
+    made |= {"judge_prompt_hash": prompter_of(config).prompt_hash} if "judge" in draft.facts else {}
+    return {**made, "source": dict(task.source), **draft.facts}
 
 
 def _left_out(config: GenerationConfig, recipe: Recipe, made: Made, repeats: Mapping[int, str]) -> list[dict[str, Any]]:

@@ -7,9 +7,10 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from ..core.errors import BackendError
+from ..core.foreign_text import foreign
 from ..core.files import LineJournal, read_json_lines
 from ..judges.asking import GIVE_UP_AFTER, call_key
 from ..judges.base import JudgeCallError, JudgeUsage, Reply
@@ -169,7 +170,7 @@ class Asking:
 
     def _written(self, reply: Reply, seed: int, sample: int) -> Written:
         control = self._writer.control.search(after_thinking(reply.text)) is not None
-        return Written(reply.text, _stop_reason(reply), seed, reply.model, reply.usage, control, sample)
+        return Written(_encodable(reply.text), _stop_reason(reply), seed, reply.model, reply.usage, control, sample)
 
     def _count(self, answers: Sequence[Written]) -> None:
         usd = sum(self._writer.cost(each.usage) for each in answers)
@@ -217,7 +218,7 @@ class Asking:
         self._failures += 1
         if self._failures >= GIVE_UP_AFTER:
             raise BackendError(
-                f"{GIVE_UP_AFTER} requests in a row have failed, the last: {error.reason}",
+                f"{GIVE_UP_AFTER} requests in a row have failed, the last: {foreign(error.reason)}",
                 fix="resume_job asks again for what is missing, and for nothing else",
             ) from error
 
@@ -235,9 +236,20 @@ def json_answer(text: str) -> dict[str, Any]:
         UnreadableAnswerError: If there is none.
     """
     try:
-        return last_json_object(text)
+        return _encodable(last_json_object(text))
     except UnreadableVerdictError as error:
         raise UnreadableAnswerError(str(error)) from error
+
+
+def _encodable(value: Any) -> Any:
+    """The same text, list or mapping without halves of surrogate pairs, which no file takes."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, list):
+        return [_encodable(each) for each in cast("list[Any]", value)]
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(each) for key, each in cast("dict[str, Any]", value).items()}
+    return value
 
 
 def text_under(fields: Mapping[str, Any], key: str) -> str:

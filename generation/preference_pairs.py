@@ -14,13 +14,11 @@ from .gate import Draft, Task, is_refusal
 from .jury import Ranking
 from .model_answers import Asking, Written
 from .recipe import Ranks, Recipe, row_tasks
-from .wording import template_hash
 
 
 class Preferences(Recipe):
     """One pair of a prompt: the answer that won most often, and the weakest of those it won against."""
 
-    template_hash = template_hash("")
     next_call = "start_dpo(overrides={{'train_file': '{rows}', 'base_model': ...}})"
 
     def load(self) -> Sequence[Task]:

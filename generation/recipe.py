@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from ..core.files import write_json_lines
+from ..data.row_turns import encodable
 from ..evals.test_set import item_of, read_each
 from ..judges.prompt import EvalItem
 from ..models.chat import Message
@@ -35,13 +36,13 @@ class Recipe(ABC):
     Attributes:
         tasks: What rows are made of, one after the other.
         warnings: What to know of the sources before starting.
-        template_hash: Tells wordings apart.
+        template_hash: Tells wordings apart; None where a prompt is asked as it is.
         answers: Answers of the model for one task, where every one can be read.
         compares_prompts: Whether it makes prompts, so that the same prompt twice is a duplicate.
         next_call: The call that reads the rows, with ``{rows}`` for their file.
     """
 
-    template_hash: str
+    template_hash: str | None = None
     answers: int = 1
     compares_prompts: bool = False
     next_call: str = "start_sft(overrides={{'train_file': '{rows}', 'base_model': ...}})"
@@ -85,8 +86,15 @@ def row_tasks(config: GenerationConfig) -> list[Task]:
         DataError: If a row has no prompt that can be read, with its file and line.
     """
     path = Path(str(config.prompts))
-    items = read_each(path, lambda row, number: item_of(row, number, number))
+    items = read_each(path, lambda row, number: _usable(item_of(row, number, number)))
     return [Task(n, item, {"file": path.name, "line": item.line}) for n, item in enumerate(drawn(items, config))]
+
+
+def _usable(item: EvalItem) -> EvalItem:
+    """The same item, whose texts can be written and sent."""
+    for text in (*(message["content"] for message in item.messages), item.reference or ""):
+        encodable(text, "a text of this row")
+    return item
 
 
 def drawn(found: Sequence[T], config: GenerationConfig) -> list[T]:

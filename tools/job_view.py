@@ -169,7 +169,7 @@ def next_step(job: Job) -> str:
         return f"read the answers behind the number before you believe it: {job.folder / _EVALUATIONS[job.kind]}"
     if job.state is JobState.SUCCEEDED and job.kind == "generation":
         made = run_files.result(job.folder)
-        return f"read some of the rows, then {made.numbers['next']}" if made else f"read the rows in {job.folder}"
+        return f"read some of {made.numbers['files'][0]}, then {made.numbers['next']}" if made else str(job.folder)
     if job.state is JobState.SUCCEEDED and job.kind == "reward_model":
         part = f"{{'type': 'preference_model', 'checkpoint': '{job.id}'}}"
         return f"start_grpo(overrides={{'rewards': [{part}], ...}}) to train against it"

@@ -78,6 +78,10 @@ def test_a_row_without_a_prompt_or_an_answer_is_named(tmp_path: Path) -> None:
         planned(**TEACHER, prompts=str(file))
     file.write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "x"}\n')
     ranked = {"recipe": "preferences", "model": "demo", "prompts": str(file), "judge_model": "check:exact"}
+    half = tmp_path / "half.jsonl"
+    half.write_text('{"prompt": "a \\ud83d b"}\n')
+    with pytest.raises(DataError, match=r"half\.jsonl:1: "):
+        planned(**TEACHER, prompts=str(half))
     with pytest.raises(DataError, match=r"rows\.jsonl:2: check:exact needs a reference, and this row has none"):
         planned(**ranked)
     with pytest.raises(DataError, match=r"rows\.jsonl:2: this row has no answer, and a canary's good answer"):

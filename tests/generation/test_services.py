@@ -144,6 +144,23 @@ def rewriting(messages: list[dict[str, Any]]) -> str:
     )
 
 
+def test_halves_of_surrogate_pairs_reach_no_file(tmp_path: Path, judges: Judges) -> None:
+    judges.write = lambda _: 'Sure: {"request": "Say it \\ud83d with joy"}'
+    config = {"recipe": "rewrites", "model": WRITER, "prompts": prompts_file(tmp_path, 1), "operations": ["deepen"]}
+    _, context = make(tmp_path, **config, answers="none")
+    assert rows(context)[0]["prompt"] == "Say it ? with joy"
+
+
+def test_a_request_that_the_service_refuses_is_left_out_and_the_rest_goes_on(tmp_path: Path, judges: Judges) -> None:
+    judges.write = lambda messages: f"It is {messages[-1]['content']}"
+    judges.faults, judges.fault_statuses = 0.5, (400,)
+    config = {"recipe": "distillation", "model": WRITER, "prompts": prompts_file(tmp_path, 20), "teacher_prompt": "T"}
+    outcome, context = make(tmp_path, **config)
+    assert outcome.finished
+    assert set(reasons(context)) == {"not_answered"}
+    assert len(rows(context)) + len(reasons(context)) == 20
+
+
 def test_each_operation_makes_a_row_with_a_new_answer(tmp_path: Path, judges: Judges) -> None:
     judges.write = lambda messages: rewriting(messages).replace("reasons", messages[-1]["content"][:14])
     operations = ("deepen", "mutate")
