@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from ..core.errors import BackendError
-from ..core.foreign_text import foreign
 from ..core.files import LineJournal, read_json_lines
+from ..core.foreign_text import foreign
 from ..judges.asking import GIVE_UP_AFTER, call_key
 from ..judges.base import JudgeCallError, JudgeUsage, Reply
 from ..judges.verdicts import UnreadableVerdictError, last_json_object
