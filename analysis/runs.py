@@ -112,6 +112,12 @@ def _job_of(path: Path) -> Job | None:
 
 
 def _job_metrics(job: Job) -> Path:
+    if job.kind == "generation":
+        raise DataError(
+            f"{job.id} has made rows: it has no training curve",
+            where=str(job.folder),
+            fix=f"get_job(job_id='{job.id}') shows what it made",
+        )
     file = job.folder / run_files.METRICS
     if file.exists():
         return file

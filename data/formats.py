@@ -42,6 +42,8 @@ _PAIRS: Mapping[SftFormat, tuple[str, str]] = {
 # How many rows a row counts for in the loss; `columns` fills it.
 ROW_WEIGHT = "row_weight"
 _OPEN_KEYS = ("prompt", "question", "messages")
+# How a made row came about (`generation` writes it); nothing is trained on it.
+PROVENANCE = "provenance"
 _SYSTEM_KEYS = ("system", "system_prompt")
 _TOOL_KEYS = ("tools", "functions")
 # An answer that begins with a prompt of this length (characters) is no coincidence; a greeting may well be.
@@ -284,7 +286,7 @@ def unread_keys(row: Fields, read: set[str]) -> Iterator[Note]:
     weight = row.get("weight")
     if isinstance(weight, float) and not math.isfinite(weight):
         raise DataError(f'"weight" is {weight}, which is not a finite number', fix="Correct or remove it")
-    known = read | {*_SYSTEM_KEYS, *_TOOL_KEYS}
+    known = read | {*_SYSTEM_KEYS, *_TOOL_KEYS, PROVENANCE}
     for key, value in row.items():
         if key not in known and not is_blank(value):
             yield Note("unread_key", shown(key))

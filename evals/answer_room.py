@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol, TypeVar, cast
+
+from pydantic import BaseModel
 
 from ..core.errors import ConfigError
+from ..core.names import BackendName
 from ..core.settings import Origin, Settings
 from ..judges.prompt import EvalItem
 from ..models.chat import Message
@@ -14,12 +17,19 @@ from ..models.hyperparameters import derive_max_seq_len
 from ..models.model_ref import resolve_model
 from ..models.renderers import load_renderer
 
-if TYPE_CHECKING:
-    from .benchmark.benchmark_config import BenchmarkConfig
-    from .judge_config import JudgeEvalConfig
-
-ConfigT = TypeVar("ConfigT", "JudgeEvalConfig", "BenchmarkConfig")
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
 _KEY = "max_response_tokens"
+
+
+class Answering(Protocol):
+    """What a config says of the answers of its models."""
+
+    @property
+    def backend(self) -> BackendName: ...  # noqa: D102
+    @property
+    def renderer(self) -> str | None: ...  # noqa: D102
+    @property
+    def max_response_tokens(self) -> int: ...  # noqa: D102
 
 
 def with_room(
@@ -30,7 +40,7 @@ def with_room(
     A length of answers that nobody set is lowered; one that the user set is refused.
 
     Args:
-        settings: Resolved settings.
+        settings: Resolved settings, of a config that is `Answering`.
         sampled: The models that will answer: base models, or ``tinker://`` paths.
         bases: The base models of such paths, as far as they are known here.
         items: The prompts; None where only the task knows them, which leaves half of the context to them.
@@ -39,7 +49,7 @@ def with_room(
         ConfigError: If an answer as long as the user allows does not fit beside a prompt, or a prompt fills a context.
         ModelError: If a model or its chat format cannot be had.
     """
-    config = settings.config
+    config = cast("Answering", settings.config)
     base_models = dict.fromkeys(base for model in sampled if (base := _base(model, bases)) is not None)
     rooms = [room for base in base_models if (room := _room(config, base, items)) is not None]
     if not rooms:
@@ -62,9 +72,7 @@ def _base(model: str, bases: Mapping[str, str]) -> str | None:
     return bases.get(model) if model.startswith("tinker://") else model
 
 
-def _room(
-    config: JudgeEvalConfig | BenchmarkConfig, base_model: str, items: Sequence[EvalItem] | None
-) -> tuple[int, str] | None:
+def _room(config: Answering, base_model: str, items: Sequence[EvalItem] | None) -> tuple[int, str] | None:
     """Tokens left for an answer in the tightest case, and why; None where the model's context is not known here."""
     renderer = load_renderer(base_model, config.renderer)
     context = derive_max_seq_len(load_model_config(resolve_model(base_model)), config.backend).value

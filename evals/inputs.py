@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from ..backends.connection import Connect, connect
 from ..core.errors import ConfigError
+from ..core.names import BackendName
 from ..judges.base import Judge, check_judges
 from ..judges.judge_catalog import JudgeRef
 from ..judges.local_judges import CHECKS
@@ -137,7 +139,24 @@ def make_prompter(config: JudgeEvalConfig) -> Prompter:
     return Prompter(load_rubric(config.rubric), config.mode, max_chars=config.max_response_chars)
 
 
-def make_judge(ref: JudgeRef, config: JudgeEvalConfig, prompter: Prompter, folder: Path, connect: Connect) -> Judge:
+class Asked(Protocol):
+    """What a config says of how its judges are asked."""
+
+    @property
+    def backend(self) -> BackendName: ...  # noqa: D102
+    @property
+    def base_url(self) -> str | None: ...  # noqa: D102
+    @property
+    def judge_base_url(self) -> str | None: ...  # noqa: D102
+    @property
+    def judge_max_tokens(self) -> int: ...  # noqa: D102
+    @property
+    def judge_timeout_s(self) -> float: ...  # noqa: D102
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+
+
+def make_judge(ref: JudgeRef, config: Asked, prompter: Prompter, folder: Path, connect: Connect) -> Judge:
     """The judge that ``ref`` names; ``folder`` is the run's, where an assistant finds its packets.
 
     Raises:

@@ -98,9 +98,9 @@ class JudgeEvalConfig(BaseModel):
     @property
     def judges_of_own_family(self) -> list[str]:
         """Judges whose model seems to be of one family with an arm, by their names."""
-        families = {_family(model) for model in self.arms.values()}
+        families = {family_of(model) for model in self.arms.values()}
         asked = [judge for judge in self.judges if judge.kind not in {"check", "assistant"}]
-        return [judge.name for judge in asked if _family(judge.model) in families]
+        return [judge.name for judge in asked if family_of(judge.model) in families]
 
     def in_batches(self, judge: JudgeRef) -> bool:
         """Whether this judge is asked through Message Batches."""
@@ -131,7 +131,8 @@ class JudgeEvalConfig(BaseModel):
         return self
 
 
-def _family(model: str) -> str:
+def family_of(model: str) -> str:
+    """The family a model seems to belong to, by its name."""
     name = model.split("/")[-1].lower()
     known = ("claude", "gpt", "qwen", "llama", "deepseek", "kimi", "gemma", "gemini", "mistral", "nemotron")
     return next((family for family in known if family in name), name)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 
 from ..core.errors import DataError
 from ..core.foreign_text import foreign, named
-from ..data.formats import open_messages, to_messages
+from ..data.formats import PROVENANCE, open_messages, to_messages
 from ..data.row_files import Row, read_rows, usable_rows
 from ..data.row_turns import Notes, read_turns
 from ..judges.prompt import EvalItem, prompt_key
@@ -19,7 +19,7 @@ from ..models.chat import Message
 # Where a row holds its prompt; of several the first counts, and to an instruction its input belongs.
 PROMPT_KEYS = ("messages", "prompt", "instruction", "question", "input")
 _REFERENCE_KEYS = ("reference", "answer", "completion", "output")
-_OTHER_KEYS = ("system", "cluster_id", "category", "id")
+_OTHER_KEYS = ("system", "cluster_id", "category", "id", PROVENANCE)
 _WORKED_SOLUTION = "####"
 WINNERS = ("baseline", "tuned", "tie")
 T = TypeVar("T")
@@ -39,7 +39,7 @@ def read_test_set(path: Path) -> list[EvalItem]:
     ids: dict[str, int] = {}
 
     def read(row: Mapping[str, Any], number: int) -> EvalItem:
-        item = _item(row, number, len(prompts) + 1)
+        item = item_of(row, number, len(prompts) + 1)
         fix = "Remove one: a prompt that counts twice makes the interval too narrow"
         _only_once(prompts, item.prompt_key, number, "this prompt", fix)
         _only_once(ids, item.id, number, f"the id {named(item.id)}", fix)
@@ -176,7 +176,12 @@ def conversation(row: Mapping[str, Any]) -> tuple[list[Message], str | None]:
     return messages, reference
 
 
-def _item(row: Mapping[str, Any], number: int, position: int) -> EvalItem:
+def item_of(row: Mapping[str, Any], number: int, position: int) -> EvalItem:
+    """The prompt of a row; without an ``id`` of its own it has its position.
+
+    Raises:
+        DataError: As `conversation`.
+    """
     messages, reference = conversation(row)
     key = _key_of(row, _REFERENCE_KEYS, empty=(None,))
     return EvalItem(

@@ -25,6 +25,7 @@ class JobKind:
     extra: str | None = None
 
 
+_GENERATION = "sota_ml_researcher.generation"
 _TRAINING, _EVALS = "sota_ml_researcher.training", "sota_ml_researcher.evals"
 _LOAD_DPO, _PLAN_DPO = f"{_TRAINING}.dpo.config:load_dpo_settings", f"{_TRAINING}.dpo.plan:plan_dpo"
 KINDS: Mapping[str, JobKind] = {
@@ -41,6 +42,12 @@ KINDS: Mapping[str, JobKind] = {
         f"{_TRAINING}.rl.config:load_rl_settings",
         f"{_TRAINING}.rl.plan:plan_rl",
         f"{_TRAINING}.rl.method:run_grpo_job",
+    ),
+    "generation": JobKind(
+        "start_generation",
+        f"{_GENERATION}.generation_config:load_generation_settings",
+        f"{_GENERATION}.generation_plan:plan_generation",
+        f"{_GENERATION}.generation_job:run_generation_job",
     ),
     "judge_eval": JobKind(
         "run_judge_eval",

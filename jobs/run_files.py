@@ -53,6 +53,14 @@ _FILES: Mapping[str, Mapping[str, str]] = {
         "rollouts.jsonl": "some responses of each step, with their rewards",
         "judgments.jsonl": "each verdict of a judge behind a service",
     },
+    "generation": _EVERY
+    | {
+        METRICS: "rows made and left out, answers and cost, once per second",
+        "answers.jsonl": "each answer of the model, as soon as it came; a resumed job asks for none of them again",
+        "judgments.jsonl": "each verdict of the judge, with its reason",
+        "rows.jsonl": "the rows, each with its provenance (eval_kit: canaries.jsonl and rubric.yaml)",
+        "gated.jsonl": "what was left out, with the reason and what the model said",
+    },
     "judge_eval": _EVERY
     | {
         "items.jsonl": "the prompts",

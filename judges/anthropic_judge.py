@@ -17,10 +17,11 @@ from typing import Any, cast
 import anthropic
 
 from ..core.errors import BackendError, ConfigError, ResearcherError, did_you_mean
-from .base import Judge, JudgeCallError, JudgeUsage, Repair, Reply, conversation_with
+from ..models.chat import Message
+from .base import JudgeCallError, JudgeUsage, Repair, Reply, conversation_with
 from .judge_catalog import JudgeRef, anthropic_model, known_models
 from .prompt import Question, with_tool_rule
-from .services import REFUSED, CallLimits, is_transient, refusal
+from .services import REFUSED, CallLimits, ServiceModel, is_transient, refusal
 from .verdicts import TOOL
 
 MAX_RETRIES = 8
@@ -28,7 +29,7 @@ _BATCH_POLL_S = 5.0
 _KEY = "ANTHROPIC_API_KEY"
 
 
-class AnthropicJudge(Judge):
+class AnthropicJudge(ServiceModel):
     """One Anthropic model as a judge; it answers by a tool call."""
 
     def __init__(self, ref: JudgeRef, schema: Mapping[str, Any], limits: CallLimits) -> None:
@@ -46,7 +47,17 @@ class AnthropicJudge(Judge):
             "cache_control": {"type": "ephemeral"},
         }
         self._client = anthropic.AsyncAnthropic(timeout=limits.timeout_s, max_retries=MAX_RETRIES)
-        _require_key(self._client)
+        self._require_key()
+
+    def _require_key(self) -> None:
+        client = self._client
+        if not (client.api_key or client.auth_token or getattr(client, "credentials", None)):
+            other = "a model of a backend" if self.ref.where == "model" else "judge_model: assistant, or a local judge"
+            raise BackendError(
+                f"{_KEY} is not set, and {self.ref.name} needs it",
+                where=self.ref.where,
+                fix=f"Export {_KEY} for the server, or use {other}",
+            )
 
     async def check(self) -> None:
         """Look the model up with the key at hand.
@@ -69,7 +80,19 @@ class AnthropicJudge(Judge):
 
     async def ask(self, key: str, question: Question, repair: Repair | None) -> Reply:
         """Ask one question (see `Judge.ask`)."""
-        request = self._request(question, repair)
+        return await self._answer(self._request(question, repair))
+
+    async def write(self, messages: Sequence[Message], *, temperature: float | None, seed: int) -> Reply:
+        """Answer a conversation in text (see `ServiceModel.write`)."""
+        system: list[Any] = [{"type": "text", "text": m["content"]} for m in messages if m["role"] == "system"]
+        if system:  # the same for every row, and long where a teacher is distilled
+            system[-1]["cache_control"] = {"type": "ephemeral"}
+        request = {"model": self.ref.model, "max_tokens": self._fixed["max_tokens"]}
+        request |= {"system": system} if system else {}
+        request |= {"temperature": temperature} if temperature is not None else {}
+        return await self._answer({**request, "messages": [m for m in messages if m["role"] != "system"]})
+
+    async def _answer(self, request: dict[str, Any]) -> Reply:
         # The SDK's signature has lost the parameter that older models still take.
         extra = {"temperature": request.pop("temperature")} if "temperature" in request else None
         try:
@@ -134,7 +157,7 @@ class AnthropicJudge(Judge):
         hint = did_you_mean(model, [m for m in known_models() if m != model])
         return ConfigError(
             f"Anthropic has no model '{model}', or it has been retired",
-            where="judge_model",
+            where=self.ref.where,
             fix=hint or f"Current ones: {', '.join(known_models()[:4])}",
         )
 
@@ -145,15 +168,6 @@ def retirement_note(model: str) -> str | None:
 
     date = cast("dict[str, str]", getattr(messages, "DEPRECATED_MODELS", {})).get(model)
     return f"the judge {model} is deprecated and retires on {date}" if date else None
-
-
-def _require_key(client: anthropic.AsyncAnthropic) -> None:
-    if not (client.api_key or client.auth_token or getattr(client, "credentials", None)):
-        raise BackendError(
-            f"{_KEY} is not set, and a judge of Anthropic needs it",
-            where="judge_model",
-            fix=f"Export {_KEY} for the server, or use judge_model: assistant, or a local judge",
-        )
 
 
 def _error_type(error: anthropic.APIStatusError) -> str:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.files import drop_torn_line, read_json_lines, storage_errors
+from ..core.files import LineJournal, read_json_lines
 from .base import JudgeUsage
 from .rubric import Rubric
 
 JUDGMENTS = "judgments.jsonl"
-_SYNC_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +59,8 @@ class Judgment:
         return None if self.unscored else rubric.weighted(self.scores)
 
 
-class Journal:
-    """Appends judgments to a file that a kill cannot corrupt.
-
-    Each line is handed to the system in one write, which survives a kill; fsync runs once per second, so a power cut
-    can lose the last second.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        if path.exists():
-            drop_torn_line(path)
-        self._synced = time.monotonic()
-        with storage_errors(path):
-            self._file = path.open("ab", buffering=0)
+class Journal(LineJournal):
+    """The judgments of one run."""
 
     def write(self, judgment: Judgment) -> None:
         """Append one judgment.
@@ -84,18 +68,7 @@ class Journal:
         Raises:
             StorageError: If the disk is full.
         """
-        line = json.dumps(asdict(judgment), ensure_ascii=False) + "\n"
-        with storage_errors(self._path):
-            self._file.write(line.encode("utf-8", "replace"))
-            if time.monotonic() - self._synced >= _SYNC_S:
-                os.fsync(self._file.fileno())
-                self._synced = time.monotonic()
-
-    def close(self) -> None:
-        """Make everything durable."""
-        with storage_errors(self._path):
-            os.fsync(self._file.fileno())
-            self._file.close()
+        self.append(asdict(judgment))
 
 
 def read_judgments(path: Path) -> Iterator[Judgment]:

@@ -31,16 +31,24 @@ class JudgeRef:
         name: What the user wrote; it names the judge in every result.
         kind: How it is asked.
         model: The model's id on its service, or the kind of check.
+        where: The setting that names it, for errors.
     """
 
     name: str
     kind: JudgeKind
     model: str
+    where: str = "judge_model"
 
     @property
     def is_service(self) -> bool:
         """Whether it is reached over HTTP; such calls cost money unless the endpoint is on this machine."""
         return self.kind in {"anthropic", "openai"}
+
+    @property
+    def takes_temperature(self) -> bool:
+        """Whether its service lets a caller choose one, as far as the table knows."""
+        model = anthropic_model(self.model) if self.kind == "anthropic" else None
+        return self.kind != "anthropic" or bool(model and model.sampling)
 
     def may_cost(self, base_url: str | None) -> bool:
         """Whether its calls may be charged per token. ``base_url`` is where an ``openai:`` judge is reached."""
@@ -84,16 +92,16 @@ def parse_judge(name: str, *, where: str = "judge_model") -> JudgeRef:
     """
     prefix, _, rest = name.partition(":")
     if name == ASSISTANT:
-        return JudgeRef(name, "assistant", name)
+        return JudgeRef(name, "assistant", name, where)
     if name.startswith("claude-"):
-        return JudgeRef(name, "anthropic", name)
+        return JudgeRef(name, "anthropic", name, where)
     if name.startswith("tinker://"):
-        return JudgeRef(name, "tinker", name)
+        return JudgeRef(name, "tinker", name, where)
     if prefix == "check" and rest in CHECKS:
-        return JudgeRef(name, "check", rest)
+        return JudgeRef(name, "check", rest, where)
     kinds: dict[str, JudgeKind] = {"anthropic": "anthropic", "openai": "openai", "tinker": "tinker"}
     if prefix in kinds and rest:
-        return JudgeRef(name, kinds[prefix], rest)
+        return JudgeRef(name, kinds[prefix], rest, where)
     raise ConfigError(f"'{name}' names no judge", where=where, fix=f"Use one of: {_FORMS}")
 
 

@@ -6,16 +6,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import openai
 
 from ..core.errors import BackendError, ConfigError, ResearcherError, did_you_mean
-from .base import Judge, JudgeCallError, JudgeUsage, Repair, Reply, conversation_with
+from ..models.chat import Message
+from .base import JudgeCallError, JudgeUsage, Repair, Reply, conversation_with
 from .judge_catalog import JudgeRef
 from .prompt import Question, with_tool_rule
-from .services import REFUSED, CallLimits, is_transient, refusal
+from .services import REFUSED, CallLimits, ServiceModel, is_transient, refusal
 from .verdicts import TOOL
 
 MAX_RETRIES = 8
@@ -23,7 +24,7 @@ _KEY = "OPENAI_API_KEY"
 _URL = "OPENAI_BASE_URL"
 
 
-class OpenAIJudge(Judge):
+class OpenAIJudge(ServiceModel):
     """One model behind a Chat Completions endpoint as a judge; it answers by a function call."""
 
     def __init__(self, ref: JudgeRef, schema: Mapping[str, Any], limits: CallLimits, *, base_url: str | None) -> None:
@@ -34,9 +35,9 @@ class OpenAIJudge(Judge):
         key = os.environ.get(_KEY)
         if not key and not address:
             raise BackendError(
-                f"{_KEY} is not set, and a judge of OpenAI needs it",
-                where="judge_model",
-                fix=f"Export {_KEY} for the server, or give judge_base_url for an endpoint without a key",
+                f"{_KEY} is not set, and {ref.name} needs it",
+                where=ref.where,
+                fix=f"Export {_KEY} for the server, or give {_url_key(ref)} for an endpoint without a key",
             )
         self._client = openai.AsyncOpenAI(
             base_url=address, api_key=key or "none", timeout=limits.timeout_s, max_retries=MAX_RETRIES
@@ -58,17 +59,28 @@ class OpenAIJudge(Judge):
             return  # not every server lists its models
         except openai.APIConnectionError as error:
             raise BackendError(
-                f"no answer ({type(error).__name__})", where=str(self._client.base_url), fix="Check judge_base_url"
+                f"no answer ({type(error).__name__})",
+                where=str(self._client.base_url),
+                fix=f"Check {_url_key(self.ref)}",
             ) from error
         model = self.ref.model
         if served and model not in served:
             hint = did_you_mean(model, served) or f"It serves: {', '.join(sorted(served)[:8])}"
-            raise ConfigError(f"the endpoint has no model '{model}'", where="judge_model", fix=hint)
+            raise ConfigError(f"the endpoint has no model '{model}'", where=self.ref.where, fix=hint)
 
     async def ask(self, key: str, question: Question, repair: Repair | None) -> Reply:
         """Ask one question (see `Judge.ask`)."""
+        return await self._answer(self._request(question, repair))
+
+    async def write(self, messages: Sequence[Message], *, temperature: float | None, seed: int) -> Reply:
+        """Answer a conversation in text (see `ServiceModel.write`)."""
+        request: dict[str, Any] = {"model": self.ref.model, "messages": list(messages), "seed": seed}
+        request |= {"temperature": temperature} if temperature is not None else {}
+        return await self._answer({**request, "max_completion_tokens": self._max_tokens})
+
+    async def _answer(self, request: dict[str, Any]) -> Reply:
         try:
-            completion = await self._client.chat.completions.create(**self._request(question, repair))
+            completion = await self._client.chat.completions.create(**request)
         except openai.APIStatusError as error:
             status = error.status_code
             if status in REFUSED or status == 404:
@@ -98,10 +110,14 @@ class OpenAIJudge(Judge):
         if error.status_code == 404:
             return ConfigError(
                 f"the endpoint has no model '{self.ref.model}', or no chat completions",
-                where="judge_model",
-                fix=f"Check the model and judge_base_url ({address})",
+                where=self.ref.where,
+                fix=f"Check the model and {_url_key(self.ref)} ({address})",
             )
         return refusal(error.status_code, f"status {error.status_code}", key=_KEY, where=address)
+
+
+def _url_key(ref: JudgeRef) -> str:
+    return "model_base_url" if ref.where == "model" else "judge_base_url"
 
 
 def _reply(completion: Any) -> Reply:

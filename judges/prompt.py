@@ -114,15 +114,17 @@ class Prompter:
     def question(self, item: EvalItem, answer_a: str, answer_b: str | None = None, *, again: bool = False) -> Question:
         """The question about one pair of answers (or one answer); ``again`` fences the same with another number."""
         reference = item.reference if self.rubric.use_reference else None
-        number = _number(item.prompt_text, reference or "", answer_a, answer_b or "", *(["again"] if again else []))
-        parts = [_fenced("request", number, item.prompt_text)]
+        number = fence_number(
+            item.prompt_text, reference or "", answer_a, answer_b or "", *(["again"] if again else [])
+        )
+        parts = [fenced_data("request", number, item.prompt_text)]
         if reference is not None:
-            parts.append("A correct answer, for comparison:\n" + _fenced("reference", number, reference))
+            parts.append("A correct answer, for comparison:\n" + fenced_data("reference", number, reference))
         if answer_b is None:
-            parts += [_fenced("answer", number, self._excerpt(answer_a)), "Score the answer by the rubric."]
+            parts += [fenced_data("answer", number, self._excerpt(answer_a)), "Score the answer by the rubric."]
         else:
-            parts += [_fenced("answer_A", number, self._excerpt(answer_a))]
-            parts += [_fenced("answer_B", number, self._excerpt(answer_b))]
+            parts += [fenced_data("answer_A", number, self._excerpt(answer_a))]
+            parts += [fenced_data("answer_B", number, self._excerpt(answer_b))]
             parts.append("Which answer is better by the rubric: A, B, or tie?")
         return Question(item, answer_a, answer_b, self.system, "\n\n".join(parts))
 
@@ -167,9 +169,11 @@ def _rubric(rubric: Rubric) -> str:
     return "\n".join(lines)
 
 
-def _number(*texts: str) -> str:
+def fence_number(*texts: str) -> str:
+    """A number for fences that no text among these can hold by design."""
     return hashlib.sha256("\0".join(texts).encode("utf-8", "replace")).hexdigest()[:10]
 
 
-def _fenced(tag: str, number: str, text: str) -> str:
+def fenced_data(tag: str, number: str, text: str) -> str:
+    """A text between tags with a number, which say to a model that it is data."""
     return f"<{tag}_{number}>\n{text}\n</{tag}_{number}>"

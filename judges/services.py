@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..core.errors import BackendError, MissingDependencyError
 from ..core.extras import not_installed
-from .base import Judge
+from ..models.chat import Message
+from .base import Judge, Reply
 from .judge_catalog import JudgeRef
 
 # HTTP statuses after which no call can work: why, and what to do.
@@ -27,6 +29,24 @@ class CallLimits:
     timeout_s: float
 
 
+class ServiceModel(Judge):
+    """A model behind a service: as a judge it answers by a tool call, as a writer in plain text."""
+
+    @abstractmethod
+    async def write(self, messages: Sequence[Message], *, temperature: float | None, seed: int) -> Reply:
+        """Answer a conversation in text.
+
+        Args:
+            messages: Turns that end with the user's; a system turn may come first.
+            temperature: None leaves it to the service.
+            seed: For services that take one; Anthropic's does not.
+
+        Raises:
+            JudgeCallError: If this call failed and others may not.
+            ResearcherError: If no call can work.
+        """
+
+
 def refusal(status: int, message: str, *, key: str, where: str) -> BackendError:
     """The error for an HTTP status: ``message`` unless it is one of `REFUSED`; ``key`` names the key's variable."""
     problem, fix = REFUSED.get(status, (message, ""))
@@ -38,8 +58,10 @@ def is_transient(status: int) -> bool:
     return status >= 408 and status not in {413, 422}
 
 
-def service_judge(ref: JudgeRef, schema: Mapping[str, Any], limits: CallLimits, *, base_url: str | None) -> Judge:
-    """The judge behind a service.
+def service_judge(
+    ref: JudgeRef, schema: Mapping[str, Any], limits: CallLimits, *, base_url: str | None
+) -> ServiceModel:
+    """The judge or writer behind a service.
 
     Args:
         ref: Which one.
@@ -62,4 +84,4 @@ def service_judge(ref: JudgeRef, schema: Mapping[str, Any], limits: CallLimits, 
     except ImportError as error:
         if isinstance(error, MissingDependencyError):
             raise
-        raise not_installed([error.name or "a client"], by=f"the judge {ref.name}") from error
+        raise not_installed([error.name or "a client"], by=f"the model {ref.name}") from error

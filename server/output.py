@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, str] = {
     "start_sft": f"{_RUN} CONFIG",
     "start_dpo": f"{_RUN} CONFIG",
     "start_grpo": f"{_RUN} CONFIG",
+    "start_generation": f"{_RUN} template://generation",
     "run_judge_eval": f"{_RUN} template://eval",
     "run_benchmark": f"{_RUN} CONFIG",
     "analyze_run": "ml-researcher analyze {}",

@@ -11,6 +11,7 @@ from .benchmark import run_benchmark
 from .data import check_dataset
 from .evaluate import run_judge_eval, submit_verdicts
 from .export_model import export_checkpoint
+from .generate import start_generation
 from .jobs import cancel_job, get_job, list_jobs, resume_job, wait_for_job
 from .manage_checkpoints import manage_checkpoints
 from .models import list_models, sample_model
@@ -51,6 +52,7 @@ TOOLS: tuple[ToolSpec, ...] = (
     ToolSpec(run_benchmark, "Run a benchmark", open_world=True),
     ToolSpec(start_dpo, "Start preference training", open_world=True),
     ToolSpec(start_grpo, "Start reinforcement learning", open_world=True),
+    ToolSpec(start_generation, "Make rows", open_world=True),
     ToolSpec(list_jobs, "List jobs", read_only=True, idempotent=True),
     ToolSpec(get_job, "Show a job", read_only=True, idempotent=True),
     ToolSpec(wait_for_job, "Wait for a job", read_only=True, idempotent=True),

@@ -10,9 +10,9 @@ from ..core.foreign_text import named
 from ..core.names import short_name
 from .answers import answer
 from .background import config_path
-from .evaluate import Evaluation, launched
+from .evaluate import Evaluation
 from .model_arguments import with_sampled_jobs
-from .plan_gate import ConfigPath, Launch, Overrides, PlanId, ValidateOnly
+from .plan_gate import ConfigPath, Launch, Overrides, PlanId, ValidateOnly, launched
 
 if TYPE_CHECKING:
     from ..evals.benchmark.benchmark_plan import BenchmarkPlan
@@ -45,7 +45,7 @@ def run_benchmark(
     )
     facts: dict[str, Any] = {"items": plan.items, "answers": plan.answers, "grader_usd": plan.grader_usd}
     facts["warnings"] = list(plan.warnings)
-    evaluation = launched(launch, facts, validate_only=validate_only, plan_id=plan_id)
+    evaluation = launched(Evaluation, launch, facts, validate_only=validate_only, plan_id=plan_id)
     return answer(evaluation, evaluation.text(_lines(plan)))
 
 

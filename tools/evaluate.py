@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,7 +23,7 @@ from ..jobs.states import ACTIVE
 from .answers import answer
 from .background import config_path
 from .model_arguments import with_sampled_jobs
-from .plan_gate import ConfigPath, Launch, Overrides, PlanId, Standing, ValidateOnly, pass_gate
+from .plan_gate import ConfigPath, Launch, Overrides, PlanId, Planned, ValidateOnly, launched
 
 if TYPE_CHECKING:
     from ..core.settings import Settings
@@ -39,15 +38,8 @@ _WAIT_S = 20.0
 _POLL_S = 0.25
 
 
-class Evaluation(Standing):
+class Evaluation(Planned):
     """A planned or started evaluation. plan: prompts, calls, detectable effect (win-rate points), cost, warnings."""
-
-    plan: dict[str, Any]
-
-    def text(self, lines: Sequence[str]) -> str:
-        """The answer for reading: where it stands, what was worked out, and what comes next."""
-        files = [f"Files: {self.run_folder}"] if self.run_folder else []
-        return "\n".join([f"{self.head}. {lines[0]}", *lines[1:], *files, f"Next: {self.next}"])
 
 
 class SubmittedVerdict(BaseModel):
@@ -104,19 +96,11 @@ async def run_judge_eval(
         samples=[*plan.sampled_models, *(judge.model for judge in judges if judge.kind == "tinker")],
     )
     evaluation = await anyio.to_thread.run_sync(
-        lambda: launched(launch, _facts(plan), validate_only=validate_only, plan_id=plan_id)
+        lambda: launched(Evaluation, launch, _facts(plan), validate_only=validate_only, plan_id=plan_id)
     )
     if evaluation.job_id and any(judge.kind == "assistant" for judge in judges):
         evaluation.next = f"submit_verdicts(job_id='{evaluation.job_id}') gives you the first packets"
     return answer(evaluation, evaluation.text(_lines(plan)))
-
-
-def launched(launch: Launch, facts: dict[str, Any], *, validate_only: bool, plan_id: str | None) -> Evaluation:
-    """The answer to a launch of an evaluation or a benchmark; ``facts`` is what its plan worked out."""
-    standing = pass_gate(launch, validate_only=validate_only, plan_id=plan_id)
-    plan = {"state": standing.state, "run_folder": standing.run_folder, **facts}
-    plan["config"] = launch.settings.config.model_dump(mode="json")
-    return Evaluation(**standing.model_dump(), plan=plan)
 
 
 async def submit_verdicts(

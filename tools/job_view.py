@@ -27,7 +27,8 @@ _EVALUATIONS = {"judge_eval": "report.html", "benchmark": "inspect"}
 _SUPERVISED = ("train_mean_nll", "test/nll")
 _PREFERENCES = ("dpo_loss", "accuracy", "margin", "test/accuracy", "test/pair_accuracy")
 _REWARDS = ("reward/mean", "test/reward", "reward/constant_groups", "response/tokens", "episode/turns")
-SERIES = ("step", *_SUPERVISED, *_PREFERENCES, *_REWARDS, "learning_rate")
+_MADE = ("rows/made", "rows/left_out", "answers/unreadable")
+SERIES = ("step", *_SUPERVISED, *_PREFERENCES, *_REWARDS, "learning_rate", *_MADE)
 
 
 class JobLine(BaseModel):
@@ -166,6 +167,9 @@ def next_step(job: Job) -> str:
     """The sensible next call for a job in this state."""
     if job.state is JobState.SUCCEEDED and job.kind in _EVALUATIONS:
         return f"read the answers behind the number before you believe it: {job.folder / _EVALUATIONS[job.kind]}"
+    if job.state is JobState.SUCCEEDED and job.kind == "generation":
+        made = run_files.result(job.folder)
+        return f"read some of {made.numbers['files'][0]}, then {made.numbers['next']}" if made else str(job.folder)
     if job.state is JobState.SUCCEEDED and job.kind == "reward_model":
         part = f"{{'type': 'preference_model', 'checkpoint': '{job.id}'}}"
         return f"start_grpo(overrides={{'rewards': [{part}], ...}}) to train against it"
@@ -199,7 +203,7 @@ def summary(job: JobView) -> str:
     if job.eta_s is not None:
         lines.append(f"About {duration(job.eta_s)} left at the measured pace.")
     names = ("train_mean_nll", "test/nll", "dpo_loss", "test/accuracy", "chosen_logratio", "reward/mean", "test/reward")
-    names += ("reward/constant_groups", "episode/turns", "test/pair_accuracy", "learning_rate")
+    names += ("reward/constant_groups", "episode/turns", "test/pair_accuracy", "learning_rate", *_MADE)
     values = [f"{name} {number(job.metrics[name])}" for name in names if name in job.metrics]
     if values:
         lines.append("Latest: " + ", ".join(values) + ".")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field
 
@@ -77,6 +77,34 @@ class Standing(BaseModel):
     def head(self) -> str:
         """The first words of an answer."""
         return f"{self.job_id}: {self.state}" if self.job_id else "Plan only, nothing was started"
+
+
+class Planned(Standing):
+    """A planned or started job, and what its plan worked out."""
+
+    plan: dict[str, Any]
+
+    def text(self, lines: Sequence[str]) -> str:
+        """The answer for reading: where it stands, what was worked out, and what comes next."""
+        files = [f"Files: {self.run_folder}"] if self.run_folder else []
+        return "\n".join([f"{self.head}. {lines[0]}", *lines[1:], *files, f"Next: {self.next}"])
+
+
+PlannedT = TypeVar("PlannedT", bound=Planned)
+
+
+def launched(
+    shape: type[PlannedT], launch: Launch, facts: dict[str, Any], *, validate_only: bool, plan_id: str | None
+) -> PlannedT:
+    """The answer to a launch; ``facts`` is what its plan worked out.
+
+    Raises:
+        ResearcherError: As `pass_gate`.
+    """
+    standing = pass_gate(launch, validate_only=validate_only, plan_id=plan_id)
+    plan = {"state": standing.state, "run_folder": standing.run_folder, **facts}
+    plan["config"] = launch.settings.config.model_dump(mode="json")
+    return shape(**standing.model_dump(), plan=plan)
 
 
 def pass_gate(launch: Launch, *, validate_only: bool, plan_id: str | None) -> Standing:

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from sota_ml_researcher.doctrine.rules import rule
 from sota_ml_researcher.evals import judge_config
 from sota_ml_researcher.evals.benchmark import benchmark_config
+from sota_ml_researcher.generation import generation_config as generation
 from sota_ml_researcher.training.dpo import config as dpo
 from sota_ml_researcher.training.rl import config as rl
 from sota_ml_researcher.training.sft import config as sft
@@ -17,6 +18,7 @@ CONFIGS: list[tuple[type[BaseModel], dict[str, str]]] = [
     (dpo.DpoConfig, dict(dpo.DEFAULT_RULES)),
     (rl.RlConfig, dict(rl.DEFAULT_RULES)),
     (judge_config.JudgeEvalConfig, dict(judge_config.DEFAULT_RULES)),
+    (generation.GenerationConfig, dict(generation.DEFAULT_RULES)),
     (benchmark_config.BenchmarkConfig, dict(benchmark_config.DEFAULT_RULES)),
 ]
 # What a setting is called is not always what its rule calls it.

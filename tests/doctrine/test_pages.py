@@ -41,8 +41,9 @@ EXPECTED = {
 PAGES = sorted(p.name.removesuffix(".md") for p in FOLDER.iterdir() if p.name.endswith(".md"))
 FAMILIES = {rule_id.split(".")[0] for rule_id in load_rules()}
 TOOLS = (
-    "validate_capacity check_dataset start_sft start_dpo start_grpo run_judge_eval run_benchmark list_jobs get_job "
-    "wait_for_job cancel_job resume_job analyze_run compare_runs sample_model list_models export_checkpoint"
+    "validate_capacity check_dataset start_sft start_dpo start_grpo start_generation run_judge_eval run_benchmark "
+    "list_jobs get_job wait_for_job cancel_job resume_job analyze_run compare_runs sample_model list_models "
+    "export_checkpoint"
 ).split()
 
 

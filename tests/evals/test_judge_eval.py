@@ -309,7 +309,7 @@ def test_cost_is_counted_and_limited(tmp_path: Path, judges: Judges) -> None:
     ("changes", "environment", "message"),
     [
         ({}, {"ANTHROPIC_API_KEY": "sk-ant-wrong-secret"}, r"the key was refused \(401\). Check ANTHROPIC_API_KEY"),
-        ({}, {"ANTHROPIC_API_KEY": None}, "ANTHROPIC_API_KEY is not set, and a judge of Anthropic needs it"),
+        ({}, {"ANTHROPIC_API_KEY": None}, "ANTHROPIC_API_KEY is not set, and claude-haiku-5-5 needs it"),
         (
             {"judge_model": "claude-haiku-5-4"},
             {},

@@ -119,6 +119,7 @@ def test_a_filled_in_reference_is_a_config_that_runs(tmp_path: Path) -> None:
         ("grpo", "RL (ppo, exact reward) of demo"),
         ("ppo", "RL (ppo, "),
         ("eval", "Judge evaluation of"),
+        ("generation", "Recipe preferences, written by demo"),
     ],
 )
 def test_a_template_is_planned_without_saying_its_kind(template: str, head: str) -> None:
@@ -198,7 +199,8 @@ def test_a_wrong_run_is_one_line_that_names_the_place(words: list[str], said: st
 
 def test_keys_of_no_kind_are_refused_with_the_kinds(tmp_path: Path) -> None:
     said = refused("run", write(tmp_path, seed=1), "--validate-only", code=2)
-    assert "its keys do not say whether this is benchmark or dpo or grpo or judge_eval or sft. Add --kind" in said
+    kinds = "benchmark or dpo or generation or grpo or judge_eval or sft"
+    assert f"its keys do not say whether this is {kinds}. Add --kind" in said
     assert "say whether this is" in refused("run", write(tmp_path, colour="red"), code=2)
 
 

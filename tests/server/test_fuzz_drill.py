@@ -199,6 +199,7 @@ def test_any_config_is_planned_or_refused_with_a_sentence(watch: Watch, tmp_path
         "grpo": "start_grpo",
         "ppo": "start_grpo",
         "eval": "run_judge_eval",
+        "generation": "start_generation",
     }
     texts = {name: (templates / f"{name}.yaml").read_text(encoding="utf-8") for name in tools}
     file = tmp_path / "config.yaml"

@@ -31,6 +31,7 @@ KEY = "sk-ant-test"
 MODEL = "claude-haiku-5-5"
 GRADE = "It agrees with the criterion.\n\nGRADE: C"
 Answer = Callable[["Asked"], dict[str, Any] | str | None]
+Write = Callable[[list[dict[str, Any]]], str | None]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Judges:
     """The servers' behaviour and what they have seen."""
 
     answer: Answer = honest
+    write: Write = lambda _: GRADE  # what a request without tools is answered with; None refuses
     delay_s: float = 0.0
     faults: float = 0.0
     fault_statuses: tuple[int, ...] = (429, 529)
@@ -175,7 +177,9 @@ class Judges:
 
     def _message(self, body: dict[str, Any]) -> dict[str, Any]:
         is_judge = bool(body.get("tools"))  # a grader is asked for prose
-        given = self.answer(self.asked(body["system"][0]["text"], body["messages"])) if is_judge else GRADE
+        given = (
+            self.answer(self.asked(body["system"][0]["text"], body["messages"])) if is_judge else self._written(body)
+        )
         stop = "tool_use"
         if given is None:
             content, stop = [], "refusal"
@@ -193,6 +197,10 @@ class Judges:
         message = {"id": "msg_1", "type": "message", "role": "assistant", "model": f"{body['model']}-20261007"}
         return message | {"content": content, "stop_reason": stop, "stop_sequence": None, "usage": usage}
 
+    def _written(self, body: dict[str, Any]) -> str | None:
+        system = [{"role": "system", "content": part["text"]} for part in body.get("system", [])]
+        return self.write([*system, *body["messages"]])
+
     # OpenAI-compatible
 
     async def completions(self, request: Request) -> Response:
@@ -206,7 +214,7 @@ class Judges:
         message: dict[str, Any] = {"role": "assistant", "content": None}
         finish = "stop"
         if "tools" not in body:
-            message["content"] = GRADE
+            message["content"] = self.write(body["messages"])
         elif isinstance(given, dict):
             function = body["tools"][0]["function"]
             call = {"name": function["name"], "arguments": json.dumps(self._arguments(given, function["parameters"]))}
