@@ -31,8 +31,10 @@ from ..core.extras import not_installed
 from ..core.foreign_text import foreign
 from ..core.redaction import publishable, redact_logs
 from ..core.validation import known_names, problems_of, require_sound, shown
+from ..data.sources import PATIENCE_S
 from ..tools import TOOLS, ToolSpec
 from ..tools.answers import problem_text, published
+from ..tools.background import PATIENCE_S as tool_patience_s
 from . import prompts, resources
 
 INSTRUCTIONS = (
@@ -109,6 +111,7 @@ class ResearcherServer(MCPServer[Any]):
 
     async def call_tool(self, name: str, arguments: dict[str, Any], *rest: Any, **named: Any) -> Any:
         """Call a tool; wrong arguments come back as sentences, not as a validator's dump, and no answer holds a key."""
+        PATIENCE_S.set(tool_patience_s)
         try:
             if name in self._arguments:
                 require_sound(arguments, f"the arguments of {name}")

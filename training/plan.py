@@ -15,6 +15,7 @@ from ..core.paths import user_path
 from ..core.settings import Origin, Settings
 from ..data.preferences import PreferenceCounts
 from ..data.shards import shards
+from ..data.sources import data_source
 from ..data.supervised import TokenCounts
 from ..doctrine.rules import integer
 from ..models.capacity import CapacityReport, DataSize, capacity_report
@@ -88,6 +89,8 @@ class Plan(Generic[ConfigT]):
 def prepared(settings: Settings[AnyConfig], *, judged: bool = False) -> Settings[AnyConfig]:
     """The settings with absolute paths, since the worker runs in another folder; refused where they cannot work.
 
+    Data of the hub is fetched.
+
     Args:
         settings: As the user gave them.
         judged: Whether the job pays judges besides its backend.
@@ -101,7 +104,8 @@ def prepared(settings: Settings[AnyConfig], *, judged: bool = False) -> Settings
     changes: Changes = {}
     for key, name in (("train_file", config.train_file), ("val_file", config.val_file)):
         if name is not None:
-            changes[key] = (str(settings.data_file(key, name)), settings.origins[key])
+            source = data_source(name, where=settings.place(key), bases=settings.bases)
+            changes[key] = (str(source.path), settings.origins[key].model_copy(update={"reason": source.facts}))
     if config.output_dir is not None:
         changes["output_dir"] = (str(user_path(config.output_dir).absolute()), settings.origins["output_dir"])
     return settings.derived(changes)
