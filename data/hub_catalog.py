@@ -8,7 +8,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote
 
 from ..core.errors import DataError, did_you_mean
@@ -151,11 +151,12 @@ def _record(repository: str, revision: str) -> Path:
 
 def _saved(repository: str, revision: str) -> HubDataset | None:
     try:
-        record = cast("dict[str, Any]", json.loads(_record(repository, revision).read_bytes()))
-    except FileNotFoundError:
+        record: dict[str, Any] = json.loads(_record(repository, revision).read_bytes())
+        record["files"] = {path: HubFile(**facts) for path, facts in record["files"].items()}
+        record["tags"] = tuple(record["tags"])
+        return HubDataset(**record)
+    except (FileNotFoundError, ValueError, LookupError, TypeError):  # none, or of another version of this program
         return None
-    files = {path: HubFile(**facts) for path, facts in record.pop("files").items()}
-    return HubDataset(**{**record, "files": files, "tags": tuple(record["tags"])})
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shutil
@@ -209,19 +210,17 @@ def _download(api: Any, dataset: HubDataset, file: str, bars: type) -> Path:
 
 def _bars(report: Callable[[int], None]) -> type:
     """What the hub's client takes for a progress bar: it draws nothing, and reports the bytes of one file."""
-    from huggingface_hub.utils import tqdm
+    base: Any = importlib.import_module("huggingface_hub.utils").tqdm
 
-    class Bar(tqdm):  # type: ignore[misc, valid-type]
-        def __init__(self, *args: Any, **named: Any) -> None:
-            self.bytes = int(named.get("initial") or 0)
-            super().__init__(*args, **{**named, "disable": True})
+    def start(bar: Any, *args: Any, **named: Any) -> None:
+        bar.bytes = int(named.get("initial") or 0)
+        base.__init__(bar, *args, **{**named, "disable": True})
 
-        def update(self, n: float | None = 1) -> bool | None:
-            self.bytes += int(n or 0)
-            report(self.bytes)
-            return super().update(n)
+    def update(bar: Any, n: float | None = 1) -> None:
+        bar.bytes += int(n or 0)
+        report(bar.bytes)
 
-    return Bar
+    return type("Bar", (base,), {"__init__": start, "update": update})
 
 
 def _require_room(dataset: HubDataset, files: Sequence[str]) -> None:

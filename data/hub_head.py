@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -42,7 +43,8 @@ def fetch_first_rows(
             )
         name = PurePosixPath(file).name
         target = folder / (name if len(files) == 1 else f"{position:05d}-{name}")
-        with remote.open(f"datasets/{repository}@{commit}/{file}", "rb", block_size=_BLOCK) as source:
+        address = f"datasets/{repository}@{commit}/{file}"
+        with io.BufferedReader(remote.open(address, "rb", block_size=_BLOCK)) as source:
             left -= write(source, target, left)
         progress(rows - left, rows)
 

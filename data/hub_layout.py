@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, cast
 
@@ -77,10 +78,9 @@ def _inferred(readable: Sequence[str], folder: str = "") -> dict[str, list[str]]
     if not readable:
         return {}
     try:
-        from datasets import data_files
+        rules: Any = importlib.import_module("datasets.data_files")
     except ImportError as error:
         raise not_installed(["datasets"], by="a data set of the hub that declares no splits") from error
-    rules = cast("Any", data_files)
     prefix = f"{folder}/" if folder else ""
     for pattern in rules.ALL_SPLIT_PATTERNS:  # data/{split}-00000-of-00003.parquet
         found = _matching([prefix + pattern.replace("{split}", "*")], readable)
@@ -104,14 +104,13 @@ def _usual_order(split: str) -> tuple[int, str]:
 
 def _matching(patterns: Sequence[str], files: Sequence[str]) -> list[str]:
     """The files that any of the patterns matches, in the order of the patterns."""
-    from fsspec.utils import glob_translate
-
+    translate: Callable[[str], str] = importlib.import_module("fsspec.utils").glob_translate
     found: dict[str, None] = {}
     for pattern in patterns:
         if pattern.count("*") > _MOST_STARS:  # a stranger's pattern that would take for ever
             continue
         try:
-            matches = re.compile(cast("Any", glob_translate)(pattern.removeprefix("./")))
+            matches = re.compile(translate(pattern.removeprefix("./")))
         except ValueError:  # no pattern
             continue
         found |= dict.fromkeys(file for file in files if matches.match(file))

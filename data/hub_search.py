@@ -14,6 +14,7 @@ from ..core.foreign_text import foreign
 from .column_proposal import unknown_shape
 from .hub_catalog import HubDataset, hub_api, hub_errors, look_up, references
 from .hub_fetch import MOST_BYTES, fetch
+from .hub_layout import DEFAULT
 from .hub_reference import HubReference
 from .row_files import read_rows
 from .row_turns import kind
@@ -158,7 +159,8 @@ def _stated(dataset: HubDataset, exact: HubReference) -> Mapping[str, Any]:
     named = [cast("Mapping[str, Any]", entry) for entry in entries if isinstance(entry, Mapping)]
     if exact.config is None and len(named) == 1:
         return named[0]
-    return next((entry for entry in named if entry.get("config_name") == (exact.config or "default")), {})
+    name = exact.config or DEFAULT
+    return next((entry for entry in named if entry.get("config_name") == name), dict[str, Any]())
 
 
 def _stated_rows(stated: Mapping[str, Any], split: str) -> int | None:
@@ -179,9 +181,9 @@ def _stated_columns(stated: Mapping[str, Any]) -> dict[str, str]:
             continue
         fields = {str(key): value for key, value in cast("Mapping[Any, Any]", entry).items()}
         name, dtype = fields.pop("name", None), fields.pop("dtype", None)
-        type_name = dtype if isinstance(dtype, str) else next(iter(dtype if isinstance(dtype, Mapping) else fields), "")
+        kinds = cast("Mapping[str, Any]", dtype) if isinstance(dtype, Mapping) else fields
         if name is not None:
-            made[str(name)] = str(type_name)
+            made[str(name)] = dtype if isinstance(dtype, str) else next(iter(kinds), "")
     return made
 
 

@@ -24,7 +24,7 @@ from ..jobs.states import ACTIVE
 from .answers import answer
 from .background import config_path
 from .model_arguments import with_sampled_jobs
-from .plan_gate import ConfigPath, Launch, Overrides, PlanId, Standing, ValidateOnly, pass_gate
+from .plan_gate import ConfigPath, Launch, Overrides, PlanId, Standing, ValidateOnly, hub_lines, pass_gate
 
 if TYPE_CHECKING:
     from ..core.settings import Settings
@@ -262,6 +262,7 @@ def _lines(plan: JudgePlan) -> list[str]:
         f"Judge evaluation of {arms}, judged by {', '.join(map(named, config.judge_model))}.",
         f"{plan.prompts} prompts, {plan.answers_to_sample} answers to sample, {plan.calls} judge calls.",
     ]
+    lines += hub_lines(plan.settings)
     if plan.detectable_effect is not None:
         lines.append(
             f"With 80% power {_shown_effect(plan.detectable_effect, config.mode)}; assumed deviation "

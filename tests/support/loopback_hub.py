@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import socket
 import threading
@@ -13,6 +14,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import pyarrow
+import pyarrow.parquet
 
 TOKEN = "hf_testtokenofthehub0000"
 _LARGE = 64  # bytes from which a file is kept as LFS, whose SHA-256 the API states
@@ -60,8 +64,12 @@ class Hub:
     cuts: int = 0
     status: int = 0
     wrong_bytes: bool = False
+    may_send: threading.Event = field(default_factory=threading.Event)
     ranges: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.may_send.set()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -203,6 +211,8 @@ class _Handler(BaseHTTPRequestHandler):
                 hub.ranges += [wanted] if wanted else []
                 hub.cuts -= bool(cut)
                 hub.sent[path] += hub.cut_after if cut and hub.cut_after else len(data)
+        if body:
+            hub.may_send.wait(60)
         if not cut:
             return self._send(status, data, headers, body=body)
         self._head(status, len(data), headers)
@@ -249,6 +259,45 @@ def _entry(path: str, data: bytes) -> dict[str, Any]:
     if len(data) >= _LARGE:
         facts["lfs"] = {"oid": _etag(data), "size": len(data), "pointerSize": 130}
     return facts
+
+
+def parquet(rows: list[dict[str, Any]]) -> bytes:
+    """Rows as a Parquet file."""
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    return file.getvalue()
+
+
+def json_lines(rows: list[dict[str, Any]]) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def gsm8k(count: int = 40) -> HubRepository:
+    """The shape of openai/gsm8k: two configurations of two splits, in Parquet."""
+    rows = [{"question": f"What is {n} plus 1?", "answer": f"It is one more.\n#### {n + 1}"} for n in range(count)]
+    names = {"main": "main", "socratic": "socratic"}
+    features = [{"name": "question", "dtype": "string"}, {"name": "answer", "dtype": "string"}]
+    sizes = {"train": count, "test": count // 4}
+    return HubRepository(
+        files={"README.md": b"A card."}
+        | {f"{name}/{s}-00000-of-00001.parquet": parquet(rows[:n]) for name in names for s, n in sizes.items()},
+        card={
+            "license": "mit",
+            "configs": [
+                {"config_name": name, "data_files": [{"split": s, "path": f"{name}/{s}-*"} for s in sizes]}
+                for name in names
+            ],
+            "dataset_info": [
+                {
+                    "config_name": name,
+                    "features": features,
+                    "splits": [{"name": s, "num_bytes": 1, "num_examples": n} for s, n in sizes.items()],
+                }
+                for name in names
+            ],
+        },
+        downloads=500_000,
+    )
 
 
 @contextmanager
