@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from ..core.errors import DataError, did_you_mean
@@ -17,9 +17,10 @@ from ..core.foreign_text import named
 from ..core.paths import state_folder, writable_folder
 from ..core.redaction import keep_secret
 from ..models.hub import cache_if_offline, hub_client
-from .hub_layout import Layout, layout_of, script_in
+from .hub_layout import Layout, is_data, layout_of, script_of
 from .hub_reference import HubReference
 
+T = TypeVar("T")
 CONVERTED = "refs/convert/parquet"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _TIMEOUT_S = 15.0
@@ -50,7 +51,7 @@ class HubDataset:
     Attributes:
         repository: ``owner/name``, as the hub spells it.
         commit: The commit, 40 hexadecimal digits.
-        files: Every file by its path.
+        files: Those that may hold rows, by their paths, and its own program where it has one.
         card: The metadata at the head of its README, which a stranger wrote.
         tags: The hub's tags, such as ``license:mit``.
         downloads: Of the last 30 days.
@@ -74,12 +75,12 @@ class HubDataset:
             DataError: If it has no files that can be read, or only a program that would make some.
         """
         layout = layout_of(self.files, self.card)
-        script = script_in(self.files, self.repository)
-        if layout and (script is None or self.card.get("configs")):
+        script = script_of(self.repository)
+        if layout and (script not in self.files or self.card.get("configs")):
             return layout
-        if script is not None:
+        if script in self.files:
             raise DataError(
-                f"its rows are made by a program of its own ({named(script)}), and no data set's program is run here",
+                f"its rows are made by a program of its own ({script}), and no data set's program is run here",
                 where=self.repository,
                 fix=f"The hub may have converted it to Parquet: {self.repository}@{CONVERTED}",
             )
@@ -113,8 +114,11 @@ def look_up(repository: str, revision: str) -> HubDataset:
         return saved
     api = hub_api()
     try:
-        with hub_errors(repository, revision):
-            info = api.dataset_info(repository, revision=revision, files_metadata=True, timeout=_TIMEOUT_S)
+        info = asked(
+            lambda: api.dataset_info(repository, revision=revision, files_metadata=True, timeout=_TIMEOUT_S),
+            repository,
+            revision,
+        )
     except HubOutOfReachError as error:
         saved = _saved(repository, revision)
         if saved is None:
@@ -123,16 +127,20 @@ def look_up(repository: str, revision: str) -> HubDataset:
     found = HubDataset(
         repository=str(info.id),
         commit=str(info.sha),
-        files={str(each.rfilename): _file(each) for each in info.siblings or ()},
+        files={name: _file(each) for each in info.siblings or () if _is_kept(name := str(each.rfilename), repository)},
         card=_plain(info.card_data.to_dict() if info.card_data else {}),
         tags=tuple(map(str, info.tags or ())),
         downloads=info.downloads,
         gated=bool(info.gated),
     )
-    record = json.dumps(asdict(found), indent=1) + "\n"
+    record = json.dumps(asdict(found)) + "\n"
     for name in {revision, found.commit}:
         write_atomically(_record(repository, name), record)
     return found
+
+
+def _is_kept(file: str, repository: str) -> bool:
+    return is_data(file) or file == script_of(repository)
 
 
 def _file(sibling: Any) -> HubFile:
@@ -159,6 +167,26 @@ def _saved(repository: str, revision: str) -> HubDataset | None:
         return None
 
 
+def asked(question: Callable[[], T], repository: str, revision: str) -> T:
+    """What the hub's API answers.
+
+    Raises:
+        DataError: As `hub_errors`, and if the answer is none of a hub.
+    """
+    with hub_errors(repository, revision):
+        try:
+            return question()
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise _no_hub(f"{repository}@{revision}") from error
+
+
+def _no_hub(where: str) -> DataError:
+    from huggingface_hub import constants
+
+    problem = f"what answers at {constants.ENDPOINT} does not answer as a hub does"
+    return DataError(problem, where=where, fix="Check HF_ENDPOINT, and the proxy")
+
+
 @contextmanager
 def hub_errors(repository: str, revision: str) -> Generator[None]:
     """Within it what the hub's client raises becomes a sentence; a hub out of reach is noticed once, not per file.
@@ -176,6 +204,8 @@ def hub_errors(repository: str, revision: str) -> Generator[None]:
         with cache_if_offline():
             yield
     except away as error:
+        if isinstance(error.__cause__, errors.HfHubHTTPError):
+            raise _refused(error.__cause__, repository, revision) from error
         offline = constants.HF_HUB_OFFLINE
         raise HubOutOfReachError(
             "HF_HUB_OFFLINE is set" if offline else f"the hub at {constants.ENDPOINT} is out of reach",
@@ -186,6 +216,8 @@ def hub_errors(repository: str, revision: str) -> Generator[None]:
         raise _refused(error, repository, revision) from error
     except errors.HFValidationError as error:
         raise DataError("this is no name of a data set", where=where, fix="It has the form owner/name") from error
+    except errors.FileMetadataError as error:
+        raise _no_hub(where) from error
 
 
 def _refused(error: Any, repository: str, revision: str) -> DataError:
@@ -210,7 +242,7 @@ def _refused(error: Any, repository: str, revision: str) -> DataError:
         near = near_names(repository)
         hidden = "" if has_token else "; a private one needs HF_TOKEN"
         fix = did_you_mean(repository, near) or (
-            f"Near names: {', '.join(near[:_SHOWN])}" if near else "Check the name"
+            f"Near names: {', '.join(map(named, near[:_SHOWN]))}" if near else "Check the name"
         )
         problem = f"the hub has no data set of this name that may be seen{hidden}"
         return NoSuchDatasetError(problem, where=where, fix=fix)

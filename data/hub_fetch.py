@@ -161,7 +161,7 @@ def _make(folder: Path, dataset: HubDataset, exact: HubReference, files: Sequenc
 
 def _name(file: str, path: Path, position: int | None) -> str:
     """A shard's name in the folder, numbered where their order would be lost; JSON lines that are called .json."""
-    name = PurePosixPath(file).name
+    name = re.sub(r"[^\w.-]+", "-", PurePosixPath(file).name)
     if kind_of_file(path) == ".json" and looks_like_lines(path):
         name = re.sub(r"\.json(?=\.|$)", ".jsonl", name, flags=re.IGNORECASE)
     return name if position is None else f"{position:05d}-{name}"
@@ -189,9 +189,10 @@ def _download(api: Any, dataset: HubDataset, file: str, bars: type) -> Path:
             api.hf_hub_download(dataset.repository, file, repo_type="dataset", revision=dataset.commit, tqdm_class=bars)
         )
     except OSError as error:
-        if error.errno is not None or hasattr(error, "response") or isinstance(error, FileNotFoundError):
+        # Its only plain one without a number: fewer bytes came than the hub said.
+        if type(error) is not OSError or error.errno is not None:
             raise
-        raise DataError(  # its only one without a number: fewer bytes came than the hub said
+        raise DataError(
             f"the connection was cut while {file} was fetched; nothing of it is kept",
             where=f"{dataset.repository}@{dataset.commit}",
             fix="Try again",

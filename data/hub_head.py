@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import importlib
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from ..core.errors import DataError
 from ..core.extras import not_installed
+from ..core.foreign_text import foreign
 from .hub_catalog import hub_api
 from .row_files import MOST_ROW_BYTES, delimiter
 from .shards import decompressed, kind_of_file
@@ -41,7 +43,7 @@ def fetch_first_rows(
                 where=f"{repository}@{commit}",
                 fix=f"Of {', '.join(_HEADS)} it can; leave out [:{rows}]",
             )
-        name = PurePosixPath(file).name
+        name = re.sub(r"[^\w.-]+", "-", PurePosixPath(file).name)
         target = folder / (name if len(files) == 1 else f"{position:05d}-{name}")
         address = f"datasets/{repository}@{commit}/{file}"
         with io.BufferedReader(remote.open(address, "rb", block_size=_BLOCK)) as source:
@@ -84,18 +86,22 @@ def _records(source: BinaryIO, target: Path, rows: int) -> int:
 
 def _batches(source: BinaryIO, target: Path, rows: int) -> int:
     try:
+        pyarrow: Any = importlib.import_module("pyarrow")
         parquet: Any = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
         raise not_installed(["pyarrow"], by="reading .parquet") from error
-    file = parquet.ParquetFile(source)
     count = 0
-    with parquet.ParquetWriter(target, file.schema_arrow) as out:
-        for batch in file.iter_batches(min(rows, _BATCH)):
-            part = batch.slice(0, rows - count)
-            out.write_batch(part)
-            count += part.num_rows
-            if count >= rows:
-                break
+    try:
+        file = parquet.ParquetFile(source)
+        with parquet.ParquetWriter(target, file.schema_arrow) as out:
+            for batch in file.iter_batches(min(rows, _BATCH)):
+                part = batch.slice(0, rows - count)
+                out.write_batch(part)
+                count += part.num_rows
+                if count >= rows:
+                    break
+    except pyarrow.ArrowException as error:
+        raise DataError(f"not a readable Parquet file: {foreign(error)}", where=target.name) from error
     return count
 
 

@@ -9,12 +9,14 @@ from pathlib import PurePosixPath
 from typing import Any, cast
 
 from ..core.extras import not_installed
+from .hub_reference import CONFIG
 from .shards import KINDS, kind_of_file
 
 # Splits by configuration, and the files of each.
 Layout = Mapping[str, Mapping[str, Sequence[str]]]
 DEFAULT = "default"
-_CONVERTED = re.compile(r"([^/]+)/([^/]+)/\d+\.parquet")
+_SPLIT = re.compile(r"\w[\w.]{0,99}")
+_CONVERTED = re.compile(rf"({CONFIG})/({_SPLIT.pattern})/\d+\.parquet")
 _SHARD = re.compile(r"/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}[^/]*$")
 _MOST_STARS = 8
 _NOT_DATA = frozenset({"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
@@ -30,11 +32,11 @@ def layout_of(files: Iterable[str], card: Mapping[str, Any]) -> Layout:
         files: The paths in the repository.
         card: The metadata at the head of its README, which a stranger wrote.
     """
-    readable = sorted(file for file in files if _is_data(file))
+    readable = sorted(file for file in files if is_data(file))
     declared = _objects(card.get("configs"))
     if declared:
         made = {_text(config.get("config_name")) or DEFAULT: _declared(config, readable) for config in declared}
-        return {name: splits for name, splits in made.items() if splits}
+        return {name: splits for name, splits in made.items() if splits and re.fullmatch(CONFIG, name)}
     converted = [match for match in map(_CONVERTED.fullmatch, readable) if match]
     if converted and len(converted) == len(readable):
         layout: dict[str, dict[str, list[str]]] = {}
@@ -45,15 +47,15 @@ def layout_of(files: Iterable[str], card: Mapping[str, Any]) -> Layout:
     return {DEFAULT: splits} if splits else {}
 
 
-def script_in(files: Iterable[str], repository: str) -> str | None:
-    """The data set's own program among its files, if it has one."""
-    name = f"{repository.split('/')[-1]}.py"
-    return name if name in set(files) else None
+def script_of(repository: str) -> str:
+    """The name that a data set's own program has, where it has one."""
+    return f"{repository.split('/')[-1]}.py"
 
 
-def _is_data(file: str) -> bool:
+def is_data(file: str) -> bool:
+    """Whether a file of a repository may hold rows that are read here."""
     path = PurePosixPath(file)
-    hidden = any(part.startswith((".", "__")) for part in path.parts)
+    hidden = path.is_absolute() or any(part.startswith((".", "__")) for part in path.parts)
     return kind_of_file(path) in KINDS and path.name not in _NOT_DATA and not hidden
 
 
@@ -70,7 +72,7 @@ def _declared(config: Mapping[str, Any], readable: Sequence[str]) -> dict[str, l
     }
     prefix = f"{folder}/" if folder else ""
     made = {split: _matching([prefix + each for each in paths], inside) for split, paths in patterns.items()}
-    return {split: found for split, found in made.items() if split and found}
+    return {split: found for split, found in made.items() if found and _SPLIT.fullmatch(split)}
 
 
 def _inferred(readable: Sequence[str], folder: str = "") -> dict[str, list[str]]:

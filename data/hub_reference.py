@@ -11,11 +11,14 @@ from .shards import KINDS, kind_of_file
 
 FORM = "owner/name[:config][/split]@revision"
 MAIN = "main"
+# As the hub itself asks for, but for spaces: a name is one word wherever it is shown.
+CONFIG = r"[\w.+,=~-]{1,100}"
 _REPOSITORY = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 _PATTERN = re.compile(
-    rf"(?P<repository>{_REPOSITORY})(?::(?P<config>[^/:@\[\]]+))?(?:/(?P<split>[^@\[\]]+))?"
+    rf"(?P<repository>{_REPOSITORY})(?::(?P<config>{CONFIG}))?(?:/(?P<split>[^@\[\]]+))?"
     r"(?:\[(?P<part>[^\]@]*)\])?(?:@(?P<revision>[\w./-]+))?"
 )
+_LONGEST = 500
 _FIRST_ROWS = re.compile(r":([1-9]\d{0,11})")
 
 
@@ -55,7 +58,7 @@ def parse_reference(name: str, *, where: str, default_revision: str | None = Non
     Raises:
         ConfigError: If it names a part that is not the first rows.
     """
-    found = _PATTERN.fullmatch(name)
+    found = _PATTERN.fullmatch(name) if len(name) <= _LONGEST else None
     if found is None:
         return None
     revision = found["revision"] or default_revision

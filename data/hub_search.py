@@ -12,8 +12,8 @@ from typing import Any, cast
 from ..core.errors import DataError
 from ..core.foreign_text import foreign
 from .column_proposal import unknown_shape
-from .hub_catalog import HubDataset, hub_api, hub_errors, look_up, references
-from .hub_fetch import MOST_BYTES, fetch
+from .hub_catalog import HubDataset, asked, hub_api, look_up, references
+from .hub_fetch import MOST_BYTES, fetch, in_bytes
 from .hub_layout import DEFAULT
 from .hub_reference import HubReference
 from .row_files import read_rows
@@ -34,7 +34,7 @@ class FoundDataset:
         name: ``owner/name``.
         downloads: Of the last 30 days.
         licence: As the hub tags it.
-        size: In bytes, or the hub's class of its number of rows, such as ``10K<n<100K``.
+        size: Of its files, or the hub's class of its number of rows, such as ``10K<n<100K rows``.
         tags: What it is for, and its languages.
         gated: Whether access has to be asked for.
     """
@@ -49,7 +49,7 @@ class FoundDataset:
 
 @dataclass(frozen=True, slots=True)
 class SplitFacts:
-    """A split: how to name it, its bytes, and its rows where the card states them."""
+    """A split: how to name it, its bytes, and its rows where the card states them or they were counted."""
 
     reference: str
     bytes: int
@@ -88,16 +88,20 @@ def search_datasets(words: str) -> list[FoundDataset]:
         DataError: If the hub does not answer, or refuses.
     """
     api = hub_api()
-    with hub_errors(words, "main"):
-        found = list(api.list_datasets(search=words, sort="downloads", limit=_FOUND, expand=list(_PROPERTIES)))
-    return [_found(info) for info in found]
+
+    def question() -> list[FoundDataset]:
+        found = api.list_datasets(search=words, sort="downloads", limit=_FOUND, expand=list(_PROPERTIES))
+        return [_found(info) for info in found]
+
+    return asked(question, "search", "main")
 
 
 def _found(info: Any) -> FoundDataset:
     tags = [str(tag) for tag in info.tags or ()]
     sizes = [tag.partition(":")[2] for tag in tags if tag.startswith("size_categories:")]
     kept = tuple(tag for tag in tags if tag.startswith(("task_categories:", "language:")))
-    size = f"{info.main_size} bytes" if getattr(info, "main_size", None) else (sizes[0] if sizes else None)
+    stored = getattr(info, "main_size", None)
+    size = in_bytes(int(stored)) if stored else next((f"{rows} rows" for rows in sizes), None)
     return FoundDataset(str(info.id), info.downloads, _tagged_licence(tags), size, kept, bool(info.gated))
 
 
@@ -111,10 +115,13 @@ def look_at(reference: HubReference) -> DatasetLook:
     dataset = look_up(reference.repository, reference.revision)
     possible = references(dataset, replace(reference, rows=None))
     splits = tuple(_split_facts(dataset, each) for each in possible)
-    shown, size = possible[0], splits[0].bytes
+    shown, first = possible[0], splits[0]
+    whole = first.bytes <= _LOOK_BYTES
     try:
-        fetched = fetch(shown if size <= _LOOK_BYTES else replace(shown, rows=_SAMPLE_ROWS))
+        fetched = fetch(shown if whole else replace(shown, rows=_SAMPLE_ROWS))
         row, proposal, problem, columns = _first_row(fetched.path)
+        if whole and first.rows is None:
+            splits = (replace(first, rows=sum(1 for _ in read_rows(fetched.path))), *splits[1:])
     except DataError as error:
         row, proposal, problem, columns = "", "", str(error), dict[str, str]()
     stated = _stated(dataset, shown)

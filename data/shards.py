@@ -23,7 +23,7 @@ from ..core.files import sha256_of
 
 KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
 # In a folder that was fetched: what of the hub it holds.
-SOURCE = ".source.json"
+SOURCE = ".ml-researcher-source.json"
 _COMPRESSED = frozenset({".gz", ".zst", ".zstd", ".xz", ".bz2"})
 # Beside the shards of a data set that `datasets` saved.
 _ABOUT_THE_DATA = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
@@ -90,12 +90,12 @@ def digest_of(path: Path) -> str:
 def facts_of(path: Path) -> dict[str, Any]:
     """What a run keeps of its data: ``sha256``, ``bytes``, and for several files the SHA-256 of each by its path.
 
-    Of a data set of the hub also its reference, repository and commit.
+    Of a data set of the hub also ``hub``: its reference, repository and commit.
     """
     files = shards(path)
     facts: dict[str, Any] = {"sha256": digest_of(path), "bytes": bytes_of(path)}
     if (path / SOURCE).is_file():
-        facts |= json.loads((path / SOURCE).read_bytes())
+        facts["hub"] = json.loads((path / SOURCE).read_bytes())
     return facts if files == (path,) else {**facts, "files": {str(f): sha256_of(f) for f in files}}
 
 

@@ -75,9 +75,13 @@ def _list_answer(query: str, found: list[FoundDataset]) -> CallToolResult:
 
 
 def _found_line(found: FoundDataset) -> str:
-    licence, size = named(found.licence or "not-stated"), named(found.size or "not-stated")
+    licence, size = _stated(found.licence), _stated(found.size)
     gated = ", access on request" if found.gated else ""
     return f"{named(found.name)}: {found.downloads or 0:,} downloads a month, licence {licence}, size {size}{gated}"
+
+
+def _stated(name: str | None) -> str:
+    return named(name) if name else "not stated"
 
 
 def _look_answer(look: DatasetLook) -> CallToolResult:
@@ -85,14 +89,13 @@ def _look_answer(look: DatasetLook) -> CallToolResult:
 
     dataset = look.dataset
     following = f"check_dataset(train_file='{look.splits[0].reference}')"
-    licence = named(look.licence) if look.licence else "not stated"
     gated = "; access has to be asked for" if dataset.gated else ""
-    lines = [f"{named(dataset.repository)} at commit {dataset.commit[:12]}; licence {licence}{gated}."]
+    lines = [f"{named(dataset.repository)}@{dataset.commit}: licence {_stated(look.licence)}{gated}."]
     if dataset.note:
         lines.append(f"Note: {dataset.note}.")
     for split in look.splits[:_SHOWN_SPLITS]:
         rows = "rows not stated" if split.rows is None else f"{split.rows:,} rows"
-        lines.append(f"{named(split.reference)}: {rows}, {in_bytes(split.bytes)}")
+        lines.append(f"{named(split.reference.rpartition('@')[0])}: {rows}, {in_bytes(split.bytes)}")
     if len(look.splits) > _SHOWN_SPLITS:
         lines.append(f"{len(look.splits) - _SHOWN_SPLITS} more splits are in the answer's content.")
     columns = ", ".join(f"{name} ({kind})" for name, kind in look.columns.items())
@@ -105,7 +108,7 @@ def _look_answer(look: DatasetLook) -> CallToolResult:
     if look.proposal:
         lines.append(f"Its columns are not ours; this may be what they are: {foreign(look.proposal, 2000)}")
     if look.row:
-        lines.append(f"A row of {named(look.shown)}:\n{look.row}")
+        lines.append(f"A row of {named(look.shown.rpartition('@')[0])}:\n{look.row}")
     facts = {
         "repository": dataset.repository,
         "commit": dataset.commit,

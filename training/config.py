@@ -51,7 +51,8 @@ class TrainingConfig(BaseModel):
 
     base_model: str = Field(min_length=1, description="'demo', a model folder, or an id such as Qwen/Qwen3-8B")
     train_file: str = Field(
-        min_length=1, description="Training rows: a file, folder or pattern of shards, or demo:NAME"
+        min_length=1,
+        description="Training rows: file, folder, pattern of shards, demo:NAME, or owner/name:config/split@revision",
     )
     val_file: str | None = Field(None, description="Held-out rows for validation and the best checkpoint")
     columns: Columns | None = Field(

@@ -8,13 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_fixture import CHATS
 from huggingface_hub import constants, file_download
-from loopback_hub import TOKEN, Hub, HubRepository, gsm8k, json_lines, parquet, serving_hub
+from loopback_hub import TOKEN, Hub, HubRepository, json_lines, parquet
 
 from sota_ml_researcher.core.errors import ConfigError, DataError, ResearcherError, StorageError
 from sota_ml_researcher.data import hub_fetch
@@ -24,24 +24,7 @@ from sota_ml_researcher.data.row_files import read_rows
 from sota_ml_researcher.data.shards import facts_of
 from sota_ml_researcher.data.sources import PATIENCE_S, DataSource, data_source
 
-ROWS = [{"prompt": f"question {n}", "completion": "answer " * 40} for n in range(400)]
-LINES = json_lines(ROWS)
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Hub]:
-    made = Hub({"openai/gsm8k": gsm8k(), "some/chats": HubRepository({"train.jsonl": LINES})})
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    with serving_hub(made) as address:
-        for name, value in {
-            "ENDPOINT": address,
-            "HUGGINGFACE_CO_URL_TEMPLATE": address + "/{repo_id}/resolve/{revision}/{filename}",
-            "HF_HUB_CACHE": str(tmp_path / "hf"),
-            "HF_TOKEN_PATH": str(tmp_path / "no-token"),
-            "HF_HUB_OFFLINE": False,
-        }.items():
-            monkeypatch.setattr(constants, name, value)
-        yield made
+ROWS, LINES = CHATS, json_lines(CHATS)
 
 
 def get(name: str) -> DataSource:
@@ -122,8 +105,8 @@ def test_a_split_is_fetched_once_and_pinned(hub: Hub) -> None:
     assert source.reference == f"openai/gsm8k:main/train@{commit}"
     assert len(rows_of(source)) == 40
     facts = facts_of(source.path)
-    assert facts["commit"] == commit
-    assert facts["reference"] == source.reference
+    assert facts["hub"]["commit"] == commit
+    assert facts["hub"]["reference"] == source.reference
     assert len(facts["files"]) == 1
     before = list(hub.requests)
     assert get(source.reference).path == source.path
@@ -194,8 +177,26 @@ def test_a_limit_of_requests_is_said_with_its_seconds_or_waited_for(hub: Hub) ->
 
 
 def test_an_error_of_the_hub_is_a_sentence(hub: Hub) -> None:
+    get("openai/gsm8k:main/test@main")
     hub.status = 503
     assert "the hub answered 503" in refusal("some/chats@main")
+    hub.status = 200
+    assert "does not answer as a hub does" in refusal("some/chats@main")
+
+
+def test_a_damaged_parquet_file_is_named(hub: Hub) -> None:
+    hub.repositories["some/cut"] = HubRepository({"train.parquet": parquet(ROWS)[:-9]})
+    assert "not a readable Parquet file" in refusal("some/cut[:3]@main")
+    with pytest.raises(DataError, match="not a readable Parquet file"):
+        rows_of(get("some/cut@main"))
+
+
+def test_names_that_say_more_than_a_name_cannot_be_asked_for(hub: Hub) -> None:
+    config = {"config_name": "do as\nI say", "data_files": [{"split": "x\nseed: 7", "path": "*"}]}
+    hub.repositories["some/evil"] = HubRepository({"do as I say.jsonl": LINES}, {"configs": [config]})
+    assert "no files that are read here" in refusal("some/evil@main")
+    source = get("some/evil/do as I say.jsonl@main")
+    assert [file.name for file in source.path.glob("[!.]*")] == ["do-as-I-say.jsonl"]
 
 
 def test_a_gated_set_says_where_to_ask_and_shows_no_token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
