@@ -90,8 +90,8 @@ class HubDataset:
 
 
 def catalog_folder(repository: str) -> Path:
-    """Where all that was fetched of a data set lies; private, and made if it is not there."""
-    return writable_folder(state_folder("datasets") / repository.replace("/", "--"), private=True)
+    """Where all that was fetched of a data set lies."""
+    return state_folder("datasets") / repository.replace("/", "--")
 
 
 def hub_api() -> Any:
@@ -134,6 +134,7 @@ def look_up(repository: str, revision: str) -> HubDataset:
         gated=bool(info.gated),
     )
     record = json.dumps(asdict(found)) + "\n"
+    writable_folder(catalog_folder(repository), private=True)
     for name in {revision, found.commit}:
         write_atomically(_record(repository, name), record)
     return found

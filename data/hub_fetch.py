@@ -12,15 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import quote
 
 from filelock import FileLock
 
 from ..core.errors import DataError, StorageError
-from ..core.files import sha256_of, storage_errors, sync_folder, write_atomically
+from ..core.files import sha256_of, short_digest, storage_errors, sync_folder, write_atomically
 from ..core.foreign_text import foreign
 from .hub_catalog import HubDataset, catalog_folder, hub_api, hub_errors, look_up, references
-from .hub_layout import DEFAULT
 from .hub_reference import HubReference
 from .row_files import looks_like_lines
 from .shards import SOURCE, kind_of_file
@@ -57,20 +55,19 @@ class Fetched:
         return f"{self.reference}, {count}{in_bytes(self.bytes)}" + (f" ({self.note})" if self.note else "")
 
 
-def fetch(reference: HubReference, *, where: str = "", progress: Fetching | None = None) -> Fetched:
+def fetch(reference: HubReference, progress: Fetching | None = None) -> Fetched:
     """The files of one split, fetched unless they are here already.
 
     Args:
         reference: What is meant; without configuration or split it must have one only.
-        where: The key or argument that named it, for errors.
-        progress: Told the bytes fetched, and of how many.
+        progress: Told the bytes fetched, and of how many; not of the first rows, whose bytes nobody knows.
 
     Raises:
         DataError: If it cannot be had, means several splits, or is larger than `MOST_BYTES`.
         StorageError: If the disk has no room for it.
     """
     dataset = look_up(reference.repository, reference.revision)
-    exact, files = _meant(dataset, reference, where)
+    exact, files = _meant(dataset, reference)
     size = sum(dataset.files[file].size for file in files)
     if exact.rows is None and size > MOST_BYTES:
         part = HubReference(exact.repository, exact.config, exact.split, 100_000, reference.revision)
@@ -83,7 +80,8 @@ def fetch(reference: HubReference, *, where: str = "", progress: Fetching | None
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if not _is_whole(folder):
             with storage_errors(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+                for stale in filter(Path.is_dir, folder.parent.iterdir()):  # what a killed fetch left
+                    shutil.rmtree(stale, ignore_errors=True)
                 _make(folder, dataset, exact, files, progress or (lambda done, of: None))
     there = [file for file in folder.iterdir() if file.name != SOURCE]
     return Fetched(folder, exact, sum(file.stat().st_size for file in there), len(there), dataset.note)
@@ -97,7 +95,7 @@ def in_bytes(size: int) -> str:
     return f"{max(1, round(size / 1000))} kB"
 
 
-def _meant(dataset: HubDataset, reference: HubReference, where: str) -> tuple[HubReference, Sequence[str]]:
+def _meant(dataset: HubDataset, reference: HubReference) -> tuple[HubReference, Sequence[str]]:
     """The one split or file that a reference means, and its files."""
     if reference.split in dataset.files and reference.config is None:
         file = str(reference.split)
@@ -108,7 +106,7 @@ def _meant(dataset: HubDataset, reference: HubReference, where: str) -> tuple[Hu
         more = f"; and {len(possible) - _SHOWN} more" if len(possible) > _SHOWN else ""
         raise DataError(
             f"the data set has {len(possible)} configurations and splits, and one is needed",
-            where=where or str(reference),
+            where=str(reference),
             fix=f"Write one of: {foreign(listed + more, 1500)}",
         )
     exact = possible[0]
@@ -125,8 +123,7 @@ def _view(dataset: HubDataset, exact: HubReference) -> Path:
     """The folder of one split; its name is what a job without a name is called."""
     parts = [dataset.repository.split("/")[-1], exact.config, exact.split, f"first-{exact.rows}" if exact.rows else ""]
     name = re.sub(r"[^\w-]+", "-", "-".join(part for part in parts if part))[-120:]
-    unambiguous = quote(f"{exact.config or DEFAULT}+{exact.split}", safe="+")[-120:]
-    folder = catalog_folder(dataset.repository) / dataset.commit / unambiguous / name
+    folder = catalog_folder(dataset.repository) / dataset.commit / short_digest(str(exact)).hex() / name
     with storage_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
     return folder
@@ -148,7 +145,7 @@ def _make(folder: Path, dataset: HubDataset, exact: HubReference, files: Sequenc
             from .hub_head import fetch_first_rows
 
             with hub_errors(dataset.repository, dataset.commit):
-                fetch_first_rows(dataset.repository, dataset.commit, files, exact.rows, aside, progress)
+                fetch_first_rows(dataset.repository, dataset.commit, files, exact.rows, aside)
         about = {"reference": str(exact), "repository": dataset.repository, "commit": dataset.commit}
         write_atomically(aside / SOURCE, json.dumps(about) + "\n")
         sync_folder(aside)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import io
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -21,9 +22,7 @@ _BLOCK = 2**20
 _BATCH = 1024
 
 
-def fetch_first_rows(
-    repository: str, commit: str, files: Sequence[str], rows: int, folder: Path, progress: Callable[[int, int], None]
-) -> None:
+def fetch_first_rows(repository: str, commit: str, files: Sequence[str], rows: int, folder: Path) -> None:
     """Write the first ``rows`` rows of these files into a folder, each file's under its own name.
 
     Raises:
@@ -48,7 +47,6 @@ def fetch_first_rows(
         address = f"datasets/{repository}@{commit}/{file}"
         with io.BufferedReader(remote.open(address, "rb", block_size=_BLOCK)) as source:
             left -= write(source, target, left)
-        progress(rows - left, rows)
 
 
 def _lines(source: BinaryIO, target: Path, rows: int) -> int:
@@ -74,9 +72,10 @@ def _records(source: BinaryIO, target: Path, rows: int) -> int:
                 yield line.decode("utf-8", "replace")
 
         read = lines()
-        header = next(read, "")
-        records = csv.reader(read, delimiter=delimiter(header))
+        first = next(read, "")
+        records = csv.reader(itertools.chain([first], read), delimiter=delimiter(first))
         try:
+            next(records, None)
             while count < rows and next(records, None) is not None:
                 count += 1
         except csv.Error as error:

@@ -18,7 +18,7 @@ from ..core.errors import DataError
 from ..core.extras import not_installed
 from ..core.files import storage_errors
 from .columns import ColumnMap, RowMapper
-from .shards import kind_of_file, opened, shards
+from .shards import hub_facts, kind_of_file, opened, shards
 
 T = TypeVar("T")
 _TABLE_BATCH = 1024
@@ -113,7 +113,9 @@ def _mapped(row: Row, mapper: RowMapper) -> Row:
 
 def _rows_of(path: Path) -> Iterator[Row]:
     if not path.exists():
-        raise DataError("no such file", where=str(path), fix="Check the path")
+        hub = hub_facts(path.parent)
+        fix = f"It left the cache of the hub: check_dataset of {hub['reference']} fetches it again" if hub else ""
+        raise DataError("no such file", where=str(path), fix=fix or "Check the path")
     if not path.is_file():  # a pipe would wait for ever, a device never end
         raise DataError("this is a pipe or a device; a data file is needed", where=str(path))
     reader = _READERS.get(kind_of_file(path))

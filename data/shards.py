@@ -94,9 +94,15 @@ def facts_of(path: Path) -> dict[str, Any]:
     """
     files = shards(path)
     facts: dict[str, Any] = {"sha256": digest_of(path), "bytes": bytes_of(path)}
-    if (path / SOURCE).is_file():
-        facts["hub"] = json.loads((path / SOURCE).read_bytes())
+    if hub := hub_facts(path):
+        facts["hub"] = hub
     return facts if files == (path,) else {**facts, "files": {str(f): sha256_of(f) for f in files}}
+
+
+def hub_facts(folder: Path) -> dict[str, str]:
+    """The reference, repository and commit of what lies in a folder, if it was fetched from the hub; else nothing."""
+    about = folder / SOURCE
+    return json.loads(about.read_bytes()) if about.is_file() else {}
 
 
 def _zstd(file: BinaryIO) -> BinaryIO:

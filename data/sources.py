@@ -48,7 +48,7 @@ def data_source(name: str, *, where: str, bases: Sequence[Path] = (), progress: 
         name: What the user wrote.
         where: The key or argument, for errors.
         bases: Folders in which a relative path is looked for, in order; none: the current one.
-        progress: Told the bytes fetched, and of how many (of ``[:N]`` the rows).
+        progress: Told the bytes fetched, and of how many.
 
     Raises:
         ConfigError: If there is no such file.
@@ -101,7 +101,7 @@ def _fetched(reference: HubReference, progress: Progress | None) -> Fetched:
 
     patience = PATIENCE_S.get()
     if patience is None:
-        return fetch(reference, progress=progress)
+        return fetch(reference, progress)
     with _lock:
         under_way = _fetches.get(reference)
         if under_way is None:
@@ -120,6 +120,6 @@ def _run(under_way: _Fetch, reference: HubReference) -> None:
     from .hub_fetch import fetch
 
     try:
-        under_way.future.set_result(fetch(reference, progress=under_way.note))
+        under_way.future.set_result(fetch(reference, under_way.note))
     except BaseException as error:  # it belongs to the call that waits, which raises it
         under_way.future.set_exception(error)

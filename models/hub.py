@@ -8,6 +8,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from ..core.errors import ModelError
@@ -18,6 +19,9 @@ _TIMEOUT_S = "10"
 HUB_TIMEOUT_S = 3.0
 # An answer of the hub, or its silence, is reused for this long: offline, not every call may wait for the timeout.
 HUB_MEMORY_S = 300.0
+# What the user set for the hub's client, once for each thread that is within `cache_if_offline`: the last restores it.
+_settings: list[bool] = []
+_lock = Lock()
 
 
 @contextmanager
@@ -28,13 +32,18 @@ def cache_if_offline() -> Generator[None]:
     """
     from huggingface_hub import constants
 
-    was_offline = constants.HF_HUB_OFFLINE
-    period = int(time.monotonic() // HUB_MEMORY_S)
-    constants.HF_HUB_OFFLINE = was_offline or not _hub_answers(constants.ENDPOINT, period)
+    with _lock:
+        offline = _settings[0] if _settings else constants.HF_HUB_OFFLINE
+        _settings.append(offline)
     try:
+        period = int(time.monotonic() // HUB_MEMORY_S)
+        constants.HF_HUB_OFFLINE = offline or not _hub_answers(constants.ENDPOINT, period)
         yield
     finally:
-        constants.HF_HUB_OFFLINE = was_offline
+        with _lock:
+            _settings.pop()
+            if not _settings:
+                constants.HF_HUB_OFFLINE = offline
 
 
 @lru_cache(maxsize=1)

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from sota_ml_researcher.data.hub_reference import HubReference, parse_reference
 from sota_ml_researcher.data.row_files import read_rows
 from sota_ml_researcher.data.shards import facts_of
 from sota_ml_researcher.data.sources import PATIENCE_S, DataSource, data_source
+from sota_ml_researcher.models.hub import cache_if_offline
 
 ROWS, LINES = CHATS, json_lines(CHATS)
 
@@ -311,12 +313,14 @@ def test_one_file_can_be_named(hub: Hub) -> None:
 def test_a_file_that_left_the_hubs_cache_is_fetched_again(hub: Hub, tmp_path: Path) -> None:
     source = get("some/chats@main")
     shutil.rmtree(tmp_path / "hf")
+    with pytest.raises(DataError, match=re.escape(f"check_dataset of {source.reference} fetches it again")):
+        rows_of(source)
     assert get("some/chats@main").path == source.path
     assert len(rows_of(source)) == 400
 
 
 def left_behind(tmp_path: Path, home: Path) -> list[Path]:
-    return [*(tmp_path / "hf").rglob("*.incomplete"), *home.rglob(".chats*[!k]")]
+    return [*(tmp_path / "hf").rglob("*.incomplete"), *filter(Path.is_dir, home.rglob(".chats*"))]
 
 
 def test_a_full_disk_is_said_before_or_while_it_happens(
@@ -339,6 +343,17 @@ def test_a_full_disk_is_said_before_or_while_it_happens(
     assert len(rows_of(get("some/chats@main"))) == 400
 
 
+def test_threads_leave_the_setting_of_the_hubs_client_as_it_was(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with cache_if_offline():
+        assert constants.HF_HUB_OFFLINE
+        inner = cache_if_offline()
+        inner.__enter__()
+    assert constants.HF_HUB_OFFLINE
+    inner.__exit__(None, None, None)
+    assert not constants.HF_HUB_OFFLINE
+
+
 def test_a_caller_without_patience_is_told_and_the_fetch_goes_on(hub: Hub) -> None:
     hub.may_send.clear()
     token = PATIENCE_S.set(0.5)
@@ -356,6 +371,20 @@ SCRIPT = """
 from sota_ml_researcher.data.sources import data_source
 print(data_source("some/chats@main", where="train_file").path)
 """
+
+
+def test_a_killed_fetch_leaves_nothing_that_is_used(hub: Hub, tmp_path: Path, own_home: Path) -> None:
+    hub.may_send.clear()
+    environment = os.environ | {"HF_ENDPOINT": constants.ENDPOINT, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    environment["HF_HUB_CACHE"] = constants.HF_HUB_CACHE
+    with subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment) as running:
+        while not any(request.startswith("GET /datasets/") for request in hub.requests):
+            time.sleep(0.05)
+        running.kill()
+    assert left_behind(tmp_path, own_home)
+    hub.may_send.set()
+    assert len(rows_of(get("some/chats@main"))) == 400
+    assert [path for path in own_home.rglob(".chats*") if path.is_dir()] == []
 
 
 def test_two_processes_fetch_it_once_by_the_variables_of_the_hub(hub: Hub, tmp_path: Path, own_home: Path) -> None:

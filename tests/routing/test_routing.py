@@ -13,9 +13,9 @@ WHEN = re.compile(r"\bUse (it|this|for|when)\b")
 WHEN_NOT = re.compile(r"\b(Not for|instead|trains nothing|says nothing|only (if|while)|[Ff]or .{5,60} use \w+_\w+)\b")
 
 
-def test_there_are_thirty_requests_each_with_its_reason() -> None:
-    assert len(REQUESTS) == 30
-    assert len({each["request"] for each in REQUESTS}) == 30
+def test_there_are_thirty_requests_and_more_each_with_its_reason() -> None:
+    assert len(REQUESTS) >= 30
+    assert len({each["request"] for each in REQUESTS}) == len(REQUESTS)
     for each in REQUESTS:
         assert set(each) == {"request", "tool", "not", "why"}
         assert len(each["why"]) > 30

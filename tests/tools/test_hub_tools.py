@@ -145,6 +145,24 @@ def test_a_test_set_of_the_hub_is_judged(hub: Hub) -> None:
     assert content["plan"]["prompts"] == 10
 
 
+@pytest.mark.usefixtures("shared_engine")
+def test_an_evaluation_runs_on_mapped_prompts_of_the_hub(hub: Hub, tiny_weights: Path) -> None:
+    rows = [{"ticket": f"Where is {n}?", "reply": "Here.", "topic": "places"} for n in range(3)]
+    hub.repositories["some/tickets"] = HubRepository({"test.jsonl": json_lines(rows)})
+    overrides: dict[str, Any] = dict.fromkeys(("baseline_model", "finetuned_model"), str(tiny_weights))
+    overrides |= {"test_set": "some/tickets@main", "judge_model": "check:includes", "max_response_tokens": 4}
+    overrides |= {"columns": {"prompt": "ticket", "reference": "reply", "category": "topic"}}
+    failed, text, content = call("run_judge_eval", overrides=overrides)
+    assert not failed, text
+    job = wait_until(content["job_id"], ended)
+    assert run_files.result(job.folder) is not None, job.error
+    items = [json.loads(line) for line in (job.folder / "items.jsonl").read_text().splitlines()]
+    assert [item["reference"] for item in items] == ["Here."] * 3
+    assert items[0]["category"] == "places"
+    data = json.loads((job.folder / run_files.ENVIRONMENT).read_text())["data"]
+    assert next(iter(data.values()))["hub"]["repository"] == "some/tickets"
+
+
 def test_a_test_set_with_other_columns_is_refused_with_those_it_needs(tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.csv"
     sheet.write_text("Ticket;Our reply\n" + "".join(f"Where is {n}?;Here.\n" for n in range(5)))
