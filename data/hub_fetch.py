@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from ..core.errors import DataError, StorageError
 from ..core.files import sha256_of, short_digest, storage_errors, sync_folder, write_atomically
-from ..core.foreign_text import foreign
+from ..core.foreign_text import foreign, named
 from .hub_catalog import HubDataset, catalog_folder, hub_api, hub_errors, look_up, references
 from .hub_reference import HubReference
 from .row_files import looks_like_lines
@@ -111,8 +111,16 @@ def _meant(dataset: HubDataset, reference: HubReference) -> tuple[HubReference, 
         )
     exact = possible[0]
     layout = dataset.layout()
-    config = exact.config or next(iter(layout))
-    return exact, layout[config][str(exact.split)]
+    files = layout[exact.config or next(iter(layout))][str(exact.split)]
+    kinds = {kind_of_file(PurePosixPath(file)): file for file in files}
+    if len(kinds) > 1:
+        one = HubReference(reference.repository, None, kinds[min(kinds)], reference.rows, reference.revision)
+        raise DataError(
+            f"its files are of several kinds ({', '.join(sorted(kinds))})",
+            where=str(reference),
+            fix=f"Name one file, such as {named(one)}",
+        )
+    return exact, files
 
 
 def _as_written(exact: HubReference, asked: HubReference) -> HubReference:

@@ -10,7 +10,7 @@ from mcp_types import CallToolResult
 from pydantic import BaseModel, Field
 
 from ..core.errors import ConfigError
-from ..core.foreign_text import foreign, named
+from ..core.foreign_text import foreign, has_foreign, named
 from .answers import answer
 from .background import CALL_AGAIN, WorkProgress, forget, run_in_background
 
@@ -94,7 +94,7 @@ def _look_answer(look: DatasetLook) -> CallToolResult:
     if dataset.note:
         lines.append(f"Note: {dataset.note}.")
     for split in look.splits[:_SHOWN_SPLITS]:
-        rows = "rows not stated" if split.rows is None else f"{split.rows:,} rows"
+        rows = "rows not stated" if split.rows is None else f"{split.rows:,} row{'s' * (split.rows != 1)}"
         lines.append(f"{named(split.reference.rpartition('@')[0])}: {rows}, {in_bytes(split.bytes)}")
     if len(look.splits) > _SHOWN_SPLITS:
         lines.append(f"{len(look.splits) - _SHOWN_SPLITS} more splits are in the answer's content.")
@@ -102,9 +102,8 @@ def _look_answer(look: DatasetLook) -> CallToolResult:
     if columns:
         lines.append(f"Columns: {foreign(columns)}.")
     if look.problem:
-        lines.append(
-            f"No row is shown: {foreign(look.problem)}" if not look.row else f"Its columns: {foreign(look.problem)}"
-        )
+        problem = look.problem if has_foreign(look.problem) else foreign(look.problem)
+        lines.append(problem if look.row else f"No row is shown: {problem}")
     if look.proposal:
         lines.append(f"Its columns are not ours; this may be what they are: {foreign(look.proposal, 2000)}")
     if look.row:

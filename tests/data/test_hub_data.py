@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
+import yaml
 from hub_fixture import CHATS
 from huggingface_hub import constants, file_download
 from loopback_hub import TOKEN, Hub, HubRepository, json_lines, parquet
@@ -99,6 +101,44 @@ def test_configurations_and_splits_follow_the_card_or_the_names(
     files: list[str], card: dict[str, Any], layout: dict[str, Any]
 ) -> None:
     assert layout_of(files, card) == layout
+
+
+CARD = """---
+configs:
+- config_name: one
+  data_files:
+  - {split: train, path: one/train-*}
+  - {split: test, path: [one/extra.jsonl, "one/t*.jsonl"]}
+- config_name: two
+  data_dir: two
+- config_name: three
+  data_files: "**/b.jsonl"
+---
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "card"),
+    [
+        (["train.jsonl", "dev.jsonl", "other.jsonl"], ""),
+        (["a.jsonl", "sub/b.jsonl", ".hidden/c.jsonl", "__x/d.jsonl"], ""),
+        (["data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl", "data/x.y-00000-of-00001.jsonl"], ""),
+        (["train/a.jsonl", "test/a.jsonl", "validation_1/b.jsonl"], ""),
+        (["my-training-set.jsonl", "my_test_set.jsonl", "contest.jsonl"], ""),
+        (["one/train-1.jsonl", "one/extra.jsonl", "one/t2.jsonl", "two/test.jsonl", "two/b.jsonl", "x/b.jsonl"], CARD),
+    ],
+)  # fmt: skip
+def test_the_layout_is_the_one_that_datasets_sees(tmp_path: Path, files: list[str], card: str) -> None:
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_bytes(LINES[:400])
+    (tmp_path / "README.md").write_text(card)
+    layout = layout_of(files, yaml.safe_load(card.strip("-\n")) or {})
+    assert layout
+    for config, splits in layout.items():
+        theirs = datasets.load_dataset_builder(str(tmp_path), config).config.data_files
+        seen = {str(s): sorted(str(Path(f).relative_to(tmp_path)) for f in theirs[s]) for s in theirs}
+        assert {split: sorted(found) for split, found in splits.items()} == seen
 
 
 def test_a_split_is_fetched_once_and_pinned(hub: Hub) -> None:
@@ -305,9 +345,8 @@ def test_json_lines_that_are_called_json_are_read(hub: Hub) -> None:
 def test_one_file_can_be_named(hub: Hub) -> None:
     hub.repositories["some/both"] = HubRepository({"a/train.jsonl": LINES, "b/train.csv": CSV.encode()})
     assert len(rows_of(get("some/both/a/train.jsonl@main"))) == 400
-    source = get("some/both@main")
-    with pytest.raises(DataError, match="several kinds"):
-        rows_of(source)
+    text = refusal("some/both@main")
+    assert "its files are of several kinds (.csv, .jsonl). Name one file, such as some/both/b/train.csv@main" in text
 
 
 def test_a_file_that_left_the_hubs_cache_is_fetched_again(hub: Hub, tmp_path: Path) -> None:

@@ -113,11 +113,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _list(self, query: dict[str, list[str]], *, body: bool) -> None:
         words = query.get("search", [""])[0].lower()
+        author = query.get("author", [""])[0]
         limit = int(query.get("limit", ["1000"])[0])
         found = [
             self._info(name, repository)
             for name, repository in self.hub.repositories.items()
-            if words in name.lower() and not repository.private
+            if words in name.lower() and name.startswith(f"{author}/" if author else "") and not repository.private
         ]
         self._json(found[:limit], body=body)
 
