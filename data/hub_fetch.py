@@ -193,12 +193,14 @@ def _download(api: Any, dataset: HubDataset, file: str, bars: type) -> Path:
         path = Path(
             api.hf_hub_download(dataset.repository, file, repo_type="dataset", revision=dataset.commit, tqdm_class=bars)
         )
-    except OSError as error:
-        # Its only plain one without a number: fewer bytes came than the hub said.
-        if type(error) is not OSError or error.errno is not None:
+    except (OSError, RuntimeError) as error:
+        from huggingface_hub import errors
+
+        answered = (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, errors.EntryNotFoundError)
+        if getattr(error, "errno", None) is not None or isinstance(error, (*answered, errors.FileMetadataError)):
             raise
-        raise DataError(
-            f"the connection was cut while {file} was fetched; nothing of it is kept",
+        raise DataError(  # what is left comes from the transfer: too few bytes, or a storage behind the hub
+            f"the connection was cut while {file} was fetched; nothing of it is kept: {foreign(error, 200)}",
             where=f"{dataset.repository}@{dataset.commit}",
             fix="Try again",
         ) from error

@@ -200,6 +200,19 @@ def test_a_cut_connection_is_resumed(hub: Hub, monkeypatch: pytest.MonkeyPatch) 
     assert hub.sent["train.jsonl"] == len(LINES)
 
 
+@pytest.mark.parametrize("error", [OSError("Consistency check failed"), RuntimeError("Data processing error")])
+def test_a_transfer_that_breaks_off_is_a_sentence(hub: Hub, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def broken(*args: Any, **named: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(file_download, "http_get", broken)
+        assert "the connection was cut while train.jsonl was fetched; nothing of it is kept" in refusal(
+            "some/chats@main"
+        )
+    assert len(rows_of(get("some/chats@main"))) == 400
+
+
 def test_what_is_not_what_the_hub_states_is_not_kept(hub: Hub) -> None:
     hub.wrong_bytes = True
     assert "its SHA-256 differs" in refusal("some/chats@main")
