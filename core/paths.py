@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -38,6 +40,28 @@ def user_path(name: str) -> Path:
         return Path(name).expanduser()
     except RuntimeError:
         return Path(name)
+
+
+def find_file(name: str, bases: Sequence[Path], *, where: str) -> tuple[Path | None, str]:
+    """The file, folder or pattern that a name means, absolute, or None; and the places looked at, for an error.
+
+    Args:
+        name: ``demo:NAME``, an absolute path, or one relative to a base; ``~`` is the user's home.
+        bases: The folders to look in, in order.
+        where: The key or argument that named it.
+
+    Raises:
+        ModelError: If there is no demo data set of that name.
+    """
+    if name.startswith("demo:"):
+        return demo_data(name.removeprefix("demo:"), where=where), ""
+    path = user_path(name)
+    tried = [path] if path.is_absolute() else [base / path for base in bases]
+    for candidate in tried:
+        if candidate.exists() or (glob.has_magic(name) and glob.glob(str(candidate))):  # noqa: PTH207
+            # Of a link the name counts, which says what kind of file it is.
+            return candidate.parent.resolve() / candidate.name, ""
+    return None, " and ".join(str(candidate) for candidate in tried)
 
 
 def jobs_database() -> Path:

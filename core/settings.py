@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,26 +49,26 @@ class Settings(Generic[ConfigT]):
         return Settings(config, {**self.origins, **{key: o for key, (_, o) in changes.items()}}, self.document)
 
     def data_file(self, key: str, name: str) -> Path:
-        """The absolute path of a data file: ``demo:NAME``, absolute, beside the config file, or below the cwd.
+        """The absolute path of a file: ``demo:NAME``, absolute, beside the config file, or below the current folder.
+
+        Rows may come from the hub, too: see `data.sources.data_source`.
 
         Raises:
             ConfigError: If there is no such file in any of these places.
         """
-        from .paths import demo_data, user_path
+        from .paths import find_file
 
-        if name.startswith("demo:"):
-            return demo_data(name.removeprefix("demo:"), where=self.place(key))
-        path = user_path(name)
-        tried = [path] if path.is_absolute() else [base / path for base in self._bases()]
-        for candidate in tried:
-            if candidate.exists() or (glob.has_magic(name) and glob.glob(str(candidate))):  # noqa: PTH207
-                return candidate.resolve()
-        places = " and ".join(str(candidate) for candidate in tried)
-        raise ConfigError(f"no such file: {name} (looked at {places})", where=self.place(key), fix="Check the path")
+        where = self.place(key)
+        found, looked_at = find_file(name, self.bases, where=where)
+        if found is None:
+            raise ConfigError(f"no such file: {name} (looked at {looked_at})", where=where, fix="Check the path")
+        return found
 
-    def _bases(self) -> list[Path]:
-        bases = [self.document.path.parent.resolve()] if self.document else []
-        return list(dict.fromkeys([*bases, Path.cwd()]))
+    @property
+    def bases(self) -> list[Path]:
+        """The folders in which a relative path is looked for, in order."""
+        beside = [self.document.path.parent.resolve()] if self.document else []
+        return list(dict.fromkeys([*beside, Path.cwd()]))
 
 
 _UNSET = Origin(kind="default")

@@ -20,8 +20,16 @@ from .preference_rows import PREFERENCE_FORMATS, detect_preference_format, is_pr
 from .row_files import read_rows
 from .row_turns import ROLES, Fields, as_fields, is_blank
 
-Use = Literal["supervised", "preferences", "rl"]
+Use = Literal["supervised", "preferences", "rl", "evaluation"]
 _HEAD_ROWS = 50
+_CALLED: Mapping[Use, str] = {
+    "supervised": "supervised rows",
+    "preferences": "preference pairs",
+    "rl": "RL prompts",
+    "evaluation": "prompts to evaluate on",
+}
+# Where a row of an evaluation holds its prompt; of several the first counts, and an instruction's input belongs to it.
+PROMPT_KEYS = ("messages", "prompt", "instruction", "question", "input")
 _SHOWN_COLUMNS = 12
 # Names that data sets use, the usual ones first. A column whose name merely holds one of them counts less.
 _NAMES: Mapping[str, tuple[str, ...]] = {
@@ -30,6 +38,8 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "completion": ("completion", "response", "answer", "output", "reply", "assistant", "bot", "gpt", "target",
                    "solution", "summary", "label"),
     "answer": ("answer", "final_answer", "solution", "target", "label", "output", "reference", "ground_truth"),
+    "reference": ("reference", "answer", "completion", "response", "output", "reply", "solution", "target", "expected",
+                  "gold", "ground_truth", "summary", "label"),
     "tests": ("tests", "test_list", "test_cases", "unit_tests", "test"),
     "input": ("input", "context", "passage", "background"),
     "system": ("system", "system_prompt", "system_message", "sys"),
@@ -130,8 +140,12 @@ def _refusal(path: Path, row: Fields, use: Use, proposal: Proposal | None) -> Da
             fix=f"start_sft takes them as they are; a pair is {PREFERENCE_FORMATS['pairs']}",
         )
     there = foreign(", ".join(str(key) for key in list(row)[:_SHOWN_COLUMNS]))
-    what = {"supervised": "supervised rows", "preferences": "preference pairs", "rl": "RL prompts"}[use]
-    example = {"preferences": "{prompt: ..., chosen: ..., rejected: ...}", "rl": "{prompt: ..., answer: ...}"}
+    what = _CALLED[use]
+    example = {
+        "preferences": "{prompt: ..., chosen: ..., rejected: ...}",
+        "rl": "{prompt: ..., answer: ...}",
+        "evaluation": "{prompt: ..., reference: ...}",
+    }
     block = proposal.block if proposal else f"columns: {example.get(use, '{prompt: ..., completion: ...}')}"
     fix = (
         f"If this is what they are, set {foreign(block, 2000)}"
@@ -148,15 +162,16 @@ def _is_known(row: Fields, use: Use, needed: Sequence[str]) -> bool:
         elif use == "preferences":
             detect_preference_format(row)
         else:
-            return _has_prompt(row) and all(key in row for key in needed)
+            return _has_prompt(row, use) and all(key in row for key in needed)
     except DataError:
         # Pairs given as rows to imitate, and the other way round, are another mistake than unknown columns.
         return use == "supervised" and is_preference_row(row)
     return True
 
 
-def _has_prompt(row: Fields) -> bool:
-    return any(row.get(key) is not None for key in ("prompt", "question", "messages"))
+def _has_prompt(row: Fields, use: Use) -> bool:
+    keys = PROMPT_KEYS if use == "evaluation" else ("prompt", "question", "messages")
+    return any(row.get(key) is not None for key in keys)
 
 
 def _read(mapper: RowMapper, row: Fields, use: Use, needed: Sequence[str]) -> Mapping[str, Any] | None:
@@ -167,7 +182,7 @@ def _read(mapper: RowMapper, row: Fields, use: Use, needed: Sequence[str]) -> Ma
             read_row(made)
         elif use == "preferences":
             to_pair(made)
-        elif not (_has_prompt(made) and all(made.get(key) is not None for key in needed)):
+        elif not (_has_prompt(made, use) and all(made.get(key) is not None for key in needed)):
             return None
     except DataError:
         return None
@@ -180,32 +195,60 @@ def _candidates(rows: Sequence[Fields], use: Use, needed: Sequence[str]) -> Iter
     filled = {key: [row[key] for row in rows if not is_blank(row.get(key))] for key in columns}
     texts = [key for key in columns if filled[key] and all(isinstance(v, str) for v in filled[key])]
     lists = [key for key in columns if filled[key] and all(isinstance(v, list) for v in filled[key])]
-    every = len(rows)
-    optional = {key: "?" if len(filled[key]) < every else "" for key in columns}
     if use == "preferences":
         yield from _pairs(texts + lists, lists, filled)
         return
+    optional = {key: "?" if len(filled[key]) < len(rows) else "" for key in columns}
     extra: dict[str, Source] = {}
     if system := _named("system", texts):
         extra["system"] = system + optional[system]
-    if use == "supervised":
+    if use in ("supervised", "evaluation"):
         for key in lists:
             if turns := _turns(key, [cast("list[object]", v) for v in filled[key]]):
                 yield {**turns, **extra}
+    if use == "evaluation":
+        single = [key for key in columns if filled[key] and not isinstance(filled[key][0], list | dict)]
+        yield from _prompts(texts, single, optional, extra)
+        return
+    yield from _answered(texts, filled, optional, extra, needed, supervised=use == "supervised")
+
+
+def _answered(
+    texts: Sequence[str],
+    filled: Mapping[str, list[Any]],
+    optional: Mapping[str, str],
+    extra: Mapping[str, Source],
+    needed: Sequence[str],
+    *,
+    supervised: bool,
+) -> Iterator[dict[str, Source]]:
+    """A prompt with its answer, or with what a reward reads."""
     prompt = _named("prompt", texts)
-    wanted = needed or (("completion",) if use == "supervised" else ())
-    others = {name: _named(name, [k for k in columns if k != prompt and filled[k]]) for name in wanted}
+    wanted = needed or (("completion",) if supervised else ())
+    others = {name: _named(name, [k for k in filled if k != prompt and filled[k]]) for name in wanted}
     if prompt and all(others.values()):
         made: dict[str, Source] = {"prompt": prompt, **extra}
         for name, key in others.items():
-            is_number = use == "supervised" and isinstance(filled[str(key)][0], int | float)
+            is_number = supervised and isinstance(filled[str(key)][0], int | float)
             made[name] = f"{{{key}}}" if is_number else str(key)
         details = _named("input", [key for key in texts if key not in (prompt, *others.values())], exact=True)
-        if details and use == "supervised":
+        if details and supervised:
             yield {"instruction": prompt, "input": details + optional[details], "output": made["completion"], **extra}
         yield made
-    elif len(texts) == 2 and use == "supervised":  # two texts: the names say nothing, the order may
+    elif len(texts) == 2 and supervised:  # two texts: the names say nothing, the order may
         yield {"prompt": texts[0], "completion": texts[1]}
+
+
+def _prompts(
+    texts: Sequence[str], columns: Sequence[str], optional: Mapping[str, str], extra: Mapping[str, Source]
+) -> Iterator[dict[str, Source]]:
+    """Prompts with a reference where there is one; of one or two texts the first is the prompt."""
+    prompt = _named("prompt", texts) or (texts[0] if 0 < len(texts) <= 2 else None)
+    if prompt is None:
+        return
+    reference = _named("reference", [key for key in columns if key != prompt])
+    reference = reference or next((key for key in texts if key != prompt and len(texts) == 2), None)
+    yield {"prompt": prompt, **({"reference": reference + optional[reference]} if reference else {}), **extra}
 
 
 def _pairs(

@@ -18,7 +18,7 @@ from ..core.errors import DataError
 from ..core.extras import not_installed
 from ..core.files import storage_errors
 from .columns import ColumnMap, RowMapper
-from .shards import kind_of_file, opened, shards
+from .shards import hub_facts, kind_of_file, opened, shards
 
 T = TypeVar("T")
 _TABLE_BATCH = 1024
@@ -113,7 +113,9 @@ def _mapped(row: Row, mapper: RowMapper) -> Row:
 
 def _rows_of(path: Path) -> Iterator[Row]:
     if not path.exists():
-        raise DataError("no such file", where=str(path), fix="Check the path")
+        hub = hub_facts(path.parent)
+        fix = f"It left the cache of the hub: check_dataset of {hub['reference']} fetches it again" if hub else ""
+        raise DataError("no such file", where=str(path), fix=fix or "Check the path")
     if not path.is_file():  # a pipe would wait for ever, a device never end
         raise DataError("this is a pipe or a device; a data file is needed", where=str(path))
     reader = _READERS.get(kind_of_file(path))
@@ -227,6 +229,20 @@ def _require_lines(path: Path, head: bytes) -> None:
         )
 
 
+def looks_like_lines(path: Path) -> bool:
+    """Whether a file called .json holds one object per line, as many on the hub do."""
+    with opened(path) as file:
+        line = file.readline(MOST_ROW_BYTES).removeprefix(codecs.BOM_UTF8)
+        more = bool(file.readline(_HEAD_BYTES).strip())
+    if not more or not line.startswith(b"{"):
+        return False
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def _rest_of_line(file: BinaryIO) -> int:
     """Read to the end of the line without keeping it; its bytes."""
     size = 0
@@ -337,7 +353,7 @@ def _csv(path: Path) -> Iterator[Row]:
         with opened(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
             lines = _bounded_lines(path, file)
             first = next(lines, "")
-            reader = csv.reader(itertools.chain([first], lines), delimiter=_delimiter(first), strict=True)
+            reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter(first), strict=True)
             header = next(reader, list[str]())
             if repeated := [name for name in header if header.count(name) > 1]:
                 raise DataError(f"two columns have the name '{repeated[0]}'", where=f"{path.name}:1", fix="Rename one")
@@ -372,7 +388,7 @@ def _bounded_lines(path: Path, file: TextIO) -> Iterator[str]:
         yield line
 
 
-def _delimiter(header: str) -> str:
+def delimiter(header: str) -> str:
     """What stands between the fields: spreadsheets write semicolons where the comma is the decimal sign."""
     return "," if "," in header else next((mark for mark in ";\t" if mark in header), ",")
 

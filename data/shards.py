@@ -8,12 +8,13 @@ import gzip
 import hashlib
 import importlib
 import io
+import json
 import lzma
 import re
 import zlib
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO, cast
 
 from ..core.errors import DataError
@@ -21,6 +22,8 @@ from ..core.extras import not_installed
 from ..core.files import sha256_of
 
 KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
+# In a folder that was fetched: what of the hub it holds.
+SOURCE = ".ml-researcher-source.json"
 _COMPRESSED = frozenset({".gz", ".zst", ".zstd", ".xz", ".bz2"})
 # Beside the shards of a data set that `datasets` saved.
 _ABOUT_THE_DATA = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
@@ -28,10 +31,10 @@ _SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?=[-_.])", re.I
 _SHOWN = 4
 
 
-def kind_of_file(path: Path) -> str:
+def kind_of_file(path: PurePath) -> str:
     """The extension that says how a file is read, ``.jsonl`` of ``train.jsonl.gz`` too."""
     suffix = path.suffix.lower()
-    return Path(path.stem).suffix.lower() if suffix in _COMPRESSED else suffix
+    return PurePath(path.stem).suffix.lower() if suffix in _COMPRESSED else suffix
 
 
 def shards(path: Path) -> tuple[Path, ...]:
@@ -85,10 +88,21 @@ def digest_of(path: Path) -> str:
 
 
 def facts_of(path: Path) -> dict[str, Any]:
-    """What a run keeps of its data: ``sha256``, ``bytes``, and for several files the SHA-256 of each by its path."""
+    """What a run keeps of its data: ``sha256``, ``bytes``, and for several files the SHA-256 of each by its path.
+
+    Of a data set of the hub also ``hub``: its reference, repository and commit.
+    """
     files = shards(path)
     facts: dict[str, Any] = {"sha256": digest_of(path), "bytes": bytes_of(path)}
+    if hub := hub_facts(path):
+        facts["hub"] = hub
     return facts if files == (path,) else {**facts, "files": {str(f): sha256_of(f) for f in files}}
+
+
+def hub_facts(folder: Path) -> dict[str, str]:
+    """The reference, repository and commit of what lies in a folder, if it was fetched from the hub; else nothing."""
+    about = folder / SOURCE
+    return json.loads(about.read_bytes()) if about.is_file() else {}
 
 
 def _zstd(file: BinaryIO) -> BinaryIO:
@@ -121,21 +135,29 @@ def opened(path: Path) -> Generator[BinaryIO]:
     Raises:
         DataError: If it is an archive, or its compressed content is cut or damaged.
     """
-    with path.open("rb") as raw:
-        head = raw.read(6)
-        raw.seek(0)
-        if head.startswith((b"PK\x03\x04", b"7z\xbc\xaf")):
-            raise DataError("the file is an archive", where=path.name, fix="Unpack it, and name the file or folder")
-        opener = next((opener for magic, opener in _OPENERS.items() if head.startswith(magic)), None)
-        if opener is None:
-            yield raw
-            return
-        try:
-            with opener(raw) as file:
-                yield file
-        except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise DataError(
-                "the compressed file is cut or damaged", where=path.name, fix="Fetch or write it again"
-            ) from error
+    with path.open("rb") as raw, decompressed(raw, path.name) as file:
+        yield file
+
+
+@contextmanager
+def decompressed(raw: BinaryIO, name: str) -> Generator[BinaryIO]:
+    """The same for a file that is open at its beginning; ``name`` is for errors.
+
+    Raises:
+        DataError: As `opened`.
+    """
+    head = raw.read(6)
+    raw.seek(0)
+    if head.startswith((b"PK\x03\x04", b"7z\xbc\xaf")):
+        raise DataError("the file is an archive", where=name, fix="Unpack it, and name the file or folder")
+    opener = next((opener for magic, opener in _OPENERS.items() if head.startswith(magic)), None)
+    if opener is None:
+        yield raw
+        return
+    try:
+        with opener(raw) as file:
+            yield file
+    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and (error.errno is not None or hasattr(error, "response")):
+            raise
+        raise DataError("the compressed file is cut or damaged", where=name, fix="Fetch or write it again") from error

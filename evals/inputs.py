@@ -105,7 +105,7 @@ def load_inputs(config: JudgeEvalConfig) -> EvalInputs:
     Raises:
         ResearcherError: For a test set, a rubric, canaries or an arm that cannot be used.
     """
-    items = load_items(Path(config.test_set), config.num_samples, config.seed)
+    items = load_items(Path(config.test_set), config.num_samples, config.seed, config.columns)
     prompter = make_prompter(config)
     canaries = load_canaries(config.canaries)
     if config.canaries is None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from ..core.names import BackendName
 from ..core.settings import Settings, load_settings
+from ..data.columns import Columns, Source
 from ..judges.judge_catalog import JudgePrice, JudgeRef, parse_judge
 
 RETIRED_KEYS: Mapping[str, str] = {
@@ -22,6 +23,12 @@ DEFAULT_RULES: Mapping[str, str] = {
     "seed": "job.seed",
 }
 
+# What an evaluation reads of a row, as targets of columns.
+_TARGETS = (
+    "prompt", "instruction", "input", "messages", "messages[*].role", "messages[*].content", "roles", "reference",
+    "system", "system_prompt", "id", "category", "cluster_id",
+)  # fmt: skip
+
 Positive = Annotated[int, Field(gt=0)]
 PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -31,7 +38,10 @@ class JudgeEvalConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    test_set: str = Field(min_length=1, description="Prompts: .jsonl .json .csv .parquet, or demo:NAME")
+    test_set: str = Field(min_length=1, description="Prompts: a file of rows, a data set of the hub, or demo:NAME")
+    columns: Columns | None = Field(
+        None, description="Which columns of test_set are what: {prompt: question, reference: answer}; null: usual names"
+    )
     baseline_model: str = Field(min_length=1, description="The arm to compare with")
     finetuned_model: str = Field(min_length=1, description="The arm in question")
     other_models: tuple[str, ...] = Field((), max_length=6, description="Further arms")
@@ -110,6 +120,14 @@ class JudgeEvalConfig(BaseModel):
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("columns")
+    @classmethod
+    def _read_here(cls, value: dict[str, Source] | None) -> dict[str, Source] | None:
+        for target in value or {}:
+            if target not in _TARGETS:
+                raise ValueError(f"an evaluation reads no {target}: it takes {', '.join(_TARGETS)}")
+        return value
 
     @field_validator("judge_model")
     @classmethod

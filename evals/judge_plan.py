@@ -16,6 +16,8 @@ from ..backends.estimate import CHARS_PER_TOKEN
 from ..core.errors import ConfigError, DataError
 from ..core.paths import user_path
 from ..core.settings import Origin, Settings
+from ..data.column_proposal import require_known_shape
+from ..data.sources import data_source
 from ..judges.judge_catalog import judge_price
 from ..judges.prompt import EvalItem
 from .answer_room import with_room
@@ -93,6 +95,7 @@ def plan_judge_eval(
     """
     settings = _with_paths(settings)
     config = settings.config
+    require_known_shape(Path(config.test_set), config.columns, "evaluation")
     inputs = load_inputs(config)
     sampled = [arm.model for arm in inputs.arms.values() if arm.file is None]
     settings, shortened = with_room(settings, sampled, bases or {}, inputs.items)
@@ -121,15 +124,17 @@ def plan_judge_eval(
         bills_elsewhere=any(j.may_cost(config.judge_base_url or default_base_url) for j in config.judges),
         sampled_models=tuple(sampled),
         files=_files(config, inputs),
-        warnings=(*shortened, *unread_keys(Path(config.test_set)), *_warnings(config, inputs, wanted)),
+        warnings=(*shortened, *unread_keys(Path(config.test_set), config.columns), *_warnings(config, inputs, wanted)),
     )
 
 
 def _with_paths(settings: Settings[JudgeEvalConfig]) -> Settings[JudgeEvalConfig]:
-    """Paths made absolute: the worker runs in another folder."""
+    """Paths made absolute, since the worker runs in another folder; a test set of the hub is fetched."""
     config = settings.config
     changes: dict[str, tuple[Any, Origin]] = {}
-    for key in ("test_set", "rubric", "canaries", "human_labels", "pilot"):
+    source = data_source(config.test_set, where=settings.place("test_set"), bases=settings.bases)
+    changes["test_set"] = (str(source.path), settings.origins["test_set"].model_copy(update={"reason": source.facts}))
+    for key in ("rubric", "canaries", "human_labels", "pilot"):
         name = getattr(config, key)
         if name is not None:
             changes[key] = (str(settings.data_file(key, name)), settings.origins[key])

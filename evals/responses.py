@@ -14,10 +14,11 @@ from ..core.errors import DataError
 from ..core.files import write_atomically
 from ..core.foreign_text import foreign
 from ..core.paths import state_folder, writable_folder
+from ..data.column_proposal import PROMPT_KEYS
 from ..judges.prompt import EvalItem, prompt_key
 from ..models.chat import Message
 from ..models.model_ref import resolve_model
-from .test_set import PROMPT_KEYS, conversation, read_each
+from .test_set import conversation, read_each
 
 if TYPE_CHECKING:
     from ..backends.connection import Backend, Connect

@@ -10,14 +10,14 @@ from typing import Any, TypeVar, cast
 
 from ..core.errors import DataError
 from ..core.foreign_text import foreign, named
+from ..data.column_proposal import PROMPT_KEYS
+from ..data.columns import ColumnMap
 from ..data.formats import PROVENANCE, open_messages, to_messages
 from ..data.row_files import Row, read_rows, usable_rows
 from ..data.row_turns import Notes, read_turns
 from ..judges.prompt import EvalItem, prompt_key
 from ..models.chat import Message
 
-# Where a row holds its prompt; of several the first counts, and to an instruction its input belongs.
-PROMPT_KEYS = ("messages", "prompt", "instruction", "question", "input")
 _REFERENCE_KEYS = ("reference", "answer", "completion", "output")
 _OTHER_KEYS = ("system", "cluster_id", "category", "id", PROVENANCE)
 _WORKED_SOLUTION = "####"
@@ -26,11 +26,12 @@ T = TypeVar("T")
 _NAMED_KEYS = 8
 
 
-def read_test_set(path: Path) -> list[EvalItem]:
+def read_test_set(path: Path, columns: ColumnMap | None = None) -> list[EvalItem]:
     """Read and check a test set.
 
     A row has ``messages`` (a last assistant turn is the reference), ``prompt`` or ``instruction`` (with ``input``),
-    and may have ``reference`` (or ``answer``), ``system``, ``cluster_id``, ``category`` and ``id``.
+    and may have ``reference`` (or ``answer``), ``system``, ``cluster_id``, ``category`` and ``id``. ``columns`` says
+    which of its columns are these.
 
     Raises:
         DataError: For a row that cannot be used, a prompt or id given twice, or an empty file, with the line.
@@ -45,10 +46,10 @@ def read_test_set(path: Path) -> list[EvalItem]:
         _only_once(ids, item.id, number, f"the id {named(item.id)}", fix)
         return item
 
-    return read_each(path, read)
+    return read_each(path, read, columns)
 
 
-def unread_keys(path: Path) -> list[str]:
+def unread_keys(path: Path, columns: ColumnMap | None = None) -> list[str]:
     """What the rows of a test set hold and an evaluation does not read, as sentences with counts.
 
     Raises:
@@ -65,7 +66,7 @@ def unread_keys(path: Path) -> list[str]:
                 of = prompt if key in PROMPT_KEYS else reference if key in _REFERENCE_KEYS else None
                 unread[str(key), of or ""] += 1
 
-    rows = len(read_each(path, note))
+    rows = len(read_each(path, note, columns))
     several = {key: count for (key, of), count in unread.items() if not of}
     sentences = [
         f"{count:,} of {rows:,} rows have both {of} and {named(key)}: {of} is used, {named(key)} is not read"
@@ -95,19 +96,19 @@ def worked_solutions(items: Sequence[EvalItem], comparison: str) -> list[str]:
     ]
 
 
-def load_items(test_set: Path, count: int | None, seed: int) -> list[EvalItem]:
+def load_items(test_set: Path, count: int | None, seed: int, columns: ColumnMap | None = None) -> list[EvalItem]:
     """The prompts to use: all, or ``count`` of them drawn by the seed, in the file's order.
 
     Raises:
         DataError: If the test set cannot be used.
     """
-    items = read_test_set(test_set)
+    items = read_test_set(test_set, columns)
     if count is None or count >= len(items):
         return items
     return [items[index] for index in sorted(random.Random(seed).sample(range(len(items)), count))]
 
 
-def read_each(path: Path, read: Callable[[Mapping[str, Any], int], T]) -> list[T]:
+def read_each(path: Path, read: Callable[[Mapping[str, Any], int], T], columns: ColumnMap | None = None) -> list[T]:
     """What ``read`` makes of each row and its number; its errors get the file and the line.
 
     Raises:
@@ -117,7 +118,9 @@ def read_each(path: Path, read: Callable[[Mapping[str, Any], int], T]) -> list[T
     def outcome(row: Row) -> T | DataError:
         return row.parsed(lambda content: read(content, row.number))
 
-    return list(usable_rows(path, ((row.number, outcome(row)) for row in read_rows(path)), skip_bad_rows=False))
+    return list(
+        usable_rows(path, ((row.number, outcome(row)) for row in read_rows(path, columns)), skip_bad_rows=False)
+    )
 
 
 def read_labels(path: Path, items: Sequence[EvalItem]) -> dict[str, str]:

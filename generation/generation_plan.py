@@ -16,6 +16,7 @@ from ..backends.prices import load_prices
 from ..core.errors import ConfigError, StorageError
 from ..core.paths import require_creatable, user_path
 from ..core.settings import Origin, Settings
+from ..data.sources import data_source
 from ..evals.answer_room import with_room
 from ..evals.judge_config import family_of
 from ..judges.base import check_judges
@@ -106,7 +107,10 @@ def _with_paths(settings: Settings[GenerationConfig]) -> Settings[GenerationConf
     """Paths made absolute: the worker runs in another folder."""
     config, origins = settings.config, settings.origins
     changes: Changes = {}
-    for key in ("prompts", "documents", "teacher_prompt_file", "rubric"):
+    if config.prompts is not None:
+        rows = data_source(config.prompts, where=settings.place("prompts"), bases=settings.bases)
+        changes["prompts"] = (str(rows.path), origins["prompts"].model_copy(update={"reason": rows.facts}))
+    for key in ("documents", "teacher_prompt_file", "rubric"):
         name = getattr(config, key)
         if name is not None:
             changes[key] = (str(settings.data_file(key, name)), origins[key])

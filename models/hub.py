@@ -8,7 +8,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from threading import Lock
+from typing import Any
 
 from ..core.errors import ModelError
 from ..core.extras import not_installed
@@ -18,6 +19,9 @@ _TIMEOUT_S = "10"
 HUB_TIMEOUT_S = 3.0
 # An answer of the hub, or its silence, is reused for this long: offline, not every call may wait for the timeout.
 HUB_MEMORY_S = 300.0
+# What the user set for the hub's client, once for each thread that is within `cache_if_offline`: the last restores it.
+_settings: list[bool] = []
+_lock = Lock()
 
 
 @contextmanager
@@ -28,26 +32,47 @@ def cache_if_offline() -> Generator[None]:
     """
     from huggingface_hub import constants
 
-    was_offline = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = was_offline or not _hub_answers(int(time.monotonic() // HUB_MEMORY_S))
+    with _lock:
+        offline = _settings[0] if _settings else constants.HF_HUB_OFFLINE
+        _settings.append(offline)
     try:
+        period = int(time.monotonic() // HUB_MEMORY_S)
+        constants.HF_HUB_OFFLINE = offline or not _hub_answers(constants.ENDPOINT, period)
         yield
     finally:
-        constants.HF_HUB_OFFLINE = was_offline
+        with _lock:
+            _settings.pop()
+            if not _settings:
+                constants.HF_HUB_OFFLINE = offline
 
 
 @lru_cache(maxsize=1)
-def _hub_answers(period: int) -> bool:
+def _hub_answers(endpoint: str, period: int) -> bool:
     """Whether the hub answers one plain request, with whatever. ``period`` makes an old answer expire."""
     del period
     import httpx
-    from huggingface_hub import constants, get_session
+    from huggingface_hub import get_session
 
     try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
+        get_session().head(endpoint, timeout=HUB_TIMEOUT_S)
     except httpx.HTTPError:
         return False
     return True
+
+
+def hub_client(by: str) -> Any:
+    """The package ``huggingface_hub``, with time-outs after which a person still waits; ``by`` needs it.
+
+    Raises:
+        MissingDependencyError: If it is not installed.
+    """
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", _TIMEOUT_S)
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", _TIMEOUT_S)
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise not_installed(["huggingface_hub"], by=by) from error
+    return huggingface_hub
 
 
 def hub_file(repository: str, name: str) -> Path:
@@ -57,16 +82,12 @@ def hub_file(repository: str, name: str) -> Path:
         ModelError: If it is neither cached nor to be had.
         MissingDependencyError: If ``huggingface_hub`` is not installed.
     """
-    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", _TIMEOUT_S)
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", _TIMEOUT_S)
-    try:
-        import huggingface_hub
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    except ImportError as error:
-        raise not_installed(["huggingface_hub"], by="a model on the hub") from error
+    hub = hub_client("a model on the hub")
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
     try:
         with cache_if_offline():
-            return Path(cast("Any", huggingface_hub).hf_hub_download(repository, name))
+            return Path(hub.hf_hub_download(repository, name))
     except LocalEntryNotFoundError as error:
         raise ModelError(
             f"{name} is not in the local cache and the Hugging Face hub is out of reach",

@@ -202,12 +202,14 @@ def _first_source(values: Mapping[str, Any]) -> tuple[Any, Any]:
 def _kind_of_rows(settings: Settings[Any], train_file: str, columns: Any) -> str:
     from ..data.columns import Columns
     from ..data.preference_check import kind_of
+    from ..data.sources import data_source
 
     try:
         mapped = TypeAdapter[dict[str, Any] | None](Columns | None).validate_python(columns)
     except ValidationError:  # the method's own check of the config says what is wrong
         mapped = None
-    rows = kind_of(settings.data_file("train_file", train_file), mapped)
+    source = data_source(train_file, where=settings.place("train_file"), bases=settings.bases)
+    rows = kind_of(source.path, mapped)
     return "dpo" if rows == "preferences" else "sft"
 
 

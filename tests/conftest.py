@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 from embedded_engine import end_engine
 from failure_output import shorten_sections
+from hub_fixture import hub as hub
 from judges_fixture import judges as judges
 from tiny_models import write_tiny_model, write_tiny_weights
 

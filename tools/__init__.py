@@ -11,6 +11,7 @@ from .benchmark import run_benchmark
 from .data import check_dataset
 from .evaluate import run_judge_eval, submit_verdicts
 from .export_model import export_checkpoint
+from .find_datasets import find_datasets
 from .generate import start_generation
 from .jobs import cancel_job, get_job, list_jobs, resume_job, wait_for_job
 from .manage_checkpoints import manage_checkpoints
@@ -42,7 +43,8 @@ class ToolSpec:
 
 
 TOOLS: tuple[ToolSpec, ...] = (
-    ToolSpec(check_dataset, "Check a training file", read_only=True, idempotent=True),
+    ToolSpec(find_datasets, "Find data sets", read_only=True, idempotent=True, open_world=True),
+    ToolSpec(check_dataset, "Check a training file", read_only=True, idempotent=True, open_world=True),
     ToolSpec(prepare_dataset, "Prepare data files"),
     ToolSpec(validate_capacity, "Check LoRA capacity", read_only=True, idempotent=True, open_world=True),
     ToolSpec(list_models, "List models", read_only=True, idempotent=True, open_world=True),

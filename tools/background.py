@@ -15,9 +15,10 @@ from mcp.server.mcpserver import Context
 from pydantic import Field, WithJsonSchema
 
 from ..core.errors import ConfigError
-from ..core.paths import demo_data, user_path
+from ..core.foreign_text import named
 from ..data.columns import Columns
 from ..data.shards import shards
+from ..data.sources import DataSource, data_source
 from ..templates.catalog import config_file
 
 T = TypeVar("T")
@@ -123,11 +124,42 @@ def config_path(name: str | None) -> Path | None:
     return config_file(_path_name(name, "config")) if name else None
 
 
-def data_path(name: str, where: str = "train_file") -> Path:
-    """The file that the tool argument ``where`` names: ``demo:NAME``, or a path (``~`` is expanded)."""
-    if name.startswith("demo:"):
-        return demo_data(name.removeprefix("demo:"), where=where)
-    return user_path(_path_name(name, where)).absolute()
+async def data_sources(context: Context, **names: str | None) -> tuple[dict[str, DataSource] | None, WorkProgress]:
+    """The data that tool arguments name (see `data.sources.data_source`), by argument; data of the hub is fetched.
+
+    Returns:
+        The sources of those that are given, or None while one is still being fetched; and how far that has come.
+
+    Raises:
+        ResearcherError: If there is no such data.
+    """
+    found: dict[str, DataSource] = {}
+    progress = WorkProgress()
+    for argument, name in names.items():
+        if name is None:
+            continue
+        source, progress = await _data_source(context, _path_name(name, argument), argument)
+        if source is None:
+            return None, progress
+        found[argument] = source
+    return found, progress
+
+
+async def _data_source(context: Context, name: str, argument: str) -> tuple[DataSource | None, WorkProgress]:
+    def work(report: WorkProgress) -> DataSource:
+        def note(done: int, of: int) -> None:
+            report.done, report.total = float(done), float(of)
+            report.message = f"fetching {shown}, {done / max(1, of):.0%}"
+
+        shown = named(name)
+        report.message = f"fetching {shown}"
+        return data_source(name, where=argument, progress=note)
+
+    key = ("source", argument, name)
+    try:
+        return await run_in_background(key, work, context)
+    finally:
+        forget(key)  # a file may come or go, and a branch of the hub move, before the next call
 
 
 def _path_name(name: str, where: str) -> str:

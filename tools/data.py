@@ -14,13 +14,14 @@ from pydantic import BaseModel, Field
 from ..core.errors import ConfigError, ModelError
 from ..core.foreign_text import foreign, named, one_line
 from ..data.columns import ColumnMap
+from ..data.sources import DataSource
 from .answers import answer, number
 from .background import (
     CALL_AGAIN,
     ColumnsArgument,
     WorkProgress,
     config_path,
-    data_path,
+    data_sources,
     file_identity,
     forget,
     run_in_background,
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
     from ..rewards.probes import RewardReport
 _SHOWN_FINDINGS = 10
 TrainFile = Annotated[
-    str, Field(description="JSONL, JSON, CSV, Parquet, Arrow; a folder or pattern of shards; demo:NAME")
+    str,
+    Field(description="JSONL, JSON, CSV, Parquet, Arrow; a folder or pattern of shards; demo:NAME; hub: find_datasets"),
 ]
 
 
@@ -75,8 +77,13 @@ async def check_dataset(
     constant groups, failures, and whether cheats score. Unknown columns: proposes `columns`. Use it first on any new
     file; it says nothing about models or ranks. Next: validate_capacity.
     """
-    train, val = data_path(train_file), data_path(val_file, "val_file") if val_file else None
-    benchmarks = tuple(data_path(file, "benchmark_files") for file in benchmark_files or ())
+    tests = {f"benchmark_files[{index}]": file for index, file in enumerate(benchmark_files or ())}
+    sources, fetching = await data_sources(ctx, train_file=train_file, val_file=val_file or None, **tests)
+    if sources is None:
+        return _still(fetching)
+    source = sources["train_file"]
+    train, val = source.path, sources["val_file"].path if val_file else None
+    benchmarks = tuple(sources[name].path for name in tests)
     for name, value in {"val_file": val, "benchmark_files": benchmarks}.items():
         if reward_config is not None and value:
             raise ConfigError("a reward is tried on train_file alone", where=name, fix="Leave it out")
@@ -95,15 +102,24 @@ async def check_dataset(
     key = ("check", *files, base_model, max_seq_len, renderer, repr(columns))
     checked, progress = await run_in_background(key, asked.answer, ctx)
     if checked is None:
-        waiting = DatasetAnswer(done=False, rows_read=int(progress.done), report=None, next=CALL_AGAIN)
-        return answer(waiting, f"Still reading: {progress.message}. {CALL_AGAIN}")
+        return _still(progress)
     if isinstance(checked, Proposal):
-        return _proposal_answer(checked, train_file)
+        return _proposal_answer(checked, source)
     if isinstance(checked, PreferenceReport):
-        return _preferences_answer(checked, columns)
-    following = _after_check(checked, base_model, columns)
+        return _preferences_answer(checked, columns, source)
+    following = _after_check(checked, base_model, columns, source)
     content = DatasetAnswer(done=True, rows_read=checked.rows, report=checked.model_dump(mode="json"), next=following)
-    return answer(content, _dataset_text(checked, following, has_model=base_model is not None))
+    return answer(content, _of_source(source) + _dataset_text(checked, following, has_model=base_model is not None))
+
+
+def _still(progress: WorkProgress) -> CallToolResult:
+    waiting = DatasetAnswer(done=False, rows_read=int(progress.done), report=None, next=CALL_AGAIN)
+    return answer(waiting, f"Still reading: {progress.message}. {CALL_AGAIN}")
+
+
+def _of_source(source: DataSource) -> str:
+    """The line that says what of the hub was read."""
+    return f"From the hub: {source.facts}.\n" if source.facts else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,11 +216,11 @@ def _reward_text(report: RewardReport, following: str) -> str:
     return "\n".join([*lines, f"Next: {following}"])
 
 
-def _proposal_answer(proposal: Proposal, train_file: str) -> CallToolResult:
+def _proposal_answer(proposal: Proposal, source: DataSource) -> CallToolResult:
     following = "if this is what they are, check_dataset again with these columns, which go into the config too"
     lines = [
-        f"{named(Path(train_file).name)}: its columns are not ours. Nothing was checked; this may be what they are "
-        f"({'preference pairs' if proposal.use == 'preferences' else 'supervised rows'}):",
+        f"{_of_source(source)}{named(source.path.name)}: its columns are not ours. Nothing was checked; this may be "
+        f"what they are ({'preference pairs' if proposal.use == 'preferences' else 'supervised rows'}):",
         foreign(proposal.block, 2000),
         f"Line {proposal.line} under it:\n{proposal.shown_row()}",
         f"Next: {following}",
@@ -213,11 +229,13 @@ def _proposal_answer(proposal: Proposal, train_file: str) -> CallToolResult:
     return answer(content, "\n".join(lines))
 
 
-def _preferences_answer(report: PreferenceReport, columns: ColumnMap | None) -> CallToolResult:
-    following = f"start_dpo(overrides={{'train_file': '{report.file}'{_with(columns)}, ...}}, validate_only=True)"
+def _preferences_answer(report: PreferenceReport, columns: ColumnMap | None, source: DataSource) -> CallToolResult:
+    file = source.reference or report.file
+    following = f"start_dpo(overrides={{'train_file': '{file}'{_with(columns)}, ...}}, validate_only=True)"
     following = following if report.ok else "fix the rows named above and check again"
     verdict = "usable" if report.ok else "NOT usable as it is"
-    lines = [f"{named(Path(report.file).name)}: {verdict}. {report.usable_rows:,} of {report.rows:,} pairs."]
+    name = named(Path(report.file).name)
+    lines = [f"{_of_source(source)}{name}: {verdict}. {report.usable_rows:,} of {report.rows:,} pairs."]
     lines += [
         *_overlaps(report.benchmarks),
         *map(foreign, report.bad_rows),
@@ -237,12 +255,12 @@ def _with(columns: ColumnMap | None) -> str:
     return f", 'columns': {dict(columns)}" if columns else ""
 
 
-def _after_check(report: DatasetReport, base_model: str | None, columns: ColumnMap | None) -> str:
+def _after_check(report: DatasetReport, base_model: str | None, columns: ColumnMap | None, source: DataSource) -> str:
     if not report.ok:
         return "fix the rows named above and check again"
     model = f"'{base_model}'" if base_model else "..."
     mapped = f", columns={dict(columns)}" if columns else ""
-    return f"validate_capacity(base_model={model}, train_file='{report.file}'{mapped})"
+    return f"validate_capacity(base_model={model}, train_file='{source.reference or report.file}'{mapped})"
 
 
 def _dataset_text(report: DatasetReport, following: str, *, has_model: bool) -> str:

@@ -23,7 +23,7 @@ from ..jobs.states import ACTIVE
 from .answers import answer
 from .background import config_path
 from .model_arguments import with_sampled_jobs
-from .plan_gate import ConfigPath, Launch, Overrides, PlanId, Planned, ValidateOnly, launched
+from .plan_gate import ConfigPath, Launch, Overrides, PlanId, Planned, ValidateOnly, hub_lines, launched
 
 if TYPE_CHECKING:
     from ..core.settings import Settings
@@ -246,6 +246,7 @@ def _lines(plan: JudgePlan) -> list[str]:
         f"Judge evaluation of {arms}, judged by {', '.join(map(named, config.judge_model))}.",
         f"{plan.prompts} prompts, {plan.answers_to_sample} answers to sample, {plan.calls} judge calls.",
     ]
+    lines += hub_lines(plan.settings)
     if plan.detectable_effect is not None:
         lines.append(
             f"With 80% power {_shown_effect(plan.detectable_effect, config.mode)}; assumed deviation "

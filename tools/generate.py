@@ -12,7 +12,7 @@ from ..core.names import short_name
 from .answers import answer
 from .background import config_path
 from .model_arguments import with_sampled_jobs
-from .plan_gate import ConfigPath, Cost, Launch, Overrides, PlanId, Planned, ValidateOnly, launched
+from .plan_gate import ConfigPath, Cost, Launch, Overrides, PlanId, Planned, ValidateOnly, hub_lines, launched
 
 if TYPE_CHECKING:
     from ..generation.generation_plan import GenerationPlan
@@ -78,4 +78,4 @@ def _lines(plan: GenerationPlan) -> list[str]:
         f"{plan.tasks:,} sources, {plan.answers:,} answers{judged}.",
         f"About {told:,} tokens to read and {said:,} to write. Cost: {Cost.of(plan.cost).text}.",
     ]
-    return [*lines, *(f"Warning: {warning}." for warning in plan.warnings)]
+    return [*lines, *hub_lines(plan.settings), *(f"Warning: {warning}." for warning in plan.warnings)]

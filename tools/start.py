@@ -15,7 +15,7 @@ from ..jobs.registry import Registry
 from .answers import answer, duration, number
 from .background import config_path
 from .model_arguments import with_reference, with_reward_models, with_start
-from .plan_gate import ConfigPath, Cost, Launch, Overrides, PlanId, Standing, ValidateOnly, pass_gate
+from .plan_gate import ConfigPath, Cost, Launch, Overrides, PlanId, Standing, ValidateOnly, hub_lines, pass_gate
 
 if TYPE_CHECKING:
     from ..core.settings import Settings
@@ -167,6 +167,7 @@ def _text(started: Started, plan: Plan[Any]) -> str:
         f"{started.total_steps:,} steps of {config.batch_size} {plan.unit}.",
         f"{started.rows:,} {plan.unit}, {tokens}. Cost: {started.cost.text}.",
         *_sources(plan.sources),
+        *hub_lines(plan.settings),
         *([f"About {duration(started.expected_s)} at the pace of earlier runs."] if started.expected_s else []),
         f"{rank}.",
         f"Learning rate {number(config.learning_rate)} ({_first_sentence(started.origins['learning_rate'])}).",

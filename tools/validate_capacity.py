@@ -16,7 +16,7 @@ from ..core.extras import require_packages
 from ..core.names import COMPONENTS, BackendName, Component
 from ..data.columns import ColumnMap
 from .answers import answer, number
-from .background import CALL_AGAIN, ColumnsArgument, WorkProgress, data_path, file_identity, run_in_background
+from .background import CALL_AGAIN, ColumnsArgument, WorkProgress, data_sources, file_identity, run_in_background
 
 if TYPE_CHECKING:
     from ..models.capacity import CapacityReport
@@ -71,11 +71,14 @@ async def validate_capacity(
         raise ConfigError("measure needs train_file: there are no rows to measure on", where="measure")
     if measure and pilot is not None:
         raise ConfigError("measure and pilot are two answers to one question: give one of them", where="pilot")
+    sources, fetching = await data_sources(ctx, train_file=train_file or None)
+    if sources is None:
+        return answer(CapacityAnswer(done=False, next=CALL_AGAIN), f"Still {fetching.message}. {CALL_AGAIN}")
     question = CapacityQuestion(
         base_model,
         lora_rank,
         apply_to=tuple(apply_to) if apply_to is not None else COMPONENTS,
-        train_file=data_path(train_file) if train_file else None,
+        train_file=sources["train_file"].path if train_file else None,
         dataset_tokens=dataset_tokens,
         epochs=epochs,
         max_seq_len=max_seq_len,

@@ -16,6 +16,7 @@ from ..core.paths import user_path
 from ..core.settings import Origin, Settings
 from ..data.mixtures import Mix, Sources, require_apart, resolved
 from ..data.preferences import PreferenceCounts
+from ..data.sources import DataSource, data_source
 from ..data.supervised import TokenCounts
 from ..doctrine.rules import integer
 from ..models.capacity import CapacityReport, DataSize, capacity_report
@@ -93,6 +94,8 @@ class Plan(Generic[ConfigT]):
 def prepared(settings: Settings[AnyConfig], *, judged: bool = False) -> Settings[AnyConfig]:
     """The settings with absolute paths, since the worker runs in another folder; refused where they cannot work.
 
+    Data of the hub is fetched.
+
     Args:
         settings: As the user gave them.
         judged: Whether the job pays judges besides its backend.
@@ -105,14 +108,24 @@ def prepared(settings: Settings[AnyConfig], *, judged: bool = False) -> Settings
     prices = load_prices(asking=config.backend)
     require_price_for_cap(config, prices, where=settings.place("max_cost_usd"), judged=judged)
     changes: Changes = {}
+    found: list[DataSource] = []
+
+    def locate(key: str, name: str) -> Path:
+        found.append(data_source(name, where=settings.place(key), bases=settings.bases))
+        return found[-1].path
+
+    def keep(key: str, value: str | Sources) -> None:
+        facts = "; ".join(source.facts for source in found if source.facts)
+        changes[key] = (value, settings.origins[key].model_copy(update={"reason": facts}))
+        found.clear()
+
     if isinstance(config.train_file, str):
-        train: str | Sources = str(settings.data_file("train_file", config.train_file))
+        keep("train_file", str(locate("train_file", config.train_file)))
     else:
-        resolve = partial(settings.data_file, "train_file")
-        train = resolved(config.train_file, resolve, where=settings.place("train_file"))
-    changes["train_file"] = (train, settings.origins["train_file"])
+        where = settings.place("train_file")
+        keep("train_file", resolved(config.train_file, partial(locate, "train_file"), where=where))
     if config.val_file is not None:
-        changes["val_file"] = (str(settings.data_file("val_file", config.val_file)), settings.origins["val_file"])
+        keep("val_file", str(locate("val_file", config.val_file)))
     if config.output_dir is not None:
         changes["output_dir"] = (str(user_path(config.output_dir).absolute()), settings.origins["output_dir"])
     return settings.derived(changes)

@@ -17,6 +17,7 @@ from ..columns import Columns
 from ..finding_kinds import KINDS
 from ..mixtures import Sources, TrainFile, as_sources, resolved
 from ..row_turns import as_fields
+from ..sources import data_source
 
 Method: TypeAlias = Literal["sft", "dpo", "rl"]
 HeldOut: TypeAlias = Literal["val", "test"]
@@ -119,7 +120,7 @@ def _absolute(settings: Settings[PrepareSettings]) -> PrepareSettings:
     config = settings.config
 
     def path(name: str) -> Path:
-        return settings.data_file("source", name)
+        return data_source(name, where=settings.place("source"), bases=settings.bases).path
 
     benchmarks = tuple(str(settings.data_file("benchmark_files", name)) for name in config.benchmark_files)
     config = config.model_copy(update={"benchmark_files": benchmarks})
