@@ -10,6 +10,7 @@ from typing import Any
 
 from ..data.formats import repeats
 from ..data.near_duplicates import Sketches, similar_pairs
+from ..data.words import words_in
 from ..doctrine.rules import number
 from ..judges.prompt import EvalItem
 from .generation_config import GateRule
@@ -132,7 +133,7 @@ def _near(prompts: Sequence[str], gone: Mapping[int, str]) -> Iterable[int]:
     """Positions of prompts that are nearly an earlier one which stays."""
     kept = [at for at in range(len(prompts)) if at not in gone]
     sketches = Sketches()
-    sketches.add([prompts[at] for at in kept])
+    sketches.add(words_in([prompts[at] for at in kept]))
     dropped: set[int] = set()
     for pair in similar_pairs(sketches.rows()):
         if pair.first not in dropped:
