@@ -104,7 +104,8 @@ class TemplateRenderer(ChatRenderer):
         pieces = [piece.text for layout in layouts for piece in layout.pieces]
         sizes = iter(self._template.tokenizer.encode_batch_fast(pieces, add_special_tokens=False))
         return [
-            Measured([(len(next(sizes)), piece.trained) for piece in layout.pieces], layout.notes) for layout in layouts
+            Measured.of([(len(next(sizes)), piece.trained) for piece in layout.pieces], layout.notes)
+            for layout in layouts
         ]
 
     def generation_prompt(self, messages: Chat) -> list[int]:
