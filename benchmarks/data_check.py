@@ -1,8 +1,8 @@
 """How much slower a full check of a training file is than the bare tokenizer, and how much memory it takes.
 
 ``python -m benchmarks.data_check [--rows 1000000]``: writes rows of about 200 tokens to a temporary file, checks it,
-and tokenizes the same text with ``encode_batch_fast`` alone. The ratios are what to look at: of time on the clock, and of
-processor time, which other programs on the machine hardly change.
+and tokenizes the same text with ``encode_batch_fast`` alone. The ratios are what to look at: of time on the clock, and
+of processor time, which other programs on the machine hardly change.
 """
 
 from __future__ import annotations
