@@ -251,11 +251,11 @@ class _Check:
         return first == line
 
     def _note_loss(self, line: int, row: Measured) -> None:
-        loss = row.trained()
+        loss = row.trained
         self._loss += loss
         if self._max_seq_len is not None and row.tokens > self._max_seq_len:
             self._truncated += 1
-            left = row.trained(self._max_seq_len)
+            left = row.trained_within(self._max_seq_len)
             self._loss_cut += loss - left
             self.findings.note("nothing_left" if left == 0 else "truncated", line)
 
@@ -341,7 +341,7 @@ def _seen(row: _Prepared, conversation: Conversation) -> SeenRow:
     text = words_of(conversation.messages)
     if row.measured is None:
         return SeenRow(row.line, conversation, text)
-    return SeenRow(row.line, conversation, text, row.measured.tokens, row.measured.trained())
+    return SeenRow(row.line, conversation, text, row.measured.tokens, row.measured.trained)
 
 
 def _histogram(lengths: NDArray[np.int32]) -> dict[str, int]:

@@ -36,6 +36,7 @@ _LEAST_SMALL_WORDS = 5
 _LEAST_SHARE = 0.1
 _LEAST_LETTERS = 20
 _HEAD = 2000
+_FILTER_BITS = 16
 
 
 class LanguageDetector:
@@ -47,18 +48,23 @@ class LanguageDetector:
         order = np.argsort(hashes)
         self._hashes = hashes[order]
         self._language = np.array([i for _, i in words])[order]
+        # Most words are in none of the lists: one look into this table says so.
+        self._filter = np.zeros(1 << _FILTER_BITS, dtype=np.bool_)
+        self._filter[hashes >> np.uint64(64 - _FILTER_BITS)] = True
         self._script = np.zeros(0x110000 >> _STEP_BITS, dtype=np.int64)
         for i, (first, last) in enumerate(_SCRIPTS.values(), len(_SMALL_WORDS) + 1):
             self._script[first >> _STEP_BITS : (last >> _STEP_BITS) + 1] = i
 
     def detect(self, texts: Sequence[str], words: Words) -> NDArray[np.int8]:
         """For each text its place in `LANGUAGES`, shape [texts]."""
-        place = np.minimum(np.searchsorted(self._hashes, words.hashes), len(self._hashes) - 1)
-        hit = np.flatnonzero(self._hashes[place] == words.hashes)
+        hit = np.flatnonzero(self._filter[words.hashes >> np.uint64(64 - _FILTER_BITS)])
+        place = np.minimum(np.searchsorted(self._hashes, words.hashes[hit]), len(self._hashes) - 1)
+        is_small = self._hashes[place] == words.hashes[hit]
+        hit, place = hit[is_small], place[is_small]
         sizes = np.diff(words.offsets)
         text = np.searchsorted(words.offsets, hit, side="right") - 1
         kinds = len(_SMALL_WORDS) + 1
-        counts = np.bincount(text * kinds + self._language[place[hit]], minlength=len(texts) * kinds)
+        counts = np.bincount(text * kinds + self._language[place], minlength=len(texts) * kinds)
         counts = counts.reshape(len(texts), kinds)
         best = counts.max(axis=1, initial=0)
         second = np.sort(counts, axis=1)[:, -2]

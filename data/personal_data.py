@@ -63,7 +63,7 @@ LONGEST_WORD = 10**6
 # A key of a service is at least so long, with so many different characters; what people write in its place is not.
 _SHORTEST_KEY, _FEWEST_DIFFERENT = 20, 10
 _PRIVATE_KEY = re.compile(
-    r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----\s+(?:[\w-]+: .*\s+)*[A-Za-z0-9+/=]{40}"
+    r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----\s+(?:[\w-]+: [^\n]*\n\s*)*[A-Za-z0-9+/=]{40}"
 )
 
 

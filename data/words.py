@@ -19,7 +19,8 @@ _IS_WORD[128:] = True
 # Odd, so that it has an inverse modulo 2^64, in which the hashes of positions are undone.
 _BASE = 0x9E3779B97F4A7C15
 _MIX = np.uint64(0xBF58476D1CE4E5B9)
-_BLOCK_BYTES = 2**20
+# What the arrays behind a block take fits into a processor's cache.
+_BLOCK_BYTES = 2**16
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,24 +94,32 @@ class Measured:
 
     Attributes:
         parts: (tokens, whether they are trained) in order.
+        tokens: All of them.
+        trained: Those that are trained.
         notes: Those of `Rendered`.
     """
 
     parts: Sequence[tuple[int, bool]]
+    tokens: int
+    trained: int
     notes: frozenset[RenderingNote] = frozenset()
 
-    @property
-    def tokens(self) -> int:
-        """All tokens."""
-        return sum(size for size, _ in self.parts)
+    @classmethod
+    def of(cls, parts: Sequence[tuple[int, bool]], notes: frozenset[RenderingNote]) -> Measured:
+        """The size of these parts together."""
+        tokens = trained = 0
+        for size, is_trained_part in parts:
+            tokens += size
+            if is_trained_part:
+                trained += size
+        return cls(parts, tokens, trained, notes)
 
-    def trained(self, limit: int | None = None) -> int:
-        """Trained tokens, or those among the first ``limit``."""
-        left = self.tokens if limit is None else limit
+    def trained_within(self, limit: int) -> int:
+        """Trained tokens among the first ``limit``."""
         trained = 0
         for size, is_trained_part in self.parts:
-            trained += min(size, left) if is_trained_part else 0
-            left = max(0, left - size)
+            trained += min(size, limit) if is_trained_part else 0
+            limit = max(0, limit - size)
         return trained
 
 
@@ -148,7 +156,7 @@ class ChatRenderer(Protocol):
             DataError: As `render_many`.
         """
         return [
-            Measured([(len(list(run)), trained == 1) for trained, run in groupby(each.weights)], each.notes)
+            Measured.of([(len(list(run)), trained == 1) for trained, run in groupby(each.weights)], each.notes)
             for each in self.render_many(conversations)
         ]
 

@@ -25,7 +25,7 @@ class ChatTemplate:
     Attributes:
         tokenizer: The fast tokenizer.
         compiled: The jinja2 template.
-        variables: What the template may refer to (``bos_token`` and the like).
+        variables: What the template may refer to: ``bos_token`` and the like, and what every template has.
         special: Matches the text of any control token: one that is marked special, or that the settings name.
         eos_id: The id of ``eos_token``, if there is one.
         ends: Ids at which other programs stop: ``eos_token`` and those of ``generation_config.json``; empty where that
@@ -34,7 +34,7 @@ class ChatTemplate:
 
     tokenizer: AnyTokenizer
     compiled: Any
-    variables: Mapping[str, str]
+    variables: Mapping[str, Any]
     special: re.Pattern[str]
     eos_id: int | None
     ends: frozenset[int] = frozenset()
@@ -55,12 +55,10 @@ class ChatTemplate:
         from jinja2 import TemplateError
 
         try:
-            return self.compiled.render(
-                messages=messages,
-                add_generation_prompt=add_generation_prompt,
-                tools=list(tools) or None,
-                **self.variables,
-            )
+            given = {"messages": messages, "tools": list(tools) or None, "add_generation_prompt": add_generation_prompt}
+            # What `Template.render` does, without merging the variables anew for each conversation.
+            context = self.compiled.new_context({**self.variables, **given}, shared=True)
+            return "".join(self.compiled.root_render_func(context))
         except TemplateError as error:
             reason = error.message or "it does not say why"
             raise DataError(f"the model's chat template refuses it: {reason}") from error
@@ -114,7 +112,7 @@ def load_chat_template(folder: Path) -> ChatTemplate:
     eos = variables.get("eos_token")
     eos_id: int | None = None if eos is None else tokenizer.token_to_id(eos)
     special = _special_pattern(tokenizer, variables.values())
-    return ChatTemplate(tokenizer, compiled, variables, special, eos_id, _ends(folder, eos_id))
+    return ChatTemplate(tokenizer, compiled, {**compiled.globals, **variables}, special, eos_id, _ends(folder, eos_id))
 
 
 def _ends(folder: Path, eos_id: int | None) -> frozenset[int]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from ..core.errors import DataError, ModelError
 from .chat import (
@@ -51,8 +51,7 @@ def deleted_reasoning(message: Message, seen: str) -> bool:
     return END_THINK not in seen or thought.replace(THINK, "").strip() not in seen
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
+class _Piece(NamedTuple):
     text: str
     trained: bool
 
@@ -105,7 +104,8 @@ class TemplateRenderer(ChatRenderer):
         pieces = [piece.text for layout in layouts for piece in layout.pieces]
         sizes = iter(self._template.tokenizer.encode_batch_fast(pieces, add_special_tokens=False))
         return [
-            Measured([(len(next(sizes)), piece.trained) for piece in layout.pieces], layout.notes) for layout in layouts
+            Measured.of([(len(next(sizes)), piece.trained) for piece in layout.pieces], layout.notes)
+            for layout in layouts
         ]
 
     def generation_prompt(self, messages: Chat) -> list[int]:

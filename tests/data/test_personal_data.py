@@ -45,6 +45,7 @@ def test_each_kind_is_found(text: str, kind: str) -> None:
         "ISBN 978-3-16-148410-0, 3.14159265358979, 2023-04-05T10:20:30.123456Z, order 20230405-000123",
         "export KEY=sk-xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx or AKIAIOSFODNN7EXAMPLE",
         "-----BEGIN PRIVATE KEY-----\n...\n-----END PRIVATE KEY-----",
+        "-----BEGIN PRIVATE KEY-----\n" + "a: " * 500,
         "Donaudampfschifffahrtsgesellschaft",
     ],
 )

@@ -77,6 +77,16 @@ def test_many_conversations_render_as_each_alone(tiny_model: Path) -> None:
     assert together == [render(renderer, CHAT), render(renderer, CHAT[:3])]
 
 
+@pytest.mark.parametrize("name", [None, "qwen3"])
+@pytest.mark.parametrize("limit", [0, 1, 9, 20, 10**6])
+def test_sizes_are_those_of_the_tokens(tiny_model: Path, name: str | None, limit: int) -> None:
+    renderer = load_renderer(str(tiny_model), name)
+    chats = [CHAT, CHAT[:3], [CHAT[1], {**CHAT[2], "trained": True}]]
+    for size, whole in zip(renderer.measure_many(chats), renderer.render_many(chats), strict=True):
+        assert (size.tokens, size.trained, size.notes) == (len(whole.tokens), sum(whole.weights), whole.notes)
+        assert size.trained_within(limit) == sum(whole.weights[:limit])
+
+
 def test_an_answer_decodes_to_its_text_without_the_end_of_turn(tiny_model: Path) -> None:
     renderer = load_renderer(str(tiny_model))
     rendered = render(renderer, CHAT)

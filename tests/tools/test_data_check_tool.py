@@ -40,7 +40,12 @@ def test_no_argument_is_dropped_when_a_reward_is_tried(tmp_path: Path) -> None:
     from sota_ml_researcher.templates.catalog import template_path
 
     asked = {"train_file": "demo:say_train", "reward_config": str(template_path("grpo"))}
-    for argument in ({"max_seq_len": 64}, {"renderer": "qwen3"}, {"val_file": "demo:say_val"}):
+    for argument in (
+        {"max_seq_len": 64},
+        {"renderer": "qwen3"},
+        {"val_file": "demo:say_val"},
+        {"benchmark_files": ["x"]},
+    ):
         failed, text, _ = call("check_dataset", **asked, **argument)
         assert failed
         assert next(iter(argument)) in text
@@ -76,3 +81,27 @@ def test_a_plan_names_what_its_rows_lose(tmp_path: Path) -> None:
     failed, text, _ = call("start_sft", overrides=settings, validate_only=True)
     assert not failed, text
     assert '"loss_mask" is not read (4 rows, first line 1)' in text
+
+
+def test_a_benchmark_in_the_rows_and_a_rule_for_each_finding_are_named(tmp_path: Path) -> None:
+    question = "A farmer has seventeen sheep and all but nine of them run away. How many sheep are left?"
+    bench = write(tmp_path / "bench.jsonl", {"question": question, "answer": "9"})
+    file = write(tmp_path / "t.jsonl", row("count"), row(question, "nan"))
+    failed, text, content = call("check_dataset", train_file=file, benchmark_files=[bench])
+    assert not failed, text
+    assert "bench.jsonl: 1 of its 1 items are in the rows." in text
+    assert "(data.leakage.ngram)" in text
+    assert "(data.template_echo)" in text
+    assert content["report"]["benchmarks"][0]["found"] == 1
+    failed, text, _ = call("check_dataset", train_file=file, benchmark_files=[str(tmp_path / "absent.jsonl")])
+    assert failed
+    assert "absent.jsonl: no such file" in text
+
+
+def test_findings_of_pairs_have_their_rows_and_rules(tmp_path: Path) -> None:
+    pair = {"prompt": "Which?", "chosen": "This one.", "rejected": "That one."}
+    leak = {**pair, "prompt": "Mail maria.lopez@uni-lisboa.pt"}
+    _, text, content = call("check_dataset", train_file=write(tmp_path / "t.jsonl", pair, pair, leak))
+    found = {each["kind"]: (each["lines"], each["rule"]) for each in content["report"]["findings"]}
+    assert found == {"repeated_pair": ([2], "data.duplicates"), "email_address": ([3], "data.personal")}
+    assert "lopez" not in text
