@@ -127,14 +127,22 @@ def test_nothing_leaks_between_files_where_repeats_are_kept(tmp_path: Path) -> N
     rows += [{**row, "answer": words(20_000 + i, 12)} for i, row in enumerate(rows[:20])]  # the same prompt
     rows += [{**row, "answer": row["answer"] + " end"} for row in rows[20:40]]  # alike
     rows += [{**row, "question": row["question"].upper()} for row in rows[:10]]
+    long = [{"question": words(i, 12), "answer": words(i + 5, 90)} for i in range(900, 920)]
+    rows += [*long, *({**row, "question": f"{row['question']} really"} for row in long)]  # alike, with other prompts
     source = write(tmp_path / "a.jsonl", rows)
     content = made(tmp_path, source, columns=QA, split={"val": 0.2, "test": 0.2}, drop=[])
-    assert sum(content["rows"].values()) == 90
+    assert sum(content["rows"].values()) == 130
     openings = [
         {row["prompt"].lower() for row in rows_of(tmp_path / "out" / f"{name}.jsonl")} for name in content["rows"]
     ]
-    assert sum(map(len, openings)) == len(set[str]().union(*openings)) == 40
-    assert card_of(tmp_path)["groups"] == 40
+    assert sum(map(len, openings)) == len(set[str]().union(*openings)) == 80
+    assert card_of(tmp_path)["groups"] == 60
+    for held_out in ("val", "test"):
+        files = {
+            key: str(tmp_path / "out" / f"{name}.jsonl")
+            for key, name in (("train_file", "train"), ("val_file", held_out))
+        }
+        assert call("check_dataset", **files)[2]["report"]["overlap_with_val"] == 0
 
 
 def test_prepared_rows_train_on_the_tokens_of_their_source(tmp_path: Path) -> None:
