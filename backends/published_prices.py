@@ -33,7 +33,10 @@ MAX_AGE = timedelta(days=1)
 # After a failure nobody waits for the file again for this long.
 RETRY_AFTER = timedelta(minutes=10)
 TIMEOUT_S = 2.5
+_TOO_SLOW = f"no whole answer within {TIMEOUT_S:g} s"
 _MAX_BYTES = 1_000_000
+_MAX_MODELS = 1000
+_MAX_NAME = 200
 _FOLDER, _CACHE = "prices", "published.json"
 _KINDS = ("prefill", "cached_prefill", "sample", "train")
 # Above this a number is not a price per million tokens but a change of unit.
@@ -160,7 +163,7 @@ def _fetched(url: str, etag: str) -> tuple[bytes, str] | None:
     if failure:
         raise _UnreadableError(failure[0])
     if not outcome:
-        raise _UnreadableError(f"no whole answer within {TIMEOUT_S:g} s")
+        raise _UnreadableError(_TOO_SLOW)
     return outcome[0]
 
 
@@ -181,8 +184,10 @@ def _download(url: str, etag: str) -> tuple[bytes, str] | None:
                 raise _UnreadableError(f"the server answered with status {answer.status_code}")
             for part in answer.iter_bytes():
                 body += part
-                if len(body) > _MAX_BYTES or time.monotonic() > end:
+                if len(body) > _MAX_BYTES:
                     raise _UnreadableError("the answer is too long to be a table of prices")
+                if time.monotonic() > end:
+                    raise _UnreadableError(_TOO_SLOW)
             return bytes(body), answer.headers.get("etag", "")[:200]
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise _UnreadableError(f"no answer ({type(error).__name__})") from error
@@ -206,10 +211,15 @@ def _models(body: bytes) -> dict[str, PublishedModel]:
             continue
         entry = cast("dict[str, Any]", row)
         name, usd = entry.get("tinker_id"), {kind: _price(entry.get(kind)) for kind in _KINDS}
-        if isinstance(name, str) and usd["prefill"] is not None and usd["sample"] is not None:
+        if (
+            isinstance(name, str)
+            and len(name) <= _MAX_NAME
+            and usd["prefill"] is not None
+            and usd["sample"] is not None
+        ):
             known = {kind: price for kind, price in usd.items() if price is not None}
             read[name] = PublishedModel.model_validate({"usd": known, "context": _tokens(entry.get("context"))})
-    if not any("train" in model.usd for model in read.values()):
+    if len(read) > _MAX_MODELS or not any("train" in model.usd for model in read.values()):
         raise _UnreadableError("the file has another shape than it had: no model with prices")
     return read
 

@@ -120,6 +120,7 @@ class ResearcherServer(MCPServer[Any]):
             plan_id = self._questions.plan_of(name, arguments, context)
             result = await self._called(name, _with_plan(arguments, plan_id), context)
             if isinstance(result, CallToolResult):
+                result = published(result)
                 question = await self._questions.ask(name, arguments, result, context)
                 if isinstance(question, InputRequiredResult):
                     return question

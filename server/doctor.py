@@ -159,7 +159,7 @@ def check_hosted_tinker() -> Check:
     return Check("hosted Tinker", True, f"key accepted, {len(served)} models")
 
 
-def check_figures() -> Check:
+def check_prices() -> Check:
     """How old the prices and the table of models are; published prices are asked for where hosted Tinker is in use."""
     models, table = load_catalog(), load_prices(asking="tinker" if os.environ.get(TINKER_KEY) else None)
     judges = judge_catalog().as_of
@@ -225,7 +225,7 @@ _CHECKS: tuple[Callable[[], Check], ...] = (
     check_job_registry,
     check_embedded_engine,
     check_hosted_tinker,
-    check_figures,
+    check_prices,
     check_processor,
     check_gpu,
     check_compiler,

@@ -14,7 +14,7 @@ import pytest
 from sota_ml_researcher.backends.estimate import estimate_cost
 from sota_ml_researcher.backends.meter import Usage
 from sota_ml_researcher.backends.prices import load_prices
-from sota_ml_researcher.backends.published_prices import TIMEOUT_S, URL_VARIABLE, published_prices
+from sota_ml_researcher.backends.published_prices import URL_VARIABLE, published_prices
 from sota_ml_researcher.core.errors import ConfigError
 from sota_ml_researcher.tools.models import list_models
 
@@ -132,6 +132,8 @@ BROKEN: list[tuple[int, Any, str]] = [
     (200, b"[" * 100_000, "the answer is not JSON"),
     (200, b"x" * 1_000_001, "too long to be a table of prices"),
     (200, {"models": [ENTRY]}, "another shape than it had: no list of models"),
+    (200, [ENTRY | {"tinker_id": f"org/{i}", "note": ""} for i in range(1001)], "another shape than it had"),
+    (200, [ENTRY | {"tinker_id": "x" * 201}], "no model with prices"),
     (200, [], "another shape than it had: no model with prices"),
     (200, [{"tinker_id": "a", "pricing": {"train": 1}}, None, 3], "no model with prices"),
     (200, [{key: value for key, value in ENTRY.items() if key != "train"}], "no model with prices"),
@@ -159,10 +161,8 @@ def test_a_file_that_cannot_be_read_leaves_the_copy_there_was_and_says_why(
 
 
 def test_a_server_that_drips_is_left_after_a_bounded_time(site: Site) -> None:
-    site.drips = True
-    began = time.monotonic()
-    assert load_prices(asking="tinker").problem
-    assert time.monotonic() - began < TIMEOUT_S + 2
+    site.drips = True  # the whole would take a minute
+    assert load_prices(asking="tinker").problem == "no whole answer within 2.5 s"
 
 
 def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:

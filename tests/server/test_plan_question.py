@@ -139,6 +139,18 @@ def test_a_yes_without_a_readable_answer_is_none(mode: Mode, content: Any, job: 
     assert Registry().find() == []
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_no_key_leaves_in_a_question(
+    mode: Mode, job: dict[str, Any], tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = tiny_weights.parent.name
+    start(mode, job, ElicitResult(action="decline"))
+    assert key in asked[0]
+    monkeypatch.setenv("ANTHROPIC_API_KEY", key)
+    start(mode, job, ElicitResult(action="decline"))
+    assert asked and key not in asked[0]
+
+
 FAULT = ErrorData(code=INTERNAL_ERROR, message="no window to ask in")
 
 
