@@ -182,7 +182,10 @@ class ServiceWriter(Writer):
     async def write(self, messages: Sequence[Message], seed: int, samples: int = 1) -> list[Reply]:
         """Ask for one answer (see `Writer.write`)."""
         assert samples == 1, "a service is asked for one at a time"
-        return [await self._model.write(messages, temperature=self._temperature, seed=seed)]
+        if any(message["role"] == "tool" or message.get("tool_calls") for message in messages):
+            raise JudgeCallError("a prompt with tool calls is not sent to a service", transient=False)
+        plain = [Message(role=message["role"], content=message["content"]) for message in messages]
+        return [await self._model.write(plain, temperature=self._temperature, seed=seed)]
 
     async def close(self) -> None:
         """Close connections."""
