@@ -174,6 +174,13 @@ class ServiceWriter(Writer):
         self._model: ServiceModel = service_judge(ref, {}, limits, base_url=config.model_base_url)
         self.identity = [ref.kind, ref.model, config.model_base_url, config.max_response_tokens, config.temperature]
         self.price = judge_price(ref, config.model_price)
+        self._caches = ref.kind == "anthropic"
+
+    def most(self, messages: Sequence[Message], samples: int = 1) -> float:
+        """US dollars that a request can cost (see `Writer.most`); writing a system prompt to a cache costs more."""
+        told = self.most_tokens(messages)
+        cached = told if self._caches and messages[0]["role"] == "system" else 0
+        return self.cost(JudgeUsage(told - cached, samples * self._max_tokens, cache_write_tokens=cached))
 
     async def check(self) -> None:
         """Look the model up with the key at hand (see `Writer.check`)."""

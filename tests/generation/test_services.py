@@ -23,7 +23,7 @@ from job_helpers import ended, resumed, wait_until
 from loopback_judges import Asked, Judges
 from tool_calls import call
 
-from sota_ml_researcher.core.errors import BackendError, DataError
+from sota_ml_researcher.core.errors import BackendError, DataError, StorageError
 from sota_ml_researcher.data.formats import to_messages
 from sota_ml_researcher.data.preference_rows import to_pair
 from sota_ml_researcher.evals.controls import load_canaries
@@ -177,6 +177,13 @@ def test_a_request_that_the_service_refuses_is_left_out_and_the_rest_goes_on(tmp
     assert outcome.finished
     assert set(reasons(context)) == {"not_answered"}
     assert len(rows(context)) + len(reasons(context)) == 20
+
+
+def test_a_service_that_refuses_every_request_is_left_early(tmp_path: Path, judges: Judges) -> None:
+    judges.faults, judges.fault_statuses = 1.0, (400,)
+    config = {"recipe": "distillation", "model": WRITER, "prompts": prompts_file(tmp_path, 60), "teacher_prompt": "T"}
+    with pytest.raises(BackendError, match=r"none of the first 2\d requests was answered: .*try later"):
+        make(tmp_path, **config, parallel_requests=2)
 
 
 def test_each_operation_makes_a_row_with_a_new_answer(tmp_path: Path, judges: Judges) -> None:
@@ -346,6 +353,22 @@ def test_what_a_service_failed_on_is_asked_again_by_a_resume_and_nothing_else(tm
     outcome, resumed = make(tmp_path, Context(tmp_path / "second"))
     assert outcome.finished
     assert len(rows(resumed)) == 6
+
+
+def test_a_second_end_of_the_same_job_finds_its_own_file_and_no_other(tmp_path: Path, judges: Judges) -> None:
+    judges.write = lambda messages: f"It is {messages[-1]['content']}"
+    config = {"recipe": "distillation", "model": WRITER, "prompts": prompts_file(tmp_path, 3), "teacher_prompt": "T"}
+    file = tmp_path / "made.jsonl"
+    make(tmp_path, **config, output_file=str(file))
+    written = file.read_bytes()
+    outcome, _ = make(tmp_path)  # as after a kill between the rows and the result
+    assert outcome.finished
+    file.write_text("another's\n")
+    with pytest.raises(StorageError, match="has come to exist, and is not overwritten"):
+        make(tmp_path)
+    assert file.read_text() == "another's\n"
+    assert (tmp_path / "run" / "rows.jsonl").read_bytes() == written
+    assert max(judges.answered.values()) == 1
 
 
 def test_services_are_looked_up_before_anything_is_spent(
