@@ -101,9 +101,13 @@ def passages(path: Path, size: int) -> tuple[list[Passage], list[str]]:
     root = path if path.is_dir() else path.parent
     for file in document_files(path):
         text, name = read_document(file), file.relative_to(root).as_posix()
-        mine = [Passage(name, a, b, text.count("\n", 0, a) + 1, text[a:b]) for a, b in ranges(text, size)]
-        found += mine
-        if not mine:
+        before = len(found)
+        line = at = 0
+        for start, end in ranges(text, size):
+            line += text.count("\n", at, start)
+            at = start
+            found.append(Passage(name, start, end, line + 1, text[start:end]))
+        if len(found) == before:
             without.append(name)
     if not found:
         raise DataError("the documents hold no words", where=str(path))

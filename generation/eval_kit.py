@@ -21,7 +21,7 @@ from ..judges.rubric import Rubric
 from ..models.chat import Message
 from .gate import Draft, Task, plain
 from .model_answers import Asking, UnreadableAnswerError, json_answer, text_under
-from .recipe import Ranks, Recipe, row_tasks
+from .recipe import Ranks, Recipe, row_tasks, turns
 from .wording import CANARY, RUBRIC, asked, template_hash
 
 RUBRIC_FILE, CANARIES_FILE = "rubric.yaml", "canaries.jsonl"
@@ -99,7 +99,7 @@ class EvalKit(Recipe):
 
     def _pair(self, task: Task, bad: str) -> Draft:
         messages, good = task.item.messages, str(task.item.reference)
-        asked_for = {"prompt": messages[0]["content"]} if len(messages) == 1 else {"messages": list(messages)}
+        asked_for = {"prompt": messages[0]["content"]} if len(messages) == 1 else {"messages": turns(messages)}
         row = {**asked_for, "reference": good, "good": good, "bad": bad}
         fault = "holds_good_answer" if _holds(bad, good) else None
         prompt = f"{task.item.prompt_text}\0{task.operation}"

@@ -18,7 +18,7 @@ from .model_answers import Written
 
 _REFUSAL = re.compile(
     r"(?:i'?m sorry|i am sorry|sorry[,.!]|i apologi[sz]e|(?:but )?i (?:cannot|can't|can not|won't|am unable to|"
-    r"am not able to|must decline)|i'm (?:unable|not able) to|as an? (?:ai|artificial|large) )",
+    r"am not able to|must decline)|i'm (?:unable|not able) to|as an? (?:ai|artificial intelligence|large language)\b)",
     re.IGNORECASE,
 )
 # Two prompts may well have the answer "yes"; that two have the same sentence is no coincidence.

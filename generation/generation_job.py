@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..core.errors import BackendError
 from ..core.files import append_json_line, write_atomically
+from ..core.foreign_text import foreign
 from ..jobs import run_files
 from ..jobs.context import Outcome, Progress, RunContext, StopReason
 from ..judges.asking import GIVE_UP_AFTER
@@ -141,10 +142,13 @@ class _Production:
         """Stop where the model cannot do what is asked, before all sources are paid for.
 
         Raises:
-            BackendError: If not one of the first answers could be read.
+            BackendError: If not one of the first sources was answered so that it can be read.
         """
-        if len(self._made) < GIVE_UP_AFTER or any(made.reason != "unreadable" for made in self._made.values()):
+        if len(self._made) < GIVE_UP_AFTER or any(not made.reason for made in self._made.values()):
             return
+        refused = next((made.said for made in self._made.values() if made.reason == "not_answered"), None)
+        if refused is not None:
+            raise BackendError(f"none of the first {len(self._made)} requests was answered: {foreign(refused)}")
         raise BackendError(
             f"{self._config.model} gave no answer that can be read on the first {len(self._made)} sources, in "
             f"{self._config.tries} tries each",

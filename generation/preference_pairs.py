@@ -13,7 +13,7 @@ from ..models.chat import Message
 from .gate import Draft, Task, is_refusal
 from .jury import Ranking
 from .model_answers import Asking, Written
-from .recipe import Ranks, Recipe, row_tasks
+from .recipe import Ranks, Recipe, row_tasks, turns
 
 
 class Preferences(Recipe):
@@ -64,7 +64,7 @@ class Preferences(Recipe):
 
     def _pair(self, task: Task, chosen: Written, rejected: Written, ranked: Ranking) -> Draft:
         messages = task.item.messages
-        prompt: str | list[Message] = messages[0]["content"] if len(messages) == 1 else list(messages)
+        prompt = messages[0]["content"] if len(messages) == 1 else turns(messages)
         judged = {"judge": self.config.judge_model, "wins": list(ranked.wins), "pairs_agreed": ranked.agreed}
         return Draft(
             {"prompt": prompt, "chosen": chosen.answer, "rejected": rejected.answer},

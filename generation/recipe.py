@@ -104,6 +104,12 @@ def drawn(found: Sequence[T], config: GenerationConfig) -> list[T]:
     return [found[i] for i in sorted(random.Random(config.seed).sample(range(len(found)), config.num_samples))]
 
 
+def turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """A prompt's turns as a row has them: answers in it are read and not imitated."""
+    kept = [{key: value for key, value in message.items() if key != "trained"} for message in messages]
+    return [{**turn, "weight": 0} if turn["role"] == "assistant" else turn for turn in kept]
+
+
 def supervised_row(prompt: Sequence[Message], answer: str) -> dict[str, Any]:
-    """A row to imitate."""
-    return {"messages": [*prompt, Message(role="assistant", content=answer)]}
+    """A row to imitate: its last answer."""
+    return {"messages": [*turns(prompt), {"role": "assistant", "content": answer}]}

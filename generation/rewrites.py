@@ -13,7 +13,7 @@ from ..core.errors import DataError
 from ..models.chat import Message
 from .gate import Draft, Task, is_copy
 from .model_answers import Asking, Written, json_answer, text_under
-from .recipe import Ranks, Recipe, row_tasks, supervised_row
+from .recipe import Ranks, Recipe, row_tasks, supervised_row, turns
 from .wording import OPERATIONS, REWRITE, asked, template_hash
 
 
@@ -55,7 +55,7 @@ class Rewrites(Recipe):
             rewritten = replace(written, stop_reason="stop")
             return [Draft({"prompt": prompt}, prompt, prompt, rewritten, copied_from=old, facts=facts)]
         if self.config.answers == "none":
-            row = {"prompt": prompt} if len(messages) == 1 else {"messages": list(messages)}
+            row = {"prompt": prompt} if len(messages) == 1 else {"messages": turns(messages)}
             return [Draft(row, prompt, prompt, replace(written, stop_reason="stop"), facts=facts)]
         item = replace(task.item, messages=messages, reference=None)
         answer, answered = str(task.item.reference), replace(written, stop_reason="stop")

@@ -174,6 +174,13 @@ class ServiceWriter(Writer):
         self._model: ServiceModel = service_judge(ref, {}, limits, base_url=config.model_base_url)
         self.identity = [ref.kind, ref.model, config.model_base_url, config.max_response_tokens, config.temperature]
         self.price = judge_price(ref, config.model_price)
+        self._caches = ref.kind == "anthropic"
+
+    def most(self, messages: Sequence[Message], samples: int = 1) -> float:
+        """US dollars that a request can cost (see `Writer.most`); writing a system prompt to a cache costs more."""
+        told = self.most_tokens(messages)
+        cached = told if self._caches and messages[0]["role"] == "system" else 0
+        return self.cost(JudgeUsage(told - cached, samples * self._max_tokens, cache_write_tokens=cached))
 
     async def check(self) -> None:
         """Look the model up with the key at hand (see `Writer.check`)."""
@@ -182,7 +189,10 @@ class ServiceWriter(Writer):
     async def write(self, messages: Sequence[Message], seed: int, samples: int = 1) -> list[Reply]:
         """Ask for one answer (see `Writer.write`)."""
         assert samples == 1, "a service is asked for one at a time"
-        return [await self._model.write(messages, temperature=self._temperature, seed=seed)]
+        if any(message["role"] == "tool" or message.get("tool_calls") for message in messages):
+            raise JudgeCallError("a prompt with tool calls is not sent to a service", transient=False)
+        plain = [Message(role=message["role"], content=message["content"]) for message in messages]
+        return [await self._model.write(plain, temperature=self._temperature, seed=seed)]
 
     async def close(self) -> None:
         """Close connections."""

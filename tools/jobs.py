@@ -166,5 +166,6 @@ def _needs_a_look(job: Job, troubles: list[float]) -> bool:
 
 def _progress_message(job: Job) -> str:
     values = run_files.latest_values(run_files.recent_metrics(job.folder, limit=1))
-    loss = f", loss {values['train_mean_nll']:.4f}" if "train_mean_nll" in values else ""
-    return f"{job.state.value}: step {job.step}{f' of {job.total_steps}' if job.total_steps else ''}{loss}"
+    now = f", loss {values['train_mean_nll']:.4f}" if "train_mean_nll" in values else ""
+    now += f", {values['rows/made']:,.0f} rows made" if "rows/made" in values else ""
+    return f"{job.state.value}: step {job.step}{f' of {job.total_steps}' if job.total_steps else ''}{now}"

@@ -26,6 +26,7 @@ def draft(answer: str, prompt: str = "Why?", stop_reason: str = "stop", copied_f
         (draft("As an AI language model I have no view."), "refusal"),
         (draft("No.", stop_reason="refusal"), "refusal"),
         (draft("I cannot", stop_reason="length"), "cut"),
+        (draft("As a large company they may."), None),
         (draft("Sorry business was done by them."), None),
         (draft("why is  THAT?", copied_from="Why is that?"), "copy"),
         (draft("Why is that so?\nBecause.", copied_from="Why is that so?"), "copy"),

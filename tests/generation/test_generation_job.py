@@ -33,6 +33,14 @@ def started(**overrides: Any) -> Job:
     return Registry().get(content["job_id"])
 
 
+def tiny_model_with_room(folder: Path) -> Path:
+    """Random weights, and a context that holds the longest of our requests."""
+    model = write_tiny_weights(folder / "model")
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**settings, "max_position_embeddings": 8192}))
+    return model
+
+
 def made_of(job: Job) -> bytes:
     return (job.folder / "rows.jsonl").read_bytes()
 
@@ -117,15 +125,20 @@ def test_the_rows_of_a_teacher_can_be_trained_on(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("shared_engine")
 def test_a_model_that_cannot_follow_is_left_with_what_it_said(tmp_path: Path) -> None:
-    model = write_tiny_weights(tmp_path / "model")
-    settings = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps({**settings, "max_position_embeddings": 4096}))
+    model = tiny_model_with_room(tmp_path)
     config = {"recipe": "questions", "model": str(model), "max_response_tokens": 8, "passage_chars": 200}
     with pytest.raises(BackendError, match="gave no answer that can be read on the first 2"):
         make(tmp_path, **config, documents=documents(tmp_path, 25))
     said = rows(Context(tmp_path / "run"), "answers.jsonl")
     assert len(said) >= 60
     assert len({answer["seed"] for record in said for answer in record["answers"]}) == len(said)
+
+
+@pytest.mark.usefixtures("shared_engine")
+def test_a_judge_on_the_backend_that_gives_no_verdict_ends_the_job(tmp_path: Path) -> None:
+    model = f"tinker:{tiny_model_with_room(tmp_path)}"
+    with pytest.raises(BackendError, match="gave no readable verdict on its first 2"):
+        make(tmp_path, **TAUGHT, num_samples=40, judge_model=model, judge_max_tokens=64)
 
 
 @pytest.mark.usefixtures("shared_engine")

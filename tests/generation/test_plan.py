@@ -135,4 +135,5 @@ def test_sampling_on_a_backend_costs_what_the_table_says(
 def test_the_same_settings_draw_the_same_rows(prompts: str) -> None:
     plans = [planned(**TEACHER, prompts=prompts, num_samples=4, seed=seed) for seed in (0, 0, 1)]
     assert [plan.tasks for plan in plans] == [4, 4, 4]
+    assert plans[0].settings.config.run_name == "distillation-prompts"
     assert plans[0].settings.config == plans[1].settings.config

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eval_helpers import Context
+from eval_helpers import Context, sums, write_lines
 from generation_helpers import (
     WRITER,
     asks_questions,
@@ -19,14 +19,18 @@ from generation_helpers import (
     rows,
     text_shown,
 )
+from job_helpers import ended, resumed, wait_until
 from loopback_judges import Asked, Judges
+from tool_calls import call
 
-from sota_ml_researcher.core.errors import BackendError, DataError
+from sota_ml_researcher.core.errors import BackendError, DataError, StorageError
 from sota_ml_researcher.data.formats import to_messages
 from sota_ml_researcher.data.preference_rows import to_pair
 from sota_ml_researcher.evals.controls import load_canaries
 from sota_ml_researcher.generation.generation_plan import check_services
+from sota_ml_researcher.jobs import control
 from sota_ml_researcher.jobs.context import StopReason
+from sota_ml_researcher.jobs.registry import Registry
 from sota_ml_researcher.judges.rubric import load_rubric
 
 
@@ -65,6 +69,20 @@ def test_a_rows_own_system_turn_comes_after_the_teachers_prompt_and_stays(tmp_pa
     _, context = make(tmp_path, recipe="distillation", model="openai:local-judge", prompts=prompts, teacher_prompt="T")
     assert judges.bodies[0]["messages"][0] == {"role": "system", "content": "T\n\nBe brief."}
     assert rows(context)[0]["messages"][0] == {"role": "system", "content": "Be brief."}
+
+
+def test_only_the_new_answer_of_a_conversation_is_trained(tmp_path: Path, judges: Judges) -> None:
+    judges.write = says("It is seven.")
+    turns = [("user", "Hi."), ("assistant", "Hello."), ("user", "3+4?"), ("assistant", "8")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    prompts = str(write_lines(tmp_path / "chats.jsonl", [{"messages": messages}]))
+    _, context = make(tmp_path, recipe="distillation", model=WRITER, prompts=prompts, teacher_prompt="T")
+    assert [(m["content"], m.get("trained", True)) for m in to_messages(rows(context)[0])][1:] == [
+        ("Hello.", False),
+        ("3+4?", True),
+        ("It is seven.", True),
+    ]
+    assert [set(message) for message in judges.bodies[0]["messages"]] == [{"role", "content"}] * 3
 
 
 def test_thinking_is_left_out_unless_it_is_wanted(tmp_path: Path, judges: Judges) -> None:
@@ -159,6 +177,13 @@ def test_a_request_that_the_service_refuses_is_left_out_and_the_rest_goes_on(tmp
     assert outcome.finished
     assert set(reasons(context)) == {"not_answered"}
     assert len(rows(context)) + len(reasons(context)) == 20
+
+
+def test_a_service_that_refuses_every_request_is_left_early(tmp_path: Path, judges: Judges) -> None:
+    judges.faults, judges.fault_statuses = 1.0, (400,)
+    config = {"recipe": "distillation", "model": WRITER, "prompts": prompts_file(tmp_path, 60), "teacher_prompt": "T"}
+    with pytest.raises(BackendError, match=r"none of the first 2\d requests was answered: .*try later"):
+        make(tmp_path, **config, parallel_requests=2)
 
 
 def test_each_operation_makes_a_row_with_a_new_answer(tmp_path: Path, judges: Judges) -> None:
@@ -274,6 +299,10 @@ def test_an_eval_kit_is_what_run_judge_eval_reads(tmp_path: Path, judges: Judges
     }
     assert all(c.good == str(c.item.reference) and c.good != c.bad for c in canaries)
     assert "run_judge_eval(overrides={'rubric': '" in str(outcome.summary["next"])
+    kit = {name: str(context.folder / f"{name}.{end}") for name, end in (("rubric", "yaml"), ("canaries", "jsonl"))}
+    failed, text, _ = call("run_judge_eval", overrides=sums(tmp_path, 3) | {"judge_model": WRITER} | kit)
+    assert not failed, text
+    assert "21 judge calls" in text  # 6 pairs, 6 canaries twice, 3 controls
 
 
 def test_a_wrong_answer_that_holds_the_right_one_is_no_canary(tmp_path: Path, judges: Judges) -> None:
@@ -326,6 +355,22 @@ def test_what_a_service_failed_on_is_asked_again_by_a_resume_and_nothing_else(tm
     assert len(rows(resumed)) == 6
 
 
+def test_a_second_end_of_the_same_job_finds_its_own_file_and_no_other(tmp_path: Path, judges: Judges) -> None:
+    judges.write = lambda messages: f"It is {messages[-1]['content']}"
+    config = {"recipe": "distillation", "model": WRITER, "prompts": prompts_file(tmp_path, 3), "teacher_prompt": "T"}
+    file = tmp_path / "made.jsonl"
+    make(tmp_path, **config, output_file=str(file))
+    written = file.read_bytes()
+    outcome, _ = make(tmp_path)  # as after a kill between the rows and the result
+    assert outcome.finished
+    file.write_text("another's\n")
+    with pytest.raises(StorageError, match="has come to exist, and is not overwritten"):
+        make(tmp_path)
+    assert file.read_text() == "another's\n"
+    assert (tmp_path / "run" / "rows.jsonl").read_bytes() == written
+    assert max(judges.answered.values()) == 1
+
+
 def test_services_are_looked_up_before_anything_is_spent(
     tmp_path: Path, judges: Judges, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,3 +384,26 @@ def test_services_are_looked_up_before_anything_is_spent(
     with pytest.raises(BackendError, match="model: ANTHROPIC_API_KEY is not set"):
         anyio.run(check_services, planned(**config, model=WRITER).settings.config)
     assert not judges.answered
+
+
+def test_a_worker_killed_half_way_leaves_rows_that_a_resume_completes(tmp_path: Path, judges: Judges) -> None:
+    judges.write, judges.answer = asks_questions, lambda _: {"reason": "", "quality": (5, None)}
+    judges.delay_s, under_way = 0.1, 3
+    config = {"recipe": "questions", "model": WRITER, "documents": documents(tmp_path, 40), "judge_model": WRITER}
+    config |= {"parallel_requests": under_way, "max_cost_usd": 50.0}
+    _, text, offered = call("start_generation", overrides=config)
+    assert "Cost: $" in text
+    _, text, content = call("start_generation", overrides=config, plan_id=offered["plan_id"])
+    wait_until(content["job_id"], lambda job: job.step >= 5)
+    control.cancel(Registry(), content["job_id"], hard=True)
+    killed = wait_until(content["job_id"], ended)
+    assert killed.step < 40
+    done = resumed(killed)
+    # Only what was under way at the kill is asked again.
+    assert sum(count - 1 for count in judges.answered.values()) <= under_way
+    assert max(judges.answered.values()) <= 2
+    context = Context(done.folder)
+    made = [row["provenance"]["source"]["document"] for row in rows(context)]
+    assert len(made) + len(reasons(context)) == 40
+    assert len(set(made)) == len(made)
+    assert done.cost_usd == pytest.approx(json.loads((done.folder / "result.json").read_text())["spent_usd"], rel=0.01)

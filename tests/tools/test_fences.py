@@ -75,7 +75,9 @@ def test_pairs_and_file_names_are_quoted(tmp_path: Path) -> None:
     assert SAYS in read("check_dataset", train_file=str(path))
 
 
-@pytest.mark.parametrize("tool", ["start_sft", "start_dpo", "start_grpo", "run_judge_eval", "run_benchmark"])
+@pytest.mark.parametrize(
+    "tool", ["start_sft", "start_dpo", "start_grpo", "start_generation", "run_judge_eval", "run_benchmark"]
+)
 def test_errors_about_rows_are_quoted(tool: str, tmp_path: Path) -> None:
     rows = [{"messages": [{"role": HOSTILE, "content": "x"}], "chosen": HOSTILE, "rejected": HOSTILE, HOSTILE: 1}]
     path = str(write_lines(tmp_path / "t.jsonl", rows))
@@ -83,6 +85,7 @@ def test_errors_about_rows_are_quoted(tool: str, tmp_path: Path) -> None:
         "start_sft": {"base_model": "demo", "train_file": path},
         "start_dpo": {"base_model": "demo", "train_file": path},
         "start_grpo": {"base_model": "demo", "train_file": path, "reward_type": "exact"},
+        "start_generation": {"recipe": "distillation", "model": "demo", "prompts": path, "teacher_prompt": "x"},
         "run_judge_eval": {
             "test_set": path,
             "baseline_model": "demo",
