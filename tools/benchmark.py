@@ -12,7 +12,7 @@ from .answers import answer
 from .background import config_path
 from .evaluate import Evaluation
 from .model_arguments import with_sampled_jobs
-from .plan_gate import ConfigPath, Launch, Overrides, PlanId, ValidateOnly, launched
+from .plan_gate import ConfigPath, Launch, Overrides, PlanId, ValidateOnly, hub_lines, launched
 
 if TYPE_CHECKING:
     from ..evals.benchmark.benchmark_plan import BenchmarkPlan
@@ -57,4 +57,4 @@ def _lines(plan: BenchmarkPlan) -> list[str]:
     if plan.grader_usd != 0:
         cost = "unknown" if plan.grader_usd is None else f"${plan.grader_usd:.3g}"
         lines[0] += f" Grader: {cost} ({plan.grader_note})."
-    return [*lines, *(f"Warning: {warning}." for warning in plan.warnings)]
+    return [*lines, *hub_lines(plan.settings), *(f"Warning: {warning}." for warning in plan.warnings)]

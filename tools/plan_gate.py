@@ -226,7 +226,7 @@ def _mark(launch: Launch) -> str:
 
 def hub_lines(settings: Settings[Any]) -> list[str]:
     """For each data set of the hub what it is, with its commit and size."""
-    origins = {key: settings.origins.get(key) for key in ("train_file", "val_file", "test_set", "prompts")}
+    origins = {key: settings.origins.get(key) for key in ("train_file", "val_file", "test_set", "task", "prompts")}
     return [f"{key} of the hub: {origin.reason}." for key, origin in origins.items() if origin and origin.reason]
 
 

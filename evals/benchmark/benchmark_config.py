@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ...core.errors import BackendError
 from ...core.names import BackendName
 from ...core.settings import Settings, load_settings
+from ...data.hub_reference import parse_reference
+from ...data.shards import hub_facts
 from ...judges.judge_catalog import JudgePrice, JudgeRef, Price, judge_price, parse_judge
 from ..inputs import FILE_ENDINGS
 from ..judge_config import PositiveReal
@@ -27,7 +29,7 @@ class BenchmarkConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     task: str = Field(
-        min_length=1, description="task.py or task.py@name, a packaged task such as inspect_evals/gsm8k, or data rows"
+        min_length=1, description="task.py or task.py@name, a packaged task (inspect_evals/gsm8k), or data rows"
     )
     finetuned_model: str = Field(min_length=1, description="The model to measure")
     baseline_model: str | None = Field(None, description="Measured on the same items, for the paired difference")
@@ -66,7 +68,9 @@ class BenchmarkConfig(BaseModel):
     @property
     def has_rows(self) -> bool:
         """Whether the task is made from data rows."""
-        return self.task.startswith("demo:") or self.task.lower().endswith(FILE_ENDINGS)
+        if self.task.startswith("demo:") or self.task.lower().endswith(FILE_ENDINGS) or hub_facts(Path(self.task)):
+            return True
+        return ".py@" not in self.task and parse_reference(self.task, where="task") is not None
 
     @property
     def arms(self) -> dict[str, str]:

@@ -12,6 +12,7 @@ from ...core.errors import ConfigError, DataError
 from ...core.extras import require_packages
 from ...core.paths import user_path
 from ...core.settings import Origin, Settings
+from ...data.sources import data_source
 from ...judges.prompt import EvalItem
 from ..answer_room import with_room
 from ..inputs import resolve_arm
@@ -70,8 +71,8 @@ def plan_benchmark(settings: Settings[BenchmarkConfig], bases: Mapping[str, str]
     settings, warnings = with_room(settings, list(settings.config.arms.values()), bases or {}, items)
     config = settings.config
     count = len(items) if items is not None else config.num_samples
-    path = Path(config.task.split("@")[0])
-    files = (path,) if path.is_file() else ()
+    path = _path(config)
+    files = (path,) if items is not None or path.is_file() else ()
     answers = None if count is None else count * config.epochs * len(config.arms)
     usd, note = _grader_cost(config, answers)
     if items is not None:
@@ -82,21 +83,27 @@ def plan_benchmark(settings: Settings[BenchmarkConfig], bases: Mapping[str, str]
 
 
 def _with_paths(settings: Settings[BenchmarkConfig]) -> Settings[BenchmarkConfig]:
-    """Paths made absolute: the worker runs in another folder."""
-    changes: dict[str, tuple[Any, Origin]] = {"task": (_task(settings), settings.origins["task"])}
+    """Paths made absolute, since the worker runs in another folder; rows of the hub are fetched."""
+    changes: dict[str, tuple[Any, Origin]] = {"task": _task(settings)}
     output = settings.config.output_dir
     if output is not None:
         changes["output_dir"] = (str(user_path(output).absolute()), settings.origins["output_dir"])
     return settings.derived(changes)
 
 
-def _task(settings: Settings[BenchmarkConfig]) -> str:
-    config = settings.config
+def _path(config: BenchmarkConfig) -> Path:
+    """The file of a task, or the rows."""
+    return Path(config.task if config.has_rows else config.task.split("@")[0])
+
+
+def _task(settings: Settings[BenchmarkConfig]) -> tuple[str, Origin]:
+    config, origin = settings.config, settings.origins["task"]
     if config.has_rows:
-        return str(settings.data_file("task", config.task))
+        source = data_source(config.task, where=settings.place("task"), bases=settings.bases)
+        return str(source.path), origin.model_copy(update={"reason": source.facts})
     file, at, name = config.task.partition("@")
     if file.endswith(".py"):
-        return f"{settings.data_file('task', file)}{at}{name}"
+        return f"{settings.data_file('task', file)}{at}{name}", origin
     package = file.split("/")[0]
     if "/" not in file or find_spec(package) is None:
         raise ConfigError(
@@ -104,7 +111,7 @@ def _task(settings: Settings[BenchmarkConfig]) -> str:
             where=settings.place("task"),
             fix=f"Give a task.py, data rows with a scorer, or install the package '{package}' that holds it",
         )
-    return config.task
+    return config.task, origin
 
 
 def _items(config: BenchmarkConfig) -> list[EvalItem] | None:
@@ -137,5 +144,5 @@ def _named(settings: Settings[BenchmarkConfig]) -> Settings[BenchmarkConfig]:
     """A name for the job when the user gave none: the task's."""
     if settings.config.run_name is not None:
         return settings
-    name = Path(settings.config.task.split("@")[0]).stem
+    name = _path(settings.config).stem
     return settings.derived({"run_name": (name, Origin(kind="derived", reason="the task's name"))})

@@ -145,6 +145,18 @@ def test_a_test_set_of_the_hub_is_judged(hub: Hub) -> None:
     assert content["plan"]["prompts"] == 10
 
 
+def test_a_benchmark_takes_rows_of_the_hub(hub: Hub) -> None:
+    overrides = {"task": "openai/gsm8k:main/test@main", "finetuned_model": "demo", "scorer": "math"}
+    failed, text, content = call("run_benchmark", overrides=overrides, validate_only=True)
+    assert not failed, text
+    assert "task of the hub: openai/gsm8k:main/test@" in text
+    assert content["plan"]["items"] == 10
+    assert content["plan"]["config"]["run_name"] == "gsm8k-main-test"
+    failed, text, _ = call("run_benchmark", overrides=overrides | {"scorer": None}, validate_only=True)
+    assert failed
+    assert "data rows need a scorer" in text
+
+
 @pytest.mark.usefixtures("shared_engine")
 def test_an_evaluation_runs_on_mapped_prompts_of_the_hub(hub: Hub, tiny_weights: Path) -> None:
     rows = [{"ticket": f"Where is {n}?", "reply": "Here.", "topic": "places"} for n in range(3)]
