@@ -29,6 +29,7 @@ from ..models.hyperparameters import (
 from ..models.lora_params import require_accepted_rank
 from ..models.model_ref import resolve_model
 from .config import OfflineConfig, TrainingConfig
+from .server_fit import differences, fitted
 
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig, covariant=True)
 AnyConfig = TypeVar("AnyConfig", bound=TrainingConfig)
@@ -93,8 +94,10 @@ def prepared(settings: Settings[AnyConfig], *, judged: bool = False) -> Settings
         judged: Whether the job pays judges besides its backend.
 
     Raises:
-        ConfigError: If the backend does not take the rank, a cap cannot be held, or a file does not exist.
+        ConfigError: If the backend lacks what a setting asks for, a cap cannot be held, or a file does not exist.
+        BackendError: If a cluster does not answer, or cannot train.
     """
+    settings = fitted(settings)
     config = settings.config
     require_accepted_rank(config.lora_rank, config.backend, where=settings.place("lora_rank"))
     require_price_for_cap(config, load_prices(), where=settings.place("max_cost_usd"), judged=judged)
@@ -214,6 +217,16 @@ def require_usable_rows(config: TrainingConfig, *files: Counts | None) -> None:
     for counts in files:
         if counts is not None and counts.problems and not config.skip_bad_rows:
             raise counts.problems[0]
+
+
+def backend_warnings(config: TrainingConfig) -> list[str]:
+    """How the run differs on its backend: what a cluster's server does otherwise, what the engine's precision costs.
+
+    Raises:
+        BackendError: If a cluster does not answer.
+        ModelError: If the model cannot be had.
+    """
+    return [*differences(config), *precision_warnings(config)]
 
 
 def precision_warnings(config: TrainingConfig) -> list[str]:

@@ -60,7 +60,7 @@ def plan_dpo(settings: Settings[DpoConfig]) -> Plan[DpoConfig]:
         tokens=round(counts.tokens * visited),
         capacity=capacity,
         cost=dpo_cost(settings.config, counts, held_out, total_steps),
-        warnings=(*_warnings(settings.config, counts, total_steps), *shared.precision_warnings(settings.config)),
+        warnings=(*_warnings(settings.config, counts, total_steps), *shared.backend_warnings(settings.config)),
         details={"answer_tokens": counts.answer_tokens},
     )
 

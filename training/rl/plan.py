@@ -24,7 +24,7 @@ from ...rewards.problems import Problem, load_problems
 from ...rewards.reward_config import NEEDS_KEY, RewardPart
 from ...rewards.sandbox.modes import require_isolation, unsandboxed_warnings
 from ...rewards.scorers import Scorers
-from ..plan import Changes, Defaults, Plan, derive_schedule, precision_warnings
+from ..plan import Changes, Defaults, Plan, backend_warnings, derive_schedule
 from ..plan import prepared as with_paths
 from .config import CLIP_RULES, RlConfig
 from .cost import Workload, judge_cost, rl_cost
@@ -93,7 +93,7 @@ def plan_rl(settings: Settings[RlConfig]) -> RlPlan:
         warnings=(
             *_left_out(config, len(problems)),
             *_warnings(config, total_steps, report, longest),
-            *precision_warnings(config),
+            *backend_warnings(config),
         ),
         details=details,
         bills_elsewhere=judges is not None and judges.paid,

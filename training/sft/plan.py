@@ -65,7 +65,7 @@ def plan_sft(settings: Settings[SftConfig]) -> Plan[SftConfig]:
         tokens=tokens,
         capacity=capacity,
         cost=_cost(config, tokens, counts.exact, held_out, total_steps),
-        warnings=(*_warnings(config, counts, total_steps, capacity), *shared.precision_warnings(config)),
+        warnings=(*_warnings(config, counts, total_steps, capacity), *shared.backend_warnings(config)),
         details={
             "tokens_per_epoch": counts.tokens,
             "loss_tokens_per_epoch": counts.loss_tokens,
