@@ -31,8 +31,8 @@ def with_sequence_ids(client: SamplingClient) -> SamplingClient:
     """The same client, which makes up the names of sequences that the server does not name."""
     send = client._send_asample_request
 
-    async def named(request_id: int, num_samples: int, *args: Any) -> Any:
-        promise = await send(request_id, num_samples, *args)
+    async def named(request_id: int, num_samples: int, *args: Any, **kwargs: Any) -> Any:
+        promise = await send(request_id, num_samples, *args, **kwargs)
         if promise is not None and promise.sample_sequence_ids is None:
             prefix = f"{client._sampling_session_id}:{request_id}"
             return promise.model_copy(update={"sample_sequence_ids": [f"{prefix}:{n}" for n in range(num_samples)]})

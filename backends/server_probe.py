@@ -29,9 +29,11 @@ _TIMEOUT_S = 15.0
 _SAMPLE_S = 90.0
 _MOST_SKEW_S = 300.0
 _PROMPT = (1, 2, 3)
-_SESSION = {"type": "create_session", "tags": [], "user_metadata": None, "sdk_version": "0.38.0"}
+_SESSION: Mapping[str, Any] = {"type": "create_session", "tags": [], "user_metadata": None, "sdk_version": "0.38.0"}
 # A ForwardBackwardRequest in protobuf whose only field, the first, is the model's id.
 _NO_MODEL = b"\n\x0fno-such-adapter"
+# A refusal for want of that model, and not for want of such a route.
+_NAMES_THE_MODEL = re.compile("model|adapter", re.IGNORECASE)
 # Of a SampleResponse in protobuf.
 _PROMPT_LOGPROBS_FIELD = 2
 
@@ -156,7 +158,9 @@ def _told_by_refusal(server: Server, client: httpx2.Client) -> Server:
     answer = _Answer.of(client, "POST", "/api/v1/forward_backward", content=_NO_MODEL, headers=headers)
     text = answer.content.decode(errors="replace")
     wire: Wire | None = None
-    if answer.status in {400, 404, 409, 410} or (answer.status == 422 and "loss_fn" in text):
+    if (answer.status in {400, 404, 409, 410} and _NAMES_THE_MODEL.search(text)) or (
+        answer.status == 422 and "loss_fn" in text
+    ):
         wire = "protobuf"
     elif answer.status in {415, 422}:
         wire = "json"

@@ -117,3 +117,27 @@ def server_of(backend: Backend) -> Server:
     from .server_probe import probed
 
     return probed(backend)
+
+
+_LACKS = {
+    "grad_clip": "gradient clipping",
+    "prompt_logprobs": "log-probabilities of prompts",
+    "top_k_logprobs": "top-k log-probabilities",
+    "older_weights": "samples of older weights while a run trains on",
+    "ttl": "expiry",
+    "lists_checkpoints": "a list of all checkpoints",
+    "exports": "exports",
+}
+
+
+def described(server: Server) -> str:
+    """A server in one sentence: its losses, layers, and what it is known to lack."""
+    can = server.abilities
+    losses = "losses not known" if can.losses is None else f"losses {', '.join(can.losses)}"
+    scale = {"sum": "summed", "mean": "averaged", None: "whether summed is not known"}[can.loss_scale]
+    layers = "" if can.chooses_layers is not False or not can.adapts else f"; adapts {', '.join(can.adapts)} alone"
+    lacking = [words for name, words in _LACKS.items() if getattr(can, name) is False]
+    lacks = f"; lacks {', '.join(lacking)}" if lacking else ""
+    wire = "; reads JSON alone, so that nothing can be trained there" if can.wire == "json" else ""
+    failed = f"; cannot sample: {server.sampling_error}" if server.sampling_error else ""
+    return f"{server.title}: {losses} ({scale}){layers}{lacks}{wire}{failed}" + "".join(f"; {n}" for n in server.notes)

@@ -1,14 +1,14 @@
 """The same training on a server whose losses are means where the platform's are sums.
 
 Such a server divides each sequence's loss by the sum of its weights, and the gradient by the number of sequences since
-the last update. What is sent makes up for it, so that every update is the one that sums would give:
+the last update. What is sent makes up for it: every gradient is that of the sums divided by one number, the job's batch
+size, which AdamW does not see once its epsilon is divided too. Its moments outlive a step, so the number never changes.
 
+* Cross-entropy has weights alone, which are divided away. Rows whose weights sum to 1 come out right, in a batch that
+  empty sequences fill up to its full size.
 * A loss with advantages is linear in them: they are multiplied by what the server will divide by.
-* Cross-entropy has weights alone, which are divided away. Where all sequences of a batch have the same sum, the
-  gradient is too small by one factor, which AdamW does not see once its epsilon is as small; every batch is filled up
-  to the same number of sequences by empty ones, so that the factor stays.
-* Otherwise, and for a loss that is computed here, the batch's log-probabilities are asked for first, and the gradient
-  with respect to them is sent as advantages of importance sampling, whose ratio is then 1 everywhere.
+* For other rows, and for a loss that is computed here, the batch's log-probabilities are asked for first, and the
+  gradient with respect to them is sent as advantages of importance sampling, whose ratio is then 1 everywhere.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from torch import Tensor
 
 from ..backends.connection import Backend
 from ..backends.sampling_client import Sampler
-from .client import CustomLoss, SavedWeights, TrainingClient, adamw, logprobs_of, not_finite
+from .client import CustomLoss, SavedWeights, TrainingClient, adamw, logprobs_of, not_finite, tokens_in
 from .config import TrainingConfig
 
 T = TypeVar("T")
-# Weights are float32, and what should sum to 1 does so up to rounding.
-_SAME = 1e-4
+# Weights are float32, and sum to 1 up to this.
+_ROUNDING = 1e-4
 # SkyRL's name for the norm of its gradient.
 _NORM = "skyrl.ai/grad_norm"
 
@@ -44,8 +44,8 @@ class MeanLossClient(TrainingClient):
     ) -> None:
         super().__init__(inner, config, backend, tokens=tokens)
         self._last: asyncio.Task[object] | None = None
-        # How much smaller than the sums' gradient the accumulated one is.
-        self._factor = 1.0
+        # How much smaller every gradient is than that of the sums.
+        self._smaller = config.batch_size or 1
 
     def forward_backward(
         self,
@@ -57,7 +57,7 @@ class MeanLossClient(TrainingClient):
         self._note_batch(data)
         if loss_fn == "cross_entropy":
             return self._in_turn(lambda: self._cross_entropy(data))
-        return self._in_turn(lambda: self._send([as_sum(datum, len(data)) for datum in data], loss_fn, settings))
+        return self._in_turn(lambda: self._send(self._as_sums(data), loss_fn, settings))
 
     def forward_backward_custom(
         self, data: Sequence[tinker.Datum], loss: CustomLoss
@@ -99,58 +99,53 @@ class MeanLossClient(TrainingClient):
         data: Sequence[tinker.Datum],
         loss_fn: tinker.types.LossFnType,
         settings: Mapping[str, float] | None = None,
-        *,
-        factor: float = 1.0,
     ) -> tinker.ForwardBackwardOutput:
         output = await self._inner.forward_backward(list(data), loss_fn, dict(settings) if settings else None)
-        self._factor = factor
-        worst = [float(lp.sum()) for lp in logprobs_of(output)]
-        if not all(map(math.isfinite, worst)):
+        if not all(math.isfinite(float(lp.sum())) for lp in logprobs_of(output)):
             raise not_finite({"log-probabilities": math.nan})
         return output
 
     async def _cross_entropy(self, data: Sequence[tinker.Datum]) -> tinker.ForwardBackwardOutput:
         sums = [float(np.sum(datum.loss_fn_inputs["weights"].data)) for datum in data]
-        if max(sums) - min(sums) > _SAME * max(sums):
-            self._backend.count(train=sum(datum.model_input.length for datum in data))
+        if len(data) > self._smaller or any(abs(each - 1) > _ROUNDING for each in sums):
+            self._backend.count(train=tokens_in(data))
             return await self._by_gradient(data, _cross_entropy)
-        most = max(len(data), self._config.batch_size or 0)
-        filled = [*data, *[_empty(data[0])] * (most - len(data))]
-        output = await self._send(filled, "cross_entropy", factor=most * sums[0])
+        filled = [*data, *[_empty(data[0])] * (self._smaller - len(data))]
+        output = await self._send(filled, "cross_entropy")
         return dataclasses.replace(output, loss_fn_outputs=output.loss_fn_outputs[: len(data)])
 
     async def _by_gradient(self, data: Sequence[tinker.Datum], loss: CustomLoss) -> tinker.ForwardBackwardOutput:
         before = await self._inner.forward([_unweighted(datum) for datum in data], "cross_entropy")
         logprobs = [lp.detach().clone().requires_grad_() for lp in logprobs_of(before)]
         value, metrics = loss(list(data), logprobs)
-        if not math.isfinite(float(value)):
-            raise not_finite({"loss": float(value)})
+        total = float(value.detach())
+        if not math.isfinite(total):
+            raise not_finite({"loss": total})
         value.backward()  # pyright: ignore[reportUnknownMemberType] (torch)
-        sent = [as_sum(_along(datum, lp), len(data)) for datum, lp in zip(data, logprobs, strict=True)]
-        output = await self._send(sent, "importance_sampling")
-        return dataclasses.replace(output, metrics={**output.metrics, **metrics, "loss:sum": float(value)})
+        along = [_along(datum, lp) for datum, lp in zip(data, logprobs, strict=True)]
+        output = await self._send(self._as_sums(along), "importance_sampling")
+        return dataclasses.replace(output, metrics={**output.metrics, **metrics, "loss:sum": total})
+
+    def _as_sums(self, data: Sequence[tinker.Datum]) -> list[tinker.Datum]:
+        """The data of a batch with advantages, and weight 1 on each token, whose mean is what the sum was."""
+
+        def as_sum(datum: tinker.Datum) -> tinker.Datum:
+            advantages = np.asarray(datum.loss_fn_inputs["advantages"].data, dtype=np.float32)
+            divided_by = len(advantages) * len(data) / self._smaller
+            kept = {name: value for name, value in datum.loss_fn_inputs.items() if name not in {"weights", "mask"}}
+            inputs = {**kept, "advantages": _floats(advantages * np.float32(divided_by))}
+            return tinker.Datum(model_input=datum.model_input, loss_fn_inputs=inputs)
+
+        return [as_sum(datum) for datum in data]
 
     async def _step(self, learning_rate: float) -> tinker.OptimStepResponse:
         self._sampler = None
         settings = adamw(self._config, learning_rate)
-        answer = await self._inner.optim_step(settings.model_copy(update={"eps": settings.eps / self._factor}))
+        answer = await self._inner.optim_step(settings.model_copy(update={"eps": settings.eps / self._smaller}))
         metrics = dict(answer.metrics or {})
         if (norm := metrics.pop(_NORM, None)) is not None:
-            metrics["grad_norm"] = norm * self._factor
+            metrics["grad_norm"] = norm * self._smaller
         return answer.model_copy(update={"metrics": metrics})
-
-
-def as_sum(datum: tinker.Datum, sequences: int) -> tinker.Datum:
-    """A datum with advantages, and weight 1 on each token, whose mean is what the sum was.
-
-    Args:
-        datum: With ``advantages``, shape [T].
-        sequences: Data in the batch.
-    """
-    advantages = np.asarray(datum.loss_fn_inputs["advantages"].data, dtype=np.float32)
-    inputs = {name: value for name, value in datum.loss_fn_inputs.items() if name not in {"weights", "mask"}}
-    inputs["advantages"] = _floats(advantages * np.float32(len(advantages) * sequences))
-    return tinker.Datum(model_input=datum.model_input, loss_fn_inputs=inputs)
 
 
 def _along(datum: tinker.Datum, logprobs: Tensor) -> tinker.Datum:
