@@ -15,6 +15,7 @@ import tinker
 from ..core.errors import BackendError
 from ..models.chat import ChatRenderer, Message, Rendered
 from .connection import Backend, TokenCounter, backend_errors
+from .runs_on_server import let_go, run_from_state
 from .sdk_hooks import with_sequence_ids
 from .servers import server_of
 
@@ -74,7 +75,8 @@ async def open_sampler(backend: Backend, weights: str, *, service: tinker.Servic
         weights: A ``tinker://`` sampler path, or a base model's wire name.
         service: A client that is open already.
     """
-    return Sampler(await _sampling_client(backend, service or _service(backend), weights), backend.count)
+    client, _ = await _sampling_client(backend, service or _service(backend), weights)
+    return Sampler(client, backend.count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +156,7 @@ def sample(
         stop=renderer.stop,
     )
     prompts = [tinker.ModelInput.from_ints(renderer.generation_prompt(c)) for c in conversations]
-    with backend_errors(backend), closing_service(_service(backend)) as service:
-        client = asyncio.run(_sampling_client(backend, service, model))
+    with _opened(backend, model) as client:
         futures = [client.sample(prompt, options.num_samples, params) for prompt in prompts]
         answers = [future.result().sequences for future in futures]
     sampled = sum(len(sequence.tokens) for sequences in answers for sequence in sequences)
@@ -165,8 +166,7 @@ def sample(
 
 def measure_nll(backend: Backend, renderer: ChatRenderer, model: str, rows: Sequence[Rendered]) -> Nll:
     """How many nats the model needs per trained token of ``rows``: the information in them, from its view."""
-    with backend_errors(backend), closing_service(_service(backend)) as service:
-        client = asyncio.run(_sampling_client(backend, service, model))
+    with _opened(backend, model) as client:
         futures = [client.compute_logprobs(tinker.ModelInput.from_ints([int(t) for t in r.tokens])) for r in rows]
         measured = [
             _row_nll(row, of_each_token(future.result(), len(row.tokens)))
@@ -204,16 +204,31 @@ def _service(backend: Backend) -> tinker.ServiceClient:
     return tinker.ServiceClient(base_url=backend.base_url, api_key=backend.api_key)
 
 
-async def _sampling_client(backend: Backend, service: tinker.ServiceClient, weights: str) -> tinker.SamplingClient:
+@contextmanager
+def _opened(backend: Backend, weights: str) -> Generator[tinker.SamplingClient]:
+    """A client to sample with, whose session and run end with the block."""
+    with backend_errors(backend), closing_service(_service(backend)) as service:
+        client, run = asyncio.run(_sampling_client(backend, service, weights))
+        try:
+            yield client
+        finally:
+            if run is not None:
+                asyncio.run(let_go(backend, run))
+
+
+async def _sampling_client(
+    backend: Backend, service: tinker.ServiceClient, weights: str
+) -> tuple[tinker.SamplingClient, tinker.TrainingClient | None]:
+    """A client to sample with, and the run that had to be made for it where a server forgets ended ones."""
     can = (await asyncio.to_thread(server_of, backend)).abilities
-    if not weights.startswith("tinker://"):
-        client = await service.create_sampling_client(base_model=weights)
-    elif can.ended_runs is False:
-        run = await service.create_training_client_from_state(_state_of(weights))
-        return await _client_of_run(backend, run)
-    else:
+    if weights.startswith("tinker://") and can.ended_runs is False:
+        run = await run_from_state(backend, service, _state_of(weights))
+        return await _client_of_run(backend, run), run
+    if weights.startswith("tinker://"):
         client = await service.create_sampling_client(model_path=weights)
-    return client if can.sequence_ids else with_sequence_ids(client)
+    else:
+        client = await service.create_sampling_client(base_model=weights)
+    return (client if can.sequence_ids else with_sequence_ids(client)), None
 
 
 async def _client_of_run(backend: Backend, run: tinker.TrainingClient) -> tinker.SamplingClient:

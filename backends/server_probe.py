@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..core.foreign_text import foreign
 from .connection import Backend, supported_models
-from .servers import Server, Wire, known_server, server_table
+from .servers import Exports, Server, Wire, known_server, server_table
 
 if TYPE_CHECKING:
     import httpx2
@@ -142,9 +142,17 @@ def _told_by_schema(schema: Mapping[str, Any]) -> Server:
         chooses_layers=takes("train_mlp", "loraconfig"),
         grad_clip=takes("grad_clip_norm", "adamparams"),
         ttl=takes("ttl_seconds", "saveweightsrequest"),
+        loads_new_runs=takes("session_id", "loadweightsrequest"),
         ends_sessions=any(path.startswith("/api/v1/sessions/") and path.endswith("/finish") for path in paths),
         lists_checkpoints="/api/v1/checkpoints" in paths,
+        exports=_exports(paths),
     )
+
+
+def _exports(paths: Sequence[str]) -> Exports | None:
+    if "/api/v1/save_weights_external" in paths:
+        return "copy"
+    return "archive" if any(path.endswith("/archive") for path in paths) else None
 
 
 def _mapping(of: Mapping[str, Any], key: str) -> Mapping[str, Any]:

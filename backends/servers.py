@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Wire = Literal["protobuf", "json"]
 LossScale = Literal["sum", "mean"]
+Exports = Literal["copy", "archive"]
 
 
 class _Frozen(BaseModel):
@@ -45,10 +46,11 @@ class Abilities(_Frozen):
     sequence_ids: bool | None
     older_weights: bool | None
     ended_runs: bool | None
+    loads_new_runs: bool | None
     ttl: bool | None
     ends_sessions: bool | None
     lists_checkpoints: bool | None
-    exports: bool | None
+    exports: Exports | None
 
 
 class Untried(_Frozen):
@@ -126,7 +128,6 @@ _LACKS = {
     "older_weights": "samples of older weights while a run trains on",
     "ttl": "expiry",
     "lists_checkpoints": "a list of all checkpoints",
-    "exports": "exports",
 }
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..backends.connection import Backend
+from ..backends.runs_on_server import let_go
 from ..backends.sampling_client import Sampler, sampler_of_run
 from ..core.errors import ResearcherError
 from .config import TrainingConfig
@@ -150,6 +151,10 @@ class TrainingClient:
         state = self._inner.save_state(name, ttl_seconds=seconds)
         weights = self._inner.save_weights_for_sampler(name, ttl_seconds=seconds)
         return SavedWeights((await state).path, _with_kind((await weights).path))
+
+    async def close(self) -> None:
+        """Free the adapter's place on the server, where it is not freed by itself. What was saved stays."""
+        await let_go(self._backend, self._inner)
 
     async def delete(self, path: str) -> None:
         """Delete a saved checkpoint.

@@ -161,7 +161,10 @@ def train(run: Run, method: Method[BatchT]) -> Outcome:
                 resume_from=point.state_path if point else None,
                 tokens=point.tokens if point else 0,
             )
-            return await loop.run(client)
+            try:
+                return await loop.run(client)
+            finally:
+                await client.close()
         finally:
             await method.close()
 

@@ -7,6 +7,7 @@ import asyncio
 import tinker
 
 from ..backends.connection import Backend
+from ..backends.runs_on_server import run_from_state
 from ..backends.servers import server_of
 from .client import TrainingClient
 from .config import TrainingConfig
@@ -42,9 +43,9 @@ async def open_training_client(
     )
     metadata = {"renderer_name": renderer}
     if resume_from is not None:
-        inner = await service.create_training_client_from_state_with_optimizer(resume_from, user_metadata=metadata)
+        inner = await run_from_state(backend, service, resume_from, optimizer=True, user_metadata=metadata)
     elif config.load_checkpoint is not None:
-        inner = await service.create_training_client_from_state(config.load_checkpoint, user_metadata=metadata)
+        inner = await run_from_state(backend, service, config.load_checkpoint, user_metadata=metadata)
     else:
         inner = await service.create_lora_training_client(
             model,

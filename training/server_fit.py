@@ -120,7 +120,10 @@ def differences(config: TrainingConfig) -> list[str]:
             "and what weighs rows mean something else"
         )
     if can.ttl is False and config.checkpoint_ttl_hours is not None and config.checkpoint_every != 0:
-        told.append(f"{server.title} has no expiry: periodic checkpoints stay until they are deleted")
+        told.append(
+            f"{server.title} has no expiry: periodic checkpoints, and the weights of every sampling, stay until they "
+            "are deleted"
+        )
     if can.ended_runs is False:
         told.append(
             f"{server.title} samples a run only while it is loaded: later its weights are loaded anew, which takes one "

@@ -140,7 +140,8 @@ SKYRL_SCHEMA: dict[str, Any] = {
             "asample client/config create_model create_sampling_session create_session forward_backward get_info "
             "get_server_capabilities healthz load_weights optim_step retrieve_future save_weights "
             "save_weights_for_sampler session_heartbeat telemetry training_runs unload_model weights_info "
-            "samplers/{sampler_id} training_runs/{model_id} training_runs/{unique_id}/checkpoints"
+            "samplers/{sampler_id} training_runs/{model_id} training_runs/{unique_id}/checkpoints "
+            "training_runs/{unique_id}/checkpoints/{checkpoint_id}/archive"
         ).split()
     },
     "components": {
@@ -148,6 +149,7 @@ SKYRL_SCHEMA: dict[str, Any] = {
             "LoRAConfig": _fields("rank", "seed"),
             "AdamParams": _fields("learning_rate", "beta1", "beta2", "eps", "weight_decay"),
             "SaveWeightsRequest": _fields("model_id", "path", "type"),
+            "LoadWeightsRequest": _fields("model_id", "path", "optimizer", "seq_id", "type"),
         }
     },
 }
