@@ -63,11 +63,11 @@ def _require_training(server: Server, config: TrainingConfig) -> None:
             where=address,
             fix="Update the server (SkyRL: 0.4.0 or newer), or train with backend: embedded",
         )
-    if server.sampling_error and hasattr(config, "group_size"):
+    if server.sampling_error and (hasattr(config, "group_size") or _validates_by_sampler(config)):
         raise BackendError(
             f"it could not sample one token: {server.sampling_error}",
             where=address,
-            fix="Look at the server's log; RL samples at every step",
+            fix="Look at the server's log; RL, and held-out rows of SFT, need samples",
         )
     losses, scale = server.abilities.losses, server.abilities.loss_scale
     by_gradient = scale == "mean" and losses is not None and "importance_sampling" not in losses
@@ -105,6 +105,8 @@ def differences(config: TrainingConfig) -> list[str]:
     server = server_of_config(config.backend, config.base_url)
     can = server.abilities
     told = [f"{server.title}: {note}" for note in server.notes]
+    if server.sampling_error:
+        told.append(f"{server.title} could not sample one token: {server.sampling_error}")
     if can.chooses_layers is False and can.adapts is not None:
         told.append(f"{server.title} adapts {', '.join(can.adapts)} alone: parameters and capacity are counted so")
     elif can.chooses_layers is not True:

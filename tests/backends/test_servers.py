@@ -262,4 +262,7 @@ def test_a_server_of_the_earlier_protocol_is_refused_with_what_does_work() -> No
 def test_rl_is_refused_where_nothing_can_be_sampled() -> None:
     with scripted(skyrl(DEMO, retrieve_future=(400, {"detail": "no such kernel"}))) as url:
         assert "could not sample one token" in start("start_grpo", url, **RL)[1]
-        assert not start("start_sft", url)[0]
+        assert "could not sample one token" in start("start_sft", url, val_file="demo:sft_val")[1]
+        failed, text, _ = start("start_sft", url)
+    assert not failed
+    assert "no such kernel" in text
