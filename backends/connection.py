@@ -20,6 +20,8 @@ TINKER_URL = "https://tinker.thinkingmachines.dev/services/tinker-prod"
 _TIMEOUT_S = 15.0
 
 
+# How the SDK begins the ValueError by which it gives up on a result.
+_NO_RESULT = "Error retrieving result: "
 # Statuses that the same request meets again, whenever it is sent.
 _REFUSED_REQUESTS = frozenset({400, 413, 422})
 
@@ -200,3 +202,11 @@ def backend_errors(backend: Backend) -> Generator[None]:
         ) from error
     except tinker.TinkerError as error:
         raise BackendError(foreign(error), where=backend.base_url) from error
+    except ValueError as error:
+        if not str(error).startswith(_NO_RESULT):
+            raise
+        raise BackendError(
+            f"it took a request, and has no result for it: {foreign(str(error).removeprefix(_NO_RESULT))}",
+            where=backend.base_url,
+            fix="If the server was restarted, resume_job goes on from the last checkpoint that it kept",
+        ) from error

@@ -189,6 +189,19 @@ def test_samples_of_a_server_that_names_no_sequences_and_cannot_end_a_session() 
     assert any(request.endswith("/finish") for request in script.asked)
 
 
+def test_a_server_that_forgot_what_it_was_asked_is_a_sentence_and_a_way_on() -> None:
+    script = skyrl(MODEL)
+    lost = {"detail": "Model model_1dd41ea3 not loaded (likely stale request from previous server)"}
+    with scripted(script) as url:
+        backend = Backend("cluster", url, "tml-x")
+        server_of(backend)
+        script.answers = {**script.answers, "POST /api/v1/retrieve_future": (400, lost)}
+        options = SampleOptions(max_tokens=1, temperature=1.0, top_p=1.0, num_samples=1, seed=0)
+        renderer: Any = Renderer()
+        with pytest.raises(BackendError, match=r"has no result for it.*not loaded.*resume_job"):
+            sample(backend, renderer, MODEL, [[{"role": "user", "content": "x"}]], options)
+
+
 def test_what_the_server_is_stands_in_the_list_of_models() -> None:
     with scripted(skyrl(MODEL)) as url:
         failed, text, content = call("list_models", backend="cluster", base_url=url)
