@@ -105,7 +105,9 @@ class _Answer:
     @property
     def said(self) -> str:
         """Its own words for an error."""
-        detail = self.fields.get("detail") or self.fields.get("error") or self.content.decode(errors="replace")
+        names = ("detail", "error", "error_message")
+        told = (self.fields[name] for name in names if self.fields.get(name))
+        detail = next(told, self.content.decode(errors="replace"))
         return foreign(detail) if detail else f"status {self.status}"
 
 

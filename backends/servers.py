@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from ..core.names import Component
-from ..core.yaml_loading import shipped_yaml
 
 if TYPE_CHECKING:
     from .connection import Backend
@@ -100,6 +99,8 @@ class Server:
 @cache
 def server_table() -> ServerTable:
     """The packaged facts."""
+    from ..core.yaml_loading import shipped_yaml
+
     return ServerTable.model_validate(shipped_yaml("backends", "servers.yaml"))
 
 
