@@ -17,7 +17,7 @@ from ..models.chat import ChatRenderer, Message, Rendered
 from .connection import Backend, TokenCounter, backend_errors
 from .runs_on_server import let_go, run_from_state
 from .sdk_hooks import with_sequence_ids
-from .servers import server_of
+from .servers import require_protobuf, server_of
 
 _CLOSING_S = 30.0
 logger = logging.getLogger(__name__)
@@ -220,7 +220,9 @@ async def _sampling_client(
     backend: Backend, service: tinker.ServiceClient, weights: str
 ) -> tuple[tinker.SamplingClient, tinker.TrainingClient | None]:
     """A client to sample with, and the run that had to be made for it where a server forgets ended ones."""
-    can = (await asyncio.to_thread(server_of, backend)).abilities
+    server = await asyncio.to_thread(server_of, backend)
+    require_protobuf(server, where=backend.base_url)
+    can = server.abilities
     if weights.startswith("tinker://") and can.ended_runs is False:
         run = await run_from_state(backend, service, _state_of(weights))
         return await _client_of_run(backend, run), run

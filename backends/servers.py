@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from ..core.errors import BackendError
 from ..core.names import Component
 
 if TYPE_CHECKING:
@@ -122,6 +123,21 @@ def server_of(backend: Backend) -> Server:
     return probed(backend)
 
 
+def require_protobuf(server: Server, *, where: str) -> None:
+    """Refuse a server of the earlier protocol, to which the SDK can send no data and whose samples it does not read.
+
+    Raises:
+        BackendError: If it speaks JSON alone.
+    """
+    if server.abilities.wire == "json":
+        raise BackendError(
+            f"{server.title} speaks JSON alone, and the Tinker SDK of this program protobuf: nothing can be trained or "
+            "sampled there",
+            where=where,
+            fix="Update the server (SkyRL: 0.4.0 or newer), or use backend: embedded",
+        )
+
+
 _LACKS = {
     "grad_clip": "gradient clipping",
     "prompt_logprobs": "log-probabilities of prompts",
@@ -140,6 +156,6 @@ def described(server: Server) -> str:
     layers = "" if can.chooses_layers is not False or not can.adapts else f"; adapts {', '.join(can.adapts)} alone"
     lacking = [words for name, words in _LACKS.items() if getattr(can, name) is False]
     lacks = f"; lacks {', '.join(lacking)}" if lacking else ""
-    wire = "; reads JSON alone, so that nothing can be trained there" if can.wire == "json" else ""
+    wire = "; speaks JSON alone, so that nothing can be trained or sampled there" if can.wire == "json" else ""
     failed = f"; cannot sample: {server.sampling_error}" if server.sampling_error else ""
     return f"{server.title}: {losses} ({scale}){layers}{lacks}{wire}{failed}" + "".join(f"; {n}" for n in server.notes)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ..backends.connection import remote
-from ..backends.servers import Server, known_server, server_of
+from ..backends.servers import Server, known_server, require_protobuf, server_of
 from ..core.errors import BackendError, ConfigError
 from ..core.names import BackendName
 from ..core.settings import Origin, Settings
@@ -56,13 +56,7 @@ def fitted(settings: Settings[AnyConfig]) -> Settings[AnyConfig]:
 
 def _require_training(server: Server, config: TrainingConfig) -> None:
     address = config.base_url or config.backend
-    if server.abilities.wire == "json":
-        raise BackendError(
-            f"{server.title} reads training data as JSON alone, and the Tinker SDK of this program sends it as "
-            "protobuf: nothing can be trained there",
-            where=address,
-            fix="Update the server (SkyRL: 0.4.0 or newer), or train with backend: embedded",
-        )
+    require_protobuf(server, where=address)
     if server.sampling_error and (hasattr(config, "group_size") or _validates_by_sampler(config)):
         raise BackendError(
             f"it could not sample one token: {server.sampling_error}",

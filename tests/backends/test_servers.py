@@ -77,6 +77,17 @@ def test_how_training_data_is_read_is_told_by_a_refusal(status: int, body: Any, 
     assert (server.kind, server.abilities.wire) == ("unknown", wire)
 
 
+def test_skyrl_of_before_is_told_by_its_json() -> None:
+    """SkyRL 0.3.0, as it answered on 28 November 2026."""
+    error = {"type": "model_attributes_type", "loc": ["body"], "msg": "Input should be a valid dictionary or object"}
+    sampled = {
+        "sequences": [{"stop_reason": "length", "tokens": [11], "logprobs": [-4.0119]}],
+        "prompt_logprobs": [-3.1243, -3.0963],
+    }
+    can = asked(skyrl(MODEL, forward_backward=(422, {"detail": [error]}), retrieve_future=(200, sampled))).abilities
+    assert (can.wire, can.prompt_logprobs) == ("json", True)
+
+
 def test_a_server_that_cannot_sample_says_why() -> None:
     error = (400, {"detail": "The precision 'F16_F16_F32' is not supported"})
     assert "F16_F16_F32" in asked(skyrl(MODEL, retrieve_future=error)).sampling_error
@@ -206,7 +217,7 @@ def test_what_the_server_is_stands_in_the_list_of_models() -> None:
     with scripted(skyrl(MODEL)) as url:
         failed, text, content = call("list_models", backend="cluster", base_url=url)
     assert not failed
-    assert "SkyRL 0.4" in text
+    assert "SkyRL" in text
     assert "max_lora_rank" in content["models"][0]["ranks"]
 
 
@@ -267,9 +278,12 @@ def test_held_out_rows_and_kl_need_log_probabilities_of_prompts() -> None:
 def test_a_server_of_the_earlier_protocol_is_refused_with_what_does_work() -> None:
     with scripted(skyrl(DEMO, forward_backward=(415, {"detail": "JSON only"}))) as url:
         failed, text, _ = start("start_sft", url)
+        unsampled, said, _ = call("sample_model", model=DEMO, prompts=["x"], backend="cluster", base_url=url)
     assert failed
-    assert "reads training data as JSON alone" in text
-    assert "0.4.0 or newer" in text
+    assert unsampled
+    for refusal in (text, said):
+        assert "speaks JSON alone" in refusal
+        assert "0.4.0 or newer" in refusal
 
 
 def test_rl_is_refused_where_nothing_can_be_sampled() -> None:
