@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..backends.connection import Backend
 from ..backends.sampling_client import Sampler
+from ..core.errors import BackendError
 from .client import CustomLoss, SavedWeights, TrainingClient, adamw, logprobs_of, not_finite, tokens_in
 from .config import TrainingConfig
 
@@ -101,6 +102,13 @@ class MeanLossClient(TrainingClient):
         settings: Mapping[str, float] | None = None,
     ) -> tinker.ForwardBackwardOutput:
         output = await self._inner.forward_backward(list(data), loss_fn, dict(settings) if settings else None)
+        if any(name.endswith("loss:sum") for name in output.metrics):
+            raise BackendError(
+                "it reports sums of its losses, as SkyRL's JAX backend does not: whether it averages is not known, and "
+                "no update was made",
+                where=self._backend.base_url,
+                fix="Train with SkyRL's JAX backend, or with backend: embedded",
+            )
         if not all(math.isfinite(float(lp.sum())) for lp in logprobs_of(output)):
             raise not_finite({"log-probabilities": math.nan})
         return output

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sota_ml_researcher.backends.connection import Backend
+from sota_ml_researcher.core.errors import BackendError
 from sota_ml_researcher.core.names import BackendName
 from sota_ml_researcher.training.client import LossNotFiniteError, TrainingClient, shifted_datum
 from sota_ml_researcher.training.mean_loss_client import MeanLossClient
@@ -29,6 +30,7 @@ class Server:
         self._optimizer = torch.optim.AdamW([self.weights], lr=0.0)
         self._means = means
         self._sequences = 0
+        self.metrics: dict[str, float] = {}
         self.calls: list[str] = []
 
     def _loss(self, datum: tinker.Datum, loss: LossName, settings: dict[str, float]) -> tuple[Tensor, Tensor]:
@@ -55,7 +57,9 @@ class Server:
 
     def _answer(self, outputs: Sequence[Tensor]) -> tinker.ForwardBackwardOutput:
         tensors = [tinker.TensorData(data=lp.detach().numpy(), dtype="float32", shape=list(lp.shape)) for lp in outputs]
-        return tinker.ForwardBackwardOutput("ArrayRecord", [{"logprobs": tensor} for tensor in tensors])
+        return tinker.ForwardBackwardOutput(
+            "ArrayRecord", [{"logprobs": tensor} for tensor in tensors], dict(self.metrics)
+        )
 
     async def forward(self, data: list[tinker.Datum], loss: LossName) -> tinker.ForwardBackwardOutput:
         self.calls.append("forward")
@@ -188,7 +192,7 @@ def test_a_loss_of_pairs_is_the_same_though_its_gradient_has_both_signs() -> Non
     def loss(data: list[tinker.Datum], logprobs: list[Tensor]) -> tuple[Tensor, dict[str, float]]:
         sums = torch.stack([lp.sum() for lp in logprobs])
         value = -torch.nn.functional.logsigmoid(sums[0::2] - sums[1::2]).mean()
-        return value, {"dpo_loss": float(value)}
+        return value, {"dpo_loss": float(value.detach())}
 
     async def work(client: TrainingClient) -> list[float]:
         rng = np.random.default_rng(3)
@@ -225,19 +229,22 @@ def test_steps_sent_ahead_stay_in_order() -> None:
     assert server.calls == ["forward", "forward_backward 1", "optim_step"] * 2
 
 
-def test_no_update_follows_a_loss_that_is_not_a_number() -> None:
+@pytest.mark.parametrize(("broken", "error"), [("nan", LossNotFiniteError), ("another backend", BackendError)], ids=str)
+def test_no_update_follows_what_cannot_be_trusted(broken: str, error: type[Exception]) -> None:
     server = Server(means=True)
-    server.weights.data[:] = torch.nan
+    if broken == "nan":
+        server.weights.data[:] = torch.nan
+    else:  # SkyRL's FSDP and Megatron backends report this, and were never seen to average
+        server.metrics = {"total_loss:sum": 1.0}
 
     async def work() -> None:
         config = SftConfig(base_model="demo", train_file="x", batch_size=1)
         client = MeanLossClient(cast("Any", server), config, Backend("cluster", "http://127.0.0.1:9", "tml-x"))
         gradient = client.forward_backward([sequence(np.random.default_rng(5))], "cross_entropy")
         update = client.optim_step(0.1)
-        with pytest.raises(LossNotFiniteError):
-            await gradient
-        with pytest.raises(LossNotFiniteError):
-            await update
+        for answer in (gradient, update):
+            with pytest.raises(error):
+                await answer
 
     asyncio.run(work())
     assert "optim_step" not in server.calls
