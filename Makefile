@@ -9,7 +9,7 @@ TORCH ?=
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH_NEEDED = $(shell sed -n 's/^ *"\(torch>=.*\)",$$/\1/p' pyproject.toml)
 
-.PHONY: install installs demo test test-slow docs lint types format bench drill clean
+.PHONY: install installs demo test test-slow docs lint types format bench drill cluster clean
 
 install: $(STAMP)
 
@@ -37,6 +37,10 @@ drill: install
 # The site of docs/, doctrine and reference, in build/site; a broken link fails.
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Against a real SkyRL server (docs/clusters.md): `make cluster SKYRL_PYTHON=PATH/bin/python`.
+cluster: install
+	SKYRL_PYTHON=$(SKYRL_PYTHON) $(BIN)/python -m pytest -m cluster -v
 
 lint: install
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 from ..core.errors import BackendError, ConfigError
-from ..core.foreign_text import foreign
+from ..core.foreign_text import foreign, named
 from ..core.names import BackendName
 
 TINKER_KEY = "TINKER_API_KEY"
@@ -20,6 +20,8 @@ TINKER_URL = "https://tinker.thinkingmachines.dev/services/tinker-prod"
 _TIMEOUT_S = 15.0
 
 
+# How the SDK begins the ValueError by which it gives up on a result.
+_NO_RESULT = "Error retrieving result: "
 # Statuses that the same request meets again, whenever it is sent.
 _REFUSED_REQUESTS = frozenset({400, 413, 422})
 
@@ -105,11 +107,27 @@ def supported_models(backend: Backend) -> list[SupportedModel]:
     try:
         answer = httpx2.get(url, headers={"X-API-Key": backend.api_key}, timeout=_TIMEOUT_S)
     except httpx2.HTTPError as error:
+        raise _unreachable(error, backend) from error
+    if answer.is_redirect:
         raise BackendError(
-            f"no answer ({type(error).__name__})", where=backend.base_url, fix="Check the address and the network"
-        ) from error
+            f"it sends on to {named(answer.headers.get('location', 'nowhere'))}",
+            where=backend.base_url,
+            fix="Set base_url to the address of the server itself: a key is not sent on",
+        )
+    if answer.status_code == 404 and _speaks_openai(backend):
+        raise BackendError(
+            "this is an OpenAI-compatible server: it samples, and cannot train",
+            where=backend.base_url,
+            fix="Give the address of a Tinker server; as a judge this one is named by judge_base_url",
+        )
     if answer.status_code != 200:
         raise refusal(answer.status_code, backend)
+    if "html" in answer.headers.get("content-type", ""):
+        raise BackendError(
+            "a web page answers here, not as a Tinker server does",
+            where=backend.base_url,
+            fix="Check base_url: a proxy or a login page may stand before the server",
+        )
     try:
         listed = cast("list[dict[str, Any]]", answer.json()["supported_models"])
         return [
@@ -120,6 +138,33 @@ def supported_models(backend: Backend) -> list[SupportedModel]:
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BackendError("it answers, but not as a Tinker server does", where=backend.base_url) from error
+
+
+def _unreachable(error: Exception, backend: Backend) -> BackendError:
+    """The sentence for a request that no answer came to."""
+    said, fix = str(error), "Check the address and the network"
+    problem = f"no answer ({type(error).__name__})"
+    if "CERTIFICATE_VERIFY_FAILED" in said:
+        problem = "its certificate is not trusted here"
+        fix = "Have its certificate signed, or name the authority's file in SSL_CERT_FILE"
+    elif "SSL" in said and backend.base_url.startswith("https://"):
+        problem, fix = "it does not speak TLS", "Set base_url to http:// if the network between is your own"
+    elif "Timeout" in type(error).__name__:
+        problem = f"no answer within {_TIMEOUT_S:.0f} s ({type(error).__name__})"
+    elif "disconnected" in said and backend.base_url.startswith("http://"):
+        fix = "Check the address; a server that speaks TLS alone wants https://"
+    return BackendError(problem, where=backend.base_url, fix=fix)
+
+
+def _speaks_openai(backend: Backend) -> bool:
+    """Whether what has no Tinker API lists models as OpenAI's does. It is asked without the key."""
+    import httpx2
+
+    try:
+        answer = httpx2.get(f"{backend.base_url.removesuffix('/v1')}/v1/models", timeout=_TIMEOUT_S)
+        return answer.status_code == 200 and isinstance(answer.json()["data"], list)
+    except (httpx2.HTTPError, ValueError, KeyError, TypeError):
+        return False
 
 
 def refusal(status: int, backend: Backend) -> BackendError:
@@ -157,3 +202,11 @@ def backend_errors(backend: Backend) -> Generator[None]:
         ) from error
     except tinker.TinkerError as error:
         raise BackendError(foreign(error), where=backend.base_url) from error
+    except ValueError as error:
+        if not str(error).startswith(_NO_RESULT):
+            raise
+        raise BackendError(
+            f"it took a request, and has no result for it: {foreign(str(error).removeprefix(_NO_RESULT))}",
+            where=backend.base_url,
+            fix="If the server was restarted, resume_job goes on from the last checkpoint that it kept",
+        ) from error

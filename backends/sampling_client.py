@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from collections.abc import Generator, Sequence
@@ -14,6 +15,9 @@ import tinker
 from ..core.errors import BackendError
 from ..models.chat import ChatRenderer, Message, Rendered
 from .connection import Backend, TokenCounter, backend_errors
+from .runs_on_server import let_go, run_from_state
+from .sdk_hooks import with_sequence_ids
+from .servers import require_protobuf, server_of
 
 _CLOSING_S = 30.0
 logger = logging.getLogger(__name__)
@@ -38,7 +42,29 @@ class Sampler:
         """Log-probability (nats) of each token given those before it; None for the first. Shape [T]."""
         found = await self._client.compute_logprobs(tokens)
         self._count(prefill=tokens.length, sample=1)  # the SDK asks for one token that nobody reads
-        return list(found)
+        return of_each_token(found, tokens.length)
+
+
+async def sampler_of_run(backend: Backend, run: tinker.TrainingClient) -> Sampler:
+    """Sample from the weights that a run has now."""
+    return Sampler(await _client_of_run(backend, run), backend.count)
+
+
+def of_each_token(logprobs: Sequence[float | None] | None, length: int) -> list[float | None]:
+    """Log-probabilities of a prompt's tokens, None for the first, which some servers leave out.
+
+    Raises:
+        BackendError: If there is not one for each other token.
+    """
+    found = list(logprobs or ())
+    if len(found) == length - 1:
+        return [None, *found]
+    if len(found) != length:
+        raise BackendError(
+            f"the server gave {len(found)} log-probabilities for a prompt of {length} tokens",
+            fix="It cannot score given text: leave out val_file, kl_coef and what else measures a model",
+        )
+    return found
 
 
 async def open_sampler(backend: Backend, weights: str, *, service: tinker.ServiceClient | None = None) -> Sampler:
@@ -49,7 +75,8 @@ async def open_sampler(backend: Backend, weights: str, *, service: tinker.Servic
         weights: A ``tinker://`` sampler path, or a base model's wire name.
         service: A client that is open already.
     """
-    return Sampler(await _sampling_client(service or _service(backend), weights), backend.count)
+    client, _ = await _sampling_client(backend, service or _service(backend), weights)
+    return Sampler(client, backend.count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +118,7 @@ def base_model_of(backend: Backend, path: str) -> str:
     """
     with backend_errors(backend):
         rest = tinker.RestClient(base_url=backend.base_url, api_key=backend.api_key)
-        return rest.get_weights_info_by_tinker_path(path).result().base_model
+        return rest.get_weights_info_by_tinker_path(_path_known(backend, path)).result().base_model
 
 
 def renderer_of(backend: Backend, path: str) -> str | None:
@@ -129,8 +156,7 @@ def sample(
         stop=renderer.stop,
     )
     prompts = [tinker.ModelInput.from_ints(renderer.generation_prompt(c)) for c in conversations]
-    with backend_errors(backend), closing_service(_service(backend)) as service:
-        client = _sampling_client(service, model).result()
+    with _opened(backend, model) as client:
         futures = [client.sample(prompt, options.num_samples, params) for prompt in prompts]
         answers = [future.result().sequences for future in futures]
     sampled = sum(len(sequence.tokens) for sequences in answers for sequence in sequences)
@@ -140,10 +166,12 @@ def sample(
 
 def measure_nll(backend: Backend, renderer: ChatRenderer, model: str, rows: Sequence[Rendered]) -> Nll:
     """How many nats the model needs per trained token of ``rows``: the information in them, from its view."""
-    with backend_errors(backend), closing_service(_service(backend)) as service:
-        client = _sampling_client(service, model).result()
+    with _opened(backend, model) as client:
         futures = [client.compute_logprobs(tinker.ModelInput.from_ints([int(t) for t in r.tokens])) for r in rows]
-        measured = [_row_nll(row, future.result()) for row, future in zip(rows, futures, strict=True)]
+        measured = [
+            _row_nll(row, of_each_token(future.result(), len(row.tokens)))
+            for row, future in zip(rows, futures, strict=True)
+        ]
     backend.count(prefill=sum(len(row.tokens) for row in rows), sample=len(rows))
     measured = [(nll, tokens) for nll, tokens in measured if tokens]
     total = sum(tokens for _, tokens in measured)
@@ -176,10 +204,49 @@ def _service(backend: Backend) -> tinker.ServiceClient:
     return tinker.ServiceClient(base_url=backend.base_url, api_key=backend.api_key)
 
 
-def _sampling_client(service: tinker.ServiceClient, weights: str) -> tinker.APIFuture[tinker.SamplingClient]:
+@contextmanager
+def _opened(backend: Backend, weights: str) -> Generator[tinker.SamplingClient]:
+    """A client to sample with, whose session and run end with the block."""
+    with backend_errors(backend), closing_service(_service(backend)) as service:
+        client, run = asyncio.run(_sampling_client(backend, service, weights))
+        try:
+            yield client
+        finally:
+            if run is not None:
+                asyncio.run(let_go(backend, run))
+
+
+async def _sampling_client(
+    backend: Backend, service: tinker.ServiceClient, weights: str
+) -> tuple[tinker.SamplingClient, tinker.TrainingClient | None]:
+    """A client to sample with, and the run that had to be made for it where a server forgets ended ones."""
+    server = await asyncio.to_thread(server_of, backend)
+    require_protobuf(server, where=backend.base_url)
+    can = server.abilities
+    if weights.startswith("tinker://") and can.ended_runs is False:
+        run = await run_from_state(backend, service, _state_of(weights))
+        return await _client_of_run(backend, run), run
     if weights.startswith("tinker://"):
-        return service.create_sampling_client(model_path=weights)
-    return service.create_sampling_client(base_model=weights)
+        client = await service.create_sampling_client(model_path=weights)
+    else:
+        client = await service.create_sampling_client(base_model=weights)
+    return (client if can.sequence_ids else with_sequence_ids(client)), None
+
+
+async def _client_of_run(backend: Backend, run: tinker.TrainingClient) -> tinker.SamplingClient:
+    client = await run.save_weights_and_get_sampling_client()
+    can = (await asyncio.to_thread(server_of, backend)).abilities
+    return client if can.sequence_ids else with_sequence_ids(client)
+
+
+def _state_of(path: str) -> str:
+    """The training state that was saved with weights to sample from; ours have one name."""
+    return path.replace("/sampler_weights/", "/weights/")
+
+
+def _path_known(backend: Backend, path: str) -> str:
+    """The path under which a server knows a checkpoint: one that forgets ended runs keeps their states alone."""
+    return _state_of(path) if server_of(backend).abilities.ended_runs is False else path
 
 
 def _completion(renderer: ChatRenderer, sequence: tinker.SampledSequence) -> Completion:

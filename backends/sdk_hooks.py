@@ -1,9 +1,12 @@
 # pyright: basic
-# Reason: it listens inside the SDK, which has no public way to hear of a pause.
+# Reason: it reaches inside the SDK, which has no public way to hear of a pause or to meet an older server.
 """The one place that reaches inside the Tinker SDK; checked on 0.38.
 
 The SDK retries capacity pauses, rate limits and unpaid bills by itself and only logs them. Its queue observers are
 built inside its clients, so they are listened to where they are defined.
+
+The SDK insists that a promise of samples names its sequences, and needs the names for one loss alone. Servers of an
+earlier protocol name none: the clients that meet one make them up.
 """
 
 from __future__ import annotations
@@ -22,6 +25,21 @@ _REASONS = {
     QueueState.PAUSED_RATE_LIMIT: "the rate limit",
 }
 BILLING = "billing (402): top up in the Tinker console"
+
+
+def with_sequence_ids(client: SamplingClient) -> SamplingClient:
+    """The same client, which makes up the names of sequences that the server does not name."""
+    send = client._send_asample_request
+
+    async def named(request_id: int, num_samples: int, *args: Any, **kwargs: Any) -> Any:
+        promise = await send(request_id, num_samples, *args, **kwargs)
+        if promise is not None and promise.sample_sequence_ids is None:
+            prefix = f"{client._sampling_session_id}:{request_id}"
+            return promise.model_copy(update={"sample_sequence_ids": [f"{prefix}:{n}" for n in range(num_samples)]})
+        return promise
+
+    client._send_asample_request = named
+    return client
 
 
 class WaitListener(Protocol):

@@ -11,6 +11,7 @@ import tinker
 from ..core.errors import JobError
 from .connection import Backend, backend_errors, supported_models
 from .prices import PriceTable
+from .servers import server_of
 
 _BYTES_PER_GB, _PAGE = 1e9, 500
 
@@ -49,15 +50,32 @@ def stored_checkpoints(backend: Backend, table: PriceTable) -> list[StoredCheckp
     if backend.name != "embedded":  # `connect` has just seen that one answer; the SDK asks another for five minutes
         supported_models(backend)
     rate = table.storage(backend.name) if table.charges(backend.name) else 0.0
-    checkpoints: list[StoredCheckpoint] = []
+    list_all = _by_run if server_of(backend).abilities.lists_checkpoints is False else _all
     with backend_errors(backend):
         rest = tinker.RestClient(base_url=backend.base_url, api_key=backend.api_key)
-        while len(checkpoints) % _PAGE == 0:
-            page = rest.list_user_checkpoints(limit=_PAGE, offset=len(checkpoints)).result().checkpoints
-            checkpoints += [_stored(checkpoint, rate) for checkpoint in page]
-            if not page:
-                break
+        checkpoints = [_stored(checkpoint, rate) for checkpoint in list_all(rest)]
     return sorted(checkpoints, key=lambda c: (-(c.size_bytes or 0), c.created))
+
+
+def _all(rest: tinker.RestClient) -> list[tinker.Checkpoint]:
+    found: list[tinker.Checkpoint] = []
+    while len(found) % _PAGE == 0:
+        page = rest.list_user_checkpoints(limit=_PAGE, offset=len(found)).result().checkpoints
+        if not page:
+            break
+        found += page
+    return found
+
+
+def _by_run(rest: tinker.RestClient) -> list[tinker.Checkpoint]:
+    """The same of a server that lists the checkpoints of one run at a time."""
+    runs: list[str] = []
+    while len(runs) % _PAGE == 0:
+        page = rest.list_training_runs(limit=_PAGE, offset=len(runs)).result().training_runs
+        if not page:
+            break
+        runs += [run.training_run_id for run in page]
+    return [checkpoint for run in runs for checkpoint in rest.list_checkpoints(run).result().checkpoints]
 
 
 def delete_checkpoints(backend: Backend, paths: Sequence[str]) -> None:

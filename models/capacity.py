@@ -319,6 +319,7 @@ def _uncertainties(
     if backend == "tinker" and (entry is None or entry.max_rank is None):
         doubts.append("Tinker also caps the rank by model, and the cap is not known here: a start may be refused")
     if backend == "cluster":
+        doubts.append("which layers a cluster adapts is its server's choice: start_sft with validate_only asks it")
         doubts.append("how a cluster adapts experts depends on its engine: counted as one adapter for each expert")
     if config.note:
         doubts.append(config.note)

@@ -1,4 +1,6 @@
-"""Fill in the README's tables of tools and commands, and docs/commands.md, from the program itself.
+"""Fill in the README's tables of tools and commands, docs/commands.md and the table of docs/clusters.md.
+
+Everything comes from the program itself.
 
 Run: ``python scripts/fill_readme.py``.
 """
@@ -7,16 +9,17 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 
+from sota_ml_researcher.backends.servers import Abilities, server_table
 from sota_ml_researcher.server.cli import PROGRAM, cli
 from sota_ml_researcher.tools import TOOLS
 
 ROOT = Path(__file__).parents[1]
-README, COMMANDS = ROOT / "README.md", ROOT / "docs" / "commands.md"
+README, COMMANDS, CLUSTERS = ROOT / "README.md", ROOT / "docs" / "commands.md", ROOT / "docs" / "clusters.md"
 _WIDTH = 100
 
 
@@ -76,8 +79,56 @@ def filled(text: str) -> str:
     return text
 
 
+# Rows of the table of servers: what a reader calls it, and how it is told.
+_SERVER_ROWS: dict[str, Callable[[Abilities], object]] = {
+    "training data is read as": lambda can: can.wire,
+    "losses": lambda can: can.losses and ", ".join(can.losses),
+    "a loss is": lambda can: can.loss_scale and {"sum": "summed", "mean": "averaged"}[can.loss_scale],
+    "`apply_to`": lambda can: _layers(can),
+    "LoRA alpha": lambda can: can.alpha,
+    "ranks": lambda can: can.ranks,
+    "optimizers": lambda can: ", ".join(can.optimizers),
+    "`grad_clip`": lambda can: can.grad_clip,
+    "log-probabilities of prompts": lambda can: can.prompt_logprobs,
+    "top-k log-probabilities": lambda can: can.top_k_logprobs,
+    "names of sampled sequences": lambda can: can.sequence_ids,
+    "older weights sampled while training": lambda can: can.older_weights,
+    "a checkpoint sampled after its session": lambda can: can.ended_runs,
+    "a state loaded into a new run at once": lambda can: can.loads_new_runs,
+    "expiry of checkpoints": lambda can: can.ttl,
+    "end of a session": lambda can: can.ends_sessions,
+    "one list of all checkpoints": lambda can: can.lists_checkpoints,
+    "an adapter is taken home as": lambda can: can.exports,
+    "known from": lambda can: can.checked,
+}
+
+
+def _layers(can: Abilities) -> str | None:
+    if can.chooses_layers is None:
+        return None
+    return "as asked" if can.chooses_layers else f"always {', '.join(can.adapts or ())}"
+
+
+def servers_table_text() -> str:
+    """A column for each kind of server whose abilities are known, a row for each ability."""
+    kinds = [can for kind, can in server_table().servers.items() if kind != "unknown"]
+
+    def cell(value: object) -> str:
+        return {None: "not known", True: "yes", False: "no"}.get(value, str(value)) if value != () else "not known"
+
+    rows = [[what, *(cell(told(can)) for can in kinds)] for what, told in _SERVER_ROWS.items()]
+    head = ["server", *(can.title for can in kinds)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
+def clusters_page(text: str) -> str:
+    """The page with its table of servers replaced."""
+    return re.sub(r"\| server \|.*?\n\n", lambda _: f"{servers_table_text()}\n\n", text, count=1, flags=re.S)
+
+
 def main() -> None:
-    """Write both files."""
+    """Write the three files."""
+    CLUSTERS.write_text(clusters_page(CLUSTERS.read_text(encoding="utf-8")), encoding="utf-8")
     README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
     COMMANDS.write_text(commands_page(), encoding="utf-8")
 

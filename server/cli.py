@@ -514,14 +514,15 @@ def setup(cpu: bool, dry_run: bool) -> int:
 
 @cli.command()
 @click.option("--repair", "repairs", is_flag=True, help="First make a damaged job registry again.")
+@click.option("--base-url", metavar="URL", help="Also ask a cluster's server what it is and can do.")
 @_json
-def doctor(repairs: bool, as_json: bool) -> int:
+def doctor(repairs: bool, base_url: str | None, as_json: bool) -> int:
     """Check this installation and say what to fix."""
     from .doctor import repair, run_doctor
 
     if repairs:
         repair()
-    return run_doctor(as_json=as_json)
+    return run_doctor(base_url=base_url, as_json=as_json)
 
 
 @cli.command()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from rich.text import Text
 from ..backends.connection import TINKER_KEY, remote, supported_models
 from ..backends.embedded import running_engine
 from ..backends.prices import load_prices
+from ..backends.servers import described, server_of
 from ..core.ages import age
 from ..core.errors import ResearcherError
 from ..core.extras import missing_packages, setup_command
@@ -43,9 +45,11 @@ class Check:
     fix: str = ""
 
 
-def run_doctor(*, as_json: bool = False) -> int:
-    """Print every check; exit code 1 if something has to be fixed."""
+def run_doctor(*, base_url: str | None = None, as_json: bool = False) -> int:
+    """Print every check, of a cluster too where its address is given; exit code 1 if something has to be fixed."""
     checks = [_safely(check) for check in _CHECKS]
+    if base_url is not None:
+        checks.append(_safely(partial(check_cluster, base_url), "cluster"))
     failed = 1 if any(check.ok is False for check in checks) else 0
     if as_json:
         show_json([asdict(check) for check in checks])
@@ -80,11 +84,11 @@ def repair() -> None:
         say(f"The damaged file is kept as {done.kept_as}. What was spent is known for the jobs above alone.")
 
 
-def _safely(check: Callable[[], Check]) -> Check:
+def _safely(check: Callable[[], Check], topic: str = "") -> Check:
     try:
         return check()
     except ResearcherError as error:
-        topic = check.__name__.removeprefix("check_").replace("_", " ")
+        topic = topic or check.__name__.removeprefix("check_").replace("_", " ")
         place = f"{error.where}: " if error.where else ""
         return Check(topic, False, f"{place}{error.problem}", error.fix)
 
@@ -167,6 +171,13 @@ def check_prices() -> Check:
     if table.problem:
         return Check("prices", None, f"{found}. The published prices could not be read again: {table.problem}")
     return Check("prices", True, found)
+
+
+def check_cluster(base_url: str) -> Check:
+    """What the server at an address is, and what it can do."""
+    server = server_of(remote("cluster", base_url))
+    usable = server.abilities.wire != "json" and not server.sampling_error
+    return Check("cluster", usable, described(server), "" if usable else "See docs/clusters.md for servers that train")
 
 
 def check_processor() -> Check:

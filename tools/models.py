@@ -56,7 +56,8 @@ def models_of(backend: BackendName, base_url: str | None) -> tuple[str, list[Mod
     if backend == "embedded":
         return _embedded()
     try:
-        return "the live service", _live(remote(backend, base_url))
+        connection = remote(backend, base_url)
+        return _from_cluster(connection) if backend == "cluster" else ("the live service", _live(connection))
     except BackendError:
         if backend != "tinker" or os.environ.get(TINKER_KEY):
             raise
@@ -89,6 +90,15 @@ def _embedded() -> tuple[str, list[ModelLine]]:
     return source, [demo, *(m for m in loaded if not m.name.endswith("demo/model"))]
 
 
+def _from_cluster(connection: Backend) -> tuple[str, list[ModelLine]]:
+    """What its server is and can do, and its models."""
+    from ..backends.servers import described, server_of
+
+    models = _live(connection)
+    server = server_of(connection)
+    return described(server), [model.model_copy(update={"ranks": server.abilities.ranks}) for model in models]
+
+
 def _live(connection: Backend) -> list[ModelLine]:
     """What the backend says it serves; that it does weighs more than a notice of its retirement."""
     lines = [_line(served) for served in supported_models(connection)]
@@ -116,7 +126,7 @@ def with_advice(line: ModelLine, backend: BackendName, table: PriceTable) -> Mod
     from ..models.configs import ModelConfig
     from ..models.hyperparameters import recommended_learning_rate
 
-    advice: dict[str, object] = {"ranks": "powers of two" if backend == "tinker" else "any from 1"}
+    advice: dict[str, object] = {"ranks": "powers of two"} if backend == "tinker" else {}
     if line.hidden_size is not None:
         config = ModelConfig(line.name, {"hidden_size": line.hidden_size}, "table")
         advice["learning_rate"] = float(f"{recommended_learning_rate(config).value:.3g}")

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..backends.connection import Backend
-from ..backends.sampling_client import Sampler
+from ..backends.runs_on_server import let_go
+from ..backends.sampling_client import Sampler, sampler_of_run
 from ..core.errors import ResearcherError
 from .config import TrainingConfig
 
@@ -61,6 +62,18 @@ def whole_sequence(datum: tinker.Datum) -> tinker.ModelInput:
 def logprobs_of(output: tinker.ForwardBackwardOutput) -> list[Tensor]:
     """Log-probabilities of the target tokens, one tensor of shape [T - 1] per sequence, in the batch's order."""
     return [one["logprobs"].to_torch().flatten() for one in output.loss_fn_outputs]
+
+
+def adamw(config: TrainingConfig, learning_rate: float) -> tinker.AdamParams:
+    """The job's optimizer for one step."""
+    return tinker.AdamParams(
+        learning_rate=learning_rate,
+        beta1=config.adam_beta1,
+        beta2=config.adam_beta2,
+        eps=config.adam_eps,
+        weight_decay=config.weight_decay,
+        grad_clip_norm=config.grad_clip,
+    )
 
 
 def tokens_in(data: Sequence[tinker.Datum]) -> int:
@@ -111,7 +124,7 @@ class TrainingClient:
         def checked(batch: list[tinker.Datum], logprobs: list[Tensor]) -> tuple[Tensor, dict[str, float]]:
             value, metrics = loss(batch, logprobs)
             if not math.isfinite(float(value)):
-                raise _not_finite({"loss": float(value)})
+                raise not_finite({"loss": float(value)})
             return value, metrics
 
         return self._inner.forward_backward_custom(list(data), checked)
@@ -123,23 +136,13 @@ class TrainingClient:
 
     def optim_step(self, learning_rate: float) -> Awaitable[tinker.OptimStepResponse]:
         """Update the weights by AdamW with the gradient added so far; the answer has the optimizer's metrics."""
-        config = self._config
         self._sampler = None
-        return self._inner.optim_step(
-            tinker.AdamParams(
-                learning_rate=learning_rate,
-                beta1=config.adam_beta1,
-                beta2=config.adam_beta2,
-                eps=config.adam_eps,
-                weight_decay=config.weight_decay,
-                grad_clip_norm=config.grad_clip,
-            )
-        )
+        return self._inner.optim_step(adamw(self._config, learning_rate))
 
     async def sampler(self) -> Sampler:
         """The weights of now, to sample from; asked for once per update."""
         if self._sampler is None:
-            self._sampler = Sampler(await self._inner.save_weights_and_get_sampling_client(), self._backend.count)
+            self._sampler = await sampler_of_run(self._backend, self._inner)
         return self._sampler
 
     async def save(self, name: str, *, ttl_hours: int | None) -> SavedWeights:
@@ -147,7 +150,11 @@ class TrainingClient:
         seconds = ttl_hours * 3600 if ttl_hours else None
         state = self._inner.save_state(name, ttl_seconds=seconds)
         weights = self._inner.save_weights_for_sampler(name, ttl_seconds=seconds)
-        return SavedWeights((await state).path, (await weights).path)
+        return SavedWeights((await state).path, _with_kind((await weights).path))
+
+    async def close(self) -> None:
+        """Free the adapter's place on the server, where it is not freed by itself. What was saved stays."""
+        await let_go(self._backend, self._inner)
 
     async def delete(self, path: str) -> None:
         """Delete a saved checkpoint.
@@ -164,61 +171,23 @@ class TrainingClient:
         self._backend.count(train=passes * sent)
 
 
+def _with_kind(path: str) -> str:
+    """The path of weights to sample from; SkyRL leaves the kind out, and takes it either way."""
+    run, _, name = path.removeprefix("tinker://").partition("/")
+    return path if "/" in name or not name else f"tinker://{run}/sampler_weights/{name}"
+
+
 async def _finite(answer: Awaitable[tinker.ForwardBackwardOutput]) -> tinker.ForwardBackwardOutput:
     output = await answer
     bad = {k: v for k, v in output.metrics.items() if k.startswith("loss") and not math.isfinite(v)}
     if bad:
-        raise _not_finite(bad)
+        raise not_finite(bad)
     return output
 
 
-def _not_finite(losses: Mapping[str, float]) -> LossNotFiniteError:
+def not_finite(losses: Mapping[str, float]) -> LossNotFiniteError:
+    """The error for losses that are not numbers, by their names."""
     return LossNotFiniteError(
         f"the loss is not a number ({dict(losses)})",
         fix="Resume from the last checkpoint with learning_rate / 3, and look at that batch's rows",
     )
-
-
-async def open_training_client(
-    backend: Backend,
-    config: TrainingConfig,
-    *,
-    model: str,
-    renderer: str,
-    job_id: str,
-    resume_from: str | None = None,
-    tokens: int = 0,
-) -> TrainingClient:
-    """The adapter a job trains: fresh on the layers it chose, from saved weights, or where an attempt stopped.
-
-    Args:
-        backend: Where.
-        config: The job's settings.
-        model: The base model's wire name.
-        renderer: Name of the chat format, kept with the checkpoints.
-        job_id: The job, kept with the session.
-        resume_from: A training state of this job, whose optimizer's moments are restored too.
-        tokens: Tokens sent for that state.
-    """
-    service = tinker.ServiceClient(
-        base_url=backend.base_url,
-        api_key=backend.api_key,
-        user_metadata={"ml_researcher_job": job_id},
-        display_name=config.run_name or job_id,
-    )
-    metadata = {"renderer_name": renderer}
-    if resume_from is not None:
-        inner = await service.create_training_client_from_state_with_optimizer(resume_from, user_metadata=metadata)
-    elif config.load_checkpoint is not None:
-        inner = await service.create_training_client_from_state(config.load_checkpoint, user_metadata=metadata)
-    else:
-        inner = await service.create_lora_training_client(
-            model,
-            rank=config.lora_rank,
-            seed=config.seed,
-            train_mlp="mlp" in config.apply_to,
-            train_attn="attn" in config.apply_to,
-            train_unembed="unembed" in config.apply_to,
-            user_metadata=metadata,
-        )
-    return TrainingClient(inner, config, backend, tokens=tokens)

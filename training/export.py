@@ -12,10 +12,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from ..backends.connection import Backend
+from ..backends.servers import server_of
 from ..core import errors
 from ..core.errors import BackendError, ResearcherError
 
@@ -38,6 +39,7 @@ class ExportRequest:
         publish_to: A hub repository ``owner/name``, or None.
         private: Whether that repository is private when it is made.
         about: Lines for the model card, such as the job's id.
+        from_archive: Whether the server hands its adapters out as archives, in PEFT's names.
     """
 
     checkpoint: str
@@ -48,6 +50,7 @@ class ExportRequest:
     publish_to: str | None = None
     private: bool = True
     about: tuple[str, ...] = ()
+    from_archive: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,7 @@ def export(request: ExportRequest, backend: Backend, *, progress: Callable[[str]
     Raises:
         ResearcherError: Whatever the worker could not do, as it said it.
     """
+    request = replace(request, from_archive=server_of(backend).abilities.exports == "archive")
     environment = {
         **os.environ,
         "TINKER_API_KEY": backend.api_key,

@@ -21,6 +21,7 @@ from ..core.errors import BackendError, ConfigError, ModelError, ResearcherError
 from ..core.extras import not_installed
 from ..core.files import storage_errors, sync_folder, write_atomically
 from .export import MARKER, ExportRequest, ExportResult
+from .export_archive import fetch_archive
 
 Progress = Callable[[str], None]
 _ADAPTER = "adapter_model.safetensors"
@@ -123,6 +124,9 @@ def _download(request: ExportRequest, folder: Path) -> Path:
     The cookbook's own download of a state asks for encrypted files, which not every server makes; the files are as
     safe as the checkpoint itself, which lies on the same server.
     """
+    if request.from_archive:
+        fetch_archive(os.environ["TINKER_BASE_URL"], os.environ["TINKER_API_KEY"], request.checkpoint, folder)
+        return folder
     try:
         import tinker
         from tinker_cookbook import weights

@@ -31,9 +31,10 @@ from ..jobs.run_files import CHECKPOINTS, METRICS
 from ..models.chat import ChatRenderer
 from ..models.model_ref import resolve_model
 from .checkpoints import BEST, Checkpoints, find_resume_point, prepare_folder, read_best
-from .client import LossNotFiniteError, TrainingClient, open_training_client
+from .client import LossNotFiniteError, TrainingClient
 from .config import OfflineConfig, TrainingConfig
-from .plan import precision_warnings
+from .open_client import open_training_client
+from .plan import backend_warnings
 
 T = TypeVar("T")
 BatchT = TypeVar("BatchT")
@@ -144,7 +145,7 @@ def train(run: Run, method: Method[BatchT]) -> Outcome:
     if point:
         context.alert("info", f"going on from the checkpoint with {first_step} steps", step=first_step)
     else:
-        for note in precision_warnings(run.config):
+        for note in backend_warnings(run.config):
             context.alert("info", note, step=0)
         if run.config.load_checkpoint:
             _warn_of_another_format(run, run.config.load_checkpoint)
@@ -163,7 +164,10 @@ def train(run: Run, method: Method[BatchT]) -> Outcome:
                 resume_from=point.state_path if point else None,
                 tokens=point.tokens if point else 0,
             )
-            return await loop.run(client)
+            try:
+                return await loop.run(client)
+            finally:
+                await client.close()
         finally:
             await method.close()
 

@@ -32,6 +32,7 @@ from ..models.lora_params import require_accepted_rank
 from ..models.model_catalog import retirement_note
 from ..models.model_ref import resolve_model
 from .config import OfflineConfig, TrainingConfig
+from .server_fit import differences, fitted
 
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig, covariant=True)
 AnyConfig = TypeVar("AnyConfig", bound=TrainingConfig)
@@ -101,8 +102,10 @@ def prepared(settings: Settings[AnyConfig], *, judged: bool = False) -> Settings
         judged: Whether the job pays judges besides its backend.
 
     Raises:
-        ConfigError: If the backend does not take the rank, a cap cannot be held, or a file does not exist.
+        ConfigError: If the backend lacks what a setting asks for, a cap cannot be held, or a file does not exist.
+        BackendError: If a cluster does not answer, or cannot train.
     """
+    settings = fitted(settings)
     config = settings.config
     require_accepted_rank(config.lora_rank, config.backend, where=settings.place("lora_rank"))
     prices = load_prices(asking=config.backend)
@@ -281,13 +284,14 @@ def require_usable_rows(settings: Settings[OfflineT], *files: Counts | None) -> 
 
 
 def backend_warnings(config: TrainingConfig) -> list[str]:
-    """What to know about the model on this backend: its retirement, the age of its prices, its precision.
+    """What to know of the model on its backend: retirement, prices, what a server does otherwise, what precision costs.
 
     Raises:
+        BackendError: If a cluster does not answer.
         ModelError: If the model cannot be had.
     """
     if config.backend != "tinker":
-        return precision_warnings(config)
+        return [*differences(config), *precision_warnings(config)]
     retirement, prices = retirement_note(config.base_model), load_prices().problem
     unread = f"the published prices could not be read again: {prices}. The cost says which copy it rests on"
     return [*([retirement] if retirement else []), *([unread] if prices else [])]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from eval_helpers import sums, write_lines
+from tinker_servers import scripted, skyrl
 from tool_calls import call
 
 from sota_ml_researcher.jobs.kinds import KINDS
@@ -117,7 +118,8 @@ def test_on_a_backend_with_prices_every_job_is_planned_first(
     prices.write_text("backends: {cluster: {models: {}}}\n")
     monkeypatch.setenv("ML_RESEARCHER_PRICES", str(prices))
     monkeypatch.setattr("sota_ml_researcher.tools.plan_gate.require_models", lambda *_, **__: None)
-    failed, text, content = call(tool, overrides=config(tmp_path) | PLACE)
+    with scripted(skyrl("demo")) as url:
+        failed, text, content = call(tool, overrides=config(tmp_path) | PLACE | {"base_url": url})
     assert not failed, text
     assert content["job_id"] is None and content["plan_id"].startswith("plan-")
     assert Registry().find() == []

@@ -12,6 +12,7 @@ import tinker
 import torch
 from torch import Tensor
 
+from ...backends.runs_on_server import run_from_state
 from ...backends.sampling_client import Sampler, open_sampler
 from ...core.files import append_json_line, read_json_lines
 from ...data.examples import Example
@@ -78,26 +79,31 @@ class Reference:
         todo = self.missing(data)
         if not todo:
             return
-        forward = await _reference_model(run, config)
-        for start in range(0, len(todo), _CHUNK):
-            if run.must_stop():
-                raise StopTrainingError
-            part = todo[start : start + _CHUNK]
-            self.note(part, await forward(part))
+        forward, client = await _reference_model(run, config)
+        try:
+            for start in range(0, len(todo), _CHUNK):
+                if run.must_stop():
+                    raise StopTrainingError
+                part = todo[start : start + _CHUNK]
+                self.note(part, await forward(part))
+        finally:
+            if client is not None:
+                await client.close()
 
 
-async def _reference_model(run: Run, config: DpoConfig) -> Forward:
+async def _reference_model(run: Run, config: DpoConfig) -> tuple[Forward, TrainingClient | None]:
+    """What measures under the reference, and the adapter that was made for it."""
     service = tinker.ServiceClient(base_url=run.backend.base_url, api_key=run.backend.api_key)
     if config.ref_model is not None and config.ref_model != "base":
         sampler = await open_sampler(run.backend, config.ref_model, service=service)
-        return lambda part: _sampler_sums(sampler, part)
+        return (lambda part: _sampler_sums(sampler, part)), None
     if config.load_checkpoint is not None and config.ref_model is None:
-        weights = await service.create_training_client_from_state(config.load_checkpoint)
+        weights = await run_from_state(run.backend, service, config.load_checkpoint)
     else:
         # An adapter of rank 1 that was never trained changes nothing: the base model, computed as training does.
         weights = await service.create_lora_training_client(resolve_model(config.base_model).wire_name, rank=1)
     client = TrainingClient(weights, config, run.backend)
-    return lambda part: forward_sums(client, part)
+    return (lambda part: forward_sums(client, part)), client
 
 
 async def forward_sums(client: TrainingClient, data: Sequence[tinker.Datum]) -> list[float]:

@@ -11,7 +11,8 @@ import numpy as np
 import tinker
 
 from ...backends.connection import Backend, backend_errors, connect
-from ...backends.sampling_client import Sampler, open_sampler
+from ...backends.runs_on_server import run_from_state
+from ...backends.sampling_client import Sampler, open_sampler, sampler_of_run
 from ...core.files import write_atomically
 from ...jobs.context import RunContext
 from ...models.model_ref import resolve_model
@@ -107,5 +108,5 @@ async def _start_weights(backend: Backend, config: RlConfig) -> Sampler:
     if config.load_checkpoint is None:
         return await open_sampler(backend, resolve_model(config.base_model).wire_name)
     service = tinker.ServiceClient(base_url=backend.base_url, api_key=backend.api_key)
-    training = await service.create_training_client_from_state(config.load_checkpoint)
-    return Sampler(await training.save_weights_and_get_sampling_client(), backend.count)
+    training = await run_from_state(backend, service, config.load_checkpoint)
+    return await sampler_of_run(backend, training)
