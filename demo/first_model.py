@@ -23,12 +23,12 @@ _TEST = "support_test"
 _FILES = {"base_model": SMOLLM2_NAME, "train_file": "demo:support_train", "val_file": "demo:support_val"}
 _SFT = {
     **_FILES, "run_name": "sft-support", "lora_rank": 16, "apply_to": ["mlp", "attn"], "batch_size": 8,
-    "num_epochs": None, "num_steps": 60, "learning_rate": 1e-3, "eval_every": 30, "checkpoint_every": 0,
+    "num_epochs": None, "num_steps": 100, "learning_rate": 1e-3, "eval_every": 50, "checkpoint_every": 0,
 }  # fmt: skip
 _GRPO = {
     **_FILES, "train_file": "demo:support_rl", "val_file": None, "run_name": "grpo-support", "lora_rank": 16,
     "apply_to": ["mlp", "attn"], "group_size": 8, "batch_size": 4, "max_response_tokens": 64, "num_steps": 4,
-    "learning_rate": 1e-4, "num_substeps": 1, "loss_fn": "importance_sampling", "eval_every": 0, "checkpoint_every": 0,
+    "learning_rate": 2e-4, "num_substeps": 1, "loss_fn": "importance_sampling", "eval_every": 0, "checkpoint_every": 0,
 }  # fmt: skip
 _EVAL = {
     "test_set": f"demo:{_TEST}", "baseline_model": SMOLLM2_NAME, "max_response_tokens": 64, "temperature": 0.0,

@@ -51,7 +51,8 @@ def resolve_model(name: str) -> ModelRef:
     """Say which model ``name`` means.
 
     Raises:
-        ModelError: If it looks like a path but is not a model folder, or is not of the form ``org/model``.
+        ModelError: If it looks like a path but is no model, is a GGUF file that cannot be read, or is not of the form
+            ``org/model``.
     """
     if name in PACKAGED:
         return ModelRef(name, Path(str(files("sota_ml_researcher.demo") / PACKAGED[name])))

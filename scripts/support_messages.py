@@ -1,15 +1,15 @@
 """Support messages and the JSON that a help desk wants of them: ``python scripts/support_messages.py`` writes the sets.
 
 A message says what its writer wants of one order: the words around it, the product, the order number, the city and
-the hurry vary. Validation and test messages are of kinds that training never shows: other products, other cities and
-other ways to ask. Pure functions of a seed.
+the hurry vary. Validation, test and rewarded messages are of kinds that training never shows: other products, cities
+and ways to ask. Pure functions of a seed.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,70 +32,119 @@ SCHEMA: Mapping[str, Any] = {
 _UNKNOWN_ONE_IN = 5
 
 
+_TRAIN_REQUESTS: Mapping[str, Sequence[str]] = {
+    "refund": (
+        "I want my money back for the {p}|please refund the {p}|the {p} is not what I expected, I would like a "
+        "refund|can you return the money for the {p}|I sent the {p} back and still have no refund|give me a refund "
+        "for that {p}|how do I get my money back for the {p}|the {p} was too expensive, refund it"
+    ).split("|"),
+    "replace": (
+        "the {p} arrived broken, please send a new one|I need a replacement for the {p}|the {p} stopped working, "
+        "can I have another one|you sent the wrong {p}, please exchange it|please swap the {p}, it has a crack|"
+        "my {p} is faulty and I want a new one|could you replace the damaged {p}|the {p} does not turn on, send one"
+    ).split("|"),
+    "track": (
+        "where is my {p}|the {p} has not arrived yet|when will the {p} be delivered|I am still waiting for the "
+        "{p}|can you tell me where the {p} is|has the {p} been shipped|my {p} was due last week|any news about "
+        "the delivery of the {p}"
+    ).split("|"),
+    "cancel": (
+        "please cancel the {p}|I no longer want the {p}, cancel it|I ordered the {p} by mistake|stop the order "
+        "of the {p}|I changed my mind about the {p}, do not send it|cancel my purchase of the {p}|can I still "
+        "cancel the {p}|I do not need the {p} any more, please cancel"
+    ).split("|"),
+    "invoice": (
+        "I need an invoice for the {p}|please send me the receipt for the {p}|where can I download the bill for "
+        "the {p}|my accountant wants the invoice of the {p}|the invoice for the {p} is missing|could you mail me "
+        "a receipt of the {p}|I have no bill for the {p}|the receipt for the {p} shows the wrong amount"
+    ).split("|"),
+    "address": (
+        "I moved, please change the address for the {p}|send the {p} to another address|the {p} is going to my "
+        "old flat, change the address|can you deliver the {p} to my office instead|the delivery address of the {p} "
+        "is wrong|please correct the street for the {p}|I typed the wrong address for the {p}|ship the {p} to my "
+        "new home"
+    ).split("|"),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Kinds:
-    """What messages are made of; training and test share none of it but openings, closings and words for hurry."""
+    """What messages are made of; no two of the three share any of it."""
 
     products: Sequence[str]
     cities: Sequence[str]
     requests: Mapping[str, Sequence[str]]
 
 
+def _products(words: str, things: str) -> list[str]:
+    """Each thing by itself, and with each word before it."""
+    names = things.split("|")
+    return [*names, *(f"{word} {name}" for word in words.split("|") for name in names)]
+
+
 TRAIN = Kinds(
-    products=(
-        "kettle|toaster|desk lamp|office chair|blender|coffee grinder|rain jacket|backpack|yoga mat|bike helmet|tent|"
-        "sleeping bag|headphones|keyboard|phone case|charger|router|monitor|printer|webcam|bookshelf|rug|curtain|"
-        "pillow|frying pan|knife set|water bottle|lunch box|hair dryer|razor|scarf|belt|wallet|sandals|running shoes|"
-        "jeans|sweater|watch|puzzle|board game|scooter|car seat|pram|drill|ladder|paint roller|garden hose|lawn mower|"
-        "bird feeder|dog bed|cat tree|aquarium|guitar|microphone|notebook|fountain pen|globe|mirror|wall clock|vacuum"
-    ).split("|"),
+    products=_products(
+        "red|blue|green|black|white|grey|wooden|steel|glass|leather|cotton|folding|electric|large|small|travel",
+        "kettle|toaster|lamp|chair|blender|grinder|jacket|backpack|mat|helmet|tent|blanket|headphones|keyboard|charger|"
+        "router|monitor|printer|webcam|bookshelf|rug|curtain|pillow|pan|knife|bottle|razor|scarf|belt|wallet|sandals|"
+        "shoes|jeans|sweater|watch|puzzle|scooter|pram|drill|ladder|roller|hose|mower|feeder|basket|aquarium|guitar|"
+        "microphone|notebook|pen|globe|mirror|clock|vacuum|oven|freezer|heater|fan|stool|desk|sofa|bench|wardrobe|"
+        "drawer|mattress|towel|apron|bowl|plate|mug|jug|tray|spoon|fork|scale|thermometer|torch|battery|cable|adapter|"
+        "speaker|camera|lens|drone|radio|piano|drum|flute|racket|ball|glove|boots|hat|socks|shirt|skirt|coat|dress|"
+        "ring|necklace|bracelet|perfume|shampoo|brush|comb|hammer|saw|screwdriver|wrench|shovel|rake|bucket|candle|vase|"
+        "frame|poster|calendar|stapler|envelope|ruler|easel|canvas|kite|sled|saddle|anchor|paddle|compass|magnet|zipper",
+    ),
     cities=(
         "Lyon|Porto|Ghent|Leeds|Turin|Bergen|Malmo|Krakow|Graz|Basel|Seville|Cork|Utrecht|Aarhus|Tampere|Riga|Brno|"
         "Split|Varna|Patras|Austin|Denver|Boston|Tampa|Reno|Quebec|Calgary|Perth|Hobart|Dunedin|Osaka|Sapporo|Busan|"
-        "Hanoi|Cebu|Penang|Pune|Jaipur|Lima|Quito|Bogota|Cordoba|Recife|Rabat|Tunis|Accra|Nairobi|Durban|Izmir|Tbilisi"
+        "Hanoi|Cebu|Penang|Pune|Jaipur|Lima|Quito|Bogota|Cordoba|Recife|Rabat|Tunis|Accra|Nairobi|Durban|Izmir|Tbilisi|"
+        "Paris|London|Berlin|Madrid|Rome|Vienna|Prague|Warsaw|Dublin|Lisbon|Athens|Budapest|Bucharest|Sofia|Belgrade|"
+        "Helsinki|Stockholm|Copenhagen|Tallinn|Brussels|Antwerp|Rotterdam|Hamburg|Munich|Cologne|Stuttgart|Dresden|"
+        "Leipzig|Geneva|Zurich|Milan|Naples|Palermo|Genoa|Bologna|Valencia|Malaga|Granada|Marseille|Bordeaux|Toulouse|"
+        "Rennes|Glasgow|Cardiff|Belfast|Liverpool|Sheffield|Oxford|Cambridge|York|Bath|Exeter|Galway|Limerick|Toronto|"
+        "Montreal|Ottawa|Winnipeg|Vancouver|Seattle|Portland|Phoenix|Dallas|Houston|Atlanta|Miami|Memphis|Nashville|"
+        "Detroit|Cleveland|Buffalo|Albany|Newark|Baltimore|Omaha|Tulsa|Tucson|Fresno|Oakland|Sacramento|Honolulu|"
+        "Anchorage|Mexico City|Havana|Panama|Caracas|Santiago|Montevideo|Asuncion|Salvador|Brasilia|Rosario|Tokyo|"
+        "Nagoya|Fukuoka|Seoul|Beijing|Shanghai|Shenzhen|Taipei|Bangkok|Phuket|Jakarta|Bandung|Singapore|Colombo|"
+        "Kathmandu|Dhaka|Delhi|Mumbai|Kolkata|Lahore|Karachi|Kabul|Tehran|Baghdad|Amman|Beirut|Ankara|Istanbul|Baku|"
+        "Yerevan|Tashkent|Almaty|Tripoli|Algiers|Lagos|Abuja|Kampala|Kigali|Lusaka|Harare|Maputo|Luanda|Windhoek|"
+        "Pretoria|Sydney|Melbourne|Brisbane|Darwin|Auckland|Wellington|Suva|Reykjavik|Gdansk|Lodz|Poznan|Bratislava|"
+        "Ljubljana|Sarajevo|Skopje|Tirana|Nicosia|Valletta|Minsk|Kyiv|Odessa|Lviv|Chisinau"
+    ).split("|"),
+    requests=_TRAIN_REQUESTS,
+)
+# Reinforcement learning is on kinds of its own, which fine-tuning does not show: of messages that the model gets
+# right each time there is nothing to learn.
+REWARDED = Kinds(
+    products=_products(
+        "brass|striped|garden|silver",
+        "trumpet|cradle|binoculars|chess set|dumbbell|wheelbarrow|cutlery|teapot|ironing board|sleeping bag|snowboard|"
+        "raincoat|parasol|projector|calculator|harmonica|birdcage|footstool|dishwasher|treadmill",
+    ),
+    cities=(
+        "Nice|Aberdeen|Trieste|Lausanne|Gothenburg|Szeged|Debrecen|Timisoara|Burgas|Kaunas|Pittsburgh|Raleigh|Boise|"
+        "Regina|Victoria|Canberra|Geelong|Kobe|Hiroshima|Daegu|Surabaya|Chiang Mai|Hyderabad|Surat|Arequipa|Cali|Natal|"
+        "Casablanca|Kumasi|Mombasa"
     ).split("|"),
     requests={
-        "refund": (
-            "I want my money back for the {p}|please refund the {p}|the {p} is not what I expected, I would like a "
-            "refund|can you return the money for the {p}|I sent the {p} back and still have no refund|give me a refund "
-            "for that {p}|how do I get my money back for the {p}|the {p} was too expensive, refund it"
-        ).split("|"),
-        "replace": (
-            "the {p} arrived broken, please send a new one|I need a replacement for the {p}|the {p} stopped working, "
-            "can I have another one|you sent the wrong {p}, please exchange it|please swap the {p}, it has a crack|"
-            "my {p} is faulty and I want a new one|could you replace the damaged {p}|the {p} does not turn on, send one"
-        ).split("|"),
-        "track": (
-            "where is my {p}|the {p} has not arrived yet|when will the {p} be delivered|I am still waiting for the "
-            "{p}|can you tell me where the {p} is|has the {p} been shipped|my {p} was due last week|any news about "
-            "the delivery of the {p}"
-        ).split("|"),
-        "cancel": (
-            "please cancel the {p}|I no longer want the {p}, cancel it|I ordered the {p} by mistake|stop the order "
-            "of the {p}|I changed my mind about the {p}, do not send it|cancel my purchase of the {p}|can I still "
-            "cancel the {p}|I do not need the {p} any more, please cancel"
-        ).split("|"),
-        "invoice": (
-            "I need an invoice for the {p}|please send me the receipt for the {p}|where can I download the bill for "
-            "the {p}|my accountant wants the invoice of the {p}|the invoice for the {p} is missing|could you mail me "
-            "a receipt of the {p}|I have no bill for the {p}|the receipt for the {p} shows the wrong amount"
-        ).split("|"),
-        "address": (
-            "I moved, please change the address for the {p}|send the {p} to another address|the {p} is going to my "
-            "old flat, change the address|can you deliver the {p} to my office instead|the delivery address of the {p} "
-            "is wrong|please correct the street for the {p}|I typed the wrong address for the {p}|ship the {p} to my "
-            "new home"
-        ).split("|"),
+        "refund": "pay me back for the {p}|I am waiting for my money for the {p}".split("|"),
+        "replace": "the {p} has a scratch, I want a fresh one|my {p} broke, send me a spare".split("|"),
+        "track": "what is the status of the delivery of the {p}|how long until I get the {p}".split("|"),
+        "cancel": "drop the {p} from my order|the {p} is not needed, stop it".split("|"),
+        "invoice": "may I have a bill for the {p}|my tax office asks for a receipt of the {p}".split("|"),
+        "address": "the {p} should go to my neighbour's address|note my new street for the {p}".split("|"),
     },
 )
 HELD_OUT = Kinds(
-    products=(
-        "rice cooker|umbrella|tripod|hammock|space heater|sewing machine|telescope|skateboard|violin|lantern|doormat|"
-        "bread knife|air purifier|swimsuit|tablet|floor lamp|mouse pad|thermos|camera bag|jigsaw"
-    ).split("|"),
-    cities="Bilbao|Nantes|Bristol|Zagreb|Vilnius|Oslo|Chicago|Halifax|Adelaide|Kyoto|Manila|Chennai|Medellin|Dakar|Cairo".split(
-        "|"
+    products=_products(
+        "brown|plastic|portable|patterned",
+        "rice cooker|umbrella|tripod|hammock|sewing machine|telescope|skateboard|violin|lantern|doormat|purifier|"
+        "swimsuit|tablet|thermos|jigsaw|toolbox|stroller|slippers|waffle iron|trampoline",
     ),
+    cities=(
+        "Bilbao|Nantes|Bristol|Zagreb|Vilnius|Oslo|Chicago|Halifax|Adelaide|Kyoto|Manila|Chennai|Medellin|Dakar|Cairo|"
+        "Lille|Dundee|Verona|Bern|Uppsala|Pecs|Plovdiv|Klaipeda|Denpasar|Charlotte|Spokane|Saskatoon|Cairns|Nara|Kochi"
+    ).split("|"),
     requests={
         "refund": "I am unhappy with the {p} and ask for my money back|a refund of the {p}, please".split("|"),
         "replace": "there is a hole in the {p}, may I have a new one|the {p} came damaged, I need another".split("|"),
@@ -143,10 +192,10 @@ def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def examples(seed: int, count: int, kinds: Kinds, without: Iterable[str] = ()) -> list[tuple[str, dict[str, Any]]]:
-    """So many different messages, none of them in ``without``."""
+def examples(seed: int, count: int, kinds: Kinds) -> list[tuple[str, dict[str, Any]]]:
+    """So many different messages."""
     rng = random.Random(seed)
-    seen = set(without)
+    seen: set[str] = set()
     found: list[tuple[str, dict[str, Any]]] = []
     while len(found) < count:
         message, said = example(rng, kinds)
@@ -164,14 +213,13 @@ def row(message: str, said: Mapping[str, Any], answer_key: str = "completion") -
 def all_sets() -> dict[str, list[dict[str, str]]]:
     """Every file of the task, by its name in ``demo/data``."""
     train = examples(1, 2400, TRAIN)
-    held_out = examples(2, 200, HELD_OUT)
-    rewarded = examples(3, 300, TRAIN, without=[message for message, _ in train])
+    held_out = examples(2, 160, HELD_OUT)
+    rewarded = examples(3, 300, REWARDED)
     return {
         "support_train": [row(*each) for each in train],
         "support_val": [row(*each) for each in held_out[:60]],
         "support_test": [row(*each) for each in held_out[60:160]],
         "support_rl": [row(*each, "answer") for each in rewarded],
-        "support_rl_val": [row(*each, "answer") for each in held_out[160:]],
     }
 
 

@@ -49,7 +49,7 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    base_model: str = Field(min_length=1, description="'demo', a model folder, or an id such as Qwen/Qwen3-8B")
+    base_model: str = Field(min_length=1, description="'demo', a model folder, a .gguf file, or an id (Qwen/Qwen3-8B)")
     train_file: str = Field(
         min_length=1, description="Training rows: a file, folder or pattern of shards, or demo:NAME"
     )

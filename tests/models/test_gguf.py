@@ -19,6 +19,8 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sota_ml_researcher.core.errors import ModelError
+from sota_ml_researcher.engine.compute.model import load_model
+from sota_ml_researcher.engine.interface import LoadOptions
 from sota_ml_researcher.models.configs import load_model_config
 from sota_ml_researcher.models.gguf_folder import folder_of_gguf
 from sota_ml_researcher.models.model_ref import resolve_model
@@ -37,6 +39,13 @@ def test_the_folder_computes_what_the_model_did(tmp_path: Path, architecture: st
     tokens = torch.arange(3, 40)[None]
     with torch.no_grad():
         torch.testing.assert_close(again(tokens).logits, model(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+def test_the_engine_runs_it_through_its_packed_layers(tmp_path: Path, architecture: str) -> None:
+    folder = folder_of_gguf(write_gguf(tmp_path / "m.gguf", tiny_model(architecture), architecture=architecture))
+    loaded = load_model("m", str(folder), LoadOptions(device="cpu", dtype="float32"))
+    assert loaded.description["implementation"] == "packed"
 
 
 def test_quantised_weights_are_close_and_kept_in_bf16(tmp_path: Path) -> None:

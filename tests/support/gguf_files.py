@@ -9,14 +9,10 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
+from tiny_models import CHATML, SPECIAL
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CORPUS = [
     "the cat sat on the mat, and then the other cats sat down too",
     "I'll ask: don't they cost 12345 euros?  She'd say 67,890.\n\n\tIndented lines\n",
