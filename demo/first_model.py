@@ -22,12 +22,12 @@ RIGHT_BEFORE, RIGHT_AFTER = 0.05, 0.95
 _TEST = "support_test"
 _FILES = {"base_model": SMOLLM2_NAME, "train_file": "demo:support_train", "val_file": "demo:support_val"}
 _SFT = {
-    **_FILES, "run_name": "sft-support", "lora_rank": 16, "apply_to": ["mlp", "attn"], "batch_size": 8,
+    **_FILES, "run_name": "sft-support", "lora_rank": 16, "apply_to": ["mlp", "attn"], "batch_size": 4,
     "num_epochs": None, "num_steps": 100, "learning_rate": 1e-3, "eval_every": 50, "checkpoint_every": 0,
 }  # fmt: skip
 _GRPO = {
     **_FILES, "train_file": "demo:support_rl", "val_file": None, "run_name": "grpo-support", "lora_rank": 16,
-    "apply_to": ["mlp", "attn"], "group_size": 8, "batch_size": 4, "max_response_tokens": 64, "num_steps": 4,
+    "apply_to": ["mlp", "attn"], "group_size": 8, "batch_size": 4, "max_response_tokens": 64, "num_steps": 5,
     "learning_rate": 2e-4, "num_substeps": 1, "loss_fn": "importance_sampling", "eval_every": 0, "checkpoint_every": 0,
 }  # fmt: skip
 _EVAL = {

