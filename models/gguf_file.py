@@ -11,7 +11,7 @@ import importlib.util
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -71,27 +71,40 @@ class GgufFile:
             raise ModelError(f"its metadata key {key} is not a string", where=str(self.path))
         return value
 
-    def number(self, key: str) -> float | None:
-        """A number of the metadata, or None where there is none.
+    def number(self, key: str, default: float) -> float:
+        """A positive number of the metadata, or ``default`` where there is none.
 
         Raises:
-            ModelError: If it is of another type.
+            ModelError: If it is of another type, not finite, or not above zero.
         """
-        value = self.metadata.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ModelError(f"its metadata key {key} is not one number", where=str(self.path))
+        value = self.metadata.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < inf:
+            raise ModelError(f"its metadata key {key} is not one positive number", where=str(self.path))
         return value
 
-    def required(self, key: str) -> int:
-        """A whole number that a model cannot do without.
+    def whole(self, key: str, default: int | None = None) -> int:
+        """A whole number of the metadata that is not negative, or ``default`` where there is none.
 
         Raises:
-            ModelError: If it is missing.
+            ModelError: If it is of another type, or missing without a default.
         """
-        value = self.number(key)
-        if value is None or value != int(value) or value < 0:
+        value = self.metadata.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise ModelError(f"its metadata have no whole number {key}", where=str(self.path), fix=_AGAIN)
-        return int(value)
+        return value
+
+    def index(self, key: str, size: int) -> int | None:
+        """A place in a list of ``size``, or None where the metadata name none.
+
+        Raises:
+            ModelError: If it is outside of the list.
+        """
+        if key not in self.metadata:
+            return None
+        value = self.whole(key)
+        if value >= size:
+            raise ModelError(f"its metadata key {key} is {value}, outside of {size}", where=str(self.path), fix=_AGAIN)
+        return value
 
     def storage_of(self, tensor: StoredTensor) -> str:
         """The storage type's name, such as ``Q4_1``."""
@@ -128,6 +141,8 @@ def read_header(path: Path) -> GgufFile:
         raise ModelError(f"the file cannot be read ({error.strerror})", where=str(path)) from error
     except (EOFError, struct.error) as error:
         raise ModelError(_CUT, where=str(path), fix=_AGAIN) from error
+    except RecursionError as error:
+        raise ModelError("its metadata are lists in lists without end", where=str(path), fix=_AGAIN) from error
     except UnicodeDecodeError as error:
         raise ModelError("its metadata are not UTF-8", where=str(path), fix=_AGAIN) from error
     _check(header)
@@ -195,10 +210,10 @@ class _Reader:
 
 def _check(header: GgufFile) -> None:
     where = str(header.path)
-    parts = header.number("split.count") or 1
+    parts = header.whole("split.count", 1)
     if parts > 1:
         raise ModelError(
-            f"this is one of {int(parts)} parts of a split model, and one whole file is needed",
+            f"this is one of {parts} parts of a split model, and one whole file is needed",
             where=where,
             fix="Join them: llama-gguf-split --merge FIRST_PART JOINED_FILE",
         )

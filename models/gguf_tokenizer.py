@@ -8,7 +8,7 @@ wrong rule gives plausible tokens that the model has never seen.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from ..core.errors import ModelError
 from ..core.extras import not_installed
@@ -60,8 +60,7 @@ _RULES: Mapping[str, _Rule] = {
     "qwen2": _BY_QWEN2,
     "deepseek-r1-qwen": _BY_QWEN2,
 }
-_SpecialName = Literal["bos_token", "eos_token", "pad_token", "unk_token"]
-_SPECIAL: Mapping[_SpecialName, str] = {
+_SPECIAL: Mapping[str, str] = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
     "pad_token": "padding_token_id",
@@ -80,7 +79,7 @@ class GgufTokenizer(NamedTuple):
     """
 
     tokenizer: AnyTokenizer
-    special: Mapping[_SpecialName, str]
+    special: Mapping[str, str]
     ends: Sequence[int]
     template: str | None
 
@@ -106,13 +105,13 @@ def read_tokenizer(file: GgufFile) -> GgufTokenizer:
     special = _special_tokens(file, tokens)
     tokenizer = _build(file, rule, tokens, kinds, special)
     _prove(file, tokenizer, tokens, kinds)
-    ids = [file.number(f"{_PREFIX}{key}") for key in ("eos_token_id", "eot_token_id", "eom_token_id")]
-    ends = list(dict.fromkeys(int(each) for each in ids if each is not None and each < len(tokens)))
+    ids = [file.index(f"{_PREFIX}{key}", len(tokens)) for key in ("eos_token_id", "eot_token_id", "eom_token_id")]
+    ends = list(dict.fromkeys(each for each in ids if each is not None))
     return GgufTokenizer(tokenizer, special, ends, file.text("tokenizer.chat_template"))
 
 
 def _build(
-    file: GgufFile, rule: _Rule, tokens: Sequence[str], kinds: Sequence[int], special: Mapping[_SpecialName, str]
+    file: GgufFile, rule: _Rule, tokens: Sequence[str], kinds: Sequence[int], special: Mapping[str, str]
 ) -> AnyTokenizer:
     try:
         from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -161,16 +160,9 @@ def _prove(file: GgufFile, tokenizer: AnyTokenizer, tokens: Sequence[str], kinds
         )
 
 
-def _special_tokens(file: GgufFile, tokens: Sequence[str]) -> dict[_SpecialName, str]:
-    found: dict[_SpecialName, str] = {}
-    for name, key in _SPECIAL.items():
-        index = file.number(_PREFIX + key)
-        if index is None:
-            continue
-        if not 0 <= index < len(tokens):
-            raise _refusal(file, f"its {key} {int(index)} is not in its vocabulary of {len(tokens)}")
-        found[name] = tokens[int(index)]
-    return found
+def _special_tokens(file: GgufFile, tokens: Sequence[str]) -> dict[str, str]:
+    places = {name: file.index(_PREFIX + key, len(tokens)) for name, key in _SPECIAL.items()}
+    return {name: tokens[place] for name, place in places.items() if place is not None}
 
 
 def _pair(file: GgufFile, merge: str) -> tuple[str, ...]:

@@ -77,7 +77,7 @@ class GgufModel:
             )
         self._family = _FAMILIES[architecture]
         self._prefix = f"{architecture}."
-        if file.number(f"{self._prefix}expert_count"):
+        if file.whole(f"{self._prefix}expert_count", 0):
             raise self._refusal("it is a mixture of experts, which is not read from GGUF files")
         self.config = self._read_config()
         self._targets = self._expected()
@@ -128,52 +128,58 @@ class GgufModel:
 
     def _read_config(self) -> dict[str, Any]:
         file, prefix = self._file, self._prefix
-        hidden, heads = file.required(f"{prefix}embedding_length"), file.required(f"{prefix}attention.head_count")
+        hidden, heads = file.whole(f"{prefix}embedding_length"), file.whole(f"{prefix}attention.head_count")
         embedding = file.tensors.get("token_embd.weight")
         if not heads or embedding is None:
             raise self._refusal("it has no attention heads or no token embedding")
+        vocabulary = embedding.shape[0]
         special = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
         config: dict[str, Any] = {
             "architectures": [self._family.class_name],
             "model_type": self._family.model_type,
             "hidden_size": hidden,
-            "intermediate_size": file.required(f"{prefix}feed_forward_length"),
-            "num_hidden_layers": file.required(f"{prefix}block_count"),
+            "intermediate_size": file.whole(f"{prefix}feed_forward_length"),
+            "num_hidden_layers": file.whole(f"{prefix}block_count"),
             "num_attention_heads": heads,
-            "num_key_value_heads": int(file.number(f"{prefix}attention.head_count_kv") or heads),
-            "head_dim": int(file.number(f"{prefix}attention.key_length") or hidden // heads),
+            "num_key_value_heads": file.whole(f"{prefix}attention.head_count_kv", heads),
+            "head_dim": file.whole(f"{prefix}attention.key_length", hidden // heads),
             "hidden_act": "silu",
-            "max_position_embeddings": file.required(f"{prefix}context_length"),
-            "rms_norm_eps": self._significant(file.number(f"{prefix}attention.layer_norm_rms_epsilon") or 1e-6),
-            "rope_theta": file.number(f"{prefix}rope.freq_base") or 10000.0,
-            "vocab_size": embedding.shape[0],
+            "max_position_embeddings": file.whole(f"{prefix}context_length"),
+            # As it was written before it was rounded to fp32.
+            "rms_norm_eps": float(f"{file.number(f'{prefix}attention.layer_norm_rms_epsilon', 1e-6):.6g}"),
+            "rope_theta": file.number(f"{prefix}rope.freq_base", 10000.0),
+            "vocab_size": vocabulary,
             "tie_word_embeddings": "output.weight" not in file.tensors,
             "attention_bias": "blk.0.attn_q.bias" in file.tensors,
-            **{key: file.number(f"tokenizer.ggml.{name}_token_id") for key, name in special.items()},
+            **{key: file.index(f"tokenizer.ggml.{name}_token_id", vocabulary) for key, name in special.items()},
         }
-        if (rotated := file.number(f"{prefix}rope.dimension_count")) not in (None, config["head_dim"]):
-            raise self._refusal(f"it rotates {rotated} of {config['head_dim']} dimensions, which is not read")
+        self._check_shape(config)
         if scaling := self._rope_scaling(config):
             config["rope_scaling"] = scaling
         return config
 
-    @staticmethod
-    def _significant(value: float) -> float:
-        """A number as it was written before it was rounded to fp32."""
-        return float(f"{value:.6g}")
+    def _check_shape(self, config: Mapping[str, Any]) -> None:
+        heads, shared, size = (config[k] for k in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+        if not shared or heads % shared or size < 2 or size % 2:
+            raise self._refusal(f"its metadata say {heads} heads of {size} numbers that share {shared} keys")
+        if (rotated := self._file.whole(f"{self._prefix}rope.dimension_count", size)) != size:
+            raise self._refusal(f"it rotates {rotated} of {size} dimensions, which is not read")
+        if (layers := config["num_hidden_layers"]) > len(self._file.tensors):
+            raise self._refusal(f"its metadata say {layers} layers, and it has {len(self._file.tensors)} tensors")
 
     def _rope_scaling(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
         file, prefix = self._file, f"{self._prefix}rope.scaling."
-        kind, factor = file.text(f"{prefix}type") or "none", file.number(f"{prefix}factor")
+        kind = file.text(f"{prefix}type") or "none"
         if _ROPE_FACTORS in file.tensors:
             return self._llama3_scaling(config)
-        if kind == "none" or factor in (None, 0.0, 1.0):
+        factor = 1.0 if kind == "none" else file.number(f"{prefix}factor", 1.0)
+        if factor == 1.0:
             return None
         if kind == "linear":
             return {"rope_type": "linear", "factor": factor}
-        original = file.number(f"{prefix}original_context_length")
+        original = file.whole(f"{prefix}original_context_length", 0)
         if kind == "yarn" and original:
-            return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": int(original)}
+            return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
         raise self._refusal(f"its positions are scaled by {foreign(kind)}, which is not read from GGUF files")
 
     def _llama3_scaling(self, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def test_a_file_without_a_template_is_refused_for_chats_and_its_config_is_still_
         ({"tokenizer.ggml.pre": "poro-chat"}, "its pre-tokenizer is .*poro-chat.*; known are gpt-2, smollm"),
         ({"tokenizer.ggml.pre": None}, "its pre-tokenizer is .*not named"),
         ({"tokenizer.ggml.model": "llama"}, "tokenizer is of the kind"),
-        ({"tokenizer.ggml.eos_token_id": 4000}, "eos_token_id 4000 is not in its vocabulary of 400"),
+        ({"tokenizer.ggml.eos_token_id": 4000}, "eos_token_id is 4000, outside of 400"),
         ({"tokenizer.ggml.merges": ["a b c"]}, "is not two tokens"),
         ({"tokenizer.ggml.merges": ["q z", "Ġ Ċ"]}, "merges make tokens that its vocabulary does not have"),
         ({"tokenizer.ggml.merges": trained_vocabulary()[1][:1]}, "tokens come back as themselves"),
@@ -165,7 +165,11 @@ def test_a_file_without_a_template_is_refused_for_chats_and_its_config_is_still_
         ({"llama.rope.dimension_count": 8}, "rotates 8 of 16 dimensions"),
         ({"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 4.0}, "positions are scaled by"),
         ({"llama.context_length": None}, "no whole number llama.context_length"),
-        ({"llama.context_length": "long"}, "is not one number"),
+        ({"llama.context_length": "long"}, "no whole number llama.context_length"),
+        ({"llama.rope.freq_base": float("nan")}, "rope.freq_base is not one positive number"),
+        ({"llama.block_count": 1 << 31}, "say 2147483648 layers, and it has 20 tensors"),
+        ({"llama.attention.head_count_kv": 3}, "4 heads of 16 numbers that share 3 keys"),
+        ({"llama.attention.head_count_kv": [2, 2]}, "no whole number llama.attention.head_count_kv"),
     ],
 )
 def test_what_cannot_be_read_is_refused_in_a_sentence(tmp_path: Path, metadata: dict[str, Any], said: str) -> None:
@@ -197,6 +201,13 @@ def test_lengths_that_lie_end_at_the_end_of_the_file(tmp_path: Path) -> None:
         file.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + body)
         with pytest.raises(ModelError, match="the file is cut"):
             resolve_model(str(file))
+
+
+def test_lists_in_lists_without_end_are_refused(tmp_path: Path) -> None:
+    nested = struct.pack("<Q", 1) + b"a" + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5000
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + nested)
+    with pytest.raises(ModelError, match="lists in lists"):
+        resolve_model(str(tmp_path / "m.gguf"))
 
 
 @pytest.mark.parametrize(
