@@ -69,22 +69,21 @@ _TRAIN_REQUESTS: Mapping[str, Sequence[str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Kinds:
-    """What messages are made of; no two of the three share any of it."""
+    """What messages are made of; no two of the three share any of it. Half of the products have a word before them."""
 
-    products: Sequence[str]
+    words: Sequence[str]
+    things: Sequence[str]
     cities: Sequence[str]
     requests: Mapping[str, Sequence[str]]
 
 
-def _products(words: str, things: str) -> list[str]:
-    """Each thing by itself, and with each word before it."""
-    names = things.split("|")
-    return [*names, *(f"{word} {name}" for word in words.split("|") for name in names)]
-
-
 TRAIN = Kinds(
-    products=_products(
-        "red|blue|green|black|white|grey|wooden|steel|glass|leather|cotton|folding|electric|large|small|travel",
+    words=(
+        "red|blue|green|black|white|grey|wooden|steel|glass|leather|cotton|folding|electric|large|small|travel|cordless|"
+        "ceramic|copper|linen|woolen|velvet|rubber|bamboo|digital|wireless|vintage|modern|heavy|light|round|square|"
+        "double|single|mini|giant|kids|outdoor|indoor|office|kitchen|winter|summer|yellow|orange|purple|pink|golden"
+    ).split("|"),
+    things=(
         "kettle|toaster|lamp|chair|blender|grinder|jacket|backpack|mat|helmet|tent|blanket|headphones|keyboard|charger|"
         "router|monitor|printer|webcam|bookshelf|rug|curtain|pillow|pan|knife|bottle|razor|scarf|belt|wallet|sandals|"
         "shoes|jeans|sweater|watch|puzzle|scooter|pram|drill|ladder|roller|hose|mower|feeder|basket|aquarium|guitar|"
@@ -92,8 +91,16 @@ TRAIN = Kinds(
         "drawer|mattress|towel|apron|bowl|plate|mug|jug|tray|spoon|fork|scale|thermometer|torch|battery|cable|adapter|"
         "speaker|camera|lens|drone|radio|piano|drum|flute|racket|ball|glove|boots|hat|socks|shirt|skirt|coat|dress|"
         "ring|necklace|bracelet|perfume|shampoo|brush|comb|hammer|saw|screwdriver|wrench|shovel|rake|bucket|candle|vase|"
-        "frame|poster|calendar|stapler|envelope|ruler|easel|canvas|kite|sled|saddle|anchor|paddle|compass|magnet|zipper",
-    ),
+        "frame|poster|calendar|stapler|envelope|ruler|easel|canvas|kite|sled|saddle|anchor|paddle|compass|magnet|zipper|"
+        "laptop|phone|mouse|modem|projector screen|tripod bag|turntable|amplifier|bicycle|tyre|pump|pedal|basketball|"
+        "surfboard|wetsuit|goggles|rucksack|suitcase|cooler|grill|skillet|wok|peeler|whisk|sieve|colander|corkscrew|"
+        "decanter|goblet|saucer|napkin|tablecloth|doorbell|padlock|hinge|shelf|cupboard|cabinet|dresser|cushion|duvet|"
+        "quilt|sheet|bathrobe|slipper|pajamas|cardigan|blouse|vest|tie|cufflinks|brooch|earrings|sunglasses|handbag|"
+        "purse|briefcase|planner|marker|crayon|pencil|eraser|sharpener|glue|scissors|tape|folder|binder|globe lamp|"
+        "seeds|planter|trellis|sprinkler|hedge trimmer|chainsaw|chisel|pliers|level|vise|sander|welder|generator|"
+        "bandage|syringe|crutch|wheelchair|monocle|magnifier|microscope|beaker|funnel|dice|chessboard|yoyo|doll|robot|"
+        "train set|marbles|balloon|mask|costume|trophy|medal|flag|tambourine|clarinet|saxophone|cello|ukulele|banjo"
+    ).split("|"),
     cities=(
         "Lyon|Porto|Ghent|Leeds|Turin|Bergen|Malmo|Krakow|Graz|Basel|Seville|Cork|Utrecht|Aarhus|Tampere|Riga|Brno|"
         "Split|Varna|Patras|Austin|Denver|Boston|Tampa|Reno|Quebec|Calgary|Perth|Hobart|Dunedin|Osaka|Sapporo|Busan|"
@@ -116,11 +123,12 @@ TRAIN = Kinds(
 # Reinforcement learning is on kinds of its own, which fine-tuning does not show: of messages that the model gets
 # right each time there is nothing to learn.
 REWARDED = Kinds(
-    products=_products(
-        "brass|striped|garden|silver",
-        "trumpet|cradle|binoculars|chess set|dumbbell|wheelbarrow|cutlery|teapot|ironing board|sleeping bag|snowboard|"
-        "raincoat|parasol|projector|calculator|harmonica|birdcage|footstool|dishwasher|treadmill",
-    ),
+    words="brass|striped|garden|silver".split("|"),
+    things=(
+        "trumpet|cradle|binoculars|chess set|dumbbell|wheelbarrow|cutlery|teapot|ironing board|"
+        "sleeping bag|snowboard|raincoat|parasol|projector|calculator|harmonica|birdcage|footstool|"
+        "dishwasher|treadmill"
+    ).split("|"),
     cities=(
         "Nice|Aberdeen|Trieste|Lausanne|Gothenburg|Szeged|Debrecen|Timisoara|Burgas|Kaunas|Pittsburgh|Raleigh|Boise|"
         "Regina|Victoria|Canberra|Geelong|Kobe|Hiroshima|Daegu|Surabaya|Chiang Mai|Hyderabad|Surat|Arequipa|Cali|Natal|"
@@ -136,11 +144,11 @@ REWARDED = Kinds(
     },
 )
 HELD_OUT = Kinds(
-    products=_products(
-        "brown|plastic|portable|patterned",
-        "rice cooker|umbrella|tripod|hammock|sewing machine|telescope|skateboard|violin|lantern|doormat|purifier|"
-        "swimsuit|tablet|thermos|jigsaw|toolbox|stroller|slippers|waffle iron|trampoline",
-    ),
+    words="brown|plastic|portable|patterned".split("|"),
+    things=(
+        "rice cooker|umbrella|tripod|hammock|sewing machine|telescope|skateboard|violin|lantern|doormat|"
+        "purifier|swimsuit|tablet|thermos|jigsaw|toolbox|stroller|slippers|waffle iron|trampoline"
+    ).split("|"),
     cities=(
         "Bilbao|Nantes|Bristol|Zagreb|Vilnius|Oslo|Chicago|Halifax|Adelaide|Kyoto|Manila|Chennai|Medellin|Dakar|Cairo|"
         "Lille|Dundee|Verona|Bern|Uppsala|Pecs|Plovdiv|Klaipeda|Denpasar|Charlotte|Spokane|Saskatoon|Cairns|Nara|Kochi"
@@ -164,7 +172,9 @@ _CITIES = "I live in {c}|I am writing from {c}|delivery to {c}|it goes to {c}|I 
 def example(rng: random.Random, kinds: Kinds) -> tuple[str, dict[str, Any]]:
     """One message and what it says."""
     intent = rng.choice(INTENTS)
-    product = rng.choice(kinds.products)
+    product = rng.choice(kinds.things)
+    if rng.random() < 0.5:
+        product = f"{rng.choice(kinds.words)} {product}"
     order = None
     if rng.randrange(_UNKNOWN_ONE_IN):
         order = "".join(rng.choices("ABCDEFGHJKLMNPRSTUVWXYZ", k=2)) + f"{rng.randrange(10000):04d}"

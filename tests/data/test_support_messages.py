@@ -33,7 +33,8 @@ def test_no_message_is_in_two_sets_and_held_out_messages_are_of_other_kinds() ->
     messages = [row["prompt"] for rows in SETS.values() for row in rows]
     assert len(messages) == len(set(messages)) and len(SETS["support_train"]) >= 2000
     for one, other in itertools.combinations((support.TRAIN, support.REWARDED, support.HELD_OUT), 2):
-        assert not set(one.products) & set(other.products)
+        assert not set(one.words) & set(other.words)
+        assert not set(one.things) & set(other.things)
         assert not set(one.cities) & set(other.cities)
         for intent in support.INTENTS:
             assert not set(one.requests[intent]) & set(other.requests[intent])
