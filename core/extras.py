@@ -17,7 +17,7 @@ DISTRIBUTION = "sota-ml-researcher"
 PACKAGES: Mapping[str, tuple[str, ...]] = {
     "train": (
         "torch", "transformers", "tinker", "tinker_cookbook", "peft", "fastapi", "uvicorn", "datasets", "safetensors",
-        "jsonschema", "math_verify",
+        "jsonschema", "math_verify", "gguf",
     ),
     "evals": ("scipy", "statsmodels", "matplotlib", "inspect_ai", "anthropic", "openai"),
     "analysis": ("matplotlib", "ruptures", "pyarrow"),
@@ -64,6 +64,21 @@ def setup_command() -> str:
     if command and Path(command).resolve().parent == Path(sys.executable).parent:
         return "ml-researcher setup"
     return f'"{sys.executable}" -m sota_ml_researcher.server setup'
+
+
+def installer() -> list[str]:
+    """The command that installs packages into this environment: pip, or uv where there is no pip.
+
+    Raises:
+        MissingDependencyError: If neither is there.
+    """
+    if importlib.util.find_spec("pip"):
+        return [sys.executable, "-m", "pip", "install"]
+    if uv := shutil.which("uv"):
+        return [uv, "pip", "install", "--python", sys.executable]
+    raise MissingDependencyError(
+        "this environment has no pip, and there is no uv to install with", fix=f"Run: {sys.executable} -m ensurepip"
+    )
 
 
 def _source() -> str:

@@ -111,14 +111,14 @@ def require_creatable(folder: Path, *, where: str) -> None:
         raise StorageError(f"{existing} is not writable", where=where, fix="Choose a folder you can write to")
 
 
-def demo_data(name: str, *, where: str) -> Path:
+def demo_data(name: str, *, where: str, suffix: str = ".jsonl") -> Path:
     """The path of a packaged demo data set such as ``sft_train``.
 
     Raises:
         ModelError: If there is none of that name; the message lists those there are.
     """
     folder = Path(str(files("sota_ml_researcher.demo") / "data"))
-    path = folder / f"{name.removesuffix('.jsonl')}.jsonl"
+    path = folder / f"{name.removesuffix(suffix)}{suffix}"
     if not path.is_file():
         there = ", ".join(sorted(f"demo:{p.stem}" for p in folder.glob("*.jsonl")))
         raise ModelError(f"there is no demo data set '{name}'", where=where, fix=f"There are: {there}")

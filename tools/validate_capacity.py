@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..models.capacity import CapacityReport
     from ..models.chat import ChatRenderer
 
-BaseModelName = Annotated[str, Field(description="'demo', a model folder, or an id such as Qwen/Qwen3-8B")]
+BaseModelName = Annotated[str, Field(description="'demo', a model folder, a .gguf file, or an id (Qwen/Qwen3-8B)")]
 _MEASURED_ROWS = 64
 
 

@@ -51,9 +51,10 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    base_model: str = Field(min_length=1, description="'demo', a model folder, or an id such as Qwen/Qwen3-8B")
+    base_model: str = Field(min_length=1, description="'demo', a model folder, a .gguf file, or an id (Qwen/Qwen3-8B)")
     train_file: TrainFile = Field(
-        description="Training rows: a file, folder or pattern of shards, or demo:NAME; or a list of these, mixed"
+        description="Training rows: file, folder, pattern of shards, demo:NAME or owner/name:config/split@revision; "
+        "or a list of these, mixed"
     )
     val_file: str | None = Field(None, description="Held-out rows for validation and the best checkpoint")
     columns: Columns | None = Field(
