@@ -16,6 +16,7 @@ PROGRAM = "ml-researcher"
 _RUN, _JOBS = f"{PROGRAM} run", f"{PROGRAM} jobs"
 # What a person types where an assistant calls a tool; {} is the job or model that the call names.
 COMMANDS: Mapping[str, str] = {
+    "propose_plan": "ml-researcher plan DATA --goal TEXT",
     "list_jobs": _JOBS,
     "get_job": f"{_JOBS} {{}}",
     "wait_for_job": f"{_JOBS} {{}} --follow",

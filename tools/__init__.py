@@ -14,6 +14,7 @@ from .export_model import export_checkpoint
 from .jobs import cancel_job, get_job, list_jobs, resume_job, wait_for_job
 from .manage_checkpoints import manage_checkpoints
 from .models import list_models, sample_model
+from .propose_plan import propose_plan
 from .start import start_dpo, start_grpo, start_sft
 from .validate_capacity import validate_capacity
 
@@ -40,6 +41,7 @@ class ToolSpec:
 
 
 TOOLS: tuple[ToolSpec, ...] = (
+    ToolSpec(propose_plan, "Propose a plan", idempotent=True, open_world=True),
     ToolSpec(check_dataset, "Check a training file", read_only=True, idempotent=True),
     ToolSpec(validate_capacity, "Check LoRA capacity", read_only=True, idempotent=True, open_world=True),
     ToolSpec(list_models, "List models", read_only=True, idempotent=True, open_world=True),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated, Any
 
 from mcp_types import CallToolResult
 
+from ..jobs.experiment_plan import require_kept
 from ..jobs.job_results import measured_pace
 from ..jobs.kinds import KINDS
 from ..jobs.registry import Registry
@@ -83,6 +85,8 @@ def _start(
 ) -> CallToolResult:
     settings, parents = _with_jobs(kind, resolve_name(KINDS[kind].load)(config_path(config), overrides))
     plan: Plan[Any] = resolve_name(KINDS[kind].plan)(settings)
+    if plan.settings.config.plan_file is not None:
+        require_kept(Path(plan.settings.config.plan_file), plan.kind, plan.settings)
     plan.check_services()
     launch = Launch(
         kind=plan.kind,

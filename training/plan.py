@@ -99,7 +99,8 @@ def prepared(settings: Settings[AnyConfig], *, judged: bool = False) -> Settings
     require_accepted_rank(config.lora_rank, config.backend, where=settings.place("lora_rank"))
     require_price_for_cap(config, load_prices(), where=settings.place("max_cost_usd"), judged=judged)
     changes: Changes = {}
-    for key, name in (("train_file", config.train_file), ("val_file", config.val_file)):
+    for key in ("train_file", "val_file", "plan_file"):
+        name: str | None = getattr(config, key)
         if name is not None:
             changes[key] = (str(settings.data_file(key, name)), settings.origins[key])
     if config.output_dir is not None:
