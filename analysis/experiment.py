@@ -32,9 +32,10 @@ class Experiment:
 
 def experiment_of(config: dict[str, Any]) -> Experiment | None:
     """The plan in a run's config, or None if there is none."""
-    parts = [str(config[k]).strip() if config.get(k) else None for k in KEYS]
+    hypothesis, metric, stop = (str(config[k]).strip() if config.get(k) else None for k in KEYS)
     place = _place(Path(str(config["plan_file"])), config) if config.get("plan_file") else None
-    return Experiment(*parts, place) if any(parts) or place else None
+    plan = Experiment(hypothesis, metric, stop, place)
+    return plan if plan != Experiment(None, None, None) else None
 
 
 def _place(file: Path, config: dict[str, Any]) -> tuple[str, str]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from mcp_types import CallToolResult
 
-from ..jobs.experiment_plan import require_kept
 from ..jobs.job_results import measured_pace
 from ..jobs.kinds import KINDS
 from ..jobs.registry import Registry
@@ -86,6 +85,8 @@ def _start(
     settings, parents = _with_jobs(kind, resolve_name(KINDS[kind].load)(config_path(config), overrides))
     plan: Plan[Any] = resolve_name(KINDS[kind].plan)(settings)
     if plan.settings.config.plan_file is not None:
+        from ..jobs.experiment_plan import require_kept
+
         require_kept(Path(plan.settings.config.plan_file), plan.kind, plan.settings)
     plan.check_services()
     launch = Launch(

@@ -21,7 +21,6 @@ class Choice:
         kind: The job that it is, a key of `jobs.kinds.KINDS`.
         rule: The rule that decided.
         why: The reason, from the data.
-        tie: What broke a tie, or None where there was none.
         then: The job to follow when the first one has succeeded, or None.
         alternatives: What would change the choice: (what to take, when).
     """
@@ -29,7 +28,6 @@ class Choice:
     kind: Kind
     rule: str
     why: str
-    tie: str | None
     then: Kind | None
     alternatives: tuple[tuple[str, str], ...]
 
@@ -39,7 +37,7 @@ _LEANS: Mapping[Kind, re.Pattern[str]] = {
     "grpo": re.compile(r"\b(reason\w*|think\w*|step by step|generali[sz]\w*|forget\w*|solve\w*|rl|reward\w*)\b", re.I),
     "sft": re.compile(r"\b(format\w*|style|tone|imitat\w*|like (us|ours|our)|classif\w*|label\w*|extract\w*)\b", re.I),
 }
-_TIED: Mapping[Signal, Kind] = {"solutions": "sft", "answers": "grpo", "labels": "sft"}
+_TIED: frozenset[Signal] = frozenset({"solutions", "answers", "labels"})
 _SHAPES: Mapping[Signal, str] = {
     "pairs": "each row prefers one answer to another",
     "demonstrations": "each row shows one good answer",
@@ -73,19 +71,17 @@ def choose_method(shape: FileShape, goal: str) -> Choice:
     """
     usual, rule_id, because = _BY_SIGNAL[shape.signal]
     kind: Kind = usual
-    tie = None
     if shape.signal in _TIED:
-        leaning = {side: found[0] for side, words in _LEANS.items() if (found := words.search(goal))}
+        leaning: dict[Kind, str] = {side: found[0] for side, words in _LEANS.items() if (found := words.search(goal))}
         if len(leaning) == 1:
             kind, word = next(iter(leaning.items()))
             if kind != usual:
-                tie = f"the data allow SFT and RL; the goal's word '{word}' decided"
-                rule_id, because = ("method.checkable" if kind == "grpo" else "method.demonstrations"), tie
+                because = f"the data allow SFT and RL, and the goal's word '{word}' decided"
+                rule_id = "method.checkable" if kind == "grpo" else "method.demonstrations"
     return Choice(
         kind=kind,
         rule=rule_id,
         why=f"{_SHAPES[shape.signal]} ({shape.rows:,} rows): {because}",
-        tie=tie,
         then="grpo" if kind == "sft" and shape.signal == "solutions" else None,
         alternatives=_alternatives(kind, shape)[:2],
     )

@@ -96,7 +96,7 @@ def unknowns(
     if shape.check is None:
         seen = minimal_detectable_effect(difference.prompts_needed, WORST_DEVIATION)
         yield (
-            f"how a judge of a service would rule: the assistant judges {difference.prompts_there} prompts without a key; "
+            f"how a service's judge would rule: the assistant judges {difference.prompts_there} prompts without a key; "
             f"judge_model claude-... or openai:MODEL can take {difference.prompts_needed} and show {seen:.2g}; "
             "the evaluation's plan says what that costs"
         )

@@ -17,7 +17,7 @@ from ..core.paths import writable_folder
 from ..core.settings import Origin, Settings
 from ..data.columns import ColumnMap
 from ..data.holdout import Holdout, Question, Source, write_split
-from ..doctrine.rules import rule
+from ..doctrine.rules import integer, rule
 from ..evals.statistics.power import WORST_DEVIATION, items_needed, minimal_detectable_effect
 from ..jobs.experiment_plan import PLAN_FILE, Alternative, Decision, ExperimentPlan, SmallestDifference, load_plan
 from ..jobs.kinds import KINDS
