@@ -49,9 +49,9 @@ async def propose_plan(
 ) -> Annotated[CallToolResult, PlanAnswer]:
     """Plan an experiment from data and a goal: method, model, settings, evaluation, runs, cost, each with its reason.
 
-    Writes a folder with the split data, plan.yaml and configs for the start tools and run_judge_eval. Use it first when
-    nothing is decided: "what should I do with this file?". It trains nothing. Not for one question about the data
-    (check_dataset) or the rank (validate_capacity).
+    Writes a folder with the split data, plan.yaml and configs for start_sft, start_dpo or start_grpo and
+    run_judge_eval. Use it first when nothing is decided: "here is my data, where do I start, SFT or DPO or RL?". It
+    trains nothing. Not for one question about the data (check_dataset) or the rank (validate_capacity).
     """
     if not goal.strip() or len(goal) > _LONGEST_GOAL:
         raise ConfigError(f"a goal has 1 to {_LONGEST_GOAL} characters, this one {len(goal):,}", where="goal")

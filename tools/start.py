@@ -59,10 +59,11 @@ def start_sft(
 def start_dpo(
     config: ConfigPath = None, overrides: Overrides = None, validate_only: ValidateOnly = False, plan_id: PlanId = None
 ) -> Annotated[CallToolResult, Started]:
-    """Start preference training (DPO, cDPO, IPO, length-normalized; or loss: reward_model) as a background job.
+    """Start preference training (DPO, cDPO, IPO, length-normalized), or a reward model, as a background job.
 
-    Use it for pairs of a better and a worse answer. Not for single answers (start_sft) or a score (start_grpo). Needs
-    base_model and train_file (prompt, chosen, rejected); load_checkpoint takes an SFT job's id.
+    Use it for pairs or comparisons of a better and a worse answer (loss: reward_model learns to score). Not for single
+    answers (start_sft) or a score (start_grpo). Needs base_model and train_file (prompt, chosen, rejected);
+    load_checkpoint takes an SFT job's id.
     """
     return _start("dpo", config, overrides, validate_only=validate_only, plan_id=plan_id)
 
@@ -72,7 +73,7 @@ def start_grpo(
 ) -> Annotated[CallToolResult, Started]:
     """Start reinforcement learning from rewards (GRPO, Dr. GRPO, DAPO, PPO, CISPO, GSPO) as a background job.
 
-    Use it if a program can score answers. Not for pairs: start_dpo.
+    Use it if a program, a reward model or a judge with a rubric can score answers. Not for pairs: start_dpo.
     Needs base_model, train_file (prompts, and answer or tests), and reward_type, rewards or environment. Try the reward
     first: check_dataset with reward_config. Then wait_for_job; rollouts.jsonl shows what the model said.
     """
