@@ -52,8 +52,8 @@ def _place(file: Path, config: dict[str, Any]) -> tuple[str, str]:
     then = (
         f"If so, next is {following[0]}."
         if following
-        else f"Next is {plan.evaluation} with this job as finetuned_model: it needs a win rate of "
-        f"{0.5 + effect.points:.0%} on {effect.prompts_there} prompts, of which {effect.prompts_needed} would show it."
+        else f"Next is {plan.evaluation} with this job as finetuned_model. What matters is a win rate of "
+        f"{0.5 + effect.points:.0%}; {effect.prompts_needed} prompts show it, and {effect.prompts_there} are there."
     )
     return f"Plan: {plan.goal}", f"Rung {rung.rung}, which decides: {rung.decides}. {then}"
 
