@@ -1,10 +1,13 @@
-"""What was meant before a run started (hypothesis, primary metric, stop rule), and what the run answers."""
+"""What was meant before a run started (hypothesis, metric, stop rule, plan), and what the run answers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from ..core.errors import ConfigError
+from ..jobs.experiment_plan import load_plan, rung_of
 from .diagnosis import Change, Diagnosis, measure_change
 from .metric_names import ALIASES
 from .runs import Run
@@ -16,17 +19,43 @@ _HIGHER = ("accuracy", "reward", "margin", "score", "win", "entropy", "exact", "
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """The plan of an experiment, as its config holds it; None where it says nothing."""
+    """The plan of an experiment, as its config holds it; None where it says nothing.
+
+    ``place``: what its plan file was for, and where on its ladder this run stands with what comes next.
+    """
 
     hypothesis: str | None
     primary_metric: str | None
     stop_rule: str | None
+    place: tuple[str, str] | None = None
 
 
 def experiment_of(config: dict[str, Any]) -> Experiment | None:
     """The plan in a run's config, or None if there is none."""
-    parts = [str(config[k]).strip() if config.get(k) else None for k in KEYS]
-    return Experiment(*parts) if any(parts) else None
+    hypothesis, metric, stop = (str(config[k]).strip() if config.get(k) else None for k in KEYS)
+    place = _place(Path(str(config["plan_file"])), config) if config.get("plan_file") else None
+    plan = Experiment(hypothesis, metric, stop, place)
+    return plan if plan != Experiment(None, None, None) else None
+
+
+def _place(file: Path, config: dict[str, Any]) -> tuple[str, str]:
+    try:
+        plan = load_plan(file)
+    except ConfigError as error:
+        return f"Plan: {file.name}", f"It cannot be read any more: {error}"
+    rung = rung_of(plan, config)
+    if rung is None:
+        return f"Plan: {plan.goal}", "This run is on no rung of its ladder."
+    names = [each.rung for each in plan.ladder]
+    following = names[names.index(rung.rung) + 1 :]
+    effect = plan.smallest_difference
+    then = (
+        f"If so, next is {following[0]}."
+        if following
+        else f"Next is {plan.evaluation} with this job as finetuned_model. What matters is a win rate of "
+        f"{0.5 + effect.points:.0%}; {effect.prompts_needed} prompts show it, and {effect.prompts_there} are there."
+    )
+    return f"Plan: {plan.goal}", f"Rung {rung.rung}, which decides: {rung.decides}. {then}"
 
 
 def lower_is_better(metric: str) -> bool:
@@ -45,7 +74,7 @@ def primary_change(run: Run, metric: str) -> Change | None:
 
 def answer_to(plan: Experiment, diagnosis: Diagnosis) -> list[tuple[str, str]]:
     """The plan's parts, each with what the run says to it."""
-    rows: list[tuple[str, str]] = []
+    rows: list[tuple[str, str]] = [plan.place] if plan.place else []
     metric = plan.primary_metric
     change = primary_change(diagnosis.run, metric) if metric else diagnosis.change
     named = metric or (change.metric if change else "any known metric")

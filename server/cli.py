@@ -140,6 +140,32 @@ def run(
 
 
 @cli.command()
+@click.argument("data")
+@click.option("--goal", required=True, metavar="TEXT", help="What should get better, or a metric.")
+@click.option("--base-model", metavar="MODEL", help="Default: one is proposed.")
+@click.option("--budget-usd", type=click.FloatRange(0, min_open=True), metavar="USD", help="For all runs together.")
+@click.option(
+    "--wanted-effect", type=click.FloatRange(0, 0.5, min_open=True, max_open=True), help="Win rate above 0.5."
+)
+@click.option("--max-answer-tokens", type=click.IntRange(1), help="The longest answer of use, such as for latency.")
+@click.option("--val-file", metavar="FILE", help="Rows held out already.")
+@click.option("--test-set", metavar="FILE", help="Test rows set aside already.")
+@click.option("--columns", metavar="YAML", help="Which columns are what: '{prompt: question, completion: answer}'.")
+@click.option("--output-dir", metavar="DIR", help="Default: beside the data.")
+@click.option("--backend", type=click.Choice(get_args(BackendName)), default="embedded", show_default=True)
+@click.option("--base-url", metavar="URL", help="Of backend cluster.")
+@_json
+def plan(data: str, as_json: bool, **options: Any) -> int:
+    """Plan an experiment from DATA and a goal; trains nothing.
+
+    Writes the plan, configs that run as they are, and the data split in three.
+    """
+    from .model_commands import plan
+
+    return plan(data, as_json=as_json, **options)
+
+
+@cli.command()
 @click.argument("job", type=JobId(), required=False)
 @click.option("-f", "--follow", "action", flag_value="follow", help="Show progress until it ends.")
 @click.option("--cancel", "action", flag_value="cancel", help="Stop it; a checkpoint is saved first.")

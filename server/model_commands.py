@@ -12,7 +12,7 @@ from ..core.errors import ConfigError, StorageError
 from ..core.files import storage_errors
 from ..core.names import BackendName
 from .output import in_commands, show, show_json
-from .run_command import answer_of, content_of
+from .run_command import answer_of, content_of, plan_text
 
 if TYPE_CHECKING:
     from mcp.server.mcpserver import Context
@@ -93,6 +93,25 @@ def _lines_of(path: Path) -> list[str]:
     if not prompts:
         raise StorageError("the file holds no prompt", where=str(path), fix="Write one per line")
     return prompts
+
+
+def plan(data: str, *, as_json: bool, columns: str | None, **options: Any) -> int:
+    """Write a plan from data and a goal, and print it."""
+    from ..core.yaml_loading import quick_yaml
+    from ..tools.propose_plan import PlanAnswer, propose_plan
+
+    arguments = {"train_file": data, "columns": quick_yaml(columns) if columns else None, **options}
+    while True:
+        answer = answer_of(propose_plan, ctx=cast("Context", Spoken()), **arguments)
+        made = PlanAnswer.model_validate(content_of(answer))
+        if made.done:
+            break
+    if as_json:
+        show_json(content_of(answer))
+        return 0
+    show(plan_text(answer))
+    show(f"Next: {in_commands(made.next)}")
+    return 0
 
 
 class Spoken:

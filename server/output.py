@@ -18,6 +18,7 @@ _RUN, _JOBS = f"{PROGRAM} run", f"{PROGRAM} jobs"
 COMMANDS: Mapping[str, str] = {
     "check_dataset": f"{PROGRAM} data check FILE",
     "prepare_dataset": f"{PROGRAM} data prepare SOURCE OUTPUT_DIR",
+    "propose_plan": "ml-researcher plan DATA --goal TEXT",
     "list_jobs": _JOBS,
     "get_job": f"{_JOBS} {{}}",
     "wait_for_job": f"{_JOBS} {{}} --follow",

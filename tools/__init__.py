@@ -17,6 +17,7 @@ from .jobs import cancel_job, get_job, list_jobs, resume_job, wait_for_job
 from .manage_checkpoints import manage_checkpoints
 from .models import list_models, sample_model
 from .prepare import prepare_dataset
+from .propose_plan import propose_plan
 from .start import start_dpo, start_grpo, start_sft
 from .validate_capacity import validate_capacity
 
@@ -43,6 +44,7 @@ class ToolSpec:
 
 
 TOOLS: tuple[ToolSpec, ...] = (
+    ToolSpec(propose_plan, "Propose a plan", idempotent=True, open_world=True),
     ToolSpec(find_datasets, "Find data sets", read_only=True, idempotent=True, open_world=True),
     ToolSpec(check_dataset, "Check a training file", read_only=True, idempotent=True, open_world=True),
     ToolSpec(prepare_dataset, "Prepare data files"),

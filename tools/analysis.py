@@ -55,8 +55,9 @@ async def analyze_run(
 ) -> Annotated[CallToolResult, Analysis]:
     """Diagnose one run from its whole curves: causes with evidence and rule, what it learned, next experiment, report.
 
-    Reads our jobs, cookbook metrics.jsonl, TRL/transformers trainer_state.json and CSV. Use it for "why", also while
-    a run goes on. Not for status or errors: get_job; for several runs use compare_runs, for a data file check_dataset.
+    Reads our jobs, cookbook metrics.jsonl, TRL/transformers trainer_state.json and CSV. Use it for "why did the loss
+    rise, does it overfit?", also while a run goes on. Not for status or errors: get_job; for several runs use
+    compare_runs, for a data file check_dataset.
     """
     analysis, png, names = await anyio.to_thread.run_sync(_analyzed, run)
     lines = [analysis.verdict]
@@ -108,8 +109,8 @@ async def compare_runs(
 ) -> Annotated[CallToolResult, RunsCompared]:
     """Compare training runs: changed settings first, then one metric by step and tokens, within the noise; a report.
 
-    Use it for "did that help?". It needs ids: list_jobs finds them. Not for one run: analyze_run; not for the quality
-    of answers: run_judge_eval.
+    Use it for "did that help, or is it the seed's noise?". It needs ids: list_jobs finds them. Not for one run:
+    analyze_run; not for the quality of answers: run_judge_eval.
     """
     compared, png, names = await anyio.to_thread.run_sync(_compared, runs, metric)
     short = len(compared.settings) <= _MOST_SETTINGS

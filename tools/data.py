@@ -70,7 +70,7 @@ async def check_dataset(
     ] = None,
     columns: ColumnsArgument = None,
 ) -> Annotated[CallToolResult, DatasetAnswer]:
-    """Check a training file (supervised rows or preference pairs), or a reward, before paying for a run.
+    """Check a training file (supervised rows or preference pairs), or a reward function, before paying for a run.
 
     Reports bad rows by line, tokens and truncation, duplicates, overlap with the validation file and damaged
     text, and shows one example with its loss mask. Pairs: contradictions, a bias for length. Reward: distribution,

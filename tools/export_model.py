@@ -61,7 +61,7 @@ async def export_checkpoint(
     backend: Annotated[BackendName | None, Field(description="Of a tinker:// path")] = None,
     base_url: str | None = None,
 ) -> Annotated[CallToolResult, ExportAnswer]:
-    """Write a checkpoint to disk as a PEFT adapter or a merged model, and publish it if asked.
+    """Write a checkpoint to disk as a PEFT adapter or a merged model, and publish it on Hugging Face if asked.
 
     Use it to serve or keep a result. publish_to only if the user asked for an upload. Not for trying it: sample_model.
     """

@@ -57,7 +57,7 @@ def list_jobs(
 ) -> Annotated[CallToolResult, JobList]:
     """List training jobs, newest first, with their state and progress.
 
-    Use it to find a job id, or to see what runs. Not for one job's numbers: get_job.
+    Use it when no id is given: to find one, or to see what runs or ran. Not for one job's numbers: get_job.
     """
     registry = Registry()
     control.sweep(registry)
@@ -72,7 +72,7 @@ def list_jobs(
 
 
 def get_job(job_id: JobId, since_step: SinceStep = None) -> Annotated[CallToolResult, JobView]:
-    """Show one job now: state, progress, latest losses, alerts, checkpoints, and what to do next.
+    """Show the status of one job now: progress, latest losses, alerts, checkpoints, and what to do next.
 
     Use it for a look now. To wait for progress use wait_for_job instead of calling this in a loop.
     """
@@ -110,7 +110,7 @@ def cancel_job(
     job_id: JobId,
     hard: Annotated[bool, Field(description="Kill it now, without a checkpoint")] = False,
 ) -> Annotated[CallToolResult, JobChange]:
-    """Stop a queued or running job. It writes a checkpoint first, so resume_job can go on from there.
+    """Stop or kill a queued or running job. It writes a checkpoint first, so resume_job can go on from there.
 
     Use it with an id, which list_jobs finds; hard=true only if a graceful cancel does not end it.
     """
@@ -128,8 +128,8 @@ def resume_job(
 ) -> Annotated[CallToolResult, JobChange]:
     """Let a failed, cancelled or interrupted job go on from its last complete checkpoint, under the same id.
 
-    Use it after a crash, a cancel_job, or when the cause that get_job named is fixed. Not for other settings: start
-    a new job.
+    Use it after a crash, a reboot, a cancel_job, a reached cost cap, or when the cause that get_job named is fixed.
+    Not for other settings: start a new job.
     """
     job = control.resume(Registry(), job_id, max_cost_usd=max_cost_usd)
     return answer(JobChange(**row(job), next=next_step(job)), summary(view(job)))

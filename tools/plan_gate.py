@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # The arguments of every tool that starts a job.
 ConfigPath = Annotated[str | None, Field(description="Path of a YAML config, or template://sft and the like")]
 Overrides = Annotated[dict[str, Any] | None, Field(description="Settings that win over the file's")]
-ValidateOnly = Annotated[bool, Field(description="Only show the plan")]
+ValidateOnly = Annotated[bool, Field(description="Only show plan and cost")]
 PlanId = Annotated[str | None, Field(description="From the plan the user agreed to")]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,10 +61,11 @@ def start_sft(
 def start_dpo(
     config: ConfigPath = None, overrides: Overrides = None, validate_only: ValidateOnly = False, plan_id: PlanId = None
 ) -> Annotated[CallToolResult, Started]:
-    """Start preference training (DPO, cDPO, IPO, length-normalized; or loss: reward_model) as a background job.
+    """Start preference training (DPO, cDPO, IPO, length-normalized), or a reward model, as a background job.
 
-    Use it for pairs of a better and a worse answer. Not for single answers (start_sft) or a score (start_grpo). Needs
-    base_model and train_file (prompt, chosen, rejected); load_checkpoint takes an SFT job's id. Returns plan or job.
+    Use it for pairs or comparisons of a better and a worse answer (loss: reward_model learns to score). Not for single
+    answers (start_sft) or a score (start_grpo). Needs base_model and train_file (prompt, chosen, rejected);
+    load_checkpoint takes an SFT job's id. Returns plan or job.
     """
     return _start("dpo", config, overrides, validate_only=validate_only, plan_id=plan_id)
 
@@ -73,7 +75,7 @@ def start_grpo(
 ) -> Annotated[CallToolResult, Started]:
     """Start reinforcement learning from rewards (GRPO, Dr. GRPO, DAPO, PPO, CISPO, GSPO) as a background job.
 
-    Use it if a program can score answers. Not for pairs: start_dpo.
+    Use it if a program, a reward model or a judge with a rubric can score answers. Not for pairs: start_dpo.
     Needs base_model, train_file (prompts, and answer or tests), and reward_type, rewards or environment. Try the reward
     first: check_dataset with reward_config. Then wait_for_job; rollouts.jsonl shows what the model said.
     """
@@ -85,6 +87,10 @@ def _start(
 ) -> CallToolResult:
     settings, parents = _with_jobs(kind, resolve_name(KINDS[kind].load)(config_path(config), overrides))
     plan: Plan[Any] = resolve_name(KINDS[kind].plan)(settings)
+    if plan.settings.config.plan_file is not None:
+        from ..jobs.experiment_plan import require_kept
+
+        require_kept(Path(plan.settings.config.plan_file), plan.kind, plan.settings)
     plan.check_services()
     launch = Launch(
         kind=plan.kind,

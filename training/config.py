@@ -69,6 +69,8 @@ class TrainingConfig(BaseModel):
     primary_metric: str | None = Field(None, max_length=80, description="The metric that decides, as logged: test/nll")
     stop_rule: str | None = Field(None, max_length=300, description="When to stop, decided in advance; for people")
 
+    plan_file: str | None = Field(None, description="plan.yaml of propose_plan; a start that contradicts it is refused")
+
     lora_rank: Positive = Field(32, description="LoRA rank; a small one suffices for RL")
     lora_alpha: Literal[32] = Field(32, description="Fixed at 32 on Tinker and on the embedded engine")
     apply_to: tuple[Component, ...] = Field(COMPONENTS, min_length=1, description="Which layers get adapters")

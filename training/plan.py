@@ -129,6 +129,8 @@ def prepared(settings: Settings[AnyConfig], *, judged: bool = False) -> Settings
         keep("train_file", resolved(config.train_file, partial(locate, "train_file"), where=where))
     if config.val_file is not None:
         keep("val_file", str(locate("val_file", config.val_file)))
+    if config.plan_file is not None:
+        changes["plan_file"] = (str(settings.data_file("plan_file", config.plan_file)), settings.origins["plan_file"])
     if config.output_dir is not None:
         changes["output_dir"] = (str(user_path(config.output_dir).absolute()), settings.origins["output_dir"])
     return settings.derived(changes)

