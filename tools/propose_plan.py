@@ -12,8 +12,9 @@ from pydantic import BaseModel, Field
 from ..core.errors import ConfigError
 from ..core.names import BackendName
 from ..core.paths import state_folder, user_path
+from ..data.sources import DataSource
 from .answers import answer, number
-from .background import CALL_AGAIN, ColumnsArgument, WorkProgress, data_path, file_identity, run_in_background
+from .background import CALL_AGAIN, ColumnsArgument, WorkProgress, data_sources, file_identity, run_in_background
 from .data import TrainFile
 
 if TYPE_CHECKING:
@@ -59,10 +60,14 @@ async def propose_plan(
         raise ConfigError("backend cluster needs base_url, and no other takes one", where="base_url")
     from ..training.proposal import Wish
 
-    train = data_path(train_file)
+    names = {"train_file": train_file, "val_file": val_file or None, "test_set": test_set or None}
+    sources, fetching = await data_sources(ctx, **names)
+    if sources is None:
+        return answer(PlanAnswer(done=False, next=CALL_AGAIN), f"Still {fetching.message}. {CALL_AGAIN}")
+    train = sources["train_file"]
     folder = user_path(output_dir).absolute() if output_dir else _folder(train_file, train)
     wish = Wish(
-        train_file=train,
+        train_file=train.path,
         goal=goal,
         base_model=base_model,
         backend=backend,
@@ -70,8 +75,8 @@ async def propose_plan(
         budget_usd=budget_usd,
         wanted_effect=wanted_effect,
         max_answer_tokens=max_answer_tokens,
-        val_file=data_path(val_file, "val_file") if val_file else None,
-        test_set=data_path(test_set, "test_set") if test_set else None,
+        val_file=sources["val_file"].path if val_file else None,
+        test_set=sources["test_set"].path if test_set else None,
         columns=columns,
         folder=folder,
     )
@@ -96,10 +101,11 @@ def _written(wish: Wish) -> tuple[ExperimentPlan, list[Path]]:
     return proposal.plan, write_proposal(proposal, wish.folder)
 
 
-def _folder(name: str, train: Path) -> Path:
-    """Where a plan goes that was given no place: beside the data, and for packaged data in our state."""
-    parent = state_folder("plans") if name.startswith("demo:") else train.parent
-    return parent / f"{train.stem.partition('.')[0].replace('*', '')}-plan"
+def _folder(name: str, train: DataSource) -> Path:
+    """Where a plan goes that was given no place: beside the data, and for packaged data and the hub's in our state."""
+    is_ours = name.startswith("demo:") or train.reference is not None
+    parent = state_folder("plans") if is_ours else train.path.parent
+    return parent / f"{train.path.stem.partition('.')[0].replace('*', '')}-plan"
 
 
 def _answer(plan: ExperimentPlan, files: list[Path], folder: Path) -> CallToolResult:

@@ -29,7 +29,8 @@ SKILLS = sorted(ROOT.glob("skills/*/SKILL.md"))
 REFERENCES = sorted(ROOT.glob("skills/*/references/*.md"))
 REGISTERED = {spec.function.__name__ for spec in TOOLS}
 FAMILY = (
-    "propose validate find check prepare start run list get wait cancel resume analyze compare sample export submit manage"
+    "propose find check prepare validate start run list get wait cancel resume analyze compare sample export submit "
+    "manage"
 ).split()
 # Words in code spans that look like a tool and are an argument, a file or a setting.
 NOT_TOOLS = {"validate_only", "run_name", "resume_from"}
