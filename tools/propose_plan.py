@@ -86,7 +86,7 @@ async def propose_plan(
         return _written(wish)
 
     files = (wish.train_file, wish.val_file, wish.test_set)
-    key = ("plan", repr(wish), *map(file_identity, files), (folder / "plan.yaml").exists())
+    key = ("plan", repr(wish), *map(file_identity, files), file_identity(folder / "plan.yaml"))
     made, progress = await run_in_background(key, work, ctx)
     if made is None:
         return answer(PlanAnswer(done=False, next=CALL_AGAIN), f"Still {progress.message}. {CALL_AGAIN}")

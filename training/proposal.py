@@ -17,6 +17,7 @@ from ..core.paths import writable_folder
 from ..core.settings import Origin, Settings
 from ..data.columns import ColumnMap
 from ..data.holdout import Holdout, Question, Source, write_split
+from ..data.shards import digest_of
 from ..doctrine.rules import integer, rule
 from ..evals.statistics.power import WORST_DEVIATION, items_needed, minimal_detectable_effect
 from ..jobs.experiment_plan import PLAN_FILE, Alternative, Decision, ExperimentPlan, SmallestDifference, load_plan
@@ -82,9 +83,10 @@ class Wish:
 
     @property
     def asked(self) -> dict[str, Any]:
-        """The same as a plan keeps it."""
+        """The same as a plan keeps it, with the SHA-256 of each file."""
         made = {name: getattr(self, name) for name in self.__slots__ if name != "folder"}
-        return {name: str(value) if isinstance(value, Path) else value for name, value in made.items()}
+        sums = {f"{name}_sha256": digest_of(value) for name, value in made.items() if isinstance(value, Path)}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in made.items()} | sums
 
 
 @dataclass(frozen=True, slots=True)

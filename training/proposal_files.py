@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from ..core.errors import ConfigError
 from ..core.files import write_atomically
 from ..core.foreign_text import visible
 from ..jobs.experiment_plan import PLAN_FILE, ExperimentPlan
@@ -32,6 +33,7 @@ def write_proposal(proposal: Proposal, folder: Path) -> list[Path]:
     """Write the plan and its configs beside the data that `propose` wrote; the plan last.
 
     Raises:
+        ConfigError: If the plan that is there was changed.
         StorageError: If the folder takes no files.
     """
     plan = proposal.plan
@@ -52,6 +54,11 @@ def write_proposal(proposal: Proposal, folder: Path) -> list[Path]:
     if proposal.next_stage is not None:
         texts[NEXT_STAGE] = _config("RL after the SFT run of the plan, on the same rows.", proposal.next_stage, {})
     texts[PLAN_FILE] = _plan(plan)
+    existing = folder / PLAN_FILE
+    if existing.exists() and existing.read_text(encoding="utf-8") != texts[PLAN_FILE]:
+        raise ConfigError(
+            "it is not as it was written; it is kept", where=str(existing), fix="Give another output_dir, or remove it"
+        )
     for name, text in texts.items():
         write_atomically(folder / name, text)
     return [folder / name for name in texts]

@@ -265,6 +265,18 @@ def test_another_plan_is_never_written_over(file: Path) -> None:
     assert of(file, "plan.yaml").read_text() == before
 
 
+def test_a_plan_that_was_changed_by_hand_is_kept_and_so_is_one_of_other_data(file: Path) -> None:
+    proposed(file, demonstrations())
+    plan = of(file, "plan.yaml")
+    plan.write_text(plan.read_text().replace("value: 32", "value: 16"))
+    assert "not as it was written; it is kept" in refused(train_file=str(file), goal="better answers")
+    assert "value: 16" in plan.read_text()
+    train = of(file, "train.jsonl").read_text()
+    file.write_text("".join(json.dumps(row) + "\n" for row in demonstrations(90)))
+    assert "is the plan of something else" in refused(train_file=str(file), goal="better answers")
+    assert of(file, "train.jsonl").read_text() == train
+
+
 # The plan holds what starts
 
 
