@@ -26,7 +26,7 @@ from ..shards import facts_of
 from .card import README, Prepared, Removed, Written, card_text, readme_text
 from .choice import SPLITS, Choice, choose
 from .settings import CARD, Method, PrepareSettings
-from .survey import Progress, Survey, as_line, prepared_rows, take_in
+from .survey import Criteria, Progress, Survey, as_line, prepared_rows, take_in
 
 _PROGRESS_ROWS = 8192
 # Rows that can be read and not rendered.
@@ -63,18 +63,10 @@ def prepare(
         )
     files_read = [*(source.file for source in settings.sources), *settings.benchmarks]
     facts = {str(path): facts_of(path) for path in files_read}
+    criteria = Criteria(method, settings.group_by, renderer, settings.max_tokens, settings.benchmarks)
     survey = Survey()
     for source in settings.sources:
-        take_in(
-            survey,
-            source,
-            method,
-            group_by=settings.group_by,
-            renderer=renderer,
-            max_tokens=settings.max_tokens,
-            benchmarks=settings.benchmarks,
-            progress=progress,
-        )
+        take_in(survey, source, criteria, progress)
     progress(len(survey.numbers), "looking for repeats")
     choice = choose(survey, settings)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -7,9 +7,8 @@ import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from ...core.errors import DataError
 from ...core.files import short_digest
 from ...models.chat import ChatRenderer, Message, words_of
 from ..columns import RowMapper
+from ..finding_kinds import BAD_ROW
 from ..finding_rows import finding_rows
 from ..formats import read_prompt, read_row
 from ..mixtures import Source
@@ -30,6 +30,7 @@ from ..words import words_in
 from .settings import Method
 
 _BATCH = 1024
+_BATCH_CHARACTERS = 2**24
 _HIDDEN = "unmapped."
 Progress = Callable[[int, str], None]
 
@@ -132,59 +133,78 @@ class Survey:
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
-def take_in(
-    survey: Survey,
-    source: Source,
-    method: Method,
-    *,
-    group_by: str | None,
-    renderer: ChatRenderer | None,
-    max_tokens: int | None,
-    benchmarks: Sequence[Path],
-    progress: Progress,
-) -> None:
-    """Read a source once more than its check does, and note what is known of each row.
+@dataclass(frozen=True, slots=True)
+class Criteria:
+    """What rows are looked at for.
+
+    Attributes:
+        method: What they are to be used for.
+        group_by: A column whose values must not cross files.
+        renderer: Of the model that counts tokens.
+        max_tokens: Tokens that a row may have.
+        benchmarks: Test sets that no row may come from.
+    """
+
+    method: Method
+    group_by: str | None = None
+    renderer: ChatRenderer | None = None
+    max_tokens: int | None = None
+    benchmarks: Sequence[Path] = ()
+
+
+def take_in(survey: Survey, source: Source, criteria: Criteria, progress: Progress) -> None:
+    """Note what is known of each row of a source: it is read twice, once for what it says, once for its findings.
 
     Raises:
         DataError: If a file as a whole cannot be read, or a row has no value to be grouped by.
     """
     before = len(survey.numbers)
-    grouping = RowMapper({"cluster_id": group_by}) if group_by else None
-    rows = prepared_rows(source)
-    text_kinds: dict[str, list[int]] = {}
-    while chunk := list(islice(rows, _BATCH)):
-        words: list[str] = []
-        for row, made in chunk:
-            index = len(survey.numbers)
-            survey.numbers.append(row.number)
-            content = _content(row, made, method)
-            survey.usable.append(not isinstance(content, DataError))
-            if isinstance(content, DataError):
-                _note_bad(survey, index, content)
-                _append(survey, 0, 0, 0)
-                continue
-            words.append(content.words)
-            _append(survey, _digest(content.exact), _digest(content.opening), _group(row, source, grouping))
-            if method == "rl":
-                for problem in _rl_findings(made, content, renderer, max_tokens):
-                    text_kinds.setdefault(problem, []).append(index)
-        survey.sketches.add(words_in(words))
-        progress(len(survey.numbers), "rows read")
+    of_prompts = _read(survey, source, criteria, progress)
     survey.sizes.append(len(survey.numbers) - before)
-    numbers = np.frombuffer(survey.numbers, dtype=np.int64)[before:].copy()
-    found: Mapping[str, Any] = text_kinds
-    if method != "rl":
-        found = finding_rows(
+    found: Mapping[str, NDArray[np.int64]] = {
+        kind: np.asarray(rows, dtype=np.int64) for kind, rows in of_prompts.items()
+    }
+    if criteria.method != "rl":
+        numbers = np.frombuffer(survey.numbers, dtype=np.int64)[before:].copy()
+        of_lines = finding_rows(
             source.file,
-            renderer=renderer,
-            max_seq_len=max_tokens,
-            benchmark_files=benchmarks,
+            renderer=criteria.renderer,
+            max_seq_len=criteria.max_tokens,
+            benchmark_files=criteria.benchmarks,
             columns=source.columns,
             progress=progress,
         )
-        found = {kind: before + np.searchsorted(numbers, lines) for kind, lines in found.items()}
-    for name, lines in found.items():
-        survey.found.setdefault(name, []).append(np.asarray(lines, dtype=np.int64))
+        found = {kind: before + np.searchsorted(numbers, lines) for kind, lines in of_lines.items()}
+    for name, rows in found.items():
+        survey.found.setdefault(name, []).append(rows)
+
+
+def _read(survey: Survey, source: Source, criteria: Criteria, progress: Progress) -> dict[str, list[int]]:
+    """Take in what the rows of a source say; the findings of prompts for RL, which have no other check."""
+    grouping = RowMapper({"cluster_id": criteria.group_by}) if criteria.group_by else None
+    found: dict[str, list[int]] = {}
+    words: list[str] = []
+    size = 0
+    for row, made in prepared_rows(source):
+        index = len(survey.numbers)
+        survey.numbers.append(row.number)
+        content = _content(row, made, criteria.method)
+        survey.usable.append(not isinstance(content, DataError))
+        if isinstance(content, DataError):
+            _note_bad(survey, index, content)
+            _append(survey, 0, 0, 0)
+            continue
+        _append(survey, _digest(content.exact), _digest(content.opening), _group(row, source, grouping))
+        for name in _rl_findings(made, content, criteria):
+            found.setdefault(name, []).append(index)
+        words.append(content.words)
+        size += len(content.words)
+        if len(words) >= _BATCH or size >= _BATCH_CHARACTERS:
+            survey.sketches.add(words_in(words))
+            progress(len(survey.numbers), "rows read")
+            words, size = [], 0
+    survey.sketches.add(words_in(words))
+    return found
 
 
 def _content(row: Row, made: Fields | DataError, method: Method) -> Content | DataError:
@@ -227,14 +247,14 @@ def _note_bad(survey: Survey, index: int, error: DataError) -> None:
     survey.bad.setdefault(pattern, []).append(index)
 
 
-def _rl_findings(
-    made: Fields | DataError, content: Content, renderer: ChatRenderer | None, max_tokens: int | None
-) -> Iterator[str]:
+def _rl_findings(made: Fields | DataError, content: Content, criteria: Criteria) -> Iterator[str]:
+    if criteria.method != "rl" or isinstance(made, DataError):
+        return
     yield from text_problems(content.words)
-    if renderer is None or max_tokens is None or isinstance(made, DataError):
+    if criteria.renderer is None or criteria.max_tokens is None:
         return
     try:
-        if len(renderer.generation_prompt(read_prompt(made))) > max_tokens:
+        if len(criteria.renderer.generation_prompt(read_prompt(made))) > criteria.max_tokens:
             yield "truncated"
     except DataError:
-        yield "bad_row"
+        yield BAD_ROW
