@@ -36,8 +36,9 @@ async def find_datasets(
     """Search data sets on the Hugging Face hub by words, or look at one by its reference.
 
     A look shows configs, splits, columns, rows, bytes, licence, a row, the `columns` it needs, and the exact reference
-    (pinned to a commit) that train_file, val_file and test_set take. Use it if there is no local file yet. Not for
-    local files, nor for what is wrong with rows: check_dataset. HF_TOKEN opens gated sets.
+    (pinned to a commit) that train_file, val_file and test_set take. Use it if there is no local file yet; with one:
+    propose_plan. Not for faults in rows (check_dataset), files of a known set (prepare_dataset) or rows that a model is
+    to write (start_generation). HF_TOKEN opens gated sets.
     """
     from ..data.hub_reference import parse_reference
 

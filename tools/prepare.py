@@ -19,7 +19,7 @@ from .background import CALL_AGAIN, ColumnsArgument, WorkProgress, file_identity
 
 if TYPE_CHECKING:
     from ..data.preparing.card import Prepared, Removed
-    from ..data.preparing.settings import PrepareSettings
+    from ..data.preparing.prepare_config import PrepareSettings
 
 _SHOWN_REASONS = 8
 # What is wrong with a value is said by the check of the settings; a schema of it would be long.
@@ -79,7 +79,7 @@ async def prepare_dataset(
     cannot be used go, with counts and one line each. Rows with one prompt, and near duplicates, stay in one file.
     Overwrites nothing.
     """
-    from ..data.preparing.settings import load_prepare_settings
+    from ..data.preparing.prepare_config import load_prepare_settings
 
     given = {
         "source": source,
@@ -111,7 +111,7 @@ async def prepare_dataset(
 
 
 def _prepare(settings: PrepareSettings, output: Path, report: WorkProgress) -> Prepared:
-    from ..data.preparing.prepare import prepare
+    from ..data.preparing.prepared_files import prepare
     from ..models.renderers import load_renderer
 
     report.message = "the sources are being opened"

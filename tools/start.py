@@ -65,7 +65,7 @@ def start_dpo(
 
     Use it for pairs or comparisons of a better and a worse answer (loss: reward_model learns to score). Not for single
     answers (start_sft) or a score (start_grpo). Needs base_model and train_file (prompt, chosen, rejected);
-    load_checkpoint takes an SFT job's id. Returns plan or job.
+    load_checkpoint takes an SFT job's id. Missing pairs: find_datasets, start_generation.
     """
     return _start("dpo", config, overrides, validate_only=validate_only, plan_id=plan_id)
 

@@ -12,7 +12,7 @@ from typing import Any
 from ...core.foreign_text import foreign, named
 from ..finding_kinds import BAD_ROW, KINDS
 from .choice import NOT_TAKEN, TOO_LONG
-from .settings import Method, PrepareSettings
+from .prepare_config import Method, PrepareSettings
 
 README = "README.md"
 _REASONS: Mapping[str, str] = {

@@ -14,7 +14,7 @@ from ...core.foreign_text import foreign
 from ..finding_kinds import BAD_ROW
 from ..mixtures import Mix, pass_order
 from ..near_duplicates import SimilarPair, similar_pairs
-from .settings import REPEATS, PrepareSettings
+from .prepare_config import REPEATS, PrepareSettings
 from .survey import Survey
 
 SPLITS = ("train", "val", "test")

@@ -27,7 +27,7 @@ from ..row_files import Row, read_rows
 from ..row_turns import Fields, kind
 from ..text_checks import text_problems
 from ..words import words_in
-from .settings import Method
+from .prepare_config import Method
 
 _BATCH = 1024
 _BATCH_CHARACTERS = 2**24

@@ -19,8 +19,8 @@ from tool_calls import call
 
 from sota_ml_researcher.core.errors import DataError, ResearcherError, StorageError
 from sota_ml_researcher.core.files import sha256_of
-from sota_ml_researcher.data.preparing.prepare import prepare
-from sota_ml_researcher.data.preparing.settings import REMOVABLE, load_prepare_settings
+from sota_ml_researcher.data.preparing.prepare_config import REMOVABLE, load_prepare_settings
+from sota_ml_researcher.data.preparing.prepared_files import prepare
 from sota_ml_researcher.data.row_files import read_rows
 from sota_ml_researcher.data.supervised import load_sft_data
 from sota_ml_researcher.models.renderers import load_renderer
@@ -398,8 +398,8 @@ def test_of_two_at_once_exactly_one_wins(tmp_path: Path) -> None:
 WRITER = """
 import resource, sys
 from pathlib import Path
-from sota_ml_researcher.data.preparing.prepare import prepare
-from sota_ml_researcher.data.preparing.settings import load_prepare_settings
+from sota_ml_researcher.data.preparing.prepared_files import prepare
+from sota_ml_researcher.data.preparing.prepare_config import load_prepare_settings
 
 limit = int(sys.argv[3])
 if limit:
@@ -488,7 +488,7 @@ def test_every_finding_can_be_removed_by_its_id(tmp_path: Path) -> None:
 
 
 def test_slow_work_is_waited_for_with_the_same_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sota_ml_researcher.data.preparing import prepare as preparing
+    from sota_ml_researcher.data.preparing import prepared_files as preparing
     from sota_ml_researcher.tools import background
 
     source = write(tmp_path / "a.jsonl", [qa(i) for i in range(5)])

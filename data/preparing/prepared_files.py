@@ -25,7 +25,7 @@ from ..preference_check import kind_of
 from ..shards import facts_of
 from .card import README, Prepared, Removed, Written, card_text, readme_text
 from .choice import SPLITS, Choice, choose
-from .settings import CARD, Method, PrepareSettings
+from .prepare_config import CARD, Method, PrepareSettings
 from .survey import Criteria, Progress, Survey, as_line, prepared_rows, take_in
 
 _PROGRESS_ROWS = 8192
