@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_serializer, model_validator
 
 from ..core.errors import ConfigError
+from ..core.paths import user_path
 from .columns import ColumnMap, Columns
+from .hub_reference import parse_reference
 from .row_turns import as_fields
 from .shards import digest_of, shards
 
@@ -121,7 +123,10 @@ def resolved(sources: Sources, resolve: Callable[[str], Path], *, where: str) ->
     Raises:
         ConfigError: If two of them hold the same file, or bear one name.
     """
-    found = [source.model_copy(update={"path": str(resolve(source.path))}) for source in sources]
+    found = [
+        source.model_copy(update={"path": str(resolve(source.path)), "name": source.name or _of_hub(source.path)})
+        for source in sources
+    ]
     seen: dict[Path, Source] = {}
     for source in found:
         for shard in shards(source.file):
@@ -138,6 +143,13 @@ def resolved(sources: Sources, resolve: Callable[[str], Path], *, where: str) ->
     if twice := [str(name) for name, count in names.items() if count > 1]:
         raise ConfigError(f"two sources are called '{twice[0]}'", where=where, fix="Give each a name: of its own")
     return tuple(named)
+
+
+def _of_hub(path: str) -> str | None:
+    """The name of a data set of the hub, which lies in a folder that is called by its commit."""
+    if user_path(path).exists() or parse_reference(path, where="train_file") is None:
+        return None
+    return path.rpartition("@")[0][-60:]
 
 
 def _named(source: Source, is_shared: bool) -> Source:
