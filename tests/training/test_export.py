@@ -120,7 +120,7 @@ def test_the_worker_process_answers_for_its_result_and_its_errors(
 def test_a_worker_that_dies_is_a_sentence(request_: ExportRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sota_ml_researcher.training.export._WORKER", "sota_ml_researcher.no_such_worker")
     with pytest.raises(BackendError, match=r"the export stopped \(1\): .*No module named"):
-        export(request_, Backend("cluster", "http://127.0.0.1:9", KEY), progress=silent)
+        export(request_, Backend("tinker", "http://127.0.0.1:9", KEY), progress=silent)
 
 
 def test_a_folder_in_the_way_is_kept(request_: ExportRequest) -> None:
