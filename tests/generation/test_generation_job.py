@@ -127,7 +127,7 @@ def test_the_rows_of_a_teacher_can_be_trained_on(tmp_path: Path) -> None:
 def test_a_model_that_cannot_follow_is_left_with_what_it_said(tmp_path: Path) -> None:
     model = tiny_model_with_room(tmp_path)
     config = {"recipe": "questions", "model": str(model), "max_response_tokens": 8, "passage_chars": 200}
-    with pytest.raises(BackendError, match="gave no answer that can be read on the first 2"):
+    with pytest.raises(BackendError, match=r"gave no answer that can be read on the first \d+"):
         make(tmp_path, **config, documents=documents(tmp_path, 25))
     said = rows(Context(tmp_path / "run"), "answers.jsonl")
     assert len(said) >= 60
@@ -137,7 +137,7 @@ def test_a_model_that_cannot_follow_is_left_with_what_it_said(tmp_path: Path) ->
 @pytest.mark.usefixtures("shared_engine")
 def test_a_judge_on_the_backend_that_gives_no_verdict_ends_the_job(tmp_path: Path) -> None:
     model = f"tinker:{tiny_model_with_room(tmp_path)}"
-    with pytest.raises(BackendError, match="gave no readable verdict on its first 2"):
+    with pytest.raises(BackendError, match=r"gave no readable verdict on its first \d+ questions"):
         make(tmp_path, **TAUGHT, num_samples=40, judge_model=model, judge_max_tokens=64)
 
 

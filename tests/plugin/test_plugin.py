@@ -225,7 +225,7 @@ def test_the_command_of_the_snippets_answers() -> None:
 
 
 # A page of the SDK's methods, whose names look like tools.
-OF_THE_SDK = {"engine-methods.md"}
+OF_THE_SDK = {"engine-methods.md", "clusters.md"}
 
 
 def test_the_docs_name_only_what_exists() -> None:

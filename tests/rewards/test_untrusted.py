@@ -138,8 +138,8 @@ def test_a_program_that_wears_its_tests_out_earns_nothing_rather_than_no_score(a
 
 def test_an_answer_that_breaks_past_the_time_limit_still_earns_nothing() -> None:
     """Reading it outlasts the limit and then fails: the alarm is heard while the failure is being reported."""
-    slow = RewardPart.model_validate({"type": "code", "timeout_s": 0.05})
-    program = WRITES.format("b'()' * 600000 + b'\\n'")
+    slow = RewardPart.model_validate({"type": "code", "timeout_s": 0.3})
+    program = WRITES.format("b'()' * 1900000 + b'\\n'")
     (score,) = scored(slow, (problem(tests="assert double(1) == 2"), program))
     assert (score.reward, score.failed) == (0.0, False), score.note
 

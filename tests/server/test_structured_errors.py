@@ -9,7 +9,7 @@ from tool_calls import result_of, text_of, with_client
 
 CASES: list[tuple[str, dict[str, Any], dict[str, str]]] = [
     ("start_sft", {"config": "/nowhere.yaml"}, {"kind": "config", "place": "/nowhere.yaml"}),
-    ("check_dataset", {"train_file": "/nowhere.jsonl"}, {"kind": "data", "place": "/nowhere.jsonl"}),
+    ("check_dataset", {"train_file": "/nowhere.jsonl"}, {"kind": "config", "place": "train_file"}),
     ("check_dataset", {}, {"kind": "arguments", "place": "check_dataset", "fix": ""}),
     ("get_job", {"job_id": "sft-000000"}, {"kind": "job"}),
     ("check_dataset", {"train_file": "demo:sft_train", "base_model": "demmo"}, {"kind": "model", "place": "demmo"}),

@@ -95,7 +95,7 @@ def test_a_benchmark_in_the_rows_and_a_rule_for_each_finding_are_named(tmp_path:
     assert content["report"]["benchmarks"][0]["found"] == 1
     failed, text, _ = call("check_dataset", train_file=file, benchmark_files=[str(tmp_path / "absent.jsonl")])
     assert failed
-    assert "absent.jsonl: no such file" in text
+    assert "benchmark_files[0]: no such file" in text
 
 
 def test_findings_of_pairs_have_their_rows_and_rules(tmp_path: Path) -> None:

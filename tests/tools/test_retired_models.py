@@ -58,7 +58,7 @@ def test_what_the_service_serves_is_not_called_retired() -> None:
 
 def test_every_plan_on_hosted_tinker_warns_of_a_retired_model_and_no_other_plan_does() -> None:
     def warnings(backend: str, base_model: str) -> list[str]:
-        return backend_warnings(cast("Any", SimpleNamespace(backend=backend, base_model=base_model)))
+        return backend_warnings(cast("Any", SimpleNamespace(backend=backend, base_model=base_model, base_url=None)))
 
     assert warnings("tinker", RETIRED) == [f"Tinker retired {RETIRED} on 2026-06-12: take Qwen/Qwen3.6-27B instead"]
     assert warnings("tinker", "Qwen/Qwen3-8B") == []
