@@ -56,7 +56,11 @@ def test_what_the_service_serves_is_not_called_retired() -> None:
     ]
 
 
-def test_every_plan_on_hosted_tinker_warns_of_a_retired_model_and_no_other_plan_does() -> None:
+def test_every_plan_on_hosted_tinker_warns_of_a_retired_model_and_no_other_plan_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sota_ml_researcher.training.plan.differences", lambda _config: [])  # asks no cluster
+
     def warnings(backend: str, base_model: str) -> list[str]:
         return backend_warnings(cast("Any", SimpleNamespace(backend=backend, base_model=base_model, base_url=None)))
 
