@@ -117,10 +117,11 @@ def _source(path: Path, columns: ColumnMap | None) -> tuple[Source, str | None]:
             raise DataError(
                 "the rows have prompts and no answers, pairs or tests: there is nothing to learn from yet",
                 where=path.name,
-                fix="Have a model answer them, or write a reward that scores answers (doctrine://method_choice)",
+                fix="Have a model answer them (start_generation), or write a reward that scores answers (doctrine://method_choice)",
             )
         raise error
-    return Source(path, proposal.columns, proposal.use), proposal.block
+    use: Use = "preferences" if proposal.use == "preferences" else "supervised"
+    return Source(path, proposal.columns, use), proposal.block
 
 
 def _use(head: Sequence[Mapping[str, Any]]) -> Use:
