@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 from mcp import Client
@@ -15,7 +15,7 @@ from rich.table import Table
 
 from ..core.paths import demo_data
 from ..models.smollm2 import SMOLLM2_NAME, fetch_smollm2
-from .session import Interval, Job, Session, Stage
+from .session import Interval, Job, Session, Stage, exit_code, verdict_text
 
 # What it promises, in shares of the held-out messages whose JSON is right to the last character.
 RIGHT_BEFORE, RIGHT_AFTER = 0.05, 0.95
@@ -174,17 +174,11 @@ def _share_valid(said: Sequence[str], wanted: Sequence[str]) -> float:
 
 def show_first_model(result: FirstModelResult, *, as_json: bool) -> int:
     """Print the result, as a table or as JSON; returns the exit code."""
-    if as_json:
-        print(result.model_dump_json())
-    else:
-        _show_table(result)
-    if not result.targets_met:
-        print(
-            f"ml-researcher demo: a target was missed: right JSON must go from at most {RIGHT_BEFORE:.0%} to at least "
-            f"{RIGHT_AFTER:.0%} of the held-out messages, and the tuned model be judged better.",
-            file=sys.stderr,
-        )
-    return 0 if result.targets_met else 1
+    promise = (
+        f"right JSON must go from at most {RIGHT_BEFORE:.0%} to at least {RIGHT_AFTER:.0%} of the held-out messages, "
+        "and the tuned model be judged better."
+    )
+    return exit_code(result, partial(_show_table, result), as_json=as_json, met=result.targets_met, promise=promise)
 
 
 def _show_table(result: FirstModelResult) -> None:
@@ -196,8 +190,7 @@ def _show_table(result: FirstModelResult) -> None:
         f"{result.right_before:.0%}",
         f"{result.right_after:.0%}",
     )
-    low, high = result.judge_interval
-    verdict = f"{result.judge_verdict}: win rate {result.judge_win_rate:.2f}, 95% interval {low:.2f} to {high:.2f}"
+    verdict = verdict_text(result.judge_verdict, result.judge_win_rate, result.judge_interval)
     table.add_row("judged against its base", "", verdict)
     table.add_row(
         f"then GRPO, {result.grpo.steps} steps: right JSON",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
+from functools import partial
 
 from mcp import Client
 from pydantic import BaseModel
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..core.paths import demo_data
-from .session import Interval, Session, Stage
+from .session import Interval, Session, Stage, exit_code, verdict_text
 
 TEST_PROMPTS = 50
 MAX_TOKENS = 24
@@ -134,18 +134,12 @@ def test_set() -> tuple[list[str], list[str]]:
 
 def show_result(result: DemoResult, *, as_json: bool) -> int:
     """Print the result, as a table or as JSON; returns the exit code."""
-    if as_json:
-        print(result.model_dump_json())
-    else:
-        _show_table(result)
-    if not result.targets_met:
-        print(
-            f"ml-researcher demo: a target was missed: exact match must go from below {WORST_BEFORE:.0%} to above "
-            f"{BEST_AFTER:.0%}, held-out NLL must halve, the tuned model be judged better, pair accuracy (DPO) must "
-            f"reach {PAIR_ACCURACY:.0%}, the mean reward (GRPO) go from at most {REWARD_BEFORE} to {REWARD_AFTER}.",
-            file=sys.stderr,
-        )
-    return 0 if result.targets_met else 1
+    promise = (
+        f"exact match must go from below {WORST_BEFORE:.0%} to above {BEST_AFTER:.0%}, held-out NLL must halve, the "
+        f"tuned model be judged better, pair accuracy (DPO) must reach {PAIR_ACCURACY:.0%}, the mean reward (GRPO) go "
+        f"from at most {REWARD_BEFORE} to {REWARD_AFTER}."
+    )
+    return exit_code(result, partial(_show_table, result), as_json=as_json, met=result.targets_met, promise=promise)
 
 
 def _show_table(result: DemoResult) -> None:
@@ -156,8 +150,7 @@ def _show_table(result: DemoResult) -> None:
         f"{result.exact_match_before:.0%}",
         f"{result.exact_match_after:.0%}",
     )
-    low, high = result.judge_interval
-    verdict = f"{result.judge_verdict}: win rate {result.judge_win_rate:.2f}, 95% interval {low:.2f} to {high:.2f}"
+    verdict = verdict_text(result.judge_verdict, result.judge_win_rate, result.judge_interval)
     table.add_row("judged against its base", "", verdict)
     table.add_row(f"'{result.example_prompt}'", repr(result.example_before), repr(result.example_after))
     stages = [(name, stage) for name, stage in (("DPO", result.dpo), ("GRPO", result.grpo)) if stage]

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -79,6 +79,23 @@ class Evaluation(BaseModel):
 
     job: Job
     verdict: Judged
+
+
+def verdict_text(verdict: str, win_rate: float, interval: Sequence[float]) -> str:
+    """What an evaluation concluded, in one line."""
+    low, high = interval
+    return f"{verdict}: win rate {win_rate:.2f}, 95% interval {low:.2f} to {high:.2f}"
+
+
+def exit_code(result: BaseModel, table: Callable[[], None], *, as_json: bool, met: bool, promise: str) -> int:
+    """Print a demo's result, as JSON or by ``table``, and its ``promise`` where that was not kept: the exit code."""
+    if as_json:
+        print(result.model_dump_json())
+    else:
+        table()
+    if not met:
+        print(f"ml-researcher demo: a target was missed: {promise}", file=sys.stderr)
+    return 0 if met else 1
 
 
 class Session(ABC, Generic[Result]):
