@@ -74,6 +74,13 @@ class Run:
         return series if series is not None and len(series) >= least else None
 
 
+def _without_summed_weights(run: Run) -> None:
+    """Forget what earlier versions of ours logged as tokens with loss: the weights of the rows, 1 for each row."""
+    counted, rows = run.series.get("loss_tokens"), run.config.get("batch_size")
+    if counted is not None and isinstance(rows, int) and len(counted) and float(counted.values.max()) <= rows:
+        del run.series["loss_tokens"]
+
+
 def load_run(target: str, *, extra: Iterable[str] = ()) -> Run:
     """Read a run by job id, folder or file.
 
@@ -93,6 +100,7 @@ def load_run(target: str, *, extra: Iterable[str] = ()) -> Run:
     run = from_raw(read_metrics(file, extra=extra), name=job.id if job else _name(file), extra=extra)
     run.job = job
     run.config = _config(file.parent)
+    _without_summed_weights(run)
     run.planned_steps = (job.total_steps if job else None) or run.planned_steps
     run.quiet_s = max(0.0, time.time() - file.stat().st_mtime)
     run.kind = _kind(run)

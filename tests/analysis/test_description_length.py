@@ -145,9 +145,12 @@ def test_the_real_log_of_our_own_job_counts_as_by_hand() -> None:
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [r for r in records if "train_mean_nll" in r]
     last = [r["test/nll"] for r in records if "test/nll" in r][-1]
-    coded = sum(r["train_mean_nll"] * r["num_loss_tokens"] for r in steps)
-    tokens = sum(r["num_loss_tokens"] for r in steps)
+    # It is of a version that logged the rows' weights as tokens with loss: all tokens are what is left to count.
+    assert {r["num_loss_tokens"] for r in steps} == {12.0}
+    coded = sum(r["train_mean_nll"] * r["num_tokens"] for r in steps)
+    tokens = sum(r["num_tokens"] for r in steps)
     learned = told(load_run(str(folder)))
+    assert "Tokens are all of them" in learned.text
     assert learned.bits == pytest.approx((coded - tokens * last) / math.log(2))
     assert learned.parameters == 79_648
 

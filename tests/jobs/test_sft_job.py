@@ -24,6 +24,7 @@ def test_a_job_trains_keeps_its_best_and_can_be_cancelled_and_resumed(tmp_path: 
     losses = curve(whole)
     assert sorted(losses) == list(range(101))
     assert losses[99]["train_mean_nll"] < losses[0]["train_mean_nll"] * 0.8
+    assert losses[0]["num_sequences"] < losses[0]["num_loss_tokens"] < losses[0]["num_tokens"]
     validated = {step: metrics["test/nll"] for step, metrics in losses.items() if "test/nll" in metrics}
     assert sorted(validated) == [0, 30, 60, 90, 100]
     result = run_files.result(whole.folder)

@@ -83,7 +83,7 @@ class Supervised:
             **optimizer,
             "num_sequences": len(batch),
             "num_tokens": tokens_in(batch),
-            "num_loss_tokens": float(sum(weights_of(datum).sum() for datum in batch)),
+            "num_loss_tokens": sum(int(np.count_nonzero(weights_of(datum))) for datum in batch),
             **likelihood("train_mean_", batch, logprobs, self._renderer),
         }
 
