@@ -18,7 +18,7 @@ from ..models.smollm2 import SMOLLM2_NAME, fetch_smollm2
 from .session import Interval, Job, Session, Stage, exit_code, verdict_text
 
 # What it promises, in shares of the held-out messages whose JSON is right to the last character.
-RIGHT_BEFORE, RIGHT_AFTER = 0.05, 0.95
+RIGHT_BEFORE, RIGHT_AFTER = 0.05, 0.7
 _TEST = "support_test"
 _FILES = {"base_model": SMOLLM2_NAME, "train_file": "demo:support_train", "val_file": "demo:support_val"}
 _SFT = {

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from job_helpers import cancelled, curve, ended, resumed, settings, start, wait_until
+from job_helpers import cancelled, curve, ended, logged, resumed, settings, start, wait_until
 
 from sota_ml_researcher.core.errors import DataError, StorageError
 from sota_ml_researcher.jobs import control, run_files
@@ -24,7 +24,8 @@ def test_a_job_trains_keeps_its_best_and_can_be_cancelled_and_resumed(tmp_path: 
     losses = curve(whole)
     assert sorted(losses) == list(range(101))
     assert losses[99]["train_mean_nll"] < losses[0]["train_mean_nll"] * 0.8
-    assert losses[0]["num_sequences"] < losses[0]["num_loss_tokens"] < losses[0]["num_tokens"]
+    counted = logged(whole, "num_loss_tokens", "num_tokens")[0]
+    assert 16 < counted["num_loss_tokens"] < counted["num_tokens"]  # a batch has 16 rows
     validated = {step: metrics["test/nll"] for step, metrics in losses.items() if "test/nll" in metrics}
     assert sorted(validated) == [0, 30, 60, 90, 100]
     result = run_files.result(whole.folder)
