@@ -73,11 +73,13 @@ Sources: TypeAlias = tuple[Source, ...]
 
 
 def _checked(sources: Sources) -> Sources:
-    """The same sources, if their amounts go together and no two bear one name.
+    """The same sources, if there are any, their amounts go together and no two bear one name.
 
     Raises:
         ValueError: If not.
     """
+    if not sources:
+        raise ValueError("the list is empty: name one source at least")
     given = [[key for key in _AMOUNTS if getattr(source, key) is not None] for source in sources]
     for source, keys in zip(sources, given, strict=True):
         if len(keys) > 1:
@@ -102,7 +104,7 @@ def _branch(value: Any) -> str:
 # What a config may say of its training rows: one path, or a list of sources.
 TrainFile = Annotated[
     Annotated[str, Field(min_length=1), Tag("file")]
-    | Annotated[Sources, Field(min_length=1), AfterValidator(_checked), Tag("sources")],
+    | Annotated[Sources, AfterValidator(_checked), Tag("sources")],
     Discriminator(_branch),
 ]
 

@@ -90,7 +90,7 @@ def test_rows_seen_of_each_source_are_counted_as_they_will_be() -> None:
         ([{"path": "a", "wieght": 1}], "train_file[0][wieght]: unknown key. Did you mean 'weight'?"),
         ([{"weight": 1}], "train_file[0][path]: this key is required and missing"),
         ([5], "train_file[0]: a mapping (key: value) is needed, got 5"),
-        ([], "train_file: at least 1 entries are needed"),
+        ([], "train_file: the list is empty: name one source at least"),
         ([{"path": "a", "columns": {"prompt": ["x", "y"]}}], "prompt takes one column"),
         (7, "train_file: text is needed, got 7"),
         ("", "train_file: "),
