@@ -103,8 +103,7 @@ def _branch(value: Any) -> str:
 
 # What a config may say of its training rows: one path, or a list of sources.
 TrainFile = Annotated[
-    Annotated[str, Field(min_length=1), Tag("file")]
-    | Annotated[Sources, AfterValidator(_checked), Tag("sources")],
+    Annotated[str, Field(min_length=1), Tag("file")] | Annotated[Sources, AfterValidator(_checked), Tag("sources")],
     Discriminator(_branch),
 ]
 
