@@ -248,7 +248,7 @@ def _storage(kind: int, path: Path) -> Any:
         storage = gguf.GGMLQuantizationType(kind)
         name = storage.name
         gguf.quants.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[storage][1]), np.uint8), storage)
-    except (ValueError, NotImplementedError) as error:
+    except (ValueError, NotImplementedError) as error:  # how the package says so of a type it cannot read
         raise ModelError(
             f"its weights are stored as {name}, which the package gguf cannot turn into numbers",
             where=str(path),

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import anyio
-from mcp import Client, StdioServerParameters
+from client_session import printed_session
 
 from sota_ml_researcher.core.paths import demo_data
 
@@ -36,33 +34,20 @@ def write_sheet(path: Path) -> None:
 async def session(home: Path) -> None:
     """Run it, with everything under ``home``."""
     write_sheet(home / "sheet.csv")
-    env = {**os.environ, "ML_RESEARCHER_HOME": str(home / "state")}
-    server = StdioServerParameters(
-        command=sys.executable, args=["-m", "sota_ml_researcher.server", "serve"], env=env, cwd=home
-    )
-    async with Client(server) as client:
-
-        async def call(tool: str, **arguments: Any) -> dict[str, Any]:
-            print(f"> {tool}({', '.join(f'{k}={v!r}' for k, v in arguments.items())})".replace(str(home), "~"))
-            result = await client.call_tool(tool, arguments)
-            print(result.content[0].text.replace(str(home), "~") + "\n", flush=True)  # type: ignore[union-attr]
-            return result.structured_content or {}
+    async with printed_session(home, {"ML_RESEARCHER_HOME": str(home / "state")}) as shown:
 
         async def finished(tool: str, **arguments: Any) -> str:
-            job_id = (await call(tool, **arguments))["job_id"]
-            while True:
-                found = await client.call_tool("wait_for_job", {"job_id": job_id, "timeout_s": 50})
-                if (found.structured_content or {})["state"] not in {"queued", "starting", "running"}:
-                    await call("get_job", job_id=job_id)
-                    return job_id
+            job_id = (await shown.call(tool, **arguments))["job_id"]
+            await shown.ended(job_id)
+            return job_id
 
-        await call("propose_plan", train_file="sheet.csv", goal="answer as the sheet does", base_model="demo")
+        await shown.call("propose_plan", train_file="sheet.csv", goal="answer as the sheet does", base_model="demo")
         config, evaluation = "sheet-plan/experiment.yaml", "sheet-plan/evaluation.yaml"
-        await call("start_sft", config=config, overrides={"lora_rank": 8})
+        await shown.call("start_sft", config=config, overrides={"lora_rank": 8})
         await finished("run_judge_eval", config=evaluation)
         await finished("start_sft", config=config, overrides={"num_steps": 20})
         tuned = await finished("start_sft", config=config)
-        await call("analyze_run", run=tuned)
+        await shown.call("analyze_run", run=tuned)
         print("\n".join((home / "state" / "runs" / tuned / "analysis.md").read_text().splitlines()[:16]) + "\n")
         await finished("run_judge_eval", config=evaluation, overrides={"finetuned_model": tuned})
 

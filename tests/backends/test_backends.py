@@ -1,11 +1,11 @@
 import json
-import threading
 from collections.abc import Generator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
+from loopback_server import serving
 
 from sota_ml_researcher.backends import connection
 from sota_ml_researcher.core.errors import BackendError, ConfigError
@@ -31,14 +31,8 @@ def loopback(status: int, body: Any) -> Generator[tuple[str, list[str]]]:
         def log_message(self, format: str, *args: Any) -> None:
             """Keep the test's output clean."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", keys
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(Handler) as url:
+        yield url, keys
 
 
 def test_hosted_tinker_without_a_key_says_what_to_do() -> None:

@@ -1,12 +1,12 @@
 import json
-import threading
 from collections.abc import Generator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
 import pytest
+from loopback_server import serving
 
 from sota_ml_researcher.backends.billing import billed_by_job
 from sota_ml_researcher.backends.connection import Backend
@@ -71,13 +71,8 @@ def platform() -> Generator[tuple[Platform, Backend]]:
 
         def log_message(self, format: str, *args: Any) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield state, Backend("tinker", f"http://127.0.0.1:{server.server_port}", "tml-key-of-a-test")
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(Handler) as url:
+        yield state, Backend("tinker", url, "tml-key-of-a-test")
 
 
 def test_usage_is_summed_by_the_job_that_its_session_names(platform: tuple[Platform, Backend]) -> None:

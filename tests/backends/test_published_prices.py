@@ -1,15 +1,15 @@
 """The published price file, against a server on this machine that answers as the real site does, and worse."""
 
 import json
-import threading
 import time
 from collections.abc import Generator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
+from loopback_server import serving
 
 from sota_ml_researcher.backends.estimate import estimate_cost
 from sota_ml_researcher.backends.meter import Usage
@@ -67,12 +67,9 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Generator[Site]:
 
         def log_message(self, format: str, *args: Any) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv(URL_VARIABLE, f"http://127.0.0.1:{server.server_port}/models.json")
-    yield state
-    server.shutdown()
-    server.server_close()
+    with serving(Handler) as url:
+        monkeypatch.setenv(URL_VARIABLE, f"{url}/models.json")
+        yield state
 
 
 def aged(home: Path, **changes: Any) -> None:

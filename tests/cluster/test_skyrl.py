@@ -24,7 +24,11 @@ from sota_ml_researcher.jobs import run_files
 from sota_ml_researcher.jobs.states import Job, JobState
 from sota_ml_researcher.models.model_ref import resolve_model
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif("SKYRL_PYTHON" not in os.environ, reason="SKYRL_PYTHON names no Python that has SkyRL"),
+]
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "skyrl_server.sh"
 _START_S = 240.0
@@ -74,9 +78,7 @@ class Running:
 
 @pytest.fixture(scope="module")
 def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[Running]:
-    python = os.environ.get("SKYRL_PYTHON")
-    if not python:
-        pytest.skip("SKYRL_PYTHON names no Python that has SkyRL")
+    python = os.environ["SKYRL_PYTHON"]
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [str(SCRIPT), python, str(model), str(port)]

@@ -40,8 +40,8 @@ FAMILIES = ["llama", "qwen2", "qwen3", "qwen3_moe", "gemma2", "mistral", "gpt2"]
 SPEC = LoraSpec(rank=4, seed=1)
 
 
-def on_device(folder: Path, dtype: str = "float32", **options: object) -> LoadedModel:
-    return load_model("m", str(folder), LoadOptions(device=DEVICE, dtype=dtype, threads=1, **options))  # type: ignore[arg-type]
+def on_device(folder: Path, dtype: str = "float32", *, quantize: str | None = None) -> LoadedModel:
+    return load_model("m", str(folder), LoadOptions(device=DEVICE, dtype=dtype, threads=1, quantize=quantize))
 
 
 def gradient(adapter: TrainedAdapter) -> FloatArray:

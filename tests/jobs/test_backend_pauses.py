@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Generator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 from job_helpers import ended, settings, start, wait_until
+from loopback_server import serving
 
 from sota_ml_researcher.backends.connection import CLUSTER_KEY
 from sota_ml_researcher.backends.embedded import engine_key, ensure_engine
@@ -65,14 +65,8 @@ def proxy(upstream: str, door: Door) -> Generator[str]:
 
         def log_message(self, format: str, *args: Any) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        client.close()
+    with client, serving(Handler) as url:
+        yield url
 
 
 @pytest.mark.parametrize(

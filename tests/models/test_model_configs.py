@@ -2,13 +2,13 @@
 
 import json
 import socket
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from loopback_server import serving
 
 from sota_ml_researcher.core.errors import ModelError
 from sota_ml_researcher.models import configs
@@ -50,14 +50,9 @@ def _fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    point_to(monkeypatch, server.server_port)
-    yield
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Hub) as url:
+        point_to(monkeypatch, int(url.rpartition(":")[2]))
+        yield
 
 
 def folder(path: Path, text: str) -> ModelRef:

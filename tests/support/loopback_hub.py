@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pyarrow
 import pyarrow.parquet
+from loopback_server import serving
 
 TOKEN = "hf_testtokenofthehub0000"
 _LARGE = 64  # bytes from which a file is kept as LFS, whose SHA-256 the API states
@@ -305,12 +306,5 @@ def gsm8k(count: int = 40) -> HubRepository:
 def serving_hub(hub: Hub) -> Generator[str]:
     """The hub behind a port on loopback; yields the address."""
     handler = type("Handler", (_Handler,), {"hub": hub})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(handler) as url:
+        yield url

@@ -1,13 +1,13 @@
 """Models that the platform has retired: the service is asked first, and the table knows what replaces them."""
 
 import json
-import threading
 from collections.abc import Generator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from loopback_server import serving
 
 from sota_ml_researcher.core.errors import ModelError
 from sota_ml_researcher.tools.models import list_models
@@ -30,13 +30,10 @@ def platform(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
 
         def log_message(self, format: str, *args: Any) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("TINKER_API_KEY", "tml-key-of-a-test")
-    monkeypatch.setenv("TINKER_BASE_URL", f"http://127.0.0.1:{server.server_port}")
-    yield
-    server.shutdown()
-    server.server_close()
+    with serving(Handler) as url:
+        monkeypatch.setenv("TINKER_API_KEY", "tml-key-of-a-test")
+        monkeypatch.setenv("TINKER_BASE_URL", url)
+        yield
 
 
 @pytest.mark.usefixtures("platform")
