@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 
@@ -44,6 +45,7 @@ class DescriptionLength:
         error: Its standard error in bits, from the noise of the steps alone: that of the held-out loss is not logged.
         tokens: Tokens that were coded.
         counted: What those tokens are: with loss, or all of them.
+        by_row: Whether the logged losses count each row alike, as ours did before they were logged by token too.
         steps: Steps of the first pass.
         passes: Whether the log shows more than one pass.
         first_pass: Mean loss of the first pass, nats per token.
@@ -58,6 +60,7 @@ class DescriptionLength:
     error: float
     tokens: int
     counted: str
+    by_row: bool
     steps: int
     passes: bool
     first_pass: float
@@ -95,14 +98,16 @@ class DescriptionLength:
         first = "the first of several passes" if self.passes else "one pass"
         early = f" {self.early:.0%} of it came in the first tenth, as a format does." if self.early is not None else ""
         counted = "" if self.counted == _WITH_LOSS else f" Tokens are {self.counted}, so this is too much."
+        rows = " Its losses count each row alike: where rows differ much in length, this is off." if self.by_row else ""
         start = " It counts from the checkpoint that the run began at." if self.continued else ""
         return (
             f"Learned: {self.bits:,.0f} bits (± {self.error:,.0f}){per}: {self.reading} ({RULE}). It rests on {first}, "
             f"{self.steps} steps with {self.tokens:,} tokens at {self.first_pass:.3g} nats, and a held-out loss of "
-            f"{self.held_out:.3g} at step {self.held_out_step}.{early}{counted}{start}"
+            f"{self.held_out:.3g} at step {self.held_out_step}.{early}{counted}{rows}{start}"
         )
 
 
+_BY_ROW = "train_mean_nll"
 _WITH_LOSS, _ALL = "with loss", "all of them, prompts included"
 
 
@@ -126,7 +131,14 @@ def description_length(run: Run) -> DescriptionLength | str:
         return "several runs are in the log"
     if failed := next((failure for failure in failures_of(run) if failure.lasting), None):
         return f"the run failed at step {failed.step}"
-    loss, held_out = run.get("train_loss", least=_LEAST_STEPS), run.get("val_loss")
+    sources = run.config.get("train_file")
+    if isinstance(sources, list) and any(_repeats(source) for source in cast("list[object]", sources)):
+        return "a pass over its mixture may have rows of a source several times"
+    loss, held_out = run.get("token_loss", least=_LEAST_STEPS), run.get("val_token_loss")
+    by_row = False
+    if loss is None or held_out is None:
+        loss, held_out = run.get("train_loss", least=_LEAST_STEPS), run.get("val_loss")
+        by_row = loss is not None and loss.name == _BY_ROW
     tokens = run.get("loss_tokens") or run.get("tokens")
     counted = _WITH_LOSS if tokens is not None and tokens.name in ALIASES["loss_tokens"] else _ALL
     missing = {
@@ -161,6 +173,7 @@ def description_length(run: Run) -> DescriptionLength | str:
         early=early / bits if bits > noise_factor() * error else None,
         tokens=round(float(counts.sum())),
         counted=counted,
+        by_row=by_row,
         steps=int(end) - int(steps[0]) + int(np.median(np.diff(steps))),
         passes=bool(loss.steps[-1] > end),
         held_out=floor,
@@ -196,6 +209,12 @@ def learned_text(run: Run) -> str:
     """What a run learned in bits, or why its log cannot tell, in whole sentences."""
     learned = description_length(run)
     return f"How much it learned cannot be told: {learned}." if isinstance(learned, str) else learned.text
+
+
+def _repeats(source: object) -> bool:
+    """Whether a source of a mixture may give a row more than once in a pass."""
+    amounts = cast("dict[str, Any]", source) if isinstance(source, dict) else {}
+    return amounts.get("rows") is not None or (amounts.get("epochs") or 0) > 1
 
 
 def _end_of_first_pass(run: Run, loss: Series) -> int | None:

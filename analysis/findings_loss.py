@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..core.errors import ResearcherError
+from ..core.names import COMPONENTS
 from ..doctrine.rules import number
 from ..models.capacity import DataSize, capacity_report, verdict_band
 from ..models.configs import load_model_config
@@ -225,6 +226,8 @@ def capacity_ratio(run: Run) -> float | None:
     try:
         config = load_model_config(resolve_model(model))
         data = DataSize(loss_tokens=seen, rows=max(1, steps * size // passes), epochs=passes)
-        return capacity_report(config, lora_rank=rank, data=data, backend=str(run.config.get("backend"))).ratio
-    except (ResearcherError, ValueError):
+        parts = run.config.get("apply_to") or COMPONENTS
+        backend = str(run.config.get("backend"))
+        return capacity_report(config, lora_rank=rank, data=data, backend=backend, apply_to=parts).ratio
+    except (ResearcherError, ValueError, TypeError):
         return None

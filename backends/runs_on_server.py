@@ -45,7 +45,14 @@ async def run_from_state(
     rest = tinker.RestClient(base_url=backend.base_url, api_key=backend.api_key)
     saved = await rest.get_weights_info_by_tinker_path(state)
     rank = saved.lora_rank or 32
-    run = await service.create_lora_training_client(saved.base_model, rank=rank, user_metadata=metadata)
+    run = await service.create_lora_training_client(
+        saved.base_model,
+        rank=rank,
+        train_mlp=saved.train_mlp is not False,
+        train_attn=saved.train_attn is not False,
+        train_unembed=saved.train_unembed is not False,
+        user_metadata=metadata,
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of the SDK: newer servers make the run and load it at once
         load = run.load_state_with_optimizer if optimizer else run.load_state  # pyright: ignore[reportDeprecated]

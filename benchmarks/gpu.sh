@@ -52,6 +52,7 @@ PY
 
 # part NAME SECONDS COMMAND...: run it in the time that is left, at most SECONDS, and keep what it said.
 parts="$out/parts.jsonl"
+rm -f "$out"/bench-*.json "$out"/*.log  # of an earlier run
 : >"$parts"
 failed=0
 part() {

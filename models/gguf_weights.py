@@ -185,6 +185,8 @@ class GgufModel:
     def _llama3_scaling(self, config: Mapping[str, Any]) -> dict[str, Any]:
         stored: list[float] = next(self._file.values(self._file.tensors[_ROPE_FACTORS]))[0].tolist()
         size, factor = int(config["head_dim"]), max(stored)
+        if not factor > 0:
+            raise self._refusal("its positions are scaled by no positive number")
         wave_lengths = [2 * pi * float(config["rope_theta"]) ** (2 * i / size) for i in range(size // 2)]
         expected = [_llama3_factor(length, factor) for length in wave_lengths]
         if len(stored) != len(expected) or not all(

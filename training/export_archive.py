@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import tarfile
+import zlib
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from ..core.errors import BackendError
 from ..core.files import storage_errors
@@ -38,7 +39,7 @@ def fetch_archive(base_url: str, api_key: str, checkpoint: str, folder: Path) ->
         with httpx2.Client(timeout=_TIMEOUT_S, headers=headers) as client:
             answer = client.get(url)
             if answer.is_redirect:
-                there = answer.headers["location"]
+                there = urljoin(url, answer.headers["location"])
                 if urlsplit(there).netloc != urlsplit(base_url).netloc:
                     raise BackendError(
                         f"it sends on to {named(there)} for the archive", where=checkpoint, fix="Fetch it from there"
@@ -51,7 +52,7 @@ def fetch_archive(base_url: str, api_key: str, checkpoint: str, folder: Path) ->
     try:
         with tarfile.open(fileobj=io.BytesIO(answer.content)) as archive:
             _unpack(archive, folder)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, EOFError, zlib.error) as error:
         raise BackendError("what came is no archive", where=checkpoint) from error
 
 

@@ -121,18 +121,21 @@ def likelihood(
         renderer: Makes text of tokens.
 
     Returns:
-        ``nll``: mean negative log-likelihood in nats, weighted by the loss weights. ``bpb``: the same in bits per UTF-8
+        ``nll``: mean negative log-likelihood in nats, weighted by the loss weights. ``token_nll``: the same with every
+        trained token alike, so that a long row counts for more. ``bpb``: the same in bits per UTF-8
         byte of the trained text, comparable across tokenizers; special tokens count on neither side, since they carry
         no text and their number depends on the chat format. It is left out where no text is trained.
     """
-    weighted = weight = nats = 0.0
-    length = 0
+    weighted = weight = nats = plain = 0.0
+    length = tokens = 0
     for datum, lp in zip(data, logprobs, strict=True):
         weights, targets = weights_of(datum), np.asarray(datum.loss_fn_inputs["target_tokens"].data)
         weighted += float(np.dot(lp.numpy(), weights))
         weight += float(weights.sum())
+        plain += float(lp.numpy()[weights > 0].sum())
+        tokens += int(np.count_nonzero(weights))
         counted = (weights > 0) & ~np.isin(targets, renderer.special_tokens)
         nats += float(lp.numpy()[counted].sum())
         length += len(renderer.text_of(targets[counted].tolist()).encode())
-    metrics = {f"{prefix}nll": -weighted / weight}
+    metrics = {f"{prefix}nll": -weighted / weight, f"{prefix}token_nll": -plain / tokens}
     return metrics | ({f"{prefix}bpb": -nats / (math.log(2) * length)} if length else {})
