@@ -152,22 +152,18 @@ def test_rows_of_unequal_length_are_counted_by_token_where_the_log_has_it(tmp_pa
             }
         )
     records.append({"step": STEPS, "test/nll": 0.5, "test/token_nll": 200 / 210})
-    learned = told(load_run(str(written(tmp_path / "tokens", records))))
+    learned = told(written(tmp_path / "tokens", records))
     assert learned.bits == pytest.approx(sum(10 * 3 * (1 - s / STEPS) for s in range(STEPS)) / math.log(2), rel=1e-6)
     assert not learned.by_row
     by_row = [{k: v for k, v in record.items() if "token_nll" not in k} for record in records]
-    learned = told(load_run(str(written(tmp_path / "rows", by_row))))
+    learned = told(written(tmp_path / "rows", by_row))
     assert learned.by_row and "count each row alike" in learned.text
 
 
 def test_a_mixture_that_repeats_rows_has_no_first_pass(tmp_path: Path) -> None:
-    folder = written(tmp_path / "mixed", rows())
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    sources = [{"path": "a.jsonl", "epochs": 3}, {"path": "b.jsonl"}]
-    (folder / "config.yaml").write_text(yaml.safe_dump(config | {"train_file": sources}))
-    assert (
-        description_length(load_run(str(folder))) == "a pass over its mixture may have rows of a source several times"
-    )
+    mixture = {"train_file": [{"path": "a.jsonl", "epochs": 3}, {"path": "b.jsonl"}]}
+    run = written(tmp_path, rows(), {**DEMO, **mixture})
+    assert description_length(run) == "a pass over its mixture may have rows of a source several times"
 
 
 # --- real logs ----------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def test_the_two_files_are_taken_out(tmp_path: Path, sends_on_to: str | None) ->
 
 def test_another_servers_archive_is_not_fetched(tmp_path: Path) -> None:
     handler = answering(archive(FILES), sends_on_to="http://127.0.0.1:9/a.tar.gz")
-    with serving(handler) as url, pytest.raises(BackendError, match="it sends on to http://127.0.0.1:9/a.tar.gz"):
+    with serving(handler) as url, pytest.raises(BackendError, match="it sends on to http"):
         fetch_archive(url, "key", CHECKPOINT, tmp_path / "out")
 
 
