@@ -103,7 +103,8 @@ def _source(run: Run, source: Any) -> str | None:
     content = _content(run, fields.get("path"))
     if content is None:
         return None
-    return content + "".join(f" ({key} {fields[key]:g})" for key in ("weight", "rows", "epochs") if key in fields)
+    amounts = "".join(f" ({key} {fields[key]:g})" for key in ("weight", "rows", "epochs") if key in fields)
+    return content + amounts + (f" (columns {_frozen(fields['columns'])})" if "columns" in fields else "")
 
 
 def _frozen(value: Any) -> str:

@@ -125,15 +125,8 @@ def reading_of(per_parameter: float) -> str:
 
 def description_length(run: Run) -> DescriptionLength | str:
     """The excess description length of an SFT run; or why its log cannot tell, in half a sentence."""
-    if run.kind != "sft":
-        return "only supervised runs have one: elsewhere the answers come from the model"
-    if run.mixed:
-        return "several runs are in the log"
-    if failed := next((failure for failure in failures_of(run) if failure.lasting), None):
-        return f"the run failed at step {failed.step}"
-    sources = run.config.get("train_file")
-    if isinstance(sources, list) and any(_repeats(source) for source in cast("list[object]", sources)):
-        return "a pass over its mixture may have rows of a source several times"
+    if problem := _unfit(run):
+        return problem
     loss, held_out = run.get("token_loss", least=_LEAST_STEPS), run.get("val_token_loss")
     by_row = False
     if loss is None or held_out is None:
@@ -209,6 +202,20 @@ def learned_text(run: Run) -> str:
     """What a run learned in bits, or why its log cannot tell, in whole sentences."""
     learned = description_length(run)
     return f"How much it learned cannot be told: {learned}." if isinstance(learned, str) else learned.text
+
+
+def _unfit(run: Run) -> str:
+    """Why no log of such a run could tell, or empty."""
+    if run.kind != "sft":
+        return "only supervised runs have one: elsewhere the answers come from the model"
+    if run.mixed:
+        return "several runs are in the log"
+    if failed := next((failure for failure in failures_of(run) if failure.lasting), None):
+        return f"the run failed at step {failed.step}"
+    sources = run.config.get("train_file")
+    if isinstance(sources, list) and any(_repeats(source) for source in cast("list[object]", sources)):
+        return "a pass over its mixture may have rows of a source several times"
+    return ""
 
 
 def _repeats(source: object) -> bool:

@@ -36,6 +36,15 @@ class FindingKind:
 _ROWS_HOLD = "{row holds|rows hold}"
 _PERSONAL = "Remove the rows or replace what is personal, unless it is public and meant"
 _SECRET = "Revoke it and remove the rows: a model can repeat it"
+# What is looked for in the rows of a method: for pairs nothing that takes the whole file; for RL the words of prompts.
+SUPERVISED_ONLY = frozenset({"one_answer", "answer_cap", "length_outlier", "other_language"})
+IN_PROMPTS = frozenset(
+    {
+        "exact_duplicate", "near_duplicate", "truncated", "replacement_character", "mojibake", "control_character",
+        "chat_marker", "template_echo", "placeholder", "email_address", "phone_number", "ip_address", "iban",
+        "payment_card", "secret_key", "private_key",
+    }
+)  # fmt: skip
 # The ids are stable: prepare_dataset removes rows by them.
 KINDS: Mapping[str, FindingKind] = {
     "exact_duplicate": FindingKind(

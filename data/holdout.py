@@ -113,8 +113,9 @@ def write_split(
         DataError: If nothing is left to train on, or too little to set rows aside from.
         StorageError: If the folder takes no files.
     """
+    given = _digests(test) | _digests(val)
     prompts = sorted(
-        {q.digest for _, q in source.questions() if isinstance(q, Question)},
+        _digests(source) - given,
         key=lambda digest: short_digest(f"{seed} {digest.hex()}"),
     )
     shares: Any = rule(HOLDOUT_RULE).value
@@ -127,8 +128,7 @@ def write_split(
             fix="Give test_set and val_file, or more rows",
         )
     in_test, in_val = set(prompts[:tests]), set(prompts[tests : tests + vals])
-    given_test = {q.digest for _, q in test.questions() if isinstance(q, Question)} if test else set[bytes]()
-    aside = in_test | in_val | given_test
+    aside = in_test | in_val | given
     train = _write(folder / "train.jsonl", source, train_row, lambda q: q.digest not in aside)
     of_val = _write(folder / "val.jsonl", val or source, train_row, lambda q: val is not None or q.digest in in_val)
     seen: set[bytes] = set()
@@ -148,6 +148,11 @@ def write_split(
                 f"no {name} rows are left", where=source.path.name, fix="Check the files with check_dataset"
             )
     return Holdout(train, of_val, len(rows), repeated)
+
+
+def _digests(source: Source | None) -> set[bytes]:
+    """The prompts of a file that is given."""
+    return {q.digest for _, q in source.questions() if isinstance(q, Question)} if source else set()
 
 
 def _write(

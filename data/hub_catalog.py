@@ -277,6 +277,8 @@ def references(dataset: HubDataset, reference: HubReference) -> list[HubReferenc
     Raises:
         DataError: As `HubDataset.layout`, and if it has no configuration or split of that name.
     """
+    if reference.split in dataset.files and reference.config is None:
+        return [HubReference(dataset.repository, None, reference.split, reference.rows, dataset.commit)]
     layout = dataset.layout()
     where = str(reference)
     if reference.config is not None and reference.config not in layout:

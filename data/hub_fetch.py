@@ -71,10 +71,13 @@ def fetch(reference: HubReference, progress: Fetching | None = None) -> Fetched:
     size = sum(dataset.files[file].size for file in files)
     if exact.rows is None and size > MOST_BYTES:
         part = HubReference(exact.repository, exact.config, exact.split, 100_000, reference.revision)
+        from .hub_head import has_first_rows
+
+        smaller = "Name one smaller file of it, or try owner/name@refs/convert/parquet"
         raise DataError(
             f"it has {in_bytes(size)}, and no more than {in_bytes(MOST_BYTES)} are fetched whole",
             where=str(reference),
-            fix=f"Its first rows: {part}",
+            fix=f"Its first rows: {part}" if has_first_rows(files) else smaller,
         )
     folder = _view(dataset, exact)
     with FileLock(folder.with_name(f".{folder.name}.lock")):

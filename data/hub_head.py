@@ -104,6 +104,11 @@ def _batches(source: BinaryIO, target: Path, rows: int) -> int:
     return count
 
 
+def has_first_rows(files: Sequence[str]) -> bool:
+    """Whether the first rows of these files can be fetched without the rest."""
+    return all(kind_of_file(PurePosixPath(file)) in _HEADS for file in files)
+
+
 _HEADS: dict[str, Callable[[BinaryIO, Path, int], int]] = {
     ".jsonl": _lines,
     ".csv": _records,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,7 @@ from ..core.foreign_text import foreign
 from .column_proposal import unknown_shape
 from .hub_catalog import HubDataset, asked, hub_api, look_up, references
 from .hub_fetch import MOST_BYTES, fetch, in_bytes
+from .hub_head import has_first_rows
 from .hub_layout import DEFAULT
 from .hub_reference import HubReference
 from .row_files import read_rows
@@ -152,10 +153,12 @@ def _first_row(path: Path) -> tuple[str, str, str, dict[str, str]]:
 
 
 def _split_facts(dataset: HubDataset, exact: HubReference) -> SplitFacts:
-    layout = dataset.layout()
-    files = layout[exact.config or next(iter(layout))][str(exact.split)]
+    files: Sequence[str] = [str(exact.split)]
+    if exact.config is not None or exact.split not in dataset.files:
+        layout = dataset.layout()
+        files = layout[exact.config or next(iter(layout))][str(exact.split)]
     size = sum(dataset.files[file].size for file in files)
-    part = replace(exact, rows=100_000) if size > MOST_BYTES else exact
+    part = replace(exact, rows=100_000) if size > MOST_BYTES and has_first_rows(files) else exact
     return SplitFacts(str(part), size, _stated_rows(_stated(dataset, exact), str(exact.split)))
 
 

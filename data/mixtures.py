@@ -32,12 +32,12 @@ class Source(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    path: str = Field(min_length=1, description="A file, folder or pattern of shards, or demo:NAME")
+    path: str = Field(min_length=1, description="File, folder, pattern, demo:NAME or owner/name@revision")
     name: str | None = Field(None, min_length=1, max_length=60, description="What plans call it; null: the file's name")
     weight: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="Its share of the rows, beside the weights of the others"
     )
-    rows: int | None = Field(None, gt=0, description="Rows of it in each pass; more than it has repeat")
+    rows: int | None = Field(None, gt=0, le=10**8, description="Rows of it in each pass; more than it has repeat")
     epochs: float | None = Field(
         None, gt=0, le=1000, allow_inf_nan=False, description="How often a pass sees it; 0.25 is a quarter of it"
     )
@@ -195,7 +195,7 @@ class Mix:
         return cls((rows,), (rows,))
 
     @classmethod
-    def of(cls, sources: Sources, sizes: Sequence[int]) -> Mix:
+    def of(cls, sources: Sources, sizes: Sequence[int], *, where: str = "train_file") -> Mix:
         """The mix of sources with so many usable rows.
 
         With weights a pass ends when the first source has been seen once, so that no row is in it twice. Without any
@@ -217,7 +217,7 @@ class Mix:
                 key, value = ("weight", source.weight) if source.weight is not None else ("epochs", source.epochs)
                 raise ConfigError(
                     f"{key} {value:g} of {source.label} ({size:,} rows) is less than one row in a pass",
-                    where="train_file",
+                    where=where,
                     fix="Raise it, or leave the source out",
                 )
         return cls(tuple(sizes), tuple(taken))

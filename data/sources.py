@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, Thread
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from ..core.errors import ConfigError, DataError
@@ -86,11 +87,14 @@ class _Fetch:
     future: Future[Fetched]
     done: int = 0
     of: int = 0
+    ended_s: float | None = None
 
     def note(self, done: int, of: int) -> None:
         self.done, self.of = done, of
 
 
+# Nobody may come for the end of a fetch: what a branch was then does not hold for later calls.
+_KEPT_S = 600.0
 _fetches: dict[HubReference, _Fetch] = {}
 _lock = Lock()  # two calls for one data set must share one fetch
 
@@ -104,7 +108,7 @@ def _fetched(reference: HubReference, progress: Progress | None) -> Fetched:
         return fetch(reference, progress)
     with _lock:
         under_way = _fetches.get(reference)
-        if under_way is None:
+        if under_way is None or (under_way.ended_s is not None and monotonic() - under_way.ended_s > _KEPT_S):
             under_way = _fetches[reference] = _Fetch(Future())
             Thread(target=_run, args=(under_way, reference), daemon=True, name="hub-fetch").start()
     wait_for([under_way.future], patience)
@@ -112,7 +116,8 @@ def _fetched(reference: HubReference, progress: Progress | None) -> Fetched:
         far = f"{in_bytes(under_way.done)} of {in_bytes(under_way.of)}" if under_way.of else "the hub is being asked"
         raise DataError(f"it is still being fetched ({far})", where=str(reference), fix="Call again: the fetch goes on")
     with _lock:
-        _fetches.pop(reference, None)
+        if _fetches.get(reference) is under_way:
+            del _fetches[reference]
     return under_way.future.result()
 
 
@@ -123,3 +128,4 @@ def _run(under_way: _Fetch, reference: HubReference) -> None:
         under_way.future.set_result(fetch(reference, under_way.note))
     except BaseException as error:  # it belongs to the call that waits, which raises it
         under_way.future.set_exception(error)
+    under_way.ended_s = monotonic()

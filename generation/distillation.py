@@ -28,7 +28,9 @@ class Distillation(Recipe):
         if not self._told:
             raise DataError("the teacher's prompt is empty", where=str(file))
         self.template_hash = template_hash(self._told)
-        return row_tasks(self.config)
+        tasks = row_tasks(self.config)
+        self.require_references(tasks)
+        return tasks
 
     def opening(self, task: Task) -> Sequence[Message]:
         """The prompt after the teacher's own, which comes before the row's system turn if it has one."""

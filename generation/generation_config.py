@@ -177,6 +177,10 @@ class GenerationConfig(BaseModel):
             raise ValueError("teacher_prompt is empty")
         if self.recipe == "preferences" and self.judge_model is None:
             raise ValueError("recipe preferences needs judge_model, who ranks the answers")
+        if self.recipe == "rewrites" and self.answers == "none" and self.judge_model is not None:
+            raise ValueError("answers: none leaves no answer to judge: leave judge_model out")
+        if self.recipe in {"rewrites", "questions"} and self.judge is not None and self.judge.kind == "check":
+            raise ValueError(f"{self.judge.name} compares with references, and made prompts have none")
         if self.answers == "source" and set(self.operations) != {"paraphrase"}:
             raise ValueError("answers: source holds for operations: [paraphrase] only: others change what is right")
         if len(set(self.operations)) != len(self.operations):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..core.errors import DataError
 from ..models.chat import Message
 from .gate import Draft, Task, is_refusal
 from .jury import Ranking
@@ -25,11 +24,7 @@ class Preferences(Recipe):
         """Read the prompts, with references where the judge compares with them (see `Recipe.load`)."""
         self.answers = self.config.samples_per_prompt
         tasks = row_tasks(self.config)
-        judge = self.config.judge
-        without = next((task for task in tasks if task.item.reference is None), None)
-        if judge is not None and judge.kind == "check" and without is not None:
-            where = f"{without.source['file']}:{without.item.line}"
-            raise DataError(f"{judge.name} needs a reference, and this row has none", where=where, fix='Add "answer"')
+        self.require_references(tasks)
         if self.config.temperature == 0:
             self.warnings.append("at temperature 0 all samples of a prompt are the same: no pair can come of them")
         return tasks

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from ..core.errors import DataError
 from ..core.files import write_json_lines
 from ..data.row_turns import encodable
 from ..evals.test_set import item_of, read_each
@@ -59,6 +60,18 @@ class Recipe(ABC):
         Raises:
             DataError: If one cannot be used, with its file and line.
         """
+
+    def require_references(self, tasks: Sequence[Task]) -> None:
+        """See that a judge that compares with references has one for each task.
+
+        Raises:
+            DataError: Naming the first row without one.
+        """
+        judge = self.config.judge
+        without = next((task for task in tasks if task.item.reference is None), None)
+        if judge is not None and judge.kind == "check" and without is not None:
+            where = f"{without.source['file']}:{without.item.line}"
+            raise DataError(f"{judge.name} needs a reference, and this row has none", where=where, fix='Add "answer"')
 
     @abstractmethod
     def opening(self, task: Task) -> Sequence[Message]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from ..core.errors import DataError
 from ..models.chat import Message
 from .gate import Draft, Task, is_copy
-from .model_answers import Asking, Written, json_answer, text_under
+from .model_answers import Asking, json_answer, text_under
 from .recipe import Ranks, Recipe, row_tasks, supervised_row, turns
 from .wording import OPERATIONS, REWRITE, asked, template_hash
 
@@ -60,7 +60,7 @@ class Rewrites(Recipe):
         item = replace(task.item, messages=messages, reference=None)
         answer, answered = str(task.item.reference), replace(written, stop_reason="stop")
         if self.config.answers == "model":
-            answered = await self._answered(task, ask, messages)
+            answered = await ask.text(task.number, "answer", messages)
             answer = answered.answer
         return [
             Draft(
@@ -73,9 +73,6 @@ class Rewrites(Recipe):
                 facts=facts,
             )
         ]
-
-    async def _answered(self, task: Task, ask: Asking, messages: Sequence[Message]) -> Written:
-        return await ask.text(task.number, "answer", messages)
 
 
 def _request(text: str) -> str:

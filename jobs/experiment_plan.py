@@ -131,14 +131,15 @@ def require_kept(path: Path, kind: str, settings: Settings[Any]) -> None:
 
 
 def rung_of(plan: ExperimentPlan, config: Mapping[str, Any]) -> Rung | None:
-    """The rung of the ladder that a run's config is on: the first that has all of its values; None if none has."""
-    for rung in plan.ladder:
-        if rung.config.startswith("template://"):
-            continue
-        for run in rung.runs:
-            if all(config.get(key) == value for key, value in run.items()):
-                return rung
-    return None
+    """The rung of the ladder that a run's config is on: the one most of whose values it has, and all; None if none."""
+    found = [
+        (len(run), at)
+        for at, rung in enumerate(plan.ladder)
+        if not rung.config.startswith("template://")
+        for run in rung.runs
+        if all(config.get(key) == value for key, value in run.items())
+    ]
+    return plan.ladder[max(found)[1]] if found else None
 
 
 def _same(planned: Any, given: Any, folder: Path) -> bool:

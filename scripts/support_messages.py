@@ -69,7 +69,10 @@ _TRAIN_REQUESTS: Mapping[str, Sequence[str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Kinds:
-    """What messages are made of; no two of the three share a whole name or request. Half of the products have a word before them."""
+    """What messages are made of; no two of the three share a whole name or request.
+
+    Half of the products have a word before them.
+    """
 
     words: Sequence[str]
     things: Sequence[str]

@@ -357,7 +357,8 @@ def data() -> None:
 def data_check(file: str, changes: tuple[str, ...], as_json: bool) -> int:
     """Check a training file.
 
-    KEY=VALUE is an argument of check_dataset: base_model, max_seq_len, val_file, columns, renderer, reward_config. Exit
+    KEY=VALUE is an argument of check_dataset: base_model, max_seq_len, val_file, benchmark_files,
+    columns, renderer, reward_config. Exit
     code 1: it cannot be trained on as it is.
     """
     from .data_commands import check
@@ -374,7 +375,8 @@ def data_prepare(source: str, output_dir: str, changes: tuple[str, ...], as_json
     """Write checked train, val and test files.
 
     SOURCE is a file, folder or pattern, a YAML list of sources, or the card.json of an earlier folder. KEY=VALUE is an
-    argument of prepare_dataset: columns, method, base_model, max_tokens, max_rows, drop, split, group_by, seed. For
+    argument of prepare_dataset: columns, method, base_model, max_tokens, max_rows, drop,
+    benchmark_files, split, group_by, seed. For
     example: split='{val: 0.1, test: 500}'
     """
     from .data_commands import prepare

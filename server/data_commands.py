@@ -20,8 +20,11 @@ def check(file: str, changes: Sequence[str], *, as_json: bool) -> int:
     from ..tools.data import check_dataset
 
     content = _done(check_dataset, changes, {"train_file": file}, as_json=as_json)
-    report: dict[str, Any] = content["report"] or {}
-    return 0 if report.get("ok", report.get("constant") is False) else 1
+    report: dict[str, Any] | None = content["report"]
+    if report is None:  # other columns than ours: a mapping is proposed
+        return 1
+    constant = report.get("samples", 0) > 1 and len(report.get("distribution", ())) == 1
+    return 0 if report.get("ok", not constant) else 1
 
 
 def prepare(source: str, output_dir: str, changes: Sequence[str], *, as_json: bool) -> int:
@@ -40,12 +43,23 @@ def _done(tool: Callable[..., Any], changes: Sequence[str], given: dict[str, Any
         ConfigError: If a change is no argument of the tool.
     """
     from inspect import signature
+    from typing import get_type_hints
+
+    from pydantic import TypeAdapter, ValidationError
+
+    from ..core.foreign_text import one_line
 
     arguments = changed(changes)
     known = [name for name in signature(tool).parameters if name != "ctx" and name not in given]
     for name in arguments:
         if name not in known:
             raise ConfigError("unknown key", where=name, fix=did_you_mean(name, known) or f"Keys: {', '.join(known)}")
+    hints = get_type_hints(tool, include_extras=True)
+    for name, value in arguments.items():
+        try:
+            arguments[name] = TypeAdapter(hints[name]).validate_python(value)
+        except ValidationError as error:
+            raise ConfigError(one_line(error.errors()[0]["msg"]).lower(), where=name) from error
     while True:
         answer = answer_of(tool, ctx=cast("Any", Spoken()), **given, **arguments)
         content = content_of(answer)

@@ -34,6 +34,8 @@ def analyze(target: str, *, as_json: bool) -> int:
         show(f"[{found.level}] {found.summary} ({found.rule}, confidence {found.confidence})")
     if not analysis.findings:
         show("Nothing found.")
+    if analysis.learned is not None:
+        show(analysis.learned)
     for note in analysis.notes:
         show(f"The log: {note}")
     show(f"Report: {analysis.report}\nNext: {in_commands(analysis.next)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,6 +40,8 @@ COMMANDS: Mapping[str, str] = {
 _CALL = re.compile(rf"\b({'|'.join(COMMANDS)})\b(\((?:[^()]|\([^()]*\))*\))?")
 _NAMED = re.compile(r"(?:job_id|model|run)='([^']+)'")
 _JOB = re.compile(r"\b[a-z_]+-[0-9a-f]{6}\b")
+_CONFIG = re.compile(r"config='([^']+)'")
+_STEPS = re.compile(r"'num_steps': (\d+)")
 _TUNED = re.compile(r"finetuned_model='([^']+)'")
 
 
@@ -111,6 +114,10 @@ def _command(call: re.Match[str], mentioned: str) -> str:
     arguments = call[2] or ""
     named = _NAMED.search(arguments)
     command = COMMANDS[call[1]].format(named[1] if named else mentioned)
+    if config := _CONFIG.search(arguments):
+        command = command.replace("CONFIG", shlex.quote(config[1]))
+    if steps := _STEPS.search(arguments):
+        command += f" num_steps={steps[1]}"
     if tuned := _TUNED.search(arguments):
         command += f" finetuned_model={tuned[1]}"
     return f"`{command}`"

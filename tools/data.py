@@ -62,7 +62,7 @@ async def check_dataset(
     max_seq_len: Annotated[int | None, Field(gt=0, description="Tokens at which training cuts a row")] = None,
     val_file: Annotated[str | None, Field(description="Held-out rows that must not be in train_file")] = None,
     benchmark_files: Annotated[
-        list[str] | None, Field(description="Local test sets (GSM8K, MMLU, ...) whose items must not be in train_file")
+        list[str] | None, Field(description="Test sets (GSM8K, MMLU, ...) whose items must not be in train_file")
     ] = None,
     renderer: Annotated[str | None, Field(description="Cookbook renderer, if not the model's own template")] = None,
     reward_config: Annotated[

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import anyio.to_thread
 from mcp.server.mcpserver import Context
 from mcp_types import CallToolResult
 from pydantic import BaseModel, Field, WithJsonSchema
@@ -27,8 +28,8 @@ _Source = Annotated[
     Any,
     WithJsonSchema({"type": ["string", "array"], "items": {}}),
     Field(
-        description="A file, folder, pattern or demo:NAME; a list of [{'path', 'weight' or 'rows', 'columns'}]; or a "
-        "card.json to run again"
+        description="File, folder, pattern, demo:NAME or hub reference; a list of [{'path', 'weight' or 'rows', "
+        "'columns'}]; or a card.json to run again"
     ),
 ]
 _Words = Annotated[
@@ -98,7 +99,7 @@ async def prepare_dataset(
     require_sound({**given, "output_dir": output_dir}, "prepare_dataset")
     if not output_dir.strip():
         raise ConfigError("the name of the folder is empty", where="output_dir", fix="Name a new folder")
-    settings, card = load_prepare_settings(given)
+    settings, card = await anyio.to_thread.run_sync(load_prepare_settings, given)  # data of the hub is fetched
     output = user_path(output_dir).absolute()
     identities = tuple(file_identity(each.file) for each in settings.sources)
     key = ("prepare", str(output), settings.model_dump_json(), identities)

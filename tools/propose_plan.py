@@ -14,7 +14,15 @@ from ..core.names import BackendName
 from ..core.paths import state_folder, user_path
 from ..data.sources import DataSource
 from .answers import answer, number
-from .background import CALL_AGAIN, ColumnsArgument, WorkProgress, data_sources, file_identity, run_in_background
+from .background import (
+    CALL_AGAIN,
+    ColumnsArgument,
+    WorkProgress,
+    data_sources,
+    file_identity,
+    forget,
+    run_in_background,
+)
 from .data import TrainFile
 
 if TYPE_CHECKING:
@@ -90,6 +98,7 @@ async def propose_plan(
     made, progress = await run_in_background(key, work, ctx)
     if made is None:
         return answer(PlanAnswer(done=False, next=CALL_AGAIN), f"Still {progress.message}. {CALL_AGAIN}")
+    forget(key)  # an equal call later must see which files are there
     return _answer(*made, folder)
 
 

@@ -46,6 +46,13 @@ def no_choice_of_turns(columns: dict[str, Column] | None) -> dict[str, Column] |
     return columns
 
 
+def sources_without_choice(train_file: str | Sources) -> str | Sources:
+    """`no_choice_of_turns`, for the columns of each source of a mixture."""
+    for source in train_file if not isinstance(train_file, str) else ():
+        no_choice_of_turns(source.columns)
+    return train_file
+
+
 class TrainingConfig(BaseModel):
     """Settings of one training job. Null means derived; ``config.yaml`` of the run shows the value and its rule."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -47,7 +46,6 @@ class FileShape:
         unusable: Rows that cannot, and are left out.
         problem: What is wrong with the first of these.
         prompts: Different prompts.
-        answers: Different answers among the first 20,000.
         answer_chars: Median characters of an answer.
     """
 
@@ -59,7 +57,6 @@ class FileShape:
     unusable: int
     problem: str | None
     prompts: int
-    answers: int
     answer_chars: int
 
 
@@ -93,7 +90,6 @@ def file_shape(path: Path, columns: ColumnMap | None = None) -> FileShape:
         unusable=unusable,
         problem=problem,
         prompts=len(prompts),
-        answers=len(set(references)),
         answer_chars=int(median(map(len, references))) if references else 0,
     )
 
@@ -158,7 +154,7 @@ def _signal(use: Use, references: Sequence[str]) -> tuple[Signal, Check | None]:
         return "solutions", "number" if _share(bool(_NUMBER.fullmatch(each)) for each in worked) >= _MOST else "exact"
     if _share("\n" not in text.strip() and len(text) <= _SHORT_CHARS for text in references) < _MOST:
         return "demonstrations", None
-    distinct = len(Counter(text.strip() for text in references))
+    distinct = len({text.strip() for text in references})
     is_label = distinct <= _MOST_LABELS and distinct * _LABEL_REPEATS <= len(references)
     return "labels" if is_label else "demonstrations", "exact"
 

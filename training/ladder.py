@@ -93,7 +93,7 @@ def ladder_of(sized: Sized, kind: str, budget_usd: float | None, *, charges: boo
             f"how it ends: ${budget_usd:g} does not pay for one real run of about ${sized.cost_usd:.3g} after "
             f"${below:.3g} for the rungs below; take fewer rows, a cheaper model, or a larger budget"
         )
-    cap = float(f"{cap:.3g}") if cap >= 0.001 else None
+    cap = float(f"{cap:.3g}") if cap >= 0.001 else budget_usd
     return Ladder(rungs, _cost(rungs), note, f"Money: ${budget_usd:g} in all.", cap, tuple(unknown))
 
 

@@ -111,7 +111,7 @@ def _left_over(survey: Survey, settings: PrepareSettings, alive: NDArray[np.bool
                 where="source",
                 fix="Ask for fewer, or repeat the source when it is trained",
             )
-    mix = Mix.of(settings.sources, sizes)
+    mix = Mix.of(settings.sources, sizes, where="source")
     if mix.taken == mix.sizes and settings.max_rows is None:
         return np.zeros(0, np.int64)
     taken = pass_order(mix, settings.seed, 0)[: settings.max_rows]

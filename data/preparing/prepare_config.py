@@ -122,7 +122,10 @@ def _absolute(settings: Settings[PrepareSettings]) -> PrepareSettings:
     def path(name: str) -> Path:
         return data_source(name, where=settings.place("source"), bases=settings.bases).path
 
-    benchmarks = tuple(str(settings.data_file("benchmark_files", name)) for name in config.benchmark_files)
+    benchmarks = tuple(
+        str(data_source(name, where=settings.place("benchmark_files"), bases=settings.bases).path)
+        for name in config.benchmark_files
+    )
     config = config.model_copy(update={"benchmark_files": benchmarks})
     if isinstance(config.source, str):
         return config.model_copy(update={"source": str(path(config.source))})

@@ -20,7 +20,7 @@ from ...core.files import storage_errors, sync_folder, write_atomically
 from ...core.paths import require_creatable
 from ...models.chat import ChatRenderer
 from ..column_proposal import Use, unknown_shape
-from ..finding_kinds import BAD_ROW
+from ..finding_kinds import BAD_ROW, IN_PROMPTS, SUPERVISED_ONLY
 from ..preference_check import kind_of
 from ..shards import facts_of
 from .card import README, Prepared, Removed, Written, card_text, readme_text
@@ -57,6 +57,9 @@ def prepare(
     require_creatable(output.parent, where="output_dir")
     method = method_of(settings)
     settings = settings.complete(method)
+    for kind in settings.drop or ():
+        if (method == "dpo" and kind in SUPERVISED_ONLY) or (method == "rl" and kind not in IN_PROMPTS):
+            raise ConfigError(f"{kind} is not looked for in rows of {method}", where="drop", fix="Leave it out")
     if method == "rl" and settings.benchmarks:
         raise ConfigError(
             "prompts for RL are not compared with benchmarks", where="benchmark_files", fix="Leave it out"

@@ -22,6 +22,7 @@ from ..finding_rows import finding_rows
 from ..formats import read_prompt, read_row
 from ..mixtures import Source
 from ..near_duplicates import Sketches
+from ..personal_data import LONGEST_WORD, personal_kinds
 from ..preference_rows import to_pair
 from ..row_files import Row, read_rows
 from ..row_turns import Fields, kind
@@ -250,7 +251,7 @@ def _note_bad(survey: Survey, index: int, error: DataError) -> None:
 def _rl_findings(made: Fields | DataError, content: Content, criteria: Criteria) -> Iterator[str]:
     if criteria.method != "rl" or isinstance(made, DataError):
         return
-    yield from text_problems(content.words)
+    yield from {*text_problems(content.words), *personal_kinds(content.words, LONGEST_WORD)}
     if criteria.renderer is None or criteria.max_tokens is None:
         return
     try:

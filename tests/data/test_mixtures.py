@@ -8,6 +8,8 @@ import pytest
 
 from sota_ml_researcher.core.errors import ConfigError
 from sota_ml_researcher.data.mixtures import Mix, Source, Sources, pass_order, require_apart, resolved
+from sota_ml_researcher.training.dpo.config import load_dpo_settings
+from sota_ml_researcher.training.rl.config import load_rl_settings
 from sota_ml_researcher.training.sft.config import load_sft_settings
 
 
@@ -131,3 +133,11 @@ def test_held_out_rows_that_are_trained_are_refused_also_as_a_copy(tmp_path: Pat
         with pytest.raises(ConfigError, match=r"a\.jsonl is trained"):
             require_apart(trained, tmp_path / held_out, where="val_file")
     require_apart(trained[:1], tmp_path / "copy.jsonl", where="val_file")
+
+
+@pytest.mark.parametrize("load", [load_dpo_settings, load_rl_settings])
+@pytest.mark.parametrize("target", ["train_on", "row_weight"])
+def test_columns_of_a_source_choose_no_turns_where_nothing_trains_them(load: Any, target: str) -> None:
+    source = {"path": "demo:sft_train", "columns": {"prompt": "a", target: "last"}}
+    with pytest.raises(ConfigError, match=f"{target} is for SFT"):
+        load(None, {"base_model": "demo", "train_file": [source]})

@@ -82,8 +82,14 @@ def test_a_row_without_a_prompt_or_an_answer_is_named(tmp_path: Path) -> None:
     half.write_text('{"prompt": "a \\ud83d b"}\n')
     with pytest.raises(DataError, match=r"half\.jsonl:1: "):
         planned(**TEACHER, prompts=str(half))
-    with pytest.raises(DataError, match=r"rows\.jsonl:2: check:exact needs a reference, and this row has none"):
-        planned(**ranked)
+    for config in (ranked, {**TEACHER, "prompts": str(file), "judge_model": "check:exact"}):
+        with pytest.raises(DataError, match=r"rows\.jsonl:2: check:exact needs a reference, and this row has none"):
+            planned(**config)
+    rewrites = {"recipe": "rewrites", "model": "demo", "prompts": str(file)}
+    with pytest.raises(ConfigError, match="check:exact compares with references, and made prompts have none"):
+        planned(**rewrites, judge_model="check:exact")
+    with pytest.raises(ConfigError, match="answers: none leaves no answer to judge: leave judge_model out"):
+        planned(**rewrites, answers="none", judge_model="tinker:demo")
     with pytest.raises(DataError, match=r"rows\.jsonl:2: this row has no answer, and a canary's good answer"):
         planned(recipe="eval_kit", model="demo", prompts=str(file))
 

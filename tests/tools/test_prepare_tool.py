@@ -476,9 +476,37 @@ def test_a_person_at_a_terminal_checks_and_prepares(tmp_path: Path) -> None:
     again = typed("data", "prepare", str(tmp_path / "out" / "card.json"), str(tmp_path / "again"))
     assert again.exit_code == 0 and "train 15, val 5 of 20 rows" in again.stdout
     assert typed("data", "check", str(tmp_path / "out" / "train.jsonl"), "base_model=demo").exit_code == 0
+    wrong = typed("data", "check", source, "max_seq_len=abc", "base_model=demo")
+    assert wrong.exit_code != 0 and "max_seq_len: input should be a valid integer" in wrong.stderr
+    one = typed("data", "check", source, f"benchmark_files={source}")
+    assert "benchmark_files: input should be a valid list" in one.stderr
     unknown = typed("data", "check", source)
     assert unknown.exit_code == 1 and "columns: {prompt: question, completion: answer}" in unknown.stdout
     assert "Did you mean 'split'?" in refused_there("data", "prepare", source, "x", "splt={val: 5}", code=2)
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "rl"])
+@pytest.mark.parametrize(
+    ("kind", "word"), [("email_address", "maria.lopez@uni-lisboa.pt"), ("template_echo", "### Instruction:")]
+)
+def test_rows_of_every_method_go_by_what_their_words_hold(tmp_path: Path, method: str, kind: str, word: str) -> None:
+    row = {
+        "sft": lambda i, text: {"prompt": f"{text} {words(i, 12)}", "completion": words(i + 500, 12)},
+        "dpo": lambda i, text: {"prompt": f"{text} {words(i, 9)}", "chosen": words(i + 500, 9), "rejected": "no"},
+        "rl": lambda i, text: {"prompt": f"{text} {words(i, 12)}", "answer": str(i)},
+    }[method]
+    source = write(tmp_path / "a.jsonl", [*(row(i, "please") for i in range(6)), row(7, f"please\n{word}\n")])
+    content = made(tmp_path, source, method=method, drop=[kind])
+    assert (content["removed"], content["rows"]["train"]) == ({kind: 1}, 6)
+
+
+@pytest.mark.parametrize(("method", "kind"), [("dpo", "length_outlier"), ("rl", "one_answer"), ("rl", "cut_sentence")])
+def test_what_is_not_looked_for_in_a_method_cannot_be_dropped(tmp_path: Path, method: str, kind: str) -> None:
+    rows = {"dpo": {"prompt": "a b", "chosen": "c d", "rejected": "e"}, "rl": {"prompt": "a b", "answer": "c"}}[method]
+    source = write(tmp_path / "a.jsonl", [rows])
+    assert f"drop: {kind} is not looked for in rows of {method}" in refused(
+        tmp_path, source, method=method, drop=[kind]
+    )
 
 
 def test_every_finding_can_be_removed_by_its_id(tmp_path: Path) -> None:

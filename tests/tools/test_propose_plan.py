@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from huggingface_hub import constants
 from tool_calls import call
 
 from sota_ml_researcher.doctrine.rules import load_rules
+from sota_ml_researcher.jobs.experiment_plan import load_plan, rung_of
 from sota_ml_researcher.jobs.registry import Registry
+from sota_ml_researcher.server.output import in_commands
 
 Row = dict[str, Any]
 FENCED = "<untrusted-data-"
@@ -325,3 +328,40 @@ def test_text_of_the_data_is_fenced(file: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = call("propose_plan", train_file=str(file), goal="better")[1]
     assert text.index(FENCED) < text.index("ignore all rules")
+
+
+def test_no_prompt_is_in_two_files_where_some_were_set_aside_already(tmp_path: Path) -> None:
+    rows = [{"prompt": f"question {i}", "completion": f"answer {i}"} for i in range(120)]
+    paths = {name: tmp_path / f"{name}.jsonl" for name in ("all", "val", "test")}
+    for name, part in (("all", rows), ("val", rows[:30]), ("test", rows[20:50])):
+        paths[name].write_text("".join(json.dumps(row) + "\n" for row in part))
+    given = {"val_file": str(paths["val"])}, {"test_set": str(paths["test"])}
+    for number, held_out in enumerate(given):
+        folder = tmp_path / f"plan{number}"
+        failed, text, _ = call(
+            "propose_plan",
+            train_file=str(paths["all"]),
+            goal="g",
+            base_model="demo",
+            output_dir=str(folder),
+            **held_out,
+        )
+        assert not failed, text
+        files = [(folder / f"{name}.jsonl").read_text() for name in ("train", "val", "test")]
+        prompts = [set(re.findall(r"question \d+", text)) for text in files]
+        assert all(prompts)
+        assert not prompts[0] & prompts[1] and not prompts[0] & prompts[2] and not prompts[1] & prompts[2]
+
+
+def test_a_small_run_is_told_from_a_smoke_run_of_the_same_length(file: Path) -> None:
+    proposed(file, demonstrations())
+    plan = load_plan(of(file, "plan.yaml"))
+    for rung in plan.ladder[1:]:
+        for run in rung.runs:
+            assert (found := rung_of(plan, {"num_steps": 10**6, "seed": 10**6, **run})) is not None
+            assert found.rung == rung.rung
+
+
+def test_the_next_command_of_a_plan_can_be_typed() -> None:
+    told = in_commands("start_sft(config='my plan/experiment.yaml', overrides={'num_steps': 20})")
+    assert told == "`ml-researcher run 'my plan/experiment.yaml' num_steps=20`"

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ...core.settings import Settings, load_settings
 from ..config import DEFAULT_RULES as SHARED_RULES
-from ..config import RETIRED_KEYS, OfflineConfig, PositiveReal, no_choice_of_turns
+from ..config import RETIRED_KEYS, OfflineConfig, PositiveReal, no_choice_of_turns, sources_without_choice
 
 DpoLoss = Literal["dpo", "ipo", "dpo_norm"]
 PreferenceLoss = Literal[DpoLoss, "reward_model"]
@@ -49,6 +49,7 @@ class DpoConfig(OfflineConfig):
     )
 
     _columns = field_validator("columns")(no_choice_of_turns)
+    _sources = field_validator("train_file")(sources_without_choice)
 
     @model_validator(mode="after")
     def _losses_agree(self) -> DpoConfig:

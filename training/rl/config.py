@@ -13,7 +13,7 @@ from ...rewards.environment_config import EnvironmentConfig
 from ...rewards.reward_config import CODE_PARTS, RewardPart, RewardType, as_entries, one_type
 from ..config import DEFAULT_RULES as SHARED_RULES
 from ..config import RETIRED_KEYS as SHARED_RETIRED
-from ..config import NonNegativeReal, Positive, PositiveReal, TrainingConfig, no_choice_of_turns
+from ..config import NonNegativeReal, Positive, PositiveReal, TrainingConfig, no_choice_of_turns, sources_without_choice
 
 LossName = Literal["importance_sampling", "ppo", "cispo", "gspo", "dro"]
 Advantage = Literal["mean", "grpo"]
@@ -95,6 +95,7 @@ class RlConfig(TrainingConfig):
     keep_rollouts: Annotated[int, Field(ge=0)] = Field(8, description="Responses per step kept in rollouts.jsonl")
 
     _columns = field_validator("columns")(no_choice_of_turns)
+    _sources = field_validator("train_file")(sources_without_choice)
     _one_type = field_validator("reward_type", mode="before")(one_type)
     _as_entries = field_validator("rewards", mode="before")(as_entries)
 
