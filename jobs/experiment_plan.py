@@ -131,15 +131,19 @@ def require_kept(path: Path, kind: str, settings: Settings[Any]) -> None:
 
 
 def rung_of(plan: ExperimentPlan, config: Mapping[str, Any]) -> Rung | None:
-    """The rung of the ladder that a run's config is on: the one most of whose values it has, and all; None if none."""
+    """The rung of the ladder that a run's config is on, or None: of those with all of its values the most particular.
+
+    Values that are the plan's own tell no rungs apart; of two alike the first counts, since it is the same run.
+    """
+    decided = {key: each.value for key, each in plan.settings.items()}
     found = [
-        (len(run), at)
+        (sum(decided.get(key) != value for key, value in run.items()), -at)
         for at, rung in enumerate(plan.ladder)
         if not rung.config.startswith("template://")
         for run in rung.runs
         if all(config.get(key) == value for key, value in run.items())
     ]
-    return plan.ladder[max(found)[1]] if found else None
+    return plan.ladder[-max(found)[1]] if found else None
 
 
 def _same(planned: Any, given: Any, folder: Path) -> bool:
