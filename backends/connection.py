@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
+from urllib.parse import urlsplit
 
 from ..core.errors import BackendError, ConfigError
 from ..core.foreign_text import foreign, named
@@ -90,9 +91,31 @@ def remote(name: BackendName, base_url: str | None = None) -> Backend:
         return Backend(name, (base_url or os.environ.get("TINKER_BASE_URL") or TINKER_URL).rstrip("/"), key)
     if not base_url:
         raise ConfigError("a cluster needs its address", where="base_url")
+    return Backend(name, _cluster_url(base_url), os.environ.get(CLUSTER_KEY, LOCAL_KEY))
+
+
+def _cluster_url(base_url: str) -> str:
+    """The address that the SDK's paths are put behind.
+
+    Raises:
+        ConfigError: If it is none, or holds a password, which would be written to run folders and shown.
+    """
     if not base_url.startswith(("http://", "https://")):
         raise ConfigError("the address must start with http:// or https://", where="base_url")
-    return Backend(name, base_url.rstrip("/"), os.environ.get(CLUSTER_KEY, LOCAL_KEY))
+    try:
+        parts = urlsplit(base_url)
+        sound = bool(parts.hostname) and parts.port != 0 and " " not in base_url
+    except ValueError:
+        sound, parts = False, urlsplit("")
+    if not sound:
+        raise ConfigError("this is no address", where="base_url", fix="Write it as http://HOST:PORT")
+    if parts.username is not None:
+        raise ConfigError(
+            "the address holds a name or a password",
+            where="base_url",
+            fix=f"Leave them out, and put the server's key into {CLUSTER_KEY}",
+        )
+    return base_url.rstrip("/").removesuffix("/api/v1")
 
 
 def supported_models(backend: Backend) -> list[SupportedModel]:
@@ -130,14 +153,16 @@ def supported_models(backend: Backend) -> list[SupportedModel]:
         )
     try:
         listed = cast("list[dict[str, Any]]", answer.json()["supported_models"])
-        return [
-            SupportedModel(
-                str(m.get("model_name")), m.get("max_context_length"), m.get("trainable"), m.get("sampleable")
-            )
-            for m in listed
-        ]
+        return [_supported_model(model) for model in listed]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BackendError("it answers, but not as a Tinker server does", where=backend.base_url) from error
+
+
+def _supported_model(said: dict[str, Any]) -> SupportedModel:
+    name, length = said["model_name"], said.get("max_context_length")
+    if not isinstance(name, str) or not isinstance(length, int | None):
+        raise TypeError(f"a model is described by {said}")
+    return SupportedModel(name, length, said.get("trainable"), said.get("sampleable"))
 
 
 def _unreachable(error: Exception, backend: Backend) -> BackendError:
@@ -151,7 +176,7 @@ def _unreachable(error: Exception, backend: Backend) -> BackendError:
         problem, fix = "it does not speak TLS", "Set base_url to http:// if the network between is your own"
     elif "Timeout" in type(error).__name__:
         problem = f"no answer within {_TIMEOUT_S:.0f} s ({type(error).__name__})"
-    elif "disconnected" in said and backend.base_url.startswith("http://"):
+    elif type(error).__name__ in {"RemoteProtocolError", "ReadError"} and backend.base_url.startswith("http://"):
         fix = "Check the address; a server that speaks TLS alone wants https://"
     return BackendError(problem, where=backend.base_url, fix=fix)
 
@@ -162,7 +187,8 @@ def _speaks_openai(backend: Backend) -> bool:
 
     try:
         answer = httpx2.get(f"{backend.base_url.removesuffix('/v1')}/v1/models", timeout=_TIMEOUT_S)
-        return answer.status_code == 200 and isinstance(answer.json()["data"], list)
+        # With a key of its own, vLLM guards what is below /v1 and nothing else.
+        return answer.status_code == 401 or (answer.status_code == 200 and isinstance(answer.json()["data"], list))
     except (httpx2.HTTPError, ValueError, KeyError, TypeError):
         return False
 
@@ -177,7 +203,8 @@ def refusal(status: int, backend: Backend) -> BackendError:
         404: ("there is no Tinker API at this address (404)", "Check base_url"),
         429: ("too many requests (429)", "Wait and try again"),
     }
-    problem, fix = known.get(status, (f"it answered with status {status}", "Try again later"))
+    later = "Try again later" if status >= 500 else "Check base_url: another server, or another protocol, may be there"
+    problem, fix = known.get(status, (f"it answered with status {status}", later))
     return BackendError(problem, where=backend.base_url, fix=fix)
 
 

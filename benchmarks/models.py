@@ -12,6 +12,7 @@ CHATML = (
 # name -> hidden, layers, heads, key heads, head size, intermediate, vocabulary
 SHAPES: dict[str, tuple[int, ...]] = {
     "tiny": (32, 2, 4, 2, 8, 64, 1024),
+    "135m": (576, 30, 9, 3, 64, 1536, 49152),
     "29m": (512, 8, 8, 4, 64, 1536, 8192),
     "0.6b": (1024, 28, 16, 8, 128, 3072, 151936),
     "1.7b": (2048, 28, 16, 8, 128, 6144, 151936),

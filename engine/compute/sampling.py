@@ -60,6 +60,7 @@ class Sampler:
                 finished(piece.ask.key, so_far)
 
         while waiting:
+            waiting = _by_weights(waiting)
             snapshot = waiting[0].ask.weights
             lora = snapshot.lora if isinstance(snapshot, LoraWeights) else None
             batch = Batch(self._backbone, lora, self._tokenizer, self._limits.vocabulary, done)
@@ -90,6 +91,14 @@ class Sampler:
         most = max(1, min(fit, self._most_rows))
         samples = ask.request.num_samples
         return [Piece(ask, first, min(most, samples - first), limit) for first in range(0, samples, most)]
+
+
+def _by_weights(waiting: Sequence[Piece]) -> list[Piece]:
+    """Those on the first one's weights first: clients whose requests came in turn are still sampled in batches."""
+    order: dict[int, int] = {}
+    for piece in waiting:
+        order.setdefault(id(piece.ask.weights), len(order))
+    return sorted(waiting, key=lambda piece: order[id(piece.ask.weights)])
 
 
 def _joined(before: SampleOutput | None, piece: SampleOutput) -> SampleOutput:

@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 from ..interface import RequestRejectedError
@@ -142,7 +143,7 @@ class Promises:
     def _expire(self) -> None:
         """Forget old results; dictionaries keep insertion order, so the oldest come first."""
         now = time.monotonic()
-        for request_id, promise in list(self._all.items())[:16]:
+        for request_id, promise in list(islice(self._all.items(), 16)):
             old = now - promise.finished > _KEPT_S or self._kept_bytes > _MOST_KEPT_BYTES
             if not (promise.done.is_set() and old):
                 break

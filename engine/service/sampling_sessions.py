@@ -9,7 +9,7 @@ from ..interface import RequestRejectedError
 from .base_models import BaseModels
 from .futures import ConflictError, Failure, Promise, Promises
 from .sample_runner import SampleJob
-from .scheduler import SAMPLES, Scheduler, Work
+from .scheduler import Scheduler, Work
 from .state import SamplingSession, Session
 from .store import Store
 
@@ -26,6 +26,11 @@ def check_seq(seq: int) -> int:
     if not 0 <= seq <= MOST_SEQ:
         raise RequestRejectedError(f"a sequence number is from 0 to {MOST_SEQ}")
     return seq
+
+
+def lane_of(session_id: str) -> str:
+    """The scheduler's lane for the samples of a client."""
+    return f"{session_id}:sample"
 
 
 class SamplingSessions:
@@ -119,7 +124,7 @@ class SamplingSessions:
             return known
         self._scheduler.check_room()
         promise = self._promises.open(request_id, sampler=sampler_id if sampler_id in self.samplers else None)
-        self._scheduler.submit(SAMPLES, Work(promise, payload=job))
+        self._scheduler.submit(lane_of(job.sampler.session_id), Work(promise, payload=job))
         return promise
 
     def cancel(self, request_id: str) -> None:

@@ -1,4 +1,4 @@
-"""Who computes next: one thread, adapters in turn, each adapter's requests in order, waiting samples together."""
+"""Who computes next: one thread, adapters and clients that sample in turn, each one's requests in order."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from .trace import Span, Trace
 
 logger = logging.getLogger(__name__)
 
-SAMPLES = "samples"
-# More prompts than this in one batch would make the others of the queue wait too long.
-_MOST_SAMPLES = 64
+# More prompts than this in one batch would make the others of the queue wait too long; while nobody else waits, so many
+# may be under way, which end before the turn of whoever comes next.
+_MOST_SAMPLES, _MOST_JOINED = 64, 256
 _MOST_WAITING = 10_000
 # A client that asks for many samples sends them one by one: the first waits until no other came for this long.
 _GATHER_S, _MOST_GATHER_S = 0.003, 0.05
@@ -36,7 +36,7 @@ class BusyError(RuntimeError):
 class Work:
     """One request: what to compute, and the promise that waits for it.
 
-    ``payload`` is for grouped work. ``blocked`` says why it cannot run yet, or None.
+    ``payload`` is for samples. ``blocked`` says why it cannot run yet, or None. ``lane`` is noted at its submission.
     """
 
     promise: Promise
@@ -44,21 +44,30 @@ class Work:
     payload: Any = None
     blocked: Callable[[], str | None] | None = None
     submitted: float = field(default_factory=time.monotonic)
+    lane: str = ""
 
 
 @dataclass(slots=True)
 class _Lane:
-    """The requests of one adapter. Those that arrive ahead of their turn wait in ``early``."""
+    """The requests of one adapter, or a client's samples. Those that arrive ahead of their turn wait in ``early``."""
 
     next_seq: int
     ready: list[Work] = field(default_factory=list[Work])
     early: list[tuple[int, int, Work]] = field(default_factory=list[tuple[int, int, Work]])
 
+    @property
+    def samples(self) -> bool:
+        """Whether samples wait here."""
+        return bool(self.ready) and self.ready[0].payload is not None
+
 
 class Joint:
     """Samples that are computed together: what is under way, what may still join, and where results go.
 
-    ``take`` and ``finish`` belong to the compute thread, ``offer`` and ``close`` to the event loop.
+    ``take`` and ``finish`` belong to the compute thread, the rest to the event loop.
+
+    Attributes:
+        room: How many more requests may join now.
     """
 
     def __init__(self, works: Sequence[Work], settle: Callable[[Work, object, float], None]) -> None:
@@ -66,18 +75,22 @@ class Joint:
         self._arrivals: SimpleQueue[Work] = SimpleQueue()
         self._began: dict[Work, float] = {}
         self._open = True
+        self.room = _MOST_JOINED
+        self.add(works)
+
+    def add(self, works: Sequence[Work]) -> None:
+        """Let requests join."""
+        self.room -= len(works)
         for work in works:
             self._arrivals.put(work)
 
-    def offer(self, work: Work) -> bool:
-        """Let a request join; False once others wait for their turn."""
-        if self._open:
-            self._arrivals.put(work)
-        return self._open
+    def ended(self) -> None:
+        """One of its requests has its result: another may join."""
+        self.room += self._open
 
     def close(self) -> None:
-        """Let no more requests join."""
-        self._open = False
+        """Let no more requests join: others wait for their turn."""
+        self._open, self.room = False, 0
 
     def take(self) -> list[Work]:
         """The requests that came since."""
@@ -120,7 +133,9 @@ class Scheduler:
         self._wake = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self._counter = 0
+        self._queued = 0
         self._joint: Joint | None = None
+        self.looks = 0  # for what is worth finding out once each time that somebody's turn is looked for
         self.busy = False
         self.last_work = time.monotonic()
         self.compute_s = 0.0
@@ -136,7 +151,7 @@ class Scheduler:
         Raises:
             BusyError: If so.
         """
-        if sum(len(lane.ready) + len(lane.early) for lane in self._lanes.values()) >= _MOST_WAITING:
+        if self._queued >= _MOST_WAITING:
             raise BusyError(f"{_MOST_WAITING:,} requests wait already; try again when some are done")
 
     def is_past(self, lane_name: str, seq: int) -> bool:
@@ -147,10 +162,8 @@ class Scheduler:
         """Queue work in a lane; with ``seq`` it runs after every smaller one of that lane."""
         lane = self._lanes.setdefault(lane_name, _Lane(first_seq))
         self.last_work = time.monotonic()
-        if self._joint is not None:
-            if lane_name == SAMPLES and not lane.ready and self._joint.offer(work):
-                return
-            self._joint.close()  # what runs goes on to its end, and then it is the others' turn
+        work.lane = lane_name
+        self._queued += 1
         if seq is None:
             lane.ready.append(work)
         else:
@@ -160,12 +173,17 @@ class Scheduler:
                 number, _, due = heapq.heappop(lane.early)
                 lane.ready.append(due)
                 lane.next_seq = max(lane.next_seq, number + 1)
+        if self._joint is not None and work.payload is None:
+            self._joint.close()  # what runs goes on to its end, and then it is the others' turn
+        self._join_more()
         self._wake.set()
 
     def drop_lane(self, lane_name: str, message: str) -> None:
         """Forget an adapter's lane; what waits in it fails."""
         lane = self._lanes.pop(lane_name, None)
-        for work in [*lane.ready, *(w for _, _, w in lane.early)] if lane else []:
+        waiting = [*lane.ready, *(w for _, _, w in lane.early)] if lane else []
+        self._queued -= len(waiting)
+        for work in waiting:
             self._finish(work.promise, Failure(message, "user"))
         self._wake.set()  # memory that somebody waits for may be free now
 
@@ -207,16 +225,35 @@ class Scheduler:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _next(self) -> list[Work]:
-        """The next lane's first request; from the lane of samples, all that wait."""
+        """The next lane's first request; where that is a sample, all samples that wait, its own lane's first."""
+        self.looks += 1
         for name in list(self._lanes):
             lane = self._lanes[name]
             if not lane.ready or self._is_held(name) or self._is_blocked(lane.ready[0]):
                 continue
+            if lane.samples:
+                return self._waiting_samples(_MOST_SAMPLES)
             self._lanes.move_to_end(name)  # the others come first next time
-            count = _MOST_SAMPLES if name == SAMPLES else 1
-            batch, lane.ready = lane.ready[:count], lane.ready[count:]
-            return batch
+            self._queued -= 1
+            return [lane.ready.pop(0)]
         return []
+
+    def _waiting_samples(self, most: int) -> list[Work]:
+        """Up to ``most`` samples, those of the client whose turn it is first; clients that had theirs go to the end."""
+        batch: list[Work] = []
+        for name in [name for name, lane in self._lanes.items() if lane.samples] if most > 0 else []:
+            lane, room = self._lanes[name], most - len(batch)
+            if not room:
+                break
+            batch, lane.ready = batch + lane.ready[:room], lane.ready[room:]
+            self._lanes.move_to_end(name)
+        self._queued -= len(batch)
+        return batch
+
+    def _join_more(self) -> None:
+        """Let samples that wait join those under way, as far as there is room."""
+        if self._joint is not None and self._joint.room > 0:
+            self._joint.add(self._waiting_samples(self._joint.room))
 
     def _is_blocked(self, work: Work) -> bool:
         work.promise.paused = work.blocked() if work.blocked else None
@@ -238,34 +275,40 @@ class Scheduler:
         self.compute_s += time.monotonic() - began
 
     async def _compute_samples(self, batch: list[Work], loop: asyncio.AbstractEventLoop) -> None:
+        def settled(work: Work, outcome: object, began: float) -> None:
+            self._settle(work, outcome, began)
+            joint.ended()
+            self._join_more()
+
         def settle(work: Work, outcome: object, began: float) -> None:
-            loop.call_soon_threadsafe(self._settle, work, outcome, began)
+            loop.call_soon_threadsafe(settled, work, outcome, began)
 
         joint = self._joint = Joint(batch, settle)
-        if len(self._lanes) > 1 and any(lane.ready for name, lane in self._lanes.items() if name != SAMPLES):
+        if any(lane.ready and not lane.samples for lane in self._lanes.values()):
             joint.close()
+        self._join_more()
         try:
             await loop.run_in_executor(self._thread, self._sample_together, joint)
         finally:
             self._joint = None
-            lane = self._lanes.setdefault(SAMPLES, _Lane(1))
-            lane.ready = joint.left() + lane.ready
+            for work in reversed(joint.left()):
+                if (lane := self._lanes.get(work.lane)) is not None:  # else its session has ended, and it was told
+                    lane.ready.insert(0, work)
+                    self._queued += 1
 
     async def _gathered(self, batch: list[Work]) -> list[Work]:
         """The batch and what arrives right after it: one batch is cheaper than a small one and then the others."""
         ends = time.monotonic() + _MOST_GATHER_S
         while len(batch) < _MOST_SAMPLES and time.monotonic() < ends:
             await asyncio.sleep(_GATHER_S)
-            lane = self._lanes.get(SAMPLES)
-            if lane is None or not lane.ready:
+            came = self._waiting_samples(_MOST_SAMPLES - len(batch))
+            if not came:
                 break
-            room = _MOST_SAMPLES - len(batch)
-            batch, lane.ready = batch + lane.ready[:room], lane.ready[room:]
+            batch = batch + came
         return batch
 
     def _settle(self, work: Work, outcome: object, began: float) -> None:
-        lane = SAMPLES if work.payload is not None else work.promise.request_id.rpartition(":")[0]
-        self._trace.add(Span(lane, work.promise.request_id, work.submitted, began, time.monotonic()))
+        self._trace.add(Span(work.lane, work.promise.request_id, work.submitted, began, time.monotonic()))
         self._finish(work.promise, failure_of(outcome) if isinstance(outcome, Exception) else outcome)
 
     def _finish(self, promise: Promise, outcome: object) -> None:

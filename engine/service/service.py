@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -17,7 +18,7 @@ from ..json_fields import shown
 from .base_models import BaseModels
 from .futures import Failure, Promise, Promises
 from .sample_runner import SampleRunner
-from .sampling_sessions import SamplingSessions, check_seq
+from .sampling_sessions import SamplingSessions, check_seq, lane_of
 from .scheduler import Scheduler, Work
 from .state import SamplingSession, Session, Training
 from .store import Contents, Run, Saved, SaveOptions, Store, check_ttl
@@ -78,6 +79,7 @@ class Engine:
         self.trainings: dict[str, Training] = {}
         self.sampling = SamplingSessions(store, models, self.promises, self.scheduler, self.session)
         self._adapter_bytes = adapter_bytes
+        self._held: tuple[int, tuple[int, int, Counter[str]]] | None = None
         self._compile_loss = compile_loss
         self._queue_timeout_s = queue_timeout_s
         self._session_timeout_s = session_timeout_s
@@ -239,13 +241,21 @@ class Engine:
         """
 
         def blocked() -> str | None:
-            held = [(t.run.session_id, t.adapter.nbytes) for t in self.trainings.values() if t.adapter is not None]
-            others = any(owner != session_id for owner, _ in held)
-            if sum(size for _, size in held) < self._adapter_bytes or not others:
+            nbytes, count, owners = self._held_now()
+            others = count - owners[session_id]
+            if nbytes < self._adapter_bytes or not others:
                 return None
-            return f"{len(held)} adapters of other clients fill the memory this engine gives to them"
+            return f"{others} adapters of other clients fill the memory this engine gives to them"
 
         return blocked
+
+    def _held_now(self) -> tuple[int, int, Counter[str]]:
+        """Bytes of all adapters, their number, and that by session; counted once however many clients wait for room."""
+        if self._held is None or self._held[0] != self.scheduler.looks:
+            adapters = [(t.run.session_id, t.adapter.nbytes) for t in self.trainings.values() if t.adapter is not None]
+            owners = Counter(owner for owner, _ in adapters)
+            self._held = self.scheduler.looks, (sum(nbytes for _, nbytes in adapters), len(adapters), owners)
+        return self._held[1]
 
     def load_weights(self, model_id: str, seq: int | None, path: str, *, optimizer: bool) -> Promise:
         """Replace an adapter's weights by a checkpoint's, at any time; the moments too, or they start anew.
@@ -426,6 +436,7 @@ class Engine:
             self.scheduler.drop_lane(lane, "the client's session has ended")
         session.losses.clear()
         self._cancel_samples(session, _ENDED)
+        self.scheduler.drop_lane(lane_of(session_id), _ENDED.message)
         for sampler_id in session.samplers:
             self.sampling.drop(sampler_id)
 

@@ -16,7 +16,7 @@ from sota_ml_researcher.backends.connection import CLUSTER_KEY, Backend, remote,
 from sota_ml_researcher.backends.sampling_client import SampleOptions, measure_nll, sample
 from sota_ml_researcher.backends.server_probe import forget_servers
 from sota_ml_researcher.backends.servers import Server, server_of, server_table
-from sota_ml_researcher.core.errors import BackendError
+from sota_ml_researcher.core.errors import BackendError, ConfigError
 from sota_ml_researcher.models.model_ref import resolve_model
 
 MODEL = "org/model"
@@ -124,6 +124,14 @@ def test_every_kind_of_the_table_is_complete_and_dated() -> None:
         (Script({"GET /*": (302, "")}, {"Location": "https://elsewhere.example/x"}), "sends on to https://elsewhere"),
         (Script({"GET /*": (200, {"hello": 1})}), "not as a Tinker server does"),
         (Script({}), "there is no Tinker API at this address"),
+        (Script({"GET /v1/models": (401, {"error": "Unauthorized"})}), "an OpenAI-compatible server"),
+        (Script({"GET /*": (400, "<html>sent to an HTTPS port</html>")}), "status 400. Check base_url"),
+        (Script({"GET /*": (502, "<html>Bad Gateway</html>")}), "status 502. Try again later"),
+        (Script({"GET /*": (200, {"supported_models": [{}]})}), "not as a Tinker server does"),
+        (
+            Script({"GET /*": (200, {"supported_models": [{"model_name": "a", "max_context_length": "4k"}]})}),
+            "not as a Tinker server does",
+        ),
     ],
 )
 def test_another_server_at_the_address_is_named(script: Script, message: str) -> None:
@@ -142,6 +150,36 @@ def test_a_key_is_not_shown_to_what_is_no_tinker_server(monkeypatch: pytest.Monk
 def test_tls_where_there_is_none_is_said() -> None:
     with scripted(Script({})) as url, pytest.raises(BackendError, match="does not speak TLS"):
         supported_models(remote("cluster", url.replace("http://", "https://")))
+
+
+def test_a_server_that_speaks_tls_alone_is_said() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def alert() -> None:
+            connection = listener.accept()[0]
+            connection.recv(1000)
+            connection.sendall(b"\x15\x03\x01\x00\x02\x02\x46")  # a TLS alert: unsupported protocol version
+            connection.close()
+
+        threading.Thread(target=alert, daemon=True).start()
+        with pytest.raises(BackendError, match="TLS alone wants https://"):
+            supported_models(remote("cluster", f"http://127.0.0.1:{listener.getsockname()[1]}"))
+
+
+@pytest.mark.parametrize("url", ["http://", "http://:80", "http://[::1", "http://a b", "http://host:port", "gpu:8000"])
+def test_what_is_no_address_is_refused_by_its_key(url: str) -> None:
+    with pytest.raises(ConfigError, match="base_url: "):
+        remote("cluster", url)
+
+
+def test_a_password_in_the_address_is_refused_and_not_shown() -> None:
+    with pytest.raises(ConfigError, match=CLUSTER_KEY) as refused:
+        remote("cluster", "https://me:hunter2@gpu:8000")
+    assert "hunter2" not in str(refused.value)
+
+
+def test_an_address_with_the_path_of_the_protocol_is_the_same_address() -> None:
+    assert remote("cluster", "http://gpu:8000/api/v1/") == remote("cluster", "http://gpu:8000")
 
 
 def test_a_connection_that_is_closed_at_once_is_no_traceback() -> None:

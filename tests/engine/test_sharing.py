@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from engine_reference import FP32, THROUGH_TRANSFORMERS, trained
 
+from sota_ml_researcher.engine.compute import sampling
 from sota_ml_researcher.engine.compute.model import LoadedModel, load_model
 from sota_ml_researcher.engine.compute.prefix_trees import lay_out, plan_trees
 from sota_ml_researcher.engine.interface import (
@@ -165,6 +166,21 @@ def test_what_does_not_fit_the_cache_waits_and_other_weights_wait_for_the_end(ti
     model.sample_stream(asks, lambda: arrivals.pop() if arrivals else [], outputs.__setitem__)
     assert set(outputs) == {0, 1, 2, 3, 4, "adapted"}
     assert max(rows) <= 6, "never more rows than the cache has places for"
+
+
+def test_requests_of_two_adapters_that_came_in_turn_are_two_batches(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model("m", str(tiny_model("qwen3")), FP32)
+    first, second = (trained(model, LoraSpec(rank=2, seed=seed)).weights() for seed in (1, 2))
+    asks = [SampleAsk(ask.key, ask.request, (first, second)[ask.key % 2]) for ask in _asks(None)]
+    batches: list[Any] = []
+    kind = sampling.Batch
+    monkeypatch.setattr(sampling, "Batch", lambda *given: batches.append(given) or kind(*given))
+    outputs: dict[int, SampleOutput] = {}
+    model.sample_stream(asks, list, outputs.__setitem__)
+    assert set(outputs) == {0, 1, 2, 3, 4}
+    assert len(batches) == 2
 
 
 def test_memory_that_runs_out_is_said_in_words(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:

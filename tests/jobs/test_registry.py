@@ -91,6 +91,18 @@ def test_a_dead_holder_of_a_place_does_not_block_the_queue(registry: Registry) -
     assert registry.claim(waiting.id, 2, limit=1, alive=alive)
 
 
+def test_a_job_in_a_long_queue_looks_no_further_than_the_limit(registry: Registry) -> None:
+    jobs = [new_job(registry, pid=pid) for pid in range(1, 41)]
+    asked: list[int | None] = []
+
+    def counted(pid: int | None, started: float | None) -> bool:
+        asked.append(pid)
+        return alive(pid, started)
+
+    assert not registry.claim(jobs[-1].id, 40, limit=2, alive=counted)
+    assert len(asked) == 2
+
+
 def test_backends_have_places_of_their_own(registry: Registry) -> None:
     here, there = new_job(registry, pid=1), new_job(registry, backend="tinker", pid=2)
     assert registry.claim(here.id, 1, limit=1, alive=alive)
