@@ -43,6 +43,7 @@ async def processes(home: Path, waiting: int) -> dict[str, float]:
     """MB of each kind of process while ``waiting`` jobs wait for the one that works."""
     from sota_ml_researcher.jobs.registry import Registry
     from sota_ml_researcher.jobs.states import JobState
+    from sota_ml_researcher.templates.catalog import template_path
 
     command = StdioServerParameters(
         command=sys.executable,
@@ -52,7 +53,9 @@ async def processes(home: Path, waiting: int) -> dict[str, float]:
     async with Client(command) as client:
         overrides = {"num_steps": 100_000, "num_epochs": None, "val_file": None}
         for _ in range(waiting + 1):
-            await client.call_tool("start_sft", {"config": "template:sft", "overrides": overrides})
+            started = await client.call_tool("start_sft", {"config": str(template_path("sft")), "overrides": overrides})
+            if started.is_error:
+                raise SystemExit(str(started.content))
         registry = Registry(home / "jobs.db")
         with anyio.fail_after(300):
             while not any(job.step > 5 for job in registry.find()):
