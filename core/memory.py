@@ -279,7 +279,7 @@ def refusal(
     others = room.total - room.free
     held = f", for other programs hold {gib(others)}" if others > room.free and least.total <= room.total else ""
     problem = f"it needs {least} at the least, and {gib(room.free)} of {place} {gib(room.total)} GiB are free{held}"
-    fix = "; ".join(_nearest(shape, room, rank, length, least, command))
+    fix = "; ".join(_nearest(shape, room, rank, length, least, command)) or "take a larger machine"
     return TooLargeError(problem, where=name, fix=f"{fix[0].upper()}{fix[1:]}")
 
 
@@ -303,7 +303,8 @@ def _nearest(shape: ModelShape, room: Room, rank: int, length: int, least: Memor
     if rank > 1 and least.total - least.adapter * (rank - 1) // rank <= room.free:
         yield "take a smaller lora_rank"
     most = (room.free - (least.total - least.weights)) / (least.weights / shape.weights)
-    yield f"take a model of at most {most / 1e9:.2g} billion parameters" if most > 1e7 else "take a larger machine"
+    if most > 1e7:
+        yield f"take a model of at most {most / 1e9:.2g} billion parameters"
 
 
 def free_ram() -> tuple[int, int]:

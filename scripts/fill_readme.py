@@ -1,4 +1,4 @@
-"""Fill in the README's tables of tools and commands, docs/commands.md, and tables of docs/clusters.md and benchmarks.md.
+"""Fill in the README's tables of tools and commands, docs/commands.md and tables of clusters.md and benchmarks.md.
 
 Everything comes from the program itself.
 
@@ -140,7 +140,7 @@ def memory_table() -> str:
     room = Room("cuda", 2, 80 * GIB, 80 * GIB)
     quantised = Room("cuda", 2, 80 * GIB, 80 * GIB, nf4=True)
     for entry in load_catalog().models:
-        if entry.config is None or not entry.name.startswith(_MEMORY_FAMILIES):
+        if entry.config is None or "-VL-" in entry.name or not entry.name.startswith(_MEMORY_FAMILIES):
             continue
         values = {**config_defaults().get(entry.config["model_type"], {}), **entry.config}
         shape = model_shape(ModelConfig(entry.name, values, "table"))
@@ -148,7 +148,7 @@ def memory_table() -> str:
         whole = estimate(shape, room)
         row = [gib(need.total) for need in (whole, estimate(shape, room, least), estimate(shape, quantised, least))]
         rows.append([f"`{entry.name}`", f"{shape.weights / 1e9:.1f}B", gib(whole.weights), *row])
-    unique = dict((tuple(row[1:]), row) for row in reversed(rows)).values()
+    unique = {tuple(row[1:]): row for row in reversed(rows)}.values()
     return "\n".join(f"| {' | '.join(row)} |" for row in reversed(unique))
 
 

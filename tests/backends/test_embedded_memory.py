@@ -15,11 +15,7 @@ from sota_ml_researcher.tools.start import start_sft
 from sota_ml_researcher.training.sft.config import load_sft_settings
 from sota_ml_researcher.training.sft.plan import plan_sft
 
-
-def plan(**changes: object):
-    return plan_sft(
-        load_sft_settings(None, {"base_model": "demo", "train_file": str(demo_data("sft_train.jsonl"))} | changes)
-    )
+OVERRIDES = {"base_model": "demo", "train_file": str(demo_data("sft_train", where="test"))}
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
@@ -29,8 +25,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
 
 def test_a_plan_shows_the_parts_and_is_refused_where_they_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, 8)
-    overrides = {"base_model": "demo", "train_file": str(demo_data("sft_train.jsonl"))}
-    shown = start_sft(overrides=overrides, validate_only=True)
+    shown = start_sft(overrides=OVERRIDES, validate_only=True)
     content = shown.structured_content
     assert content is not None
     memory = content["memory"]
@@ -38,10 +33,8 @@ def test_a_plan_shows_the_parts_and_is_refused_where_they_do_not_fit(monkeypatch
     assert (memory["free"], memory["batch_tokens"], memory["device"]) == (8 * GIB, 4096, "cpu")
     assert "Memory: about " in shown.content[0].text
     machine(monkeypatch, 0.25)
-    with pytest.raises(
-        TooLargeError, match=r"demo: it needs 0\.\d+ GiB .* and 0\.25 of this machine's 16\.0 GiB are free"
-    ):
-        plan()
+    with pytest.raises(TooLargeError, match=r"demo: it needs 0\.\d+ GiB .* 0\.25 of this machine's 16\.0 GiB are free"):
+        plan_sft(load_sft_settings(None, OVERRIDES))
 
 
 def test_a_gpu_that_others_fill_is_refused_with_what_they_hold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -54,7 +47,7 @@ def test_a_gpu_that_others_fill_is_refused_with_what_they_hold(monkeypatch: pyte
     room = embedded_memory.embedded_room()
     assert (room.device, room.free, room.total) == ("cuda", 300 << 20, 24 * GIB)
     with pytest.raises(TooLargeError, match=r"0\.29 of the GPU's 24\.0 GiB are free, for other programs hold 23\.7"):
-        plan()
+        plan_sft(load_sft_settings(None, OVERRIDES))
     driver.write_text("#!/bin/sh\nexit 9\n")
     assert embedded_memory.embedded_room().device == "cpu"
 

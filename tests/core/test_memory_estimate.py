@@ -82,8 +82,8 @@ def test_a_refusal_has_the_numbers_and_the_nearest_choice_that_fits() -> None:
     assert "End what holds the memory" in filled
     cpu = Room("cpu", 4, 12 * GIB, 16 * GIB)
     said = str(refusal(small, cpu, "m", command="ENGINE"))
-    assert "Run ENGINE --dtype bfloat16, with which it needs" in said
-    assert "shorten sequences to" in str(refusal(small, replace(cpu, itemsize=2), "m", length=100_000))
+    assert "run ENGINE --dtype bfloat16, with which it needs" in said
+    assert "Shorten sequences to 8,192 tokens" in str(refusal(small, replace(cpu, itemsize=2), "m", length=100_000))
 
 
 def test_a_containers_limit_is_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,7 @@ def test_both_sides_of_the_estimate_read_one_shape(family: str, tiny_model: Call
     folder = tiny_model(family)
     ours = memory_fit.shape_of(AutoConfig.from_pretrained(folder))
     planned = model_shape(load_model_config(resolve_model(str(folder))))
-    assert abs(planned.weights / ours.weights - 1) < 0.06  # norms, biases and routers weigh much in a tiny model
+    assert abs(planned.weights / ours.weights - 1) < 0.12  # norms, biases and positions weigh much in a tiny model
     assert replace(planned, weights=ours.weights) == ours
 
 
