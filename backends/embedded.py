@@ -89,6 +89,13 @@ def engine_status() -> EngineStatus | None:
     return EngineStatus(engine.url, engine.pid, answers, running.memory_info().rss, running.create_time())
 
 
+def loaded_models() -> dict[str, dict[str, Any]]:
+    """The base models that the engine of this state folder holds, as it describes each; none if it does not run."""
+    engine = _discovered(engine_folder())
+    health = _health(engine.url) if engine and engine.has_key else None
+    return health.get("loaded", {}) if health else {}
+
+
 def stop_engine() -> bool:
     """End the engine of this state folder and wait until it is gone; False if none runs.
 

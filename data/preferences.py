@@ -77,6 +77,7 @@ class PreferenceCounts:
         rejected_longer: Pairs where it is the other way round.
         problems: The first rows that cannot be used, with file and line.
         unusable: How many rows cannot be used.
+        longest: Tokens of the longest pair, both sides after truncation.
         notes: What to know of how the rows were read and rendered (see `TokenCounts.notes`).
     """
 
@@ -88,6 +89,7 @@ class PreferenceCounts:
     rejected_longer: int
     problems: tuple[DataError, ...]
     unusable: int = 0
+    longest: int = 0
     notes: tuple[str, ...] = ()
 
 
@@ -99,7 +101,7 @@ def count_pairs(
     Raises:
         DataError: If the file cannot be read, or not one of its rows can be used.
     """
-    rows = tokens = answers = truncated = longer = shorter = unusable = 0
+    rows = tokens = answers = truncated = longer = shorter = unusable = longest = 0
     problems: list[DataError] = []
     findings = RowFindings()
     for number, outcome in _rendered_pairs(path, renderer, max_seq_len, columns):
@@ -111,12 +113,15 @@ def count_pairs(
         findings.note_all(number, outcome.read, outcome.rendered)
         chosen, rejected = outcome.chosen.trained_tokens, outcome.rejected.trained_tokens
         rows, answers, truncated = rows + 1, answers + chosen + rejected, truncated + outcome.cut
-        tokens += len(outcome.chosen.tokens) + len(outcome.rejected.tokens)
+        both = len(outcome.chosen.tokens) + len(outcome.rejected.tokens)
+        tokens, longest = tokens + both, max(longest, both)
         longer, shorter = longer + (chosen > rejected), shorter + (chosen < rejected)
     if not rows:
         raise none_usable(path, problems, unusable)
     notes = findings.sentences()
-    return PreferenceCounts(rows, tokens, answers, truncated, longer, shorter, tuple(problems), unusable, notes)
+    return PreferenceCounts(
+        rows, tokens, answers, truncated, longer, shorter, tuple(problems), unusable, longest, notes
+    )
 
 
 def mixed_pair_counts(counts: Sequence[PreferenceCounts], mix: Mix, names: Sequence[str]) -> PreferenceCounts:
@@ -132,6 +137,7 @@ def mixed_pair_counts(counts: Sequence[PreferenceCounts], mix: Mix, names: Seque
         rejected_longer=mix.per_pass([each.rejected_longer for each in counts]),
         problems=tuple(problem for each in counts for problem in each.problems),
         unusable=sum(each.unusable for each in counts),
+        longest=max(each.longest for each in counts),
         notes=tuple(f"{name}: {note}" for name, each in zip(names, counts, strict=True) for note in each.notes),
     )
 

@@ -285,7 +285,8 @@ def _is_expert_layer(config: ModelConfig, kind: str, index: int) -> bool:
 
 def _expert_sizes(config: ModelConfig) -> tuple[int, int]:
     """Number of routed experts, and the width of one."""
-    count = config.integer("num_experts", "num_local_experts", "n_routed_experts")
+    # transformers 5 writes num_local_experts for every family; a default may stand under the older name.
+    count = config.integer("num_local_experts", "num_experts", "n_routed_experts")
     return count, config.integer("moe_intermediate_size", "intermediate_size")
 
 

@@ -25,6 +25,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from ..core.errors import ConfigError
+from ..core.memory import MatrixSize, ModelShape
 from ..core.names import COMPONENTS, Component
 from .configs import ModelConfig
 from .lora_architectures import Matrix, Scheme, Side, adapted_matrices
@@ -130,6 +131,16 @@ def count_from_config(config: ModelConfig, scheme: Scheme) -> LoraCount:
     tied = (TIED,) if config.values.get("tie_word_embeddings") else ()
     notes = (*notes, NOT_ADAPTED, *tied)
     return LoraCount(scheme=scheme, source="config", per_rank=per_rank, modules=modules, notes=notes)
+
+
+def model_shape(config: ModelConfig) -> ModelShape:
+    """What of ``config`` decides how much memory the embedded engine needs for it. Vision towers are not counted.
+
+    Raises:
+        ModelError: As `count_from_config`.
+    """
+    matrices, _ = adapted_matrices(config, SCHEME_OF_BACKEND["embedded"])
+    return ModelShape.of(config.values, [MatrixSize(m.component, m.d_in, m.d_out, m.copies) for m in matrices])
 
 
 def _module(matrix: Matrix, layers: int) -> ModuleCount:

@@ -1,4 +1,4 @@
-"""Fill in the README's tables of tools and commands, docs/commands.md and the table of docs/clusters.md.
+"""Fill in the README's tables of tools and commands, docs/commands.md and tables of clusters.md and benchmarks.md.
 
 Everything comes from the program itself.
 
@@ -15,11 +15,16 @@ from pathlib import Path
 import click
 
 from sota_ml_researcher.backends.servers import Abilities, server_table
+from sota_ml_researcher.core.memory import GIB, Batch, Room, estimate, gib
+from sota_ml_researcher.models.configs import ModelConfig
+from sota_ml_researcher.models.lora_params import model_shape
+from sota_ml_researcher.models.model_catalog import config_defaults, load_catalog
 from sota_ml_researcher.server.cli import PROGRAM, cli
 from sota_ml_researcher.tools import TOOLS
 
 ROOT = Path(__file__).parents[1]
 README, COMMANDS, CLUSTERS = ROOT / "README.md", ROOT / "docs" / "commands.md", ROOT / "docs" / "clusters.md"
+BENCHMARKS = ROOT / "docs" / "benchmarks.md"
 _WIDTH = 100
 
 
@@ -126,8 +131,35 @@ def clusters_page(text: str) -> str:
     return re.sub(r"\| server \|.*?\n\n", lambda _: f"{servers_table_text()}\n\n", text, count=1, flags=re.S)
 
 
+_MEMORY_FAMILIES = ("meta-llama/", "Qwen/Qwen3", "openai/gpt-oss")
+
+
+def memory_table() -> str:
+    """A row for each shape of the packaged tables that one machine may hold: what training takes on a GPU, in GiB."""
+    rows = [["model", "parameters", "weights", "4,096 tokens", "least", "least in nf4"], ["---"] * 6]
+    room = Room("cuda", 2, 80 * GIB, 80 * GIB)
+    quantised = Room("cuda", 2, 80 * GIB, 80 * GIB, nf4=True)
+    for entry in load_catalog().models:
+        if entry.config is None or "-VL-" in entry.name or not entry.name.startswith(_MEMORY_FAMILIES):
+            continue
+        values = {**config_defaults().get(entry.config["model_type"], {}), **entry.config}
+        shape = model_shape(ModelConfig(entry.name, values, "table"))
+        least = Batch(256, 256, checkpointing=True)
+        whole = estimate(shape, room)
+        row = [gib(need.total) for need in (whole, estimate(shape, room, least), estimate(shape, quantised, least))]
+        rows.append([f"`{entry.name}`", f"{shape.weights / 1e9:.1f}B", gib(whole.weights), *row])
+    unique = {tuple(row[1:]): row for row in reversed(rows)}.values()
+    return "\n".join(f"| {' | '.join(row)} |" for row in reversed(unique))
+
+
+def benchmarks_page(text: str) -> str:
+    """The page with its table of memory replaced."""
+    return re.sub(r"\| model \| parameters .*?\n\n", lambda _: f"{memory_table()}\n\n", text, count=1, flags=re.S)
+
+
 def main() -> None:
-    """Write the three files."""
+    """Write the four files."""
+    BENCHMARKS.write_text(benchmarks_page(BENCHMARKS.read_text(encoding="utf-8")), encoding="utf-8")
     CLUSTERS.write_text(clusters_page(CLUSTERS.read_text(encoding="utf-8")), encoding="utf-8")
     README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
     COMMANDS.write_text(commands_page(), encoding="utf-8")

@@ -34,7 +34,7 @@ SHAPE_KEYS = (
     "n_shared_experts", "shared_expert_intermediate_size", "moe_shared_expert_intermediate_size", "moe_latent_size",
     "first_k_dense_replace", "decoder_sparse_step", "linear_num_key_heads", "linear_key_head_dim",
     "linear_num_value_heads", "linear_value_head_dim", "mamba_num_heads", "mamba_head_dim", "n_groups",
-    "ssm_state_size",
+    "ssm_state_size", "tie_word_embeddings", "num_experts_per_tok",
 )  # fmt: skip
 
 

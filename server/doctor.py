@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -19,6 +18,7 @@ from rich.text import Text
 
 from ..backends.connection import TINKER_KEY, remote, supported_models
 from ..backends.embedded import running_engine
+from ..backends.embedded_memory import cpu_has_bf16
 from ..backends.prices import load_prices
 from ..backends.servers import described, server_of
 from ..core.ages import age
@@ -182,9 +182,7 @@ def check_cluster(base_url: str) -> Check:
 
 def check_processor() -> Check:
     """What the embedded engine will compute on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text(encoding="utf-8").split() if cpuinfo.exists() else []
-    fast = "bf16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "fp32"
+    fast = "bf16" if cpu_has_bf16() else "fp32"
     return Check("processor", True, f"{os.cpu_count()} cores, fast in {fast}")
 
 

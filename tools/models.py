@@ -11,7 +11,7 @@ from mcp_types import CallToolResult
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..backends.connection import TINKER_KEY, Backend, SupportedModel, connect, remote, supported_models
-from ..core.errors import BackendError, ConfigError
+from ..core.errors import BackendError, ConfigError, ModelError
 from ..core.foreign_text import foreign, named
 from ..core.names import BackendName
 from ..jobs.job_results import checkpoint_path, job_of, require_place_of_job, trained_model
@@ -30,7 +30,7 @@ class ModelLine(BaseModel):
     """One model. None means that nobody said; ``retired`` is from the dated table, unless the service serves it.
 
     ``usd_per_million`` holds train, prefill, cached_prefill and sample prices as of ``prices_of``;
-    ``learning_rate`` is the SFT start of the rules ``lora.lr.*``.
+    ``learning_rate`` is the SFT start of the rules ``lora.lr.*``; ``memory_gib`` what training takes here, by default.
     """
 
     name: str
@@ -41,6 +41,7 @@ class ModelLine(BaseModel):
     renderers: list[str] = []
     ranks: str = "any from 1"
     learning_rate: float | None = None
+    memory_gib: float | None = None
     usd_per_million: dict[str, float | None] | None = None
     prices_of: str | None = None
     retired: str | None = None
@@ -87,7 +88,23 @@ def _embedded() -> tuple[str, list[ModelLine]]:
     url = running_engine()
     loaded = _live(Backend("embedded", url, engine_key())) if url else []
     source = "any Hugging Face causal LM folder or .gguf file of this machine, by its path; ids if in the local cache"
-    return source, [demo, *(m for m in loaded if not m.name.endswith("demo/model"))]
+    lines = [demo, *(m for m in loaded if not m.name.endswith("demo/model"))]
+    return source, [line.model_copy(update={"memory_gib": _memory_gib(line.name)}) for line in lines]
+
+
+def _memory_gib(name: str) -> float | None:
+    """What training by the engine's defaults takes on this machine; None where it is not known."""
+    from ..backends.embedded_memory import embedded_room
+    from ..core.memory import GIB, estimate
+    from ..models.configs import load_model_config
+    from ..models.lora_params import model_shape
+    from ..models.model_ref import resolve_model
+
+    try:
+        shape = model_shape(load_model_config(resolve_model(name)))
+    except ModelError:
+        return None
+    return round(estimate(shape, embedded_room()).total / GIB, 2)
 
 
 def _from_cluster(connection: Backend) -> tuple[str, list[ModelLine]]:
@@ -304,6 +321,8 @@ def _price_lines(backend: BackendName, table: PriceTable) -> list[str]:
 def _model_line(model: ModelLine) -> str:
     renderers = ", ".join(map(named, model.renderers[:2]))
     facts = [f"context {model.context_length:,}" if model.context_length else "", renderers]
+    if model.memory_gib is not None:
+        facts.append(f"needs about {model.memory_gib:g} GiB here")
     if model.learning_rate is not None:
         facts.append(f"learning rate {number(model.learning_rate)}")
     if model.usd_per_million is not None:

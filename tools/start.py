@@ -29,6 +29,7 @@ class Started(Standing):
     """A planned or started job: every setting with its origin, and what it will process.
 
     ``tokens_to_train``: all passes together; in RL the tokens to sample at most. ``details``: the method's own facts.
+    ``memory``: bytes on this machine.
     """
 
     config: dict[str, Any]
@@ -41,6 +42,7 @@ class Started(Standing):
     capacity_ratio: float | None
     cost: Cost
     expected_s: float | None
+    memory: dict[str, Any] | None
     details: dict[str, Any]
     warnings: list[str]
 
@@ -140,6 +142,7 @@ def _started(plan: Plan[Any], standing: Standing) -> Started:
         capacity_ratio=round(capacity.ratio, 3) if capacity else None,
         cost=Cost.of(plan.cost),
         expected_s=round(plan.tokens / pace, 1) if pace else None,
+        memory=plan.memory.facts if plan.memory else None,
         details={**plan.details, **({"sources": [*plan.sources]} if plan.sources else {})},
         warnings=list(plan.warnings),
     )
@@ -176,6 +179,7 @@ def _text(started: Started, plan: Plan[Any]) -> str:
         *hub_lines(plan.settings),
         *([f"About {duration(started.expected_s)} at the pace of earlier runs."] if started.expected_s else []),
         f"{rank}.",
+        *([f"{plan.memory.text}."] if plan.memory else []),
         f"Learning rate {number(config.learning_rate)} ({_first_sentence(started.origins['learning_rate'])}).",
         *(f"Warning: {warning}" for warning in started.warnings),
         *([f"Files: {started.run_folder}"] if started.run_folder else []),

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from ..backends.embedded_memory import EmbeddedMemory, embedded_memory
 from ..backends.estimate import CostEstimate, estimate_cost
 from ..backends.meter import Usage
 from ..backends.prices import load_prices, require_price_for_cap
@@ -60,6 +61,7 @@ class Plan(Generic[ConfigT]):
         warnings: What the user should know before spending time or money.
         details: Further facts of the method, for the answer.
         sources: What each of several sources gives (see `contributions`).
+        memory: What it needs of this machine on the embedded engine; None on any other backend.
         bills_elsewhere: Whether somebody besides the backend charges for it, such as a judge's service.
     """
 
@@ -75,6 +77,7 @@ class Plan(Generic[ConfigT]):
     warnings: tuple[str, ...]
     details: Mapping[str, object] = field(default_factory=dict[str, object])
     sources: Sequence[Mapping[str, Any]] = ()
+    memory: EmbeddedMemory | None = None
     bills_elsewhere: bool = False
 
     @property
@@ -268,6 +271,18 @@ def capacity_of(
         backend=config.backend,
         apply_to=config.apply_to,
     )
+
+
+def memory_of(config: TrainingConfig, model: ModelConfig, *, longest: int) -> EmbeddedMemory | None:
+    """What training by sequences of up to ``longest`` tokens needs here; None if it is computed elsewhere.
+
+    Raises:
+        TooLargeError: If it does not fit this machine.
+    """
+    if config.backend != "embedded":
+        return None
+    context = model.integer("max_position_embeddings", default=longest)
+    return embedded_memory(model, rank=config.lora_rank, length=max(1, min(longest, context)))
 
 
 def require_usable_rows(settings: Settings[OfflineT], *files: Counts | None) -> None:

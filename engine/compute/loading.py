@@ -2,7 +2,7 @@
 # Reason: drives transformers' and torch's untyped loading interfaces.
 """From a path or hub id to a module on a device: which device, which dtype, and clear errors on the way.
 
-CUDA and MPS paths (bf16, nf4 through bitsandbytes, gradient checkpointing) follow the libraries' documentation; they
+CUDA and MPS paths (bf16, nf4 through bitsandbytes) follow the libraries' documentation; they
 are not exercised by the tests of this repository, which run on CPU.
 """
 
@@ -23,7 +23,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from ...core.errors import ConfigError, MissingDependencyError, ModelError
+from ...core.memory import TooLargeError
 from ..interface import LoadOptions
+from .memory_fit import Running, require_fit
 
 _DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
 # Option numbers of glibc's mallopt(3), from malloc.h.
@@ -35,7 +37,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What came out of a checkpoint folder or hub id; ``stored_dtype`` is what its config says of the weights."""
+    """What came out of a checkpoint folder or hub id; ``stored_dtype`` is what its config says of the weights.
+
+    ``running`` is how it is run in the memory there is.
+    """
 
     module: Any
     tokenizer: Any
@@ -43,6 +48,7 @@ class Loaded:
     device: torch.device
     dtype: torch.dtype
     stored_dtype: str
+    running: Running
 
 
 def load_pretrained(path_or_id: str, options: LoadOptions) -> Loaded:
@@ -50,7 +56,7 @@ def load_pretrained(path_or_id: str, options: LoadOptions) -> Loaded:
 
     Raises:
         ConfigError: If an option is unknown or impossible on this machine.
-        ModelError: If there is no such model, it is not a causal LM, or it has no tokenizer.
+        ModelError: If there is no such model, it is not a causal LM, it has no tokenizer, or it does not fit.
         MissingDependencyError: If quantisation is asked for without bitsandbytes.
     """
     device = choose_device(options.device)
@@ -58,13 +64,15 @@ def load_pretrained(path_or_id: str, options: LoadOptions) -> Loaded:
     extra = _quantisation(options.quantize, device, dtype)
     config = _config(path_or_id)
     tokenizer = _tokenizer(path_or_id)
+    with _model_error("its config.json cannot be used", path_or_id, "Check the file, or save the model again"):
+        running = require_fit(path_or_id, config, device, dtype, options)
     disable_progress_bar()
     module = _weights(path_or_id, dtype, extra)
     if not extra:
         module = module.to(device)
     stored = str(getattr(config.get_text_config(), "dtype", None) or "unknown").removeprefix("torch.")
     _say_dtype(path_or_id, options, dtype, stored)
-    return Loaded(module.eval().requires_grad_(False), tokenizer, config, device, dtype, stored)
+    return Loaded(module.eval().requires_grad_(False), tokenizer, config, device, dtype, stored, running)
 
 
 def _say_dtype(name: str, options: LoadOptions, dtype: torch.dtype, stored: str) -> None:
@@ -218,6 +226,8 @@ def _model_error(what: str, where: str, fix: str) -> Iterator[None]:
         raise ModelError(
             "the model does not fit this machine's memory", where=where, fix="Take a smaller one"
         ) from error
+    except TooLargeError:
+        raise
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

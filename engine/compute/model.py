@@ -31,8 +31,6 @@ from .sampling import Sampler, check_request
 from .transformers_backbone import TransformersBackbone
 
 _EXTRA_KEYS = frozenset({"implementation", "batch_tokens", "cache_tokens", "gradient_checkpointing"})
-_BATCH_TOKENS = 4096
-_CACHE_TOKENS = 1 << 17
 
 
 class LoadedModel(BaseModel):
@@ -44,10 +42,10 @@ class LoadedModel(BaseModel):
         self._backbone = backbone
         self._limits = ModelLimits(backbone.head.weight_VD.shape[0], _context_length(text))
         self._fan_in_fan_out = text.model_type == "gpt2"
-        self._budget_tokens = int(options.extra.get("batch_tokens", _BATCH_TOKENS))
+        chosen = loaded.running.fit
+        self._budget_tokens = chosen.batch.tokens
         self._forwards = ForwardCache()
-        cache_tokens = int(options.extra.get("cache_tokens", _CACHE_TOKENS))
-        self._sampler = Sampler(backbone, self._limits, loaded.tokenizer, cache_tokens)
+        self._sampler = Sampler(backbone, self._limits, loaded.tokenizer, chosen.cache_tokens)
         self.name = name
         self.tokenizer = loaded.tokenizer
         self.max_context_length = self._limits.context
@@ -59,6 +57,9 @@ class LoadedModel(BaseModel):
             "parameters": backbone.parameters,
             "vocabulary": self._limits.vocabulary,
             "threads": set_threads(options.threads),
+            "weights_bytes": chosen.need.weights,
+            "batch_tokens": chosen.batch.tokens,
+            "gradient_checkpointing": chosen.batch.checkpointing,
         }
 
     def new_adapter(self, spec: LoraSpec) -> TrainedAdapter:
@@ -96,10 +97,11 @@ def load_model(name: str, path_or_id: str, options: LoadOptions) -> LoadedModel:
     """Load the model at ``path_or_id``.
 
     ``options.extra`` takes ``implementation`` (``auto`` or ``transformers``), ``batch_tokens`` (most tokens of one
-    packed training batch), ``cache_tokens`` (most places of the sampling cache) and ``gradient_checkpointing``.
+    packed training batch), ``cache_tokens`` (most places of the sampling cache) and ``gradient_checkpointing`` (layers
+    run again in the backward pass). What is left out is chosen to fit the memory, and both limits are lowered to fit.
 
     Raises:
-        ModelError: If it cannot be had, is not a causal LM, or has no tokenizer.
+        ModelError: If it cannot be had, is not a causal LM, has no tokenizer, or does not fit.
         ConfigError: If an option is unknown or impossible on this machine.
     """
     surplus = set(options.extra) - _EXTRA_KEYS
@@ -113,12 +115,12 @@ def load_model(name: str, path_or_id: str, options: LoadOptions) -> LoadedModel:
 
 def _backbone(loaded: Loaded, options: LoadOptions) -> Backbone:
     implementation = options.extra.get("implementation", "auto")
-    checkpointing = bool(options.extra.get("gradient_checkpointing", False))
     if implementation not in ("auto", "transformers"):
         raise ConfigError(f"unknown implementation {implementation!r}", fix="Choose auto or transformers")
-    if implementation == "auto" and not checkpointing and is_supported(loaded.module):
-        return PackedBackbone(loaded.module, loaded.device)
-    return TransformersBackbone(loaded.module, loaded.device, checkpointing=checkpointing)
+    running = loaded.running
+    if implementation == "auto" and is_supported(loaded.module):
+        return PackedBackbone(loaded.module, loaded.device, recomputes=running.recomputes)
+    return TransformersBackbone(loaded.module, loaded.device, checkpointing=running.fit.batch.checkpointing)
 
 
 def _context_length(config: Any) -> int:

@@ -18,8 +18,9 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from ...core.memory import PACKED_FAMILIES, PACKED_SHARE
 from . import kernels, packed_attention
-from .attention_layout import Heads, Rotary, attention_span, make_buckets
+from .attention_layout import Bucket, Heads, Rotary, attention_span, make_buckets
 from .backbone import ActiveLora, Head, find_sites
 from .head import LoraHead
 from .packed_attention import PLAIN_LENGTH, Attention
@@ -29,6 +30,7 @@ from .packed_layers import (
     Linear,
     Lora,
     NormedLinear,
+    Recomputed,
     ResidualLinear,
     can_pack,
     gated,
@@ -41,21 +43,9 @@ from .packed_layers import (
 from .packing import PackedTokens
 from .row_blocks import EVERY_SIZE, RowBlocks
 
-ARCHITECTURES = frozenset(
-    {
-        "LlamaForCausalLM",
-        "MistralForCausalLM",
-        "Qwen2ForCausalLM",
-        "Qwen3ForCausalLM",
-        "GemmaForCausalLM",
-        "Phi3ForCausalLM",
-    }
-)
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu"}
 # Up to this length attention a query at a time costs no more than products of whole sequences.
 _ROWWISE_LENGTH = 512
-# Models of up to this share of the machine's memory keep their layers in two orders.
-_PACKED_SHARE = 16
 # These keep one table of angles for all lengths; the others change it with the longest sequence seen.
 _STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
 
@@ -83,7 +73,7 @@ def is_supported(model: Any) -> bool:
     config = model.config
     rope = getattr(config, "rope_parameters", None) or {}
     return (
-        type(model).__name__ in ARCHITECTURES
+        config.model_type in PACKED_FAMILIES
         and getattr(model, "quantization_method", None) is None
         and getattr(config, "hidden_act", None) in _ACTIVATIONS
         and rope.get("rope_type", "default") in _STATIC_ROPE
@@ -92,13 +82,18 @@ def is_supported(model: Any) -> bool:
 
 
 class PackedBackbone:
-    """A Llama-like model taken apart into plain matrices. The transformers module is emptied on the way."""
+    """A Llama-like model taken apart into plain matrices. The transformers module is emptied on the way.
 
-    def __init__(self, model: Any, device: torch.device) -> None:
+    Where ``recomputes`` says so of a training batch's tokens and longest sequence, it keeps what goes into each layer,
+    and computes the rest again in the backward pass.
+    """
+
+    def __init__(self, model: Any, device: torch.device, *, recomputes: Callable[[int, int], bool]) -> None:
         body = model.model
         self.sites = find_sites(model)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.device = device
+        self._recomputes = recomputes
         self._embedding = body.embed_tokens.weight.detach()
         self.dtype = self._embedding.dtype
         scale = getattr(body.embed_tokens, "scalar_embed_scale", 1.0)
@@ -144,7 +139,7 @@ class PackedBackbone:
 
     def _can_pack(self) -> bool:
         """Whether the layers may be kept twice, in the orders that forward and backward products read."""
-        small = self.parameters * self.dtype.itemsize <= psutil.virtual_memory().total / _PACKED_SHARE
+        small = self.parameters * self.dtype.itemsize <= psutil.virtual_memory().total / PACKED_SHARE
         return small and self.device.type == "cpu" and self.dtype == torch.bfloat16 and can_pack()
 
     def hidden(self, batch: PackedTokens, lora: ActiveLora | None) -> Tensor:
@@ -155,16 +150,28 @@ class PackedBackbone:
             return self._read(batch, rotary, lora, shared=longest <= self.shared_length)
         x = self._embed(batch.tokens_N)
         buckets = make_buckets(batch.lengths, self.device, batch.positions_N, batch.branches_N)
+        again = torch.is_grad_enabled() and self._recomputes(len(x), max(batch.lengths))
         for layer in self._layers:
-            qkv_lora = Lora.of(layer.qkv, lora)
-            qkv = NormedLinear.apply(x, layer.input_norm, self._eps, layer.qkv, qkv_lora, *qkv_lora.tensors())
-            mixed = Attention.apply(qkv, rotary, layer.heads, buckets)
-            out_lora = Lora.of(layer.output, lora)
-            x = ResidualLinear.apply(mixed, x, layer.output, out_lora, *out_lora.tensors())
-            gate_lora, down_lora = Lora.of(layer.gate_up, lora), Lora.of(layer.down, lora)
-            wide = NormedLinear.apply(x, layer.middle_norm, self._eps, layer.gate_up, gate_lora, *gate_lora.tensors())
-            x = GatedDown.apply(wide, x, self._activation, layer.down, down_lora, *down_lora.tensors())
+            run = partial(self._layer, layer=layer, rotary=rotary, buckets=buckets, lora=lora)
+            if again:
+                linears = (layer.qkv, layer.output, layer.gate_up, layer.down)
+                pairs = [tensor for linear in linears for tensor in Lora.of(linear, lora).tensors()]
+                x = Recomputed.apply(x, run, *pairs)
+            else:
+                x = run(x)
         return cast("Tensor", _FinalNorm.apply(x, self._final_norm, self._eps))
+
+    def _layer(
+        self, x: Tensor, layer: _Layer, rotary: Rotary, buckets: Sequence[Bucket], lora: ActiveLora | None
+    ) -> Tensor:
+        """One layer on packed rows [N, D], differentiable."""
+        qkv_lora, out_lora = Lora.of(layer.qkv, lora), Lora.of(layer.output, lora)
+        gate_lora, down_lora = Lora.of(layer.gate_up, lora), Lora.of(layer.down, lora)
+        qkv = NormedLinear.apply(x, layer.input_norm, self._eps, layer.qkv, qkv_lora, *qkv_lora.tensors())
+        mixed = Attention.apply(qkv, rotary, layer.heads, buckets)
+        x = ResidualLinear.apply(mixed, x, layer.output, out_lora, *out_lora.tensors())
+        wide = NormedLinear.apply(x, layer.middle_norm, self._eps, layer.gate_up, gate_lora, *gate_lora.tensors())
+        return GatedDown.apply(wide, x, self._activation, layer.down, down_lora, *down_lora.tensors())
 
     @torch.no_grad()
     def _read(self, batch: PackedTokens, rotary: Rotary, lora: ActiveLora | None, *, shared: bool) -> Tensor:

@@ -8,6 +8,7 @@ pass is not kept. Axes: ``N`` packed tokens, ``D`` hidden size, ``I`` intermedia
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -346,3 +347,28 @@ class GatedDown(torch.autograd.Function):
         grad_gate_up, inner = _gated_backward(grad_inner, gate_up, ctx.activation)
         grads = lora_gradients(grad, inner, low, grad_low, ctx.lora)
         return (grad_gate_up, grad if ctx.needs_input_grad[1] else None, None, None, None, *grads)
+
+
+class Recomputed(torch.autograd.Function):
+    """A part of the model that keeps its input alone, and runs again in the backward pass. Chen et al. 2016.
+
+    ``run`` is a function of x; ``pairs`` are all leaves in it that want a gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, run: Callable[[Tensor], Tensor], *pairs: Tensor) -> Tensor:
+        """Returns run(x)."""
+        ctx.save_for_backward(x)
+        ctx.run, ctx.pairs = run, pairs
+        return run(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        """Gradients w.r.t. x and the pairs."""
+        (x,) = ctx.saved_tensors
+        want_x = ctx.needs_input_grad[0]
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_(want_x)
+            y = ctx.run(leaf)
+        grads = torch.autograd.grad(y, [leaf, *ctx.pairs] if want_x else ctx.pairs, grad)
+        return (grads[0], None, *grads[1:]) if want_x else (None, None, *grads)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ...core.memory import TooLargeError
 from ..interface import BaseModel, LoadOptions, RequestRejectedError
 
 
@@ -66,9 +67,15 @@ class BaseModels:
         key = self.check(name)
         if key not in self._loaded:
             idle = sorted((when, k) for k, (_, when) in self._loaded.items() if k not in in_use)
-            for _, old in idle[: max(0, len(self._loaded) - self._most_loaded + 1)]:
-                del self._loaded[old]
-            self._loaded[key] = (self._load(key, self._named.get(key, key), self._options), time.monotonic())
+            while len(self._loaded) >= self._most_loaded and idle:
+                del self._loaded[idle.pop(0)[1]]
+            while key not in self._loaded:
+                try:
+                    self._loaded[key] = (self._load(key, self._named.get(key, key), self._options), time.monotonic())
+                except TooLargeError:
+                    if not idle:
+                        raise
+                    del self._loaded[idle.pop(0)[1]]
         model = self._loaded[key][0]
         self._loaded[key] = (model, time.monotonic())
         return model

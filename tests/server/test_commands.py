@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fill_readme import CLUSTERS, COMMANDS, README, clusters_page, commands_page, filled
+from fill_readme import BENCHMARKS, CLUSTERS, COMMANDS, README, benchmarks_page, clusters_page, commands_page, filled
 from terminal_calls import json_of, recorded, refused, typed
 
 from sota_ml_researcher.jobs import run_files
@@ -32,6 +32,7 @@ def test_the_page_of_commands_and_the_readme_are_what_the_program_says() -> None
     written = "Run: python scripts/fill_readme.py"
     assert COMMANDS.read_text() == commands_page(), written
     assert CLUSTERS.read_text() == clusters_page(CLUSTERS.read_text()), written
+    assert BENCHMARKS.read_text() == benchmarks_page(BENCHMARKS.read_text()), written
     assert README.read_text() == filled(README.read_text()), written
 
 

@@ -65,6 +65,7 @@ def plan_dpo(settings: Settings[DpoConfig]) -> Plan[DpoConfig]:
         tokens=round(counts.tokens * visited),
         capacity=capacity,
         cost=cost,
+        memory=shared.memory_of(settings.config, model, longest=counts.longest),
         warnings=(*_warnings(settings.config, counts, total_steps), *shared.backend_warnings(settings.config)),
         sources=shared.contributions(
             settings.config, mix, [part.tokens for part in each], rows=round(visited * counts.rows), cost=cost

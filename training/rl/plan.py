@@ -26,7 +26,7 @@ from ...rewards.problems import Problem, load_mixed_problems, load_problems
 from ...rewards.reward_config import NEEDS_KEY, RewardPart
 from ...rewards.sandbox.modes import require_isolation, unsandboxed_warnings
 from ...rewards.scorers import Scorers
-from ..plan import Changes, Defaults, Plan, backend_warnings, contributions, derive_schedule
+from ..plan import Changes, Defaults, Plan, backend_warnings, contributions, derive_schedule, memory_of
 from ..plan import prepared as with_paths
 from .config import CLIP_RULES, RlConfig
 from .cost import Workload, judge_cost, rl_cost
@@ -97,6 +97,11 @@ def plan_rl(settings: Settings[RlConfig]) -> RlPlan:
         tokens=work.groups(config) * sampled,
         capacity=None,
         cost=cost,
+        memory=memory_of(
+            config,
+            load_model_config(resolve_model(config.base_model)),
+            longest=longest + config.most_turns * config.max_response_tokens,
+        ),
         sources=contributions(config, mix, [size * sampled for size in mix.sizes], rows=work.groups(config), cost=cost),
         warnings=(
             *_left_out(config, sum(mix.sizes)),

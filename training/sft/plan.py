@@ -73,6 +73,7 @@ def plan_sft(settings: Settings[SftConfig]) -> Plan[SftConfig]:
         tokens=tokens,
         capacity=capacity,
         cost=cost,
+        memory=shared.memory_of(config, model, longest=min(counts.longest, config.max_seq_len or counts.longest)),
         warnings=tuple(
             dict.fromkeys((*_warnings(config, counts, total_steps, capacity), *shared.backend_warnings(config)))
         ),
