@@ -29,9 +29,9 @@ async def start_generation(
 
     Needs recipe, model (base, job id, tinker://, claude-..., openai:MODEL) and prompts. Recipes: distillation (answers
     with a long teacher_prompt, rows without it), questions (from documents: FOLDER), rewrites (harder variants),
-    preferences (samples ranked by judge_model), eval_kit (rubric and canaries for run_judge_eval). Use
-    it when rows are missing. Not for data that exist (find_datasets), a
-    few answers (sample_model) or rewards (start_grpo).
+    preferences (samples ranked by judge_model), eval_kit (rubric and canaries for run_judge_eval). With
+    judge_model only answers that are correct or good enough are kept. Use it when there are only prompts, or too few
+    rows. Not for data that exist (find_datasets), a few answers (sample_model) or rewards (start_grpo).
     """
     from ..generation.generation_config import load_generation_settings
     from ..generation.generation_plan import check_services, plan_generation
