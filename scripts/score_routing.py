@@ -3,12 +3,13 @@
     python scripts/score_routing.py                 the score of both halves, and each request that went elsewhere
     python scripts/score_routing.py --page docs/routing.md    writes the table into the page
 
-A text is a tool's name with its title, each sentence of its description, and each parameter. Every one of them is a
-vector: the mean of its tokens' vectors (the package ``wordllama``: 32,000 of 256 numbers, 16 MB), a token that few of
-the sentences have weighing more (inverse document frequency; compare Arora, Liang and Ma 2017, "A simple but
-tough-to-beat baseline for sentence embeddings"). A tool's score is the soft maximum over its sentences, less the
-tool's mean over the first half, since a long text is near to everything. It knows words and no grammar: it sees
-neither "not for" nor that an id is missing. It shows where two texts are alike, and is no measure of an assistant.
+A tool's texts are its name with its title, each sentence of its description, each parameter, and what users say where
+the plugin's skill names the tool first (references/tools.md). Every one of them is a vector: the mean of its tokens'
+vectors (the package ``wordllama``: 32,000 of 256 numbers, 16 MB), a token that few of the sentences have weighing more
+(inverse document frequency; compare Arora, Liang and Ma 2017, "A simple but tough-to-beat baseline for sentence
+embeddings"). A tool's score is the soft maximum over its sentences, less the tool's mean over the first half, since a
+long text is near to everything. It knows words and no grammar: it sees neither "not for" nor that an id is missing. It
+shows where two texts are alike, and is no measure of an assistant.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import importlib.util
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -32,6 +33,7 @@ from numpy.typing import NDArray
 from sota_ml_researcher.server.app import build_server
 
 ROOT = Path(__file__).resolve().parent.parent
+ROUTES = ROOT / "skills" / "researcher" / "references" / "tools.md"
 REQUESTS = ROOT / "tests" / "routing" / "requests.yaml"
 HALVES = ("improved_on", "held_out")
 PACKAGE = "wordllama"
@@ -97,12 +99,24 @@ def sentences_of(tool: Any) -> list[str]:
     ]
 
 
+def routes(names: Collection[str]) -> dict[str, list[str]]:
+    """What users say, by the tool that the skill's table names first; rows that name none of ``names`` are left out."""
+    said: dict[str, list[str]] = {name: [] for name in names}
+    for line in ROUTES.read_text(encoding="utf-8").splitlines():
+        cells = line.split("|")[1:3]
+        first = next((name for name in re.findall(r"`(\w+)`", cells[-1]) if name in said), None) if cells else None
+        if first:
+            said[first].append(cells[0].strip())
+    return said
+
+
 def scored(requests: dict[str, list[dict[str, str]]] | None = None) -> dict[str, list[Routed]]:
     """Each half's requests with the tools by score; those whose tool is not in this version are left out."""
     asked = requests or yaml.safe_load(REQUESTS.read_text(encoding="utf-8"))
     tools = anyio.run(_listed)
     names = [tool.name for tool in tools]
-    sentences = [sentences_of(tool) for tool in tools]
+    said = routes(names)
+    sentences = [sentences_of(tool) + said[tool.name] for tool in tools]
     embedding = Embedding(list(chain(*sentences)))
     vectors = [embedding.of(each) for each in sentences]
     rows = {half: [row for row in asked[half] if row["tool"] in names] for half in HALVES}

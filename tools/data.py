@@ -72,11 +72,10 @@ async def check_dataset(
 ) -> Annotated[CallToolResult, DatasetAnswer]:
     """Check a training file (supervised rows or preference pairs), or a reward function, before paying for a run.
 
-    Reports bad rows by line, tokens and truncation, duplicates, overlap with the validation file and damaged
-    text, and shows one example with its loss mask. Pairs: contradictions, a bias for length. With
-    reward_config: whether a reward function makes sense. Its distribution, constant groups, failures, cheats that
-    score. Unknown columns: proposes `columns`. Use it first on any new
-    file; it says nothing about models or ranks. Next: validate_capacity.
+    Reports bad rows by line, tokens and truncation, duplicates, overlap with the validation file and damaged text, and
+    shows one example with its loss mask. Pairs: contradictions, a bias for length. With reward_config: whether a reward
+    function makes sense. Reward: distribution, constant groups, failures, cheats that score. Unknown columns: proposes
+    `columns`. Use it first on any new file; it says nothing about models or ranks. Next: validate_capacity.
     """
     tests = {f"benchmark_files[{index}]": file for index, file in enumerate(benchmark_files or ())}
     sources, fetching = await data_sources(ctx, train_file=train_file, val_file=val_file or None, **tests)

@@ -57,7 +57,7 @@ def list_jobs(
 ) -> Annotated[CallToolResult, JobList]:
     """List training jobs, newest first, with their state and progress.
 
-    Use it first for "my run" without an id: how it is doing, what we trained and when, which one is meant. Not for one
+    Use it first for "my run" without an id: how it is doing, what was trained and when, which one is meant. Not for one
     job's numbers: get_job.
     """
     registry = Registry()

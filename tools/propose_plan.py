@@ -59,9 +59,9 @@ async def propose_plan(
     """Plan an experiment from data and a goal: method, model, settings, evaluation, runs, cost, each with its reason.
 
     Writes a folder with the split data, plan.yaml and configs for start_sft, start_dpo or start_grpo and
-    run_judge_eval. Use it first when nothing is decided: the user has a spreadsheet export, chats or rated answers and
-    wants a model that answers like them; where do I start, what would you do for this money, SFT, DPO or RL? It trains
-    nothing. Not for one question about the data (check_dataset) or the rank (validate_capacity).
+    run_judge_eval. Use it first when nothing is decided: the user has a spreadsheet export, chats or rated answers,
+    wants a model that answers like them, and asks where to start, what you would do with a budget, or whether SFT, DPO
+    or RL. It trains nothing. Not for one question about the data (check_dataset) or the rank (validate_capacity).
     """
     if not goal.strip() or len(goal) > _LONGEST_GOAL:
         raise ConfigError(f"a goal has 1 to {_LONGEST_GOAL} characters, this one {len(goal):,}", where="goal")

@@ -77,8 +77,8 @@ def start_grpo(
     """Start reinforcement learning from rewards (GRPO, Dr. GRPO, DAPO, PPO, CISPO, GSPO) as a background job.
 
     Use it if a program, a reward model or a judge with a rubric can score answers. Not for pairs: start_dpo.
-    Needs base_model, train_file (prompts, and answer or tests), and reward_type, rewards or environment. Dry-run it
-    first: check_dataset. Then wait_for_job; rollouts.jsonl shows what the model said.
+    Needs base_model, train_file (prompts, and answer or tests), and reward_type, rewards or environment, which
+    check_dataset tries first (reward_config). Then wait_for_job; rollouts.jsonl shows what the model said.
     """
     return _start("grpo", config, overrides, validate_only=validate_only, plan_id=plan_id)
 
