@@ -55,9 +55,9 @@ async def analyze_run(
 ) -> Annotated[CallToolResult, Analysis]:
     """Diagnose one run from its whole curves: causes with evidence and rule, what it learned, next experiment, report.
 
-    Reads our jobs, cookbook metrics.jsonl, TRL/transformers trainer_state.json and CSV. Use it for "why did the loss
-    rise, does it overfit?", also while a run goes on. Not for status or errors: get_job; for several runs use
-    compare_runs, for a data file check_dataset.
+    Reads our jobs, cookbook metrics.jsonl, TRL/transformers trainer_state.json and CSV. Use it for what happened
+    and why: a loss that went up, a reward that does not move, overfitting; also while a run goes on. Not for status or
+    errors: get_job; for several runs use compare_runs, for a data file check_dataset.
     """
     analysis, png, names = await anyio.to_thread.run_sync(_analyzed, run)
     lines = [analysis.verdict]

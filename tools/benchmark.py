@@ -25,8 +25,8 @@ def run_benchmark(
 
     Needs task and finetuned_model; baseline_model is optional. task: task.py[@name], a packaged task
     (inspect_evals/gsm8k), or data rows with scorer exact, includes, math or model_graded (judge_model). Returns scores
-    with intervals and the paired difference. Use it for tasks with right answers, and for what tuning made it
-    forget. Not for open questions: run_judge_eval. Then wait_for_job.
+    with intervals and the paired difference. Use it for tests with right answers (MMLU, code, math), before and
+    after fine-tuning, and for what tuning made it forget. Not for open questions: run_judge_eval. Then wait_for_job.
     """
     from ..evals.benchmark.benchmark_config import load_benchmark_settings, require_grader_key
     from ..evals.benchmark.benchmark_plan import plan_benchmark

@@ -62,7 +62,7 @@ async def check_dataset(
     max_seq_len: Annotated[int | None, Field(gt=0, description="Tokens at which training cuts a row")] = None,
     val_file: Annotated[str | None, Field(description="Held-out rows that must not be in train_file")] = None,
     benchmark_files: Annotated[
-        list[str] | None, Field(description="Test sets (GSM8K, MMLU, ...) whose items must not be in train_file")
+        list[str] | None, Field(description="Test sets whose items must not be in train_file")
     ] = None,
     renderer: Annotated[str | None, Field(description="Cookbook renderer, if not the model's own template")] = None,
     reward_config: Annotated[
@@ -72,10 +72,10 @@ async def check_dataset(
 ) -> Annotated[CallToolResult, DatasetAnswer]:
     """Check a training file (supervised rows or preference pairs), or a reward function, before paying for a run.
 
-    Reports bad rows by line, tokens and truncation, duplicates, overlap with the validation file and damaged
-    text, and shows one example with its loss mask. Pairs: contradictions, a bias for length. Reward: distribution,
-    constant groups, failures, and whether cheats score. Unknown columns: proposes `columns`. Use it first on any new
-    file; it says nothing about models or ranks. Next: validate_capacity.
+    Reports bad rows by line, tokens and truncation, duplicates, overlap with the validation file and damaged text, and
+    shows one example with its loss mask. Pairs: contradictions, a bias for length. With reward_config: whether a reward
+    function makes sense. Reward: distribution, constant groups, failures, cheats that score. Unknown columns: proposes
+    `columns`. Use it first on any new file; it says nothing about models or ranks. Next: validate_capacity.
     """
     tests = {f"benchmark_files[{index}]": file for index, file in enumerate(benchmark_files or ())}
     sources, fetching = await data_sources(ctx, train_file=train_file, val_file=val_file or None, **tests)

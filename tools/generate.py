@@ -27,11 +27,11 @@ async def start_generation(
 ) -> Annotated[CallToolResult, Generation]:
     """Let a model write training or evaluation rows, each with its provenance; a background job.
 
-    Needs recipe, model (base, job id, tinker://, claude-..., openai:MODEL) and prompts. Recipes: distillation (answers
-    with a long teacher_prompt, rows without it), questions (from documents: FOLDER), rewrites (harder variants),
-    preferences (samples ranked by judge_model), eval_kit (rubric and canaries for run_judge_eval). Use
-    it when rows are missing. Not for data that exist (find_datasets), a
-    few answers (sample_model) or rewards (start_grpo).
+    Needs recipe, model (base, job id, tinker://, claude-..., openai:MODEL) and prompts. Recipes: distillation (a big
+    teacher's answers to train a small model on, rows without its teacher_prompt), questions (from documents: FOLDER),
+    rewrites (harder variants), preferences (samples ranked by judge_model), eval_kit (rubric and canaries for
+    run_judge_eval). With judge_model only correct or good answers are kept. Use it when there are only prompts, or too
+    few rows. Not for data that exist (find_datasets), a few answers (sample_model) or rewards (start_grpo).
     """
     from ..generation.generation_config import load_generation_settings
     from ..generation.generation_plan import check_services, plan_generation

@@ -57,7 +57,8 @@ def list_jobs(
 ) -> Annotated[CallToolResult, JobList]:
     """List training jobs, newest first, with their state and progress.
 
-    Use it when no id is given: to find one, or to see what runs or ran. Not for one job's numbers: get_job.
+    Use it first for "my run" without an id: how it is doing, what was trained and when, which one is meant. Not for one
+    job's numbers: get_job.
     """
     registry = Registry()
     control.sweep(registry)
@@ -72,7 +73,7 @@ def list_jobs(
 
 
 def get_job(job_id: JobId, since_step: SinceStep = None) -> Annotated[CallToolResult, JobView]:
-    """Show the status of one job now: progress, latest losses, alerts, checkpoints, and what to do next.
+    """Show the status of one job now: progress, latest numbers, alerts, checkpoints, and what to do next.
 
     Use it for a look now. To wait for progress use wait_for_job instead of calling this in a loop.
     """
@@ -88,8 +89,8 @@ async def wait_for_job(
 ) -> Annotated[CallToolResult, JobView]:
     """Wait until a job ends, raises a warning, or the time is up; reports progress meanwhile.
 
-    Use it after a start, again with since_step while the state is queued, starting or running. For a look
-    without waiting use get_job.
+    Use it to let the user know when a job is finished or goes wrong: after a start, and again with since_step while the
+    state is queued, starting or running. For a look without waiting use get_job.
     """
     registry = Registry()
     deadline = time.monotonic() + timeout_s

@@ -237,8 +237,8 @@ def sample_model(
 ) -> Annotated[CallToolResult, SampleAnswer]:
     """Try a base model or a checkpoint on a few prompts, with the chat format it was trained with.
 
-    Returns texts with stop reason and log-probability. Use it to look at answers before and after training. Not for
-    "is it better?": a few samples prove nothing.
+    Returns texts with stop reason and log-probability. Use it to see what the plain base model says to some prompts
+    before training, and the tuned one after. Not for "is it better?": a few samples prove nothing.
     """
     from ..backends.sampling_client import SampleOptions, base_model_of, renderer_of, sample
     from ..models.renderers import load_renderer

@@ -45,7 +45,7 @@ _Benchmarks = Annotated[
 _Split = Annotated[
     Any,
     WithJsonSchema({"type": ["object", "null"]}),
-    Field(description="{'val': 0.1, 'test': 500}: shares or rows; train is the rest"),
+    Field(description="{'val': 0.1, 'test': 500}: split off these shares or rows; train is the rest"),
 ]
 
 
@@ -74,7 +74,7 @@ async def prepare_dataset(
     group_by: Annotated[str | None, Field(description="A column whose values never cross files")] = None,
     seed: int | None = None,
 ) -> Annotated[CallToolResult, PrepareAnswer]:
-    """Write checked train, val and test files with a data card: map, filter, deduplicate, split without leakage.
+    """Write train, validation and test files with a data card: map, filter, deduplicate, split without leakage.
 
     Use it after check_dataset, whose finding ids `drop` takes; to look only, use check_dataset instead. Rows that
     cannot be used go, with counts and one line each. Rows with one prompt, and near duplicates, stay in one file.

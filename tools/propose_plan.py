@@ -48,7 +48,7 @@ async def propose_plan(
     base_model: Annotated[str | None, Field(description="Null: one is proposed")] = None,
     backend: BackendName = "embedded",
     base_url: str | None = None,
-    budget_usd: Annotated[float | None, Field(gt=0)] = None,
+    budget_usd: Annotated[float | None, Field(gt=0, description="Dollars at most")] = None,
     wanted_effect: Annotated[float | None, Field(gt=0, lt=0.5, description="Points of win rate that matter")] = None,
     max_answer_tokens: Annotated[int | None, Field(gt=0, description="Such as for latency")] = None,
     val_file: str | None = None,
@@ -59,8 +59,9 @@ async def propose_plan(
     """Plan an experiment from data and a goal: method, model, settings, evaluation, runs, cost, each with its reason.
 
     Writes a folder with the split data, plan.yaml and configs for start_sft, start_dpo or start_grpo and
-    run_judge_eval. Use it first when nothing is decided: "here is my data, where do I start, SFT or DPO or RL?". It
-    trains nothing. Not for one question about the data (check_dataset) or the rank (validate_capacity).
+    run_judge_eval. Use it first when nothing is decided: the user has a spreadsheet export, chats or rated answers,
+    wants a model that answers like them, and asks where to start, what you would do with a budget, or whether SFT, DPO
+    or RL. It trains nothing. Not for one question about the data (check_dataset) or the rank (validate_capacity).
     """
     if not goal.strip() or len(goal) > _LONGEST_GOAL:
         raise ConfigError(f"a goal has 1 to {_LONGEST_GOAL} characters, this one {len(goal):,}", where="goal")

@@ -54,7 +54,8 @@ def start_sft(
 
     Use it for rows with one good answer each, after check_dataset. To go on with a stopped job use resume_job instead.
     Needs base_model and train_file, from the config, the overrides, or both. Null settings are derived, and the answer
-    shows each value with where it came from. Call with validate_only=true first. Then wait_for_job.
+    shows each value with where it came from. Call with validate_only=true first: it starts nothing and says how much it
+    would cost to fine-tune this model on this file. Then wait_for_job.
     Where it costs money, the first call returns the plan alone: show it, and call again with its plan_id.
     """
     return _start("sft", config, overrides, validate_only=validate_only, plan_id=plan_id)
@@ -78,8 +79,8 @@ def start_grpo(
     """Start reinforcement learning from rewards (GRPO, Dr. GRPO, DAPO, PPO, CISPO, GSPO) as a background job.
 
     Use it if a program, a reward model or a judge with a rubric can score answers. Not for pairs: start_dpo.
-    Needs base_model, train_file (prompts, and answer or tests), and reward_type, rewards or environment. Try the reward
-    first: check_dataset with reward_config. Then wait_for_job; rollouts.jsonl shows what the model said.
+    Needs base_model, train_file (prompts, and answer or tests), and reward_type, rewards or environment, which
+    check_dataset tries first (reward_config). Then wait_for_job; rollouts.jsonl shows what the model said.
     """
     return _start("grpo", config, overrides, validate_only=validate_only, plan_id=plan_id)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..models.capacity import CapacityReport
     from ..models.chat import ChatRenderer
 
-BaseModelName = Annotated[str, Field(description="'demo', a model folder, a .gguf file, or an id (Qwen/Qwen3-8B)")]
+BaseModelName = Annotated[str, Field(description="'demo', a model folder, a .gguf file, or an id (owner/name)")]
 _MEASURED_ROWS = 64
 
 
@@ -61,9 +61,9 @@ async def validate_capacity(
 ) -> Annotated[CallToolResult, CapacityAnswer]:
     """Say whether a LoRA adapter of this rank has room for a data set, and which rank suffices.
 
-    Returns exact parameter counts, learning rate and batch too; with pilot it counts what a run learned. Give
-    train_file or dataset_tokens. Use it before start_sft, or for "which rank do I need?". It trains nothing; for faults
-    in a file use check_dataset.
+    Returns how many parameters the adapter has, learning rate and batch too; with pilot it counts what a run learned.
+    Give train_file or dataset_tokens. Use it before start_sft, or for "which rank do I need?". It trains nothing; for
+    faults in a file use check_dataset.
     """
     if (train_file is None) == (dataset_tokens is None):
         raise ConfigError("give either train_file or dataset_tokens", where="validate_capacity")

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import yaml
-from score_routing import HALVES, PACKAGE, scored
+from mcp_types import Tool
+from score_routing import HALVES, PACKAGE, Embedding, routes, scored, sentences_of
 
 from sota_ml_researcher.tools import TOOLS
 
@@ -14,8 +15,11 @@ REQUESTS = [each for half in BY_HALF.values() for each in half]
 DESCRIPTIONS = {spec.function.__name__: spec.function.__doc__ or "" for spec in TOOLS}
 WHEN = re.compile(r"\bUse (it|this|for|when)\b")
 WHEN_NOT = re.compile(r"\b(Not for|instead|trains nothing|says nothing|only (if|while)|[Ff]or .{5,60} use \w+_\w+)\b")
-# Below what the embedding reached when the page was written: words that leave a description pull a tool's score down.
-LEAST_FIRST = 22
+# Of the 60, below what the embedding reached when the page was written: words that leave a description pull it down.
+LEAST_FIRST = 35
+needs_embedding = pytest.mark.skipif(
+    importlib.util.find_spec(PACKAGE) is None, reason=f"{PACKAGE} is not installed (extra dev)"
+)
 
 
 def test_there_are_sixty_requests_in_two_halves_each_with_its_reason() -> None:
@@ -54,7 +58,40 @@ def test_a_description_says_when_and_when_not(name: str) -> None:
     assert WHEN_NOT.search(text), "say when not: 'Not for ...', '... use other_tool instead'"
 
 
-@pytest.mark.skipif(importlib.util.find_spec(PACKAGE) is None, reason=f"{PACKAGE} is not installed (extra dev)")
+def test_a_tool_is_compared_by_sentence_and_by_parameter() -> None:
+    schema = {"type": "object", "properties": {"job_id": {"description": "Such as sft-1"}, "limit": {"default": 3}}}
+    tool = Tool(
+        name="get_job", title="Show a job", description="Show one.\n\nUse it now. Not\nlater.", input_schema=schema
+    )
+    assert sentences_of(tool) == [
+        "get job: Show a job",
+        "Show one.",
+        "Use it now.",
+        "Not later.",
+        "job id: Such as sft-1",
+    ]
+
+
+def test_what_users_say_counts_for_the_tool_that_the_skill_names_first() -> None:
+    said = routes(["cancel_job", "resume_job", "start_sft", "check_dataset"])
+    assert (said["cancel_job"], said["resume_job"]) == (["stop it"], ["go on with it"])
+    assert "fine-tune on these chats" in said["check_dataset"]
+    assert "fine-tune on these chats" not in said["start_sft"]
+
+
+@needs_embedding
+def test_a_word_that_few_sentences_have_weighs_more() -> None:
+    both, common, rare = Embedding(["train a model", "train it", "train", "benchmark"]).of(
+        ["train benchmark", "train", "benchmark"]
+    )
+    assert both @ rare > both @ common
+    both, common, rare = Embedding(["benchmark it", "a benchmark", "train"]).of(
+        ["train benchmark", "benchmark", "train"]
+    )
+    assert both @ rare > both @ common
+
+
+@needs_embedding
 def test_an_embedding_of_the_descriptions_finds_as_many_tools_as_the_page_says_or_more() -> None:
     halves = scored()
     assert sum(row.right for rows in halves.values() for row in rows) >= LEAST_FIRST
