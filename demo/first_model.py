@@ -23,7 +23,7 @@ _TEST = "support_test"
 _FILES = {"base_model": SMOLLM2_NAME, "train_file": "demo:support_train", "val_file": "demo:support_val"}
 _SFT = {
     **_FILES, "run_name": "sft-support", "lora_rank": 16, "apply_to": ["mlp", "attn"], "batch_size": 8,
-    "num_epochs": None, "num_steps": 100, "learning_rate": 1e-3, "eval_every": 50, "checkpoint_every": 0,
+    "num_epochs": None, "num_steps": 80, "learning_rate": 1e-3, "eval_every": 40, "checkpoint_every": 0,
 }  # fmt: skip
 _GRPO = {
     **_FILES, "train_file": "demo:support_rl", "val_file": None, "run_name": "grpo-support", "lora_rank": 16,

@@ -1,8 +1,9 @@
 """Support messages and the JSON that a help desk wants of them: ``python scripts/support_messages.py`` writes the sets.
 
 A message says what its writer wants of one order: the words around it, the product, the order number, the city and
-the hurry vary. Validation, test and rewarded messages are of kinds that training never shows: other products, cities
-and ways to ask. Pure functions of a seed.
+the hurry vary. Products are quoted, as in an order's confirmation: other tokens spell a word after a quotation mark than
+after a space, and a small model copies what it read better than what it must spell. Validation, test and rewarded
+messages are of kinds that training never shows: other products, cities and ways to ask. Pure functions of a seed.
 """
 
 from __future__ import annotations
@@ -119,7 +120,26 @@ TRAIN = Kinds(
         "Kathmandu|Dhaka|Delhi|Mumbai|Kolkata|Lahore|Karachi|Kabul|Tehran|Baghdad|Amman|Beirut|Ankara|Istanbul|Baku|"
         "Yerevan|Tashkent|Almaty|Tripoli|Algiers|Lagos|Abuja|Kampala|Kigali|Lusaka|Harare|Maputo|Luanda|Windhoek|"
         "Pretoria|Sydney|Melbourne|Brisbane|Darwin|Auckland|Wellington|Suva|Reykjavik|Gdansk|Lodz|Poznan|Bratislava|"
-        "Ljubljana|Sarajevo|Skopje|Tirana|Nicosia|Valletta|Minsk|Kyiv|Odessa|Lviv|Chisinau"
+        "Ljubljana|Sarajevo|Skopje|Tirana|Nicosia|Valletta|Minsk|Kyiv|Odessa|Lviv|Chisinau|"
+        "Alaska|Alexandria|Amsterdam|Andalusia|Angola|Antioch|Arizona|Arlington|Assam|Augusta|Babylon|Bahamas|"
+        "Bavaria|Bedford|Belgium|Belize|Berkeley|Bermuda|Bethlehem|Birmingham|Bolivia|Bombay|Bonn|Borneo|Botswana|"
+        "Bradford|Brighton|Bronx|Brooklyn|Buckingham|Burlington|Calcutta|Cambodia|Canterbury|Carlisle|Catalonia|"
+        "Charleston|Chester|Cincinnati|Columbia|Columbus|Corinth|Cornwall|Coventry|Crete|Cumberland|Cyprus|Dakota|"
+        "Damascus|Dartmouth|Davenport|Dayton|Delaware|Derby|Devon|Dorset|Durham|Edinburgh|Edmonton|Essex|Estonia|"
+        "Eugene|Everest|Flanders|Flint|Florence|Frankfurt|Fremont|Galveston|Georgetown|Gettysburg|Ghana|Gibraltar|"
+        "Giza|Gloucester|Greenland|Greenwich|Guatemala|Hague|Hampshire|Hanover|Harlem|Hartford|Heidelberg|Helena|"
+        "Himeji|Holland|Hollywood|Honduras|Houghton|Hudson|Huntington|Idaho|Inverness|Ipswich|Irvine|Jamestown|"
+        "Jerusalem|Johannesburg|Kansas City|Kent|Kenya|Kingston|Knoxville|Kuwait|Lancaster|Laramie|Leicester|"
+        "Leiden|Lexington|Liechtenstein|Lincoln|Louisville|Lowell|Lucerne|Luxembourg|Macon|Madagascar|Malta|"
+        "Manchester|Manhattan|Manitoba|Marrakesh|Medford|Minneapolis|Mobile|Monaco|Monterey|Montgomery|Monroe|"
+        "Nagasaki|Namibia|Nebraska|Nepal|Nevada|Newcastle|Newport|Norfolk|Normandy|Northampton|Norwich|Nottingham|"
+        "Nuremberg|Oklahoma City|Ontario|Orlando|Orleans|Oregon City|Pasadena|Philadelphia|Plymouth|Pompeii|"
+        "Portsmouth|Preston|Princeton|Providence|Provo|Puebla|Queensland|Quincy|Reading|Richmond|Rochester|Salem|"
+        "Salisbury|Salzburg|Samoa|San Diego|San Jose|Santa Cruz|Savannah|Scranton|Shreveport|Siena|Somerset|"
+        "Southampton|Sparta|Springfield|Stafford|Stamford|Stirling|Stratford|Suffolk|Sunderland|Surrey|Sussex|"
+        "Swansea|Syracuse|Tallahassee|Tasmania|Thebes|Toledo|Topeka|Torquay|Trenton|Trinidad|Troy|Venice|Vermont|"
+        "Versailles|Vicenza|Waco|Wakefield|Warwick|Waterloo|Weimar|Westminster|Wichita|Wiltshire|Winchester|"
+        "Windsor|Woodstock|Worcester|Wyoming|Yellowstone|Yonkers|Yorkshire|Zanzibar|Zealand"
     ).split("|"),
     requests=_TRAIN_REQUESTS,
 )
@@ -147,14 +167,22 @@ REWARDED = Kinds(
     },
 )
 HELD_OUT = Kinds(
-    words="brown|plastic|portable|patterned".split("|"),
+    words=(
+        "brown|plastic|portable|patterned|foldable|spare|antique|marble|quilted|magnetic|rustic|insulated|tiny|curved|"
+        "scented|refurbished|amber|crimson|nylon|waterproof|handmade|inflatable|retractable|compact"
+    ).split("|"),
     things=(
-        "rice cooker|umbrella|tripod|hammock|sewing machine|telescope|skateboard|violin|lantern|doormat|"
-        "purifier|swimsuit|tablet|thermos|jigsaw|toolbox|stroller|slippers|waffle iron|trampoline"
+        "rice cooker|umbrella|tripod|hammock|sewing machine|telescope|skateboard|violin|lantern|doormat|purifier|"
+        "swimsuit|tablet|thermos|jigsaw|toolbox|stroller|slippers|waffle iron|trampoline|sandwich maker|crib|barometer|"
+        "snorkel|rowing machine|xylophone|sundial|pressure washer|moccasins|hairdryer|pocket watch|hatchet|trolley|"
+        "dartboard|spatula|incense burner|nightstand|parka|headlamp|accordion|paperweight|tricycle|oil painting|"
+        "wind chime|stethoscope|bread bin|bean bag|megaphone|sewing kit|cat tree"
     ).split("|"),
     cities=(
         "Bilbao|Nantes|Bristol|Zagreb|Vilnius|Oslo|Chicago|Halifax|Adelaide|Kyoto|Manila|Chennai|Medellin|Dakar|Cairo|"
-        "Lille|Dundee|Verona|Bern|Uppsala|Pecs|Plovdiv|Klaipeda|Denpasar|Charlotte|Spokane|Saskatoon|Cairns|Nara|Kochi"
+        "Lille|Dundee|Verona|Bern|Uppsala|Pecs|Plovdiv|Klaipeda|Denpasar|Charlotte|Spokane|Saskatoon|Cairns|Nara|Kochi|"
+        "Groningen|Maastricht|Cadiz|Braga|Rouen|Dijon|Bruges|Kiel|Bremen|Linz|Padua|Bari|Olomouc|Tartu|Turku|Odense|"
+        "Trondheim|Lucknow|Nagpur|Davao|Sendai|Incheon|Mendoza|Cusco|Guayaquil|Essaouira|Lome|Mwanza|Townsville|Hamilton"
     ).split("|"),
     requests={
         "refund": "I am unhappy with the {p} and ask for my money back|a refund of the {p}, please".split("|"),
@@ -183,7 +211,7 @@ def example(rng: random.Random, kinds: Kinds) -> tuple[str, dict[str, Any]]:
         order = "".join(rng.choices("ABCDEFGHJKLMNPRSTUVWXYZ", k=2)) + f"{rng.randrange(10000):04d}"
     city = rng.choice(kinds.cities) if rng.randrange(_UNKNOWN_ONE_IN) else None
     urgent = rng.random() < 0.4
-    request = _sentence(rng.choice(kinds.requests[intent]).format(p=product), rng)
+    request = _sentence(rng.choice(kinds.requests[intent]).format(p=f'"{product}"'), rng)
     details = [rng.choice(_ORDERS).format(o=order)] if order else []
     details += [rng.choice(_CITIES).format(c=city)] if city else []
     rng.shuffle(details)
