@@ -27,8 +27,8 @@ PACKED_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "phi
 # Models of up to this share of the machine's memory keep their layers in two orders on a CPU in bfloat16.
 PACKED_SHARE = 16
 BATCH_TOKENS, CACHE_TOKENS, DEFAULT_RANK = 4096, 1 << 17, 32
-# Below so many tokens a batch no longer fills the matrix products.
-_FULL_BATCH, _LEAST_BATCH = 1024, 256
+# Smaller batches save little.
+_LEAST_BATCH = 256
 # Torch, transformers and the server on a CPU; on a GPU the kernels and workspaces of cuBLAS (not measured).
 _PROCESS = {"cpu": 430 << 20, "mps": 430 << 20, "cuda": 512 << 20}
 # Double-quantised 4-bit blocks of 64: Dettmers et al. 2023, arXiv 2305.14314, section 3, gives 4.127 bits; with the
@@ -234,8 +234,9 @@ def fit(
 ) -> Fit | None:
     """The way to run the model that is fastest of those that fit; None where none does.
 
-    A batch is halved as long as it fills the matrix products; then layers run again in the backward pass, which takes
-    a third more time; then it is halved further. A sequence is never cut, so that no batch is shorter than one.
+    First layers run again in the backward pass: it takes a third more time, and every bit stays as it was. Only then the
+    batch is halved, for gradients that are added in another order differ in their last digits, and what is free must
+    not decide more of a run than it has to. A sequence is never cut, so that no batch is shorter than one.
     """
     wanted = wanted or Batch()
     for batch in _ways(wanted):
@@ -248,17 +249,11 @@ def fit(
 
 
 def _ways(wanted: Batch) -> Iterator[Batch]:
-    def halved(most: int, least: int) -> Iterator[int]:
-        while most > least:
-            yield most
-            most //= 2
-        yield most
-
-    if not wanted.checkpointing:
-        for tokens in halved(wanted.tokens, _FULL_BATCH):
-            yield replace(wanted, tokens=max(tokens, wanted.length))
-    for tokens in halved(wanted.tokens, _LEAST_BATCH):
+    tokens = wanted.tokens
+    yield replace(wanted, tokens=max(tokens, wanted.length))
+    while tokens >= _LEAST_BATCH:
         yield Batch(max(tokens, wanted.length), wanted.length, checkpointing=True)
+        tokens //= 2
 
 
 def refusal(

@@ -72,11 +72,13 @@ def require_fit(name: str, config: Any, device: torch.device, dtype: torch.dtype
     if found is None:
         raise refusal(shape, room, name, length=wanted.length)
     logger.info("%s: needs %s; %s GiB are free", name, found.need, gib(room.free))
-    if found.batch != wanted:
-        again = ", and layers run again in the backward pass" if found.batch.checkpointing else ""
-        logger.warning(
-            "%s: to fit, a batch has at most %d tokens instead of %d%s", name, found.batch.tokens, asked, again
-        )
+    changed: list[str] = []
+    if found.batch.checkpointing > wanted.checkpointing:
+        changed.append("layers run again in the backward pass")
+    if found.batch.tokens != wanted.tokens:
+        changed.append(f"a batch has at most {found.batch.tokens} tokens instead of {asked}")
+    if changed:
+        logger.warning("%s: to fit the free memory, %s", name, " and ".join(changed))
     return Running(shape, room, found)
 
 

@@ -58,11 +58,11 @@ def test_experts_are_weights_of_which_a_token_sees_eight() -> None:
     assert not experts.packed
 
 
-def test_the_batch_is_halved_before_layers_run_again() -> None:
+def test_layers_run_again_before_the_batch_is_halved() -> None:
     llama = shape("meta-llama/Llama-3.1-8B")
     chosen = [fit(llama, replace(CARD, free=size * GIB)) for size in (78, 24, 20, 10)]
     batches = [one and (one.batch.tokens, one.batch.checkpointing) for one in chosen]
-    assert batches == [(4096, False), (1024, False), (2048, True), None]
+    assert batches == [(4096, False), (4096, True), (2048, True), None]
     roomy, tight = chosen[0], chosen[2]
     assert roomy is not None
     assert tight is not None
