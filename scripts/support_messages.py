@@ -254,12 +254,12 @@ def row(message: str, said: Mapping[str, Any], answer_key: str = "completion") -
 def all_sets() -> dict[str, list[dict[str, str]]]:
     """Every file of the task, by its name in ``demo/data``."""
     train = examples(1, 2400, TRAIN)
-    held_out = examples(2, 160, HELD_OUT)
+    held_out = examples(2, 140, HELD_OUT)
     rewarded = examples(3, 300, REWARDED)
     return {
         "support_train": [row(*each) for each in train],
-        "support_val": [row(*each) for each in held_out[:60]],
-        "support_test": [row(*each) for each in held_out[60:160]],
+        "support_val": [row(*each) for each in held_out[:40]],
+        "support_test": [row(*each) for each in held_out[40:140]],
         "support_rl": [row(*each, "answer") for each in rewarded],
     }
 
