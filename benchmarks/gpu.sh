@@ -78,7 +78,7 @@ if [ "$device" = cpu ]; then
   export CUDA_VISIBLE_DEVICES=""
 fi
 export ML_RESEARCHER_TEST_DEVICE=$device ML_RESEARCHER_HOME=$out/state
-part tests 120 "$python" -m pytest -q -m gpu -p no:cacheprovider tests/engine
+part tests 240 "$python" -m pytest -q -m gpu -p no:cacheprovider tests/engine
 for shape in $shapes; do
   part "bench-$shape" 200 "$python" -m benchmarks --device "$device" --shape "$shape" --rounds $rounds --steps $steps \
     --works sft,ragged,dpo,grpo,sample --json "$out/bench-$shape.json"

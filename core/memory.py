@@ -234,9 +234,9 @@ def fit(
 ) -> Fit | None:
     """The way to run the model that is fastest of those that fit; None where none does.
 
-    First layers run again in the backward pass: it takes a third more time, and every bit stays as it was. Only then the
-    batch is halved, for gradients that are added in another order differ in their last digits, and what is free must
-    not decide more of a run than it has to. A sequence is never cut, so that no batch is shorter than one.
+    First layers run again in the backward pass: that takes a third more time, and every bit stays as it was. Only then
+    the batch is halved, for gradients that are added in another order differ in their last digits, and what is free
+    must not decide more of a run than it has to. A sequence is never cut: no batch is shorter than one.
     """
     wanted = wanted or Batch()
     for batch in _ways(wanted):

@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=8765, help="port; 0 picks a free one (default 8765)")
     parser.add_argument("--store", type=Path, help="folder for checkpoints (default: below ML_RESEARCHER_HOME)")
     parser.add_argument("--idle-timeout", type=float, default=0, metavar="S", help="stop after S idle seconds; 0 never")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16")
     parser.add_argument("--quantize", choices=["nf4"], help="4-bit base weights (CUDA only)")
     parser.add_argument("--threads", type=int, help="CPU threads to compute with")

@@ -1,8 +1,8 @@
 """Support messages and the JSON that a help desk wants of them: ``python scripts/support_messages.py`` writes the sets.
 
 A message says what its writer wants of one order: the words around it, the product, the order number, the city and
-the hurry vary. Products are quoted, as in an order's confirmation: other tokens spell a word after a quotation mark than
-after a space, and a small model copies what it read better than what it must spell. Validation, test and rewarded
+the hurry vary. Products are quoted, as in an order's confirmation: after a quotation mark other tokens spell a word
+than after a space, and a small model copies what it read better than what it must spell. Validation, test and rewarded
 messages are of kinds that training never shows: other products, cities and ways to ask. Pure functions of a seed.
 """
 

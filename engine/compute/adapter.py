@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -23,6 +24,7 @@ from ..interface import (
     TrainItem,
 )
 from .backbone import Backbone
+from .cuda import Repeatably
 from .custom_loss import CustomLoss
 from .lora import LoraLayout, LoraWeights, optimizer_tensors
 from .loss_pass import ForwardCache, LossPass, Objective
@@ -43,10 +45,10 @@ def memory_errors(doing: str) -> Iterator[None]:
         is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if not is_memory and "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
             raise
+        traceback.clear_frames(error.__traceback__)  # their tensors would stay as long as the error does
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # what is free but in pieces, for the next request
         raise OutOfMemoryError(f"{doing} does not fit this machine's memory; send less at a time") from error
-    finally:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
 
 class TrainedAdapter(Adapter):
@@ -60,6 +62,7 @@ class TrainedAdapter(Adapter):
         self._backbone = backbone
         self._layout = layout
         self._limits = limits
+        self._repeatably = Repeatably(backbone.device)
         self._pass = LossPass(backbone, layout, budget_tokens, forwards)
         self._weights_P = layout.initial().to(backbone.device)
         self._grad_P: Tensor | None = None
@@ -77,7 +80,9 @@ class TrainedAdapter(Adapter):
         objective = Objective(loss, check_loss(loss, config))
         with memory_errors("this request"):
             check_items(data, loss, self._limits)
-            result, grad_P = self._pass.run(self._weights_P, data, objective, backward=backward)
+            result, grad_P = self._repeatably(
+                lambda: self._pass.run(self._weights_P, data, objective, backward=backward)
+            )
         if grad_P is not None:
             self._grad_P = grad_P if self._grad_P is None else self._grad_P.add_(grad_P)
         return result

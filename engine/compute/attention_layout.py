@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .packing import PackedTokens
+
+if TYPE_CHECKING:
+    from .flex import FlexMasks
 
 _WASTE = 1.3
 
@@ -54,7 +57,7 @@ class Bucket:
 
     ``places`` [S * T] maps into the bucket's tokens (padding points at token 0) and ``real`` [n] back out of the
     padded form; both are None where all lengths are equal. Trees of sequences bring the position and the branch of
-    each token, [S, T].
+    each token, [S, T]. With ``flex`` it is a whole packed batch seen as one sequence, and the masks say who sees whom.
     """
 
     start: int
@@ -64,6 +67,7 @@ class Bucket:
     places: Tensor | None = None
     real: Tensor | None = None
     tree: tuple[Tensor, Tensor] | None = None
+    flex: FlexMasks | None = None
 
 
 def make_buckets(
@@ -120,14 +124,15 @@ class AttentionSpan(NamedTuple):
 def attention_span(batch: PackedTokens, window: int | None) -> AttentionSpan:
     """On a prefix and alone: what came before. On a branch: the prefix, and the branch so far."""
     positions_N, branches_N = batch.positions_N, batch.branches_N
-    place_N = torch.arange(len(positions_N))
-    sizes = torch.tensor(batch.lengths)
-    start_N = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    total, device = len(positions_N), positions_N.device
+    place_N = torch.arange(total, device=device)
+    sizes = torch.tensor(batch.lengths, device=device)
+    start_N = (sizes.cumsum(0) - sizes).repeat_interleave(sizes, output_size=total)
     own_N = place_N.clone() + 1
     until_N = place_N + 1
     if branches_N is not None:
-        tree_N = torch.arange(len(sizes)).repeat_interleave(sizes)
-        prefix_N = torch.bincount(tree_N, (branches_N == 0).double(), len(sizes)).long()[tree_N]
+        tree_N = torch.arange(len(sizes), device=device).repeat_interleave(sizes, output_size=total)
+        prefix_N = torch.zeros_like(sizes).index_add_(0, tree_N, (branches_N == 0).long())[tree_N]
         on_branch = branches_N > 0
         until_N = torch.where(on_branch, start_N + prefix_N, until_N)
         own_N = torch.where(on_branch, place_N - (positions_N - prefix_N), own_N)

@@ -73,7 +73,7 @@ class KeyValueCache(Protocol):
     """Keys and values of the rows being sampled."""
 
     def keep(self, rows: Tensor) -> None:
-        """Leave only ``rows`` (indices), renumbered from 0 in their order."""
+        """Leave only ``rows`` (indices, on the CPU), renumbered from 0 in their order."""
         ...
 
     def join(self, other: Any) -> None:

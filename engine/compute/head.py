@@ -9,6 +9,7 @@ supervised data with masked prompts saves half of the work.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise, starmap
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,10 @@ from .backbone import ActiveLora, Head, LoraPair
 from .packed_layers import pack, pair_blocks
 from .row_blocks import MOST_WIDE, REFERENCE, RowBlocks, zero_sums
 
-# Blocks of logits stay in cache where the vocabulary is small; below so many rows the product itself gets slow.
+# Blocks of logits stay in a CPU's cache where the vocabulary is small, and fill an accelerator; below so many rows the
+# product itself gets slow.
 _BLOCK_BYTES = 1 << 23
+_ACCELERATOR_BLOCK_BYTES = 1 << 28
 _FEWEST_ROWS = 128
 # Raw logits in compute dtype up to this size are kept for the backward pass instead of computed again.
 _KEPT_BYTES = 64 << 20
@@ -95,7 +98,8 @@ class LoraHead:
         """Rows to compute logits of at a time."""
         weight = self.head.weight_VD
         width = weight.shape[0] * (weight.element_size() if self._is_compiled() else 4)
-        return max(_FEWEST_ROWS, _BLOCK_BYTES // width)
+        size = _BLOCK_BYTES if weight.device.type == "cpu" else _ACCELERATOR_BLOCK_BYTES
+        return max(_FEWEST_ROWS, size // width)
 
     def _is_compiled(self) -> bool:
         """Whether compiled loops take the raw logits as they are."""
@@ -159,10 +163,11 @@ class LoraHead:
         grad_b = None if pair is None else torch.zeros_like(pair.b, dtype=torch.float32)
         alive, rows_W, targets_W, grad_W = _alive_rows(scores, grad_M)
         first_W = torch.searchsorted(rows_W, torch.arange(len(alive) + 1, device=rows_W.device))
-        for start in range(0, len(alive), self.block_rows):
-            block = alive[start : start + self.block_rows]
+        size = self.block_rows
+        bounds = [*first_W[:-1:size].tolist(), len(rows_W)]
+        for start, inside in zip(range(0, len(alive), size), starmap(slice, pairwise(bounds)), strict=True):
+            block = alive[start : start + size]
             first_R = first_W[start : start + len(block) + 1]
-            inside = slice(int(first_R[0]), int(first_R[-1]))
             hidden = hidden_ND[block]
             raw, rows, sums = scores.raw_NV, block, scores.normalizer_N
             if raw is None:

@@ -2,8 +2,8 @@
 # Reason: drives transformers' and torch's untyped loading interfaces.
 """From a path or hub id to a module on a device: which device, which dtype, and clear errors on the way.
 
-CUDA and MPS paths (bf16, nf4 through bitsandbytes) follow the libraries' documentation; they
-are not exercised by the tests of this repository, which run on CPU.
+What is particular to CUDA and MPS (bf16 there, nf4 through bitsandbytes, the compiled kernel of FlexAttention) follows
+the libraries' documentation and has never run: the tests of this repository run on CPU.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 from ...core.errors import ConfigError, MissingDependencyError, ModelError
 from ...core.memory import TooLargeError
 from ..interface import LoadOptions
+from .cuda import choose_gpu, has_driver
 from .memory_fit import Running, require_fit
 
 _DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
@@ -84,20 +85,27 @@ def _say_dtype(name: str, options: LoadOptions, dtype: torch.dtype, stored: str)
 
 
 def choose_device(asked: str) -> torch.device:
-    """``auto`` prefers CUDA, then MPS, then CPU.
+    """``auto`` prefers CUDA, then MPS, then CPU; a GPU that it passes over is named in the log, with the reason.
 
     Raises:
-        ConfigError: If the device is unknown or not here.
+        ConfigError: If the device is unknown, not here or not usable.
     """
-    kind = asked.split(":", 1)[0]
-    if kind not in _DEVICES:
-        raise ConfigError(f"unknown device {asked!r}", where="--device", fix=f"Choose among {', '.join(_DEVICES)}")
-    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if kind == "auto":
-        return torch.device(next(name for name in ("cuda", "mps", "cpu") if here[name]))
-    if not here[kind]:
-        raise ConfigError(f"device {asked!r} is not available here", where="--device", fix="Use --device auto")
-    return torch.device(asked)
+    kind, _, number = asked.partition(":")
+    if asked not in _DEVICES and not (kind == "cuda" and number.isdecimal()):
+        raise ConfigError(
+            f"unknown device {asked!r}", where="--device", fix=f"Choose among {', '.join(_DEVICES)}, cuda:N"
+        )
+    if kind == "cuda":
+        return choose_gpu(asked)
+    has_mps = torch.backends.mps.is_available()
+    if asked == "mps" and not has_mps:
+        raise ConfigError("device 'mps' is not available here", where="--device", fix="Use --device auto")
+    if asked == "auto" and (torch.cuda.is_available() or has_driver()):
+        try:
+            return choose_gpu("cuda")
+        except ConfigError as error:
+            logger.warning("The GPU is not used: %s", error)
+    return torch.device(asked if asked != "auto" else "mps" if has_mps else "cpu")
 
 
 def choose_dtype(asked: str, device: torch.device) -> torch.dtype:
@@ -114,7 +122,7 @@ def choose_dtype(asked: str, device: torch.device) -> torch.dtype:
             raise ConfigError(f"unknown dtype {asked!r}", where="--dtype", fix=f"Choose auto or {', '.join(_DTYPES)}")
         return _DTYPES[asked]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     if device.type == "mps":
         return torch.float32
     return torch.bfloat16 if cpu_has_bf16() else torch.float32

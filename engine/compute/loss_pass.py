@@ -139,7 +139,8 @@ class LossPass:
         if not backward:
             self._cache.begin(self)
         sequences = [item.tokens_T for item in items]
-        trees = plan_trees(sequences, backbone.head.weight_VD.shape[1], backbone.longest_tree)
+        longest_tree = min(backbone.longest_tree, self._budget_tokens)
+        trees = plan_trees(sequences, backbone.head.weight_VD.shape[1], longest_tree)
         for chosen in plan_batches([tree.length for tree in trees], self._budget_tokens):
             batch = [trees[place] for place in chosen]
             members = [member for tree in batch for member in tree.members]

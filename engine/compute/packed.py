@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.memory import PACKED_FAMILIES, PACKED_SHARE
-from . import kernels, packed_attention
+from . import flex, kernels, packed_attention
 from .attention_layout import Bucket, Heads, Rotary, attention_span, make_buckets
 from .backbone import ActiveLora, Head, find_sites
 from .head import LoraHead
@@ -46,6 +46,8 @@ from .row_blocks import EVERY_SIZE, RowBlocks
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu"}
 # Up to this length attention a query at a time costs no more than products of whole sequences.
 _ROWWISE_LENGTH = 512
+# As many as a batch has by default: a longer tree would be a batch by itself.
+_LONGEST_FLEX_TREE = 4096
 # These keep one table of angles for all lengths; the others change it with the longest sequence seen.
 _STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
 
@@ -119,11 +121,16 @@ class PackedBackbone:
         self._heads = self._layers[0].heads
         self.apart = False
         self.shared_length = _ROWWISE_LENGTH if self._heads.compiled else 0
-        self.longest_tree = PLAIN_LENGTH if device.type == "cpu" else 0  # as long as attention has plain masks
+        self._flex = flex.compiled(self._heads, self.dtype, device)
+        if device.type == "cpu":
+            self.longest_tree = PLAIN_LENGTH  # as long as attention has plain masks
+        else:
+            self.longest_tree = 0 if self._flex is None else _LONGEST_FLEX_TREE
         self.description: dict[str, Any] = {
             "implementation": "packed",
             "architecture": type(model).__name__,
             "kernels": self._heads.compiled,
+            "attention": "padded" if self._flex is None else "flex",
         }
         # Torch's products over a cache on a CPU are twice as fast in fp32, for a row has few queries.
         plain = device.type == "cpu" and not self._heads.compiled
@@ -144,12 +151,12 @@ class PackedBackbone:
 
     def hidden(self, batch: PackedTokens, lora: ActiveLora | None) -> Tensor:
         """Final hidden states [N, D]."""
-        longest = int(batch.positions_N.max()) + 1
-        rotary = self._angles_at(batch.positions_N, longest)
+        rotary = self._angles_at(batch.positions_N, max(batch.lengths))
         if batch.rowwise:
-            return self._read(batch, rotary, lora, shared=longest <= self.shared_length)
+            shared = self.shared_length > 0 and int(batch.positions_N.max()) < self.shared_length
+            return self._read(batch, rotary, lora, shared=shared)
         x = self._embed(batch.tokens_N)
-        buckets = make_buckets(batch.lengths, self.device, batch.positions_N, batch.branches_N)
+        buckets = self._buckets(batch)
         again = torch.is_grad_enabled() and self._recomputes(len(x), max(batch.lengths))
         for layer in self._layers:
             run = partial(self._layer, layer=layer, rotary=rotary, buckets=buckets, lora=lora)
@@ -172,6 +179,12 @@ class PackedBackbone:
         x = ResidualLinear.apply(mixed, x, layer.output, out_lora, *out_lora.tensors())
         wide = NormedLinear.apply(x, layer.middle_norm, self._eps, layer.gate_up, gate_lora, *gate_lora.tensors())
         return GatedDown.apply(wide, x, self._activation, layer.down, down_lora, *down_lora.tensors())
+
+    def _buckets(self, batch: PackedTokens) -> list[Bucket]:
+        """What attention goes through in turn, while training."""
+        if self._flex is None:
+            return make_buckets(batch.lengths, self.device, batch.positions_N, batch.branches_N)
+        return [flex.flex_bucket(batch, {layer.heads.window for layer in self._layers}, self._flex)]
 
     @torch.no_grad()
     def _read(self, batch: PackedTokens, rotary: Rotary, lora: ActiveLora | None, *, shared: bool) -> Tensor:
@@ -210,13 +223,17 @@ class PackedBackbone:
 
         hidden_ND = self._forward(self._embed(torch.cat(list(prompts))), lora, attend)
         ends = torch.tensor(lengths, device=self.device).cumsum(0) - 1
-        return cache, hidden_ND, hidden_ND[ends].repeat_interleave(torch.tensor(repeats, device=self.device), 0)
+        return (
+            cache,
+            hidden_ND,
+            hidden_ND[ends].repeat_interleave(torch.tensor(repeats, device=self.device), 0, output_size=sum(repeats)),
+        )
 
     @torch.no_grad()
     def step(self, state: Cache, tokens_B: Tensor, lora: ActiveLora | None) -> Tensor:
         """Append one token per row; see ``Backbone.step``."""
         state.advance()
-        rotary = self._angles_at(state.positions_B, state.longest)
+        rotary = self._angles_at(state.positions_B.to(self.device), state.longest)
         return self._forward(
             self._embed(tokens_B), lora, lambda index, qkv, heads: state.attend(index, qkv, rotary, heads)
         )

@@ -3,7 +3,8 @@
 """Causal attention over packed sequences: each sees itself alone, and nothing but attention is ever padded.
 
 Queries, keys and values come out of the packed form, and go back into it, by ``CompiledHeads`` (``kernels.c``) or
-``TorchHeads`` (torch's operations); ``split`` chooses. Attention of the padded heads in between is written once.
+``TorchHeads`` (torch's operations); ``split`` chooses. Attention of the padded heads in between is written once. On
+CUDA a batch that is trained on is one bucket without padding (`flex`).
 
 Axes: ``N`` packed tokens, ``S`` sequences of one bucket, ``T`` its longest length, ``H`` query heads, ``J`` key heads,
 ``G`` query heads per key head, ``E`` head size.
@@ -96,7 +97,7 @@ class TorchHeads:
             by_sequence = scores.view(bucket.count, self.heads.query, bucket.length, bucket.length)
             by_sequence += _tree_mask(bucket.tree, self.heads, q)
             return torch.softmax(scores, dim=-1)
-        mask = _mask(bucket, self.heads, q)
+        mask = _mask(bucket, self.heads, q).repeat(self.heads.group, 1)
         return torch.softmax(torch.baddbmm(mask, q, k.transpose(1, 2), alpha=self.heads.scale), dim=-1)
 
     def grad_scores(self, grad: Tensor, weights: Tensor) -> Tensor:
@@ -149,7 +150,7 @@ def attention(
             weights = parts.weights(_folded(q, heads), k.flatten(0, 1), bucket)
             result = _unfolded(torch.bmm(weights, v.flatten(0, 1)), bucket, heads)
         else:
-            result = sdpa(q, k, v, bucket, heads)
+            result = fused(q, k, v, bucket, heads)
         if kept is not None:
             kept.append(weights if bucket.length <= _KEPT_LENGTHS * heads.size else None)
         parts.unpad(result, bucket, out)
@@ -163,7 +164,7 @@ def attention_backward(
     grad = grad.contiguous()
 
     def piece(bucket: Bucket, weights: Tensor | None) -> tuple[Bucket, Sequence[Tensor]]:
-        backward = _plain_backward if _is_plain(bucket, parts) else _sdpa_backward
+        backward = _plain_backward if _is_plain(bucket, parts) else _fused_backward
         return bucket, backward(parts.padded(bucket), parts.pad_grad(grad, bucket), weights, bucket, parts)
 
     return parts.merge(map(piece, buckets, kept))
@@ -252,12 +253,11 @@ def _unfolded(x: Tensor, bucket: Bucket, heads: Heads) -> Tensor:
 
 
 def _mask(bucket: Bucket, heads: Heads, like: Tensor) -> Tensor:
-    """Additive mask [G T, T]: 0 where a query sees a key, -inf where not."""
+    """Additive mask [T, T]: 0 where a query sees a key, -inf where not."""
     step = torch.arange(bucket.length, device=like.device)
     behind = step[:, None] - step
     hidden = (behind < 0) if heads.window is None else (behind < 0) | (behind >= heads.window)
-    mask = like.new_zeros((bucket.length, bucket.length)).masked_fill_(hidden, float("-inf"))
-    return mask.repeat(heads.group, 1)
+    return like.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
 
 
 def _tree_mask(tree: tuple[Tensor, Tensor], heads: Heads, like: Tensor) -> Tensor:
@@ -274,7 +274,7 @@ def _tree_mask(tree: tuple[Tensor, Tensor], heads: Heads, like: Tensor) -> Tenso
 def _is_plain(bucket: Bucket, parts: CompiledHeads | TorchHeads) -> bool:
     """Whether attention is two matrix products with the weights between them, or torch's fused kernel."""
     has_mask = bucket.length <= PLAIN_LENGTH or (bucket.tree is not None and not parts.heads.compiled)
-    return parts.qkv.device.type == "cpu" and has_mask
+    return bucket.flex is None and parts.qkv.device.type == "cpu" and has_mask
 
 
 def _plain_backward(
@@ -292,19 +292,28 @@ def _plain_backward(
     return _unfolded(grad_q, bucket, heads), grad_k.view(shape), grad_v.view(shape)
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, heads: Heads) -> Tensor:
-    """Torch's fused kernel on [S, heads, T, E]: memory linear in length."""
+def fused(q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, heads: Heads) -> Tensor:
+    """Torch's fused kernels on [S, heads, T, E]: memory linear in length.
+
+    Keys and values are repeated by hand for ``scaled_dot_product_attention``: where it shares them itself
+    (``enable_gqa``) it gives other gradients on a CPU, and on CUDA in fp32 or with a mask memory quadratic in length.
+    """
+    if bucket.flex is not None:
+        return bucket.flex.apply(q, k, v, heads)
     windowed = heads.window is not None and heads.window < bucket.length
     k, v = (x.repeat_interleave(heads.group, dim=1) for x in (k, v))
-    mask = _mask(bucket, heads, q)[: bucket.length] if windowed else None
+    mask = _mask(bucket, heads, q) if windowed else None
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=not windowed, scale=heads.scale)
 
 
-def _sdpa_backward(
+def _fused_backward(
     padded: Sequence[Tensor], grad: Tensor, _weights: Tensor | None, bucket: Bucket, parts: CompiledHeads | TorchHeads
 ) -> tuple[Tensor, ...]:
-    """Gradients w.r.t. q, k, v [S, heads, T, E] of what ``sdpa`` computes."""
+    """Gradients w.r.t. q, k, v [S, heads, T, E] of what ``fused`` computes.
+
+    It is computed again: to keep the heads of every layer would cost more in memory than this costs in time.
+    """
     with torch.enable_grad():
         q, k, v = leaves = [x.detach().requires_grad_() for x in padded]
-        out = sdpa(q, k, v, bucket, parts.heads)
+        out = fused(q, k, v, bucket, parts.heads)
     return torch.autograd.grad(out, leaves, grad)

@@ -4,7 +4,8 @@
 
 All tails advance together: a place of the tail is a moment of the batch, and what lies before a row joined is masked.
 The compiled loops attend row by row. Torch's operations attend to rows of about one length together, padded to shapes
-that depend on a row's own length alone and in blocks of fixed sizes (`row_blocks`).
+that depend on a row's own length alone and in blocks of fixed sizes (`row_blocks`). Which rows there are, and how long,
+is kept on the CPU: no step waits for an accelerator to say it.
 
 Axes: ``B`` rows, ``C`` prompts, ``R`` rows of one block, ``J`` key heads, ``G`` query heads per key head, ``H`` all
 query heads, ``P`` places of a prompt, ``T`` places of a tail, ``E`` head size.
@@ -69,10 +70,8 @@ class Cache:
         self._blocks = blocks
         self._room = room
         self._lengths = list(lengths)
-        lengths_C = torch.tensor(self._lengths, device=device)
-        counts_C = torch.tensor(list(repeats), device=device)
-        self._owner_B = torch.arange(len(self._lengths), device=device).repeat_interleave(counts_C)
-        self._length_B = lengths_C[self._owner_B]
+        self._owner_B = torch.arange(len(self._lengths)).repeat_interleave(torch.tensor(list(repeats)))
+        self._length_B = torch.tensor(self._lengths)[self._owner_B]
         self._joined_B = torch.zeros_like(self._owner_B)
         # The position of the newest token of each row; ``advance`` moves on to the next.
         self.positions_B = self._length_B - 1
@@ -121,12 +120,12 @@ class Cache:
 
     def keep(self, rows: Tensor) -> None:
         """Leave only ``rows``, in their order. Only rows whose place changes are copied."""
-        place = torch.arange(len(rows), device=rows.device)
-        moved = (rows != place).nonzero().squeeze(-1)
+        moved = (rows != torch.arange(len(rows))).nonzero().squeeze(-1)
         if len(moved):
+            to, source = self._placed(moved), self._placed(rows[moved])
             for layer in self._layers:
                 for tensor in (layer.tail_keys, layer.tail_values):
-                    tensor[moved] = tensor[rows[moved]]
+                    tensor[to] = tensor[source]
         self.rows = len(rows)
         self._owner_B, self._length_B = self._owner_B[rows], self._length_B[rows]
         self._joined_B, self.positions_B = self._joined_B[rows], self.positions_B[rows]
@@ -164,17 +163,22 @@ class Cache:
         return self._likes[window]
 
     def _likes_of(self, rows: Sequence[int], places: int, tail: int, window: int | None) -> _Likes:
-        device = self._owner_B.device
-        rows_R = torch.tensor(rows, device=device)
-        place_P = torch.arange(places, device=device)
-        moments_RT = self._joined_B[rows_R, None] + torch.arange(tail, device=device)
-        hidden = torch.cat([place_P >= self._length_B[rows_R, None], moments_RT >= self._written], dim=-1)
+        rows_R = torch.tensor(rows)
+        of_rows = (x[rows_R] for x in (self._owner_B, self._length_B, self._joined_B, self.positions_B))
+        rows_R, owner_R, length_R, joined_R, position_R = map(self._placed, (rows_R, *of_rows))
+        place_P = torch.arange(places, device=rows_R.device)
+        moments_RT = joined_R[:, None] + torch.arange(tail, device=rows_R.device)
+        hidden = torch.cat([place_P >= length_R[:, None], moments_RT >= self._written], dim=-1)
         if window is not None:
-            ago_RP = self.positions_B[rows_R, None] - place_P
+            ago_RP = position_R[:, None] - place_P
             hidden |= torch.cat([ago_RP, self._written - 1 - moments_RT], dim=-1) >= window
         mask_RS = self._layers[0].tail_keys.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
         most = self._layers[0].tail_keys.shape[2] - 1
-        return _Likes(rows_R, self._owner_B[rows_R], moments_RT.clamp_max(most), mask_RS)
+        return _Likes(rows_R, owner_R, moments_RT.clamp_max(most), mask_RS)
+
+    def _placed(self, indices: Tensor) -> Tensor:
+        """Indices where the keys and values are."""
+        return indices.to(self._layers[0].tail_keys.device)
 
     def _drop_prompts(self) -> None:
         """Forget prompts that no row continues, once they are half of all."""
@@ -183,10 +187,10 @@ class Cache:
             return
         self._lengths = [self._lengths[index] for index in alive.tolist()]
         self._owner_B = torch.searchsorted(alive, self._owner_B)
-        places = max(self._lengths)
+        places, kept = max(self._lengths), self._placed(alive)
         for layer in self._layers:
-            layer.prompt_keys = layer.prompt_keys[alive, :, :places].contiguous()
-            layer.prompt_values = layer.prompt_values[alive, :, :places].contiguous()
+            layer.prompt_keys = layer.prompt_keys[kept, :, :places].contiguous()
+            layer.prompt_values = layer.prompt_values[kept, :, :places].contiguous()
 
     def _grow(self) -> None:
         """Room for more tail, without what lies before the first row's."""

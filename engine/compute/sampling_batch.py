@@ -171,10 +171,9 @@ class Batch:
         if not self._active:
             self._state = self._hidden_BD = self._cuts = None
             return of_rows
-        left = left.to(self._backbone.device)
         self._cuts = self._cuts_of(self._active)
         self._state.keep(left)
-        return of_rows[left]
+        return of_rows[left.to(of_rows.device)]
 
     def _write_one(self, pieces: Sequence[Piece]) -> None:
         """One token for each: nothing follows it, so that they need no cache.
@@ -264,9 +263,10 @@ class Batch:
         uniform_B = uniforms([row.random for row in active], hidden_BD.device)
         tokens_B, logprobs_B = choose(logits_BV, cuts, uniform_B)
         _record_topk(logits_BV, active)
+        # Together, for each copy from an accelerator waits for it; ids of tokens are exact in fp32 up to 2^24.
+        tokens, logprobs = torch.stack([tokens_B.to(logprobs_B.dtype), logprobs_B]).tolist()
         going = [
-            self._write(row, token, logprob)
-            for row, token, logprob in zip(active, tokens_B.tolist(), logprobs_B.tolist(), strict=True)
+            self._write(row, int(token), logprob) for row, token, logprob in zip(active, tokens, logprobs, strict=True)
         ]
         return tokens_B, going
 

@@ -48,13 +48,13 @@ def uniforms(rows: Sequence[RandomRow], device: torch.device) -> Tensor:
 class Cuts:
     """How each row is sampled: temperature [B] (0 is greedy), ``top_p`` [B] (1 is off), ``top_k`` [B] (V is off).
 
-    ``uncut`` if both are off for all, ``plain`` if every temperature is 1 as well.
+    ``cut_K`` are the rows where either is on; ``plain`` if there are none and every temperature is 1.
     """
 
     temperature_B: Tensor
     top_p_B: Tensor
     top_k_B: Tensor
-    uncut: bool
+    cut_K: Tensor
     plain: bool
 
     @classmethod
@@ -68,24 +68,20 @@ class Cuts:
     ) -> Cuts:
         """From settings per row; ``top_k`` of -1 or 0 means no cut."""
         ks = [k if 0 < k < vocabulary else vocabulary for k in top_ks]
-        uncut = all(p >= 1.0 for p in top_ps) and min(ks) == vocabulary
-        plain = uncut and all(t == 1.0 for t in temperatures)
+        cut = [row for row, (p, k) in enumerate(zip(top_ps, ks, strict=True)) if p < 1.0 or k < vocabulary]
+        plain = not cut and all(t == 1.0 for t in temperatures)
         return cls(
             torch.tensor(temperatures, dtype=torch.float32, device=device),
             torch.tensor(top_ps, device=device),
             torch.tensor(ks, device=device),
-            uncut,
+            torch.tensor(cut, dtype=torch.long, device=device),
             plain,
         )
 
-    def is_cut(self, vocabulary: int) -> Tensor:
-        """Which rows are cut, [B]."""
-        return (self.top_p_B < 1.0) | (self.top_k_B < vocabulary)
-
-    def of_rows(self, chosen_B: Tensor) -> Cuts:
-        """Those of the chosen rows."""
-        chosen = self.temperature_B[chosen_B], self.top_p_B[chosen_B], self.top_k_B[chosen_B]
-        return Cuts(*chosen, self.uncut, self.plain)
+    def of_cut(self) -> Cuts:
+        """Those of the rows that are cut."""
+        chosen = self.temperature_B[self.cut_K], self.top_p_B[self.cut_K], self.top_k_B[self.cut_K]
+        return Cuts(*chosen, torch.arange(len(self.cut_K), device=self.cut_K.device), plain=False)
 
 
 def choose(logits_BV: Tensor, cuts: Cuts, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,12 +92,11 @@ def choose(logits_BV: Tensor, cuts: Cuts, uniform_B: Tensor) -> tuple[Tensor, Te
     """
     if not kernels.usable(logits_BV):
         return _choose_by_torch(logits_BV, cuts, uniform_B)
-    if cuts.uncut:
-        return kernels.choose(logits_BV, cuts.temperature_B, uniform_B.double())
-    # The loops take no cuts, and round otherwise: a row must not know what the others ask for.
     tokens_B, logprobs_B = kernels.choose(logits_BV, cuts.temperature_B, uniform_B.double())
-    cut_B = cuts.is_cut(logits_BV.shape[1])
-    tokens_B[cut_B], logprobs_B[cut_B] = _choose_by_torch(logits_BV[cut_B], cuts.of_rows(cut_B), uniform_B[cut_B])
+    cut_K = cuts.cut_K
+    # The loops take no cuts, and round otherwise: a row must not know what the others ask for.
+    if len(cut_K):
+        tokens_B[cut_K], logprobs_B[cut_K] = _choose_by_torch(logits_BV[cut_K], cuts.of_cut(), uniform_B[cut_K])
     return tokens_B, logprobs_B
 
 
@@ -118,9 +113,8 @@ def _tempered(logits_BV: Tensor, cuts: Cuts, uniform_B: Tensor) -> Tensor:
     greedy_B = cuts.temperature_B == 0
     safe_B = torch.where(greedy_B, torch.ones_like(cuts.temperature_B), cuts.temperature_B)
     weights_BV = torch.softmax(logits_BV / safe_B.unsqueeze(-1), dim=-1)
-    if not cuts.uncut:
-        cut_B = cuts.is_cut(logits_BV.shape[1])
-        weights_BV[cut_B] = _cut(weights_BV[cut_B], cuts.top_p_B[cut_B], cuts.top_k_B[cut_B])
+    if len(cuts.cut_K):
+        weights_BV[cuts.cut_K] = _cut(weights_BV[cuts.cut_K], cuts.top_p_B[cuts.cut_K], cuts.top_k_B[cuts.cut_K])
     drawn_B = _invert(weights_BV, uniform_B)
     return torch.where(greedy_B, logits_BV.argmax(dim=-1), drawn_B)
 
@@ -153,7 +147,7 @@ def _invert(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:
     A running sum over a whole vocabulary is the slowest part of sampling: this adds up one strip per row.
     """
     sums_BS = _strip_sums(weights_BV)
-    passed_BS = sums_BS.cumsum(dim=-1)
+    passed_BS = _running(sums_BS)
     total_B = passed_BS[:, -1]
     target_B1 = torch.minimum(uniform_B.to(total_B) * total_B, _below(total_B)).unsqueeze(-1)
     strip_B1 = torch.searchsorted(passed_BS, target_B1, right=True)
@@ -161,10 +155,16 @@ def _invert(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:
     place_BK = strip_B1 * _STRIP + torch.arange(_STRIP, device=weights_BV.device)
     inside_BK = place_BK < weights_BV.shape[1]
     strip_BK = weights_BV.gather(1, place_BK.clamp_max(weights_BV.shape[1] - 1)) * inside_BK
-    running_BK = strip_BK.cumsum(dim=-1)
+    running_BK = _running(strip_BK)
     # The strip's own running sum may round to less than its sum, and nothing of weight 0 may be drawn.
     left_B1 = torch.minimum((target_B1 - before_B1).clamp_min(0.0), _below(running_BK[:, -1:]))
     return (strip_B1 * _STRIP + torch.searchsorted(running_BK, left_B1, right=True)).squeeze(-1)
+
+
+def _running(x_BK: Tensor) -> Tensor:
+    """Running sums over the last axis; on CUDA torch adds up a single row in no fixed order: it gets another."""
+    alone = x_BK.is_cuda and len(x_BK) == 1
+    return x_BK.expand(2, -1).cumsum(dim=-1)[:1] if alone else x_BK.cumsum(dim=-1)
 
 
 def _below(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -38,6 +38,7 @@ class _Group:
     rows: list[int]
     cache: Any
     length: int
+    device: torch.device
 
 
 @dataclass(slots=True)
@@ -53,14 +54,15 @@ class GroupedCache:
         for group in self.groups:
             local = [place for place, row in enumerate(group.rows) if row in new_place]
             if local:
-                group.cache.batch_select_indices(torch.tensor(local, device=rows.device))
-                kept.append(_Group([new_place[group.rows[place]] for place in local], group.cache, group.length))
+                group.cache.batch_select_indices(torch.tensor(local, device=group.device))
+                left = [new_place[group.rows[place]] for place in local]
+                kept.append(replace(group, rows=left))
         self.groups = kept
 
     def join(self, other: GroupedCache) -> None:
         """See ``KeyValueCache.join``."""
         before = sum(len(group.rows) for group in self.groups)
-        self.groups += [_Group([before + row for row in new.rows], new.cache, new.length) for new in other.groups]
+        self.groups += [replace(new, rows=[before + row for row in new.rows]) for new in other.groups]
 
 
 class TransformersBackbone:
@@ -140,7 +142,7 @@ class TransformersBackbone:
                 cache = output.past_key_values
                 cache.batch_select_indices(torch.zeros(count, dtype=torch.long, device=self.device))
                 first = sum(len(group.rows) for group in groups)
-                groups.append(_Group(list(range(first, first + count)), cache, len(prompt)))
+                groups.append(_Group(list(range(first, first + count)), cache, len(prompt), self.device))
                 read.append(output.last_hidden_state[0])
         last_BD = torch.cat([state[-1:].expand(count, -1) for state, count in zip(read, repeats, strict=True)])
         return GroupedCache(groups), torch.cat(read), last_BD

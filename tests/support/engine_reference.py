@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.numpy import save_file
 from transformers import AutoModelForCausalLM
@@ -38,6 +40,16 @@ def trained(model: LoadedModel, spec: LoraSpec) -> TrainedAdapter:
         adapter.forward_backward(some_items(), "cross_entropy", None, backward=True)
         adapter.optim_step(AdamSettings(learning_rate=0.02))
     return adapter
+
+
+def flex_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """FlexAttention traced and run as it is, with gradients: torch has them for a CPU too, and refuses them there."""
+    import torch.nn.attention.flex_attention as flex
+
+    monkeypatch.setattr(flex, "_validate_device", lambda *_: None)
+    limits: Any = torch._dynamo.config
+    limits.recompile_limit = 64
+    return torch.compile(flex.flex_attention, backend="eager", dynamic=True, fullgraph=True)
 
 
 def peft_model(model: LoadedModel, adapter: TrainedAdapter, base: Path, folder: Path):
