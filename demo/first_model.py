@@ -18,17 +18,17 @@ from ..models.smollm2 import SMOLLM2_NAME, fetch_smollm2
 from .session import Interval, Job, Session, Stage, exit_code, verdict_text
 
 # What it promises, in shares of the held-out messages whose JSON is right to the last character.
-RIGHT_BEFORE, RIGHT_AFTER = 0.05, 0.7
+RIGHT_BEFORE, RIGHT_AFTER = 0.05, 0.9
 _TEST = "support_test"
 _FILES = {"base_model": SMOLLM2_NAME, "train_file": "demo:support_train", "val_file": "demo:support_val"}
 _SFT = {
     **_FILES, "run_name": "sft-support", "lora_rank": 16, "apply_to": ["mlp", "attn"], "batch_size": 8,
-    "num_epochs": None, "num_steps": 80, "learning_rate": 1e-3, "eval_every": 40, "checkpoint_every": 0,
+    "num_epochs": None, "num_steps": 90, "learning_rate": 1e-3, "eval_every": 45, "checkpoint_every": 0,
 }  # fmt: skip
 _GRPO = {
     **_FILES, "train_file": "demo:support_rl", "val_file": None, "run_name": "grpo-support", "lora_rank": 16,
     "apply_to": ["mlp", "attn"], "group_size": 8, "batch_size": 4, "max_response_tokens": 64, "num_steps": 5,
-    "learning_rate": 2e-4, "num_substeps": 1, "loss_fn": "importance_sampling", "eval_every": 0, "checkpoint_every": 0,
+    "learning_rate": 5e-5, "num_substeps": 1, "loss_fn": "importance_sampling", "eval_every": 0, "checkpoint_every": 0,
 }  # fmt: skip
 _EVAL = {
     "test_set": f"demo:{_TEST}", "baseline_model": SMOLLM2_NAME, "max_response_tokens": 64, "temperature": 0.0,
