@@ -23,15 +23,15 @@ _TEST = "support_test"
 _FILES = {"base_model": SMOLLM2_NAME, "train_file": "demo:support_train", "val_file": "demo:support_val"}
 _SFT = {
     **_FILES, "run_name": "sft-support", "lora_rank": 16, "apply_to": ["mlp", "attn"], "batch_size": 8,
-    "num_epochs": None, "num_steps": 90, "learning_rate": 1e-3, "eval_every": 45, "checkpoint_every": 0,
+    "num_epochs": None, "num_steps": 90, "learning_rate": 1e-3, "eval_every": 90, "checkpoint_every": 0,
 }  # fmt: skip
 _GRPO = {
     **_FILES, "train_file": "demo:support_rl", "val_file": None, "run_name": "grpo-support", "lora_rank": 16,
-    "apply_to": ["mlp", "attn"], "group_size": 8, "batch_size": 4, "max_response_tokens": 64, "num_steps": 5,
+    "apply_to": ["mlp", "attn"], "group_size": 8, "batch_size": 4, "max_response_tokens": 48, "num_steps": 5,
     "learning_rate": 5e-5, "num_substeps": 1, "loss_fn": "importance_sampling", "eval_every": 0, "checkpoint_every": 0,
 }  # fmt: skip
 _EVAL = {
-    "test_set": f"demo:{_TEST}", "baseline_model": SMOLLM2_NAME, "max_response_tokens": 64, "temperature": 0.0,
+    "test_set": f"demo:{_TEST}", "baseline_model": SMOLLM2_NAME, "max_response_tokens": 48, "temperature": 0.0,
 }  # fmt: skip
 
 

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 _RESPONSE_KEYS = ("response", "completion", "output", "text")
 # Where response files name their prompt, besides the keys of a test set.
 _PROMPT_KEYS = ("query", "problem", "user")
-_SAMPLED_AT_ONCE = 32
+# What a stop waits for, and what a cap is held to: more would be faster, and end later.
+_SAMPLED_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,9 @@ class ArmSampling:
     seed: int
 
     def key(self, item: EvalItem) -> str:
-        """The content hash under which the answer to ``item`` is kept."""
-        content = json.dumps([asdict(self), item.prompt_key], ensure_ascii=False)
+        """The content hash under which the answer to ``item`` is kept. At temperature 0 the seed decides nothing."""
+        decided = asdict(self) | ({} if self.temperature else {"seed": None})
+        content = json.dumps([decided, item.prompt_key], ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()
 
 
