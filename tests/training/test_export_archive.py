@@ -56,7 +56,11 @@ def test_another_servers_archive_is_not_fetched(tmp_path: Path) -> None:
         fetch_archive(url, "key", CHECKPOINT, tmp_path / "out")
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", archive(FILES)[:-200], archive(FILES)[:30]])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"<html>", archive(FILES)[:-200], archive(FILES)[:30]],
+    ids=["empty", "page", "end missing", "beginning alone"],
+)
 def test_what_is_no_whole_archive_is_a_sentence(tmp_path: Path, body: bytes) -> None:
     with serving(answering(body)) as url, pytest.raises(BackendError, match="what came is no archive"):
         fetch_archive(url, "key", CHECKPOINT, tmp_path / "out")
