@@ -26,6 +26,8 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 _DEMO_PATH = re.compile(r"[^\s'\"]*/demo/data/")
 # The name of a fence is new in every answer.
 _FENCE = re.compile(r"(untrusted-data-)[0-9a-f]+")
+# What is free, and in which precision it is computed, is this machine's.
+_MEMORY = re.compile(r"(?m)^Memory: .*\n")
 _BLOCK = re.compile(r"(?ms)^```text\n> (\w+) (\{.*?\})\n.*?^```")
 
 
@@ -53,7 +55,8 @@ def _answered(tool: str, arguments: str) -> str:
         os.environ["ML_RESEARCHER_HOME"] = home
         answer = anyio.run(_call, tool, json.loads(arguments))
     # A path may be cut short from the left, wherever this clone lies.
-    shown = _FENCE.sub(r"\g<1>5f3c9a1e", _DEMO_PATH.sub("demo/data/", answer)).strip()
+    answer = _MEMORY.sub("", _DEMO_PATH.sub("demo/data/", answer))
+    shown = _FENCE.sub(r"\g<1>5f3c9a1e", answer).strip()
     return f"```text\n> {tool} {arguments}\n{shown}\n```"
 
 

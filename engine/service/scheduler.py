@@ -68,6 +68,7 @@ class Joint:
 
     Attributes:
         room: How many more requests may join now.
+        lanes: Whose requests were let in, in order.
     """
 
     def __init__(self, works: Sequence[Work], settle: Callable[[Work, object, float], None]) -> None:
@@ -76,12 +77,14 @@ class Joint:
         self._began: dict[Work, float] = {}
         self._open = True
         self.room = _MOST_JOINED
+        self.lanes: dict[str, None] = {}
         self.add(works)
 
     def add(self, works: Sequence[Work]) -> None:
         """Let requests join."""
         self.room -= len(works)
         for work in works:
+            self.lanes[work.lane] = None
             self._arrivals.put(work)
 
     def ended(self) -> None:
@@ -291,6 +294,9 @@ class Scheduler:
             await loop.run_in_executor(self._thread, self._sample_together, joint)
         finally:
             self._joint = None
+            for name in joint.lanes:
+                if name in self._lanes:
+                    self._lanes.move_to_end(name)  # they had their turn: who came meanwhile is next
             for work in reversed(joint.left()):
                 if (lane := self._lanes.get(work.lane)) is not None:  # else its session has ended, and it was told
                     lane.ready.insert(0, work)
