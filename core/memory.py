@@ -38,10 +38,15 @@ _NF4_BYTES = 0.55
 _ADAPTER_BYTES, _ADAPTER_COPIES = 16, 3
 # So many times as much as a layer of ours keeps one of transformers: counted 1.95 in float32 and 2.26 in bfloat16.
 _TRANSFORMERS = 2.3
-# As the head has them: raw logits that are kept, one block of logits, and how many of it exist at a time.
-_KEPT_LOGITS, _LOGITS_BLOCK, _LOGITS_ROWS, _LOGITS_COPIES = 64 << 20, 8 << 20, 128, 4
-# As packed attention has them: plain products up to this length, whose weights are kept up to so many head sizes.
-_PLAIN_LENGTH, _KEPT_LENGTHS = 1024, 4
+# Raw logits in compute dtype up to this size are kept for the backward pass instead of computed again.
+KEPT_LOGITS = 64 << 20
+# Blocks of logits stay in a CPU's cache where the vocabulary is small, and fill an accelerator; below so many rows the
+# product itself gets slow.
+LOGITS_BLOCK, ACCELERATOR_LOGITS_BLOCK, LOGITS_ROWS = 8 << 20, 1 << 28, 128
+_LOGITS_COPIES = 4  # of a block, at a time
+# Up to this length two plain matrix products beat torch's fused kernel on a CPU (3 times, at 128 tokens in bf16), and
+# weights of sequences up to so many head sizes long are kept: per token they are then at most 4 times a query.
+PLAIN_LENGTH, KEPT_LENGTHS = 1024, 4
 # Limit and use of a container, versions 2 and 1.
 _CGROUP_FILES = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -210,17 +215,19 @@ def estimate(shape: ModelShape, room: Room, batch: Batch | None = None, *, rank:
 def _activations(shape: ModelShape, room: Room, batch: Batch, rank: int) -> int:
     """What a forward pass leaves for the backward pass, what both work with meanwhile, and blocks of logits."""
     packed = shape.packed and not room.nf4
-    plain = packed and room.device == "cpu" and batch.length <= _PLAIN_LENGTH
+    plain = packed and room.device == "cpu" and batch.length <= PLAIN_LENGTH
     mixed, scores = shape.heads * shape.head_size, shape.heads * batch.length
     queries_keys = mixed + 2 * shape.key_heads * shape.head_size
     layer = 2 * shape.hidden + queries_keys + mixed + 2 * shape.inner + 7 * rank
-    layer += scores if plain and batch.length <= _KEPT_LENGTHS * shape.head_size else 0
+    layer += scores if plain and batch.length <= KEPT_LENGTHS * shape.head_size else 0
     layer = layer if packed else round(layer * _TRANSFORMERS)
     kept = shape.layers * shape.hidden + layer if batch.checkpointing else shape.layers * layer
     working = 6 * shape.hidden + 2 * queries_keys + 8 * shape.inner + (4 * scores if plain else 16 * mixed)
     raw = batch.tokens * shape.vocabulary * room.itemsize
-    block = max(_LOGITS_BLOCK, _LOGITS_ROWS * shape.vocabulary * 4)
-    logits = (raw if raw <= _KEPT_LOGITS else 0) + _LOGITS_COPIES * block
+    row = shape.vocabulary * 4
+    block = LOGITS_BLOCK if room.device == "cpu" else min(ACCELERATOR_LOGITS_BLOCK, batch.tokens * row)
+    block = max(block, LOGITS_ROWS * row)
+    logits = (raw if raw <= KEPT_LOGITS else 0) + _LOGITS_COPIES * block
     return batch.tokens * room.itemsize * (kept + working) + logits
 
 

@@ -21,6 +21,7 @@ from .answers import answer, number
 if TYPE_CHECKING:
     from ..backends.prices import PriceTable
     from ..backends.published_prices import PublishedModel
+    from ..core.memory import Room
 
 _SHOWN_PROMPTS = 3
 _MAX_PROMPTS = 256
@@ -82,6 +83,7 @@ def _tabled() -> tuple[str, list[ModelLine]]:
 def _embedded() -> tuple[str, list[ModelLine]]:
     """The engine trains any causal LM folder; what it has loaded now is named, the demo model always."""
     from ..backends.embedded import engine_key, running_engine
+    from ..backends.embedded_memory import embedded_room
     from ..models.model_ref import DEMO_NAME
 
     demo = ModelLine(name=DEMO_NAME, trainable=True, sampleable=True, renderers=["chat_template"])
@@ -89,12 +91,12 @@ def _embedded() -> tuple[str, list[ModelLine]]:
     loaded = _live(Backend("embedded", url, engine_key())) if url else []
     source = "any Hugging Face causal LM folder or .gguf file of this machine, by its path; ids if in the local cache"
     lines = [demo, *(m for m in loaded if not m.name.endswith("demo/model"))]
-    return source, [line.model_copy(update={"memory_gib": _memory_gib(line.name)}) for line in lines]
+    room = embedded_room()
+    return source, [line.model_copy(update={"memory_gib": _memory_gib(line.name, room)}) for line in lines]
 
 
-def _memory_gib(name: str) -> float | None:
+def _memory_gib(name: str, room: Room) -> float | None:
     """What training by the engine's defaults takes on this machine; None where it is not known."""
-    from ..backends.embedded_memory import embedded_room
     from ..core.memory import GIB, estimate
     from ..models.configs import load_model_config
     from ..models.lora_params import model_shape
@@ -104,7 +106,7 @@ def _memory_gib(name: str) -> float | None:
         shape = model_shape(load_model_config(resolve_model(name)))
     except ModelError:
         return None
-    return round(estimate(shape, embedded_room()).total / GIB, 2)
+    return round(estimate(shape, room).total / GIB, 2)
 
 
 def _from_cluster(connection: Backend) -> tuple[str, list[ModelLine]]:

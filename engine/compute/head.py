@@ -15,18 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...core.memory import ACCELERATOR_LOGITS_BLOCK, KEPT_LOGITS, LOGITS_BLOCK, LOGITS_ROWS
 from . import kernels
 from .backbone import ActiveLora, Head, LoraPair
 from .packed_layers import pack, pair_blocks
 from .row_blocks import MOST_WIDE, REFERENCE, RowBlocks, zero_sums
 
-# Blocks of logits stay in a CPU's cache where the vocabulary is small, and fill an accelerator; below so many rows the
-# product itself gets slow.
-_BLOCK_BYTES = 1 << 23
-_ACCELERATOR_BLOCK_BYTES = 1 << 28
-_FEWEST_ROWS = 128
-# Raw logits in compute dtype up to this size are kept for the backward pass instead of computed again.
-_KEPT_BYTES = 64 << 20
 # Most elements of a matrix made up for a trial; larger ones are tried as they are.
 _MADE_UP = 1 << 25
 
@@ -98,8 +92,8 @@ class LoraHead:
         """Rows to compute logits of at a time."""
         weight = self.head.weight_VD
         width = weight.shape[0] * (weight.element_size() if self._is_compiled() else 4)
-        size = _BLOCK_BYTES if weight.device.type == "cpu" else _ACCELERATOR_BLOCK_BYTES
-        return max(_FEWEST_ROWS, size // width)
+        size = LOGITS_BLOCK if weight.device.type == "cpu" else ACCELERATOR_LOGITS_BLOCK
+        return max(LOGITS_ROWS, size // width)
 
     def _is_compiled(self) -> bool:
         """Whether compiled loops take the raw logits as they are."""
@@ -133,7 +127,7 @@ class LoraHead:
         sorted_rows_M, sorted_targets_M = rows_M[order_M], targets_M[order_M]
         vocabulary = self.head.weight_VD.shape[0]
         logprobs_M = hidden_ND.new_empty(len(rows_M), dtype=torch.float32)
-        keep = keep and len(hidden_ND) * vocabulary * hidden_ND.element_size() <= _KEPT_BYTES
+        keep = keep and len(hidden_ND) * vocabulary * hidden_ND.element_size() <= KEPT_LOGITS
         kept = hidden_ND.new_empty((len(hidden_ND), vocabulary)) if keep else None
         normalizer_N = hidden_ND.new_empty(len(hidden_ND), dtype=torch.float32) if self._is_compiled() else None
         size = self.block_rows

@@ -18,12 +18,12 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from ...core.memory import PACKED_FAMILIES, PACKED_SHARE
+from ...core.memory import BATCH_TOKENS, PACKED_FAMILIES, PACKED_SHARE, PLAIN_LENGTH
 from . import flex, kernels, packed_attention
 from .attention_layout import Bucket, Heads, Rotary, attention_span, make_buckets
 from .backbone import ActiveLora, Head, find_sites
 from .head import LoraHead
-from .packed_attention import PLAIN_LENGTH, Attention
+from .packed_attention import Attention
 from .packed_cache import Cache, attention_blocks
 from .packed_layers import (
     GatedDown,
@@ -46,8 +46,6 @@ from .row_blocks import EVERY_SIZE, RowBlocks
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu"}
 # Up to this length attention a query at a time costs no more than products of whole sequences.
 _ROWWISE_LENGTH = 512
-# As many as a batch has by default: a longer tree would be a batch by itself.
-_LONGEST_FLEX_TREE = 4096
 # These keep one table of angles for all lengths; the others change it with the longest sequence seen.
 _STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
 
@@ -125,7 +123,7 @@ class PackedBackbone:
         if device.type == "cpu":
             self.longest_tree = PLAIN_LENGTH  # as long as attention has plain masks
         else:
-            self.longest_tree = 0 if self._flex is None else _LONGEST_FLEX_TREE
+            self.longest_tree = 0 if self._flex is None else BATCH_TOKENS
         self.description: dict[str, Any] = {
             "implementation": "packed",
             "architecture": type(model).__name__,

@@ -19,15 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...core.memory import KEPT_LENGTHS, PLAIN_LENGTH
 from . import kernels
 from .attention_layout import AttentionSpan, Bucket, Heads, Rotary
 from .packed_layers import rms_norm, rms_norm_backward
-
-# Below this length two plain matrix products beat torch's fused kernel on a CPU (3 times, at 128 tokens in bf16).
-PLAIN_LENGTH = 1024
-# Weights of sequences up to this many head sizes long are kept for the backward pass: per token they are then at most
-# four times as large as a query.
-_KEPT_LENGTHS = 4
 
 
 class CompiledHeads:
@@ -152,7 +147,7 @@ def attention(
         else:
             result = fused(q, k, v, bucket, heads)
         if kept is not None:
-            kept.append(weights if bucket.length <= _KEPT_LENGTHS * heads.size else None)
+            kept.append(weights if bucket.length <= KEPT_LENGTHS * heads.size else None)
         parts.unpad(result, bucket, out)
     return out
 

@@ -47,7 +47,7 @@ def test_parts_of_a_known_model() -> None:
     quantised = estimate(llama, replace(CARD, nf4=True))
     assert quantised.weights == pytest.approx(6.98e9 * 0.55 + 1.05e9 * 2, rel=0.005)
     kept, again = (estimate(llama, CARD, Batch(4096, 512, checkpointing)) for checkpointing in (False, True))
-    assert again.activations < kept.activations / 4
+    assert again.activations < kept.activations / 3.5
     assert estimate(llama, CARD, Batch(1024)).activations < kept.activations / 3
 
 
@@ -72,9 +72,9 @@ def test_layers_run_again_before_the_batch_is_halved() -> None:
 def test_a_refusal_has_the_numbers_and_the_nearest_choice_that_fits() -> None:
     llama = shape("meta-llama/Llama-3.1-70B")
     said = str(refusal(llama, CARD, "big"))
-    assert "big: it needs 141.9 GiB (weights 131.4" in said
+    assert "big: it needs 142.6 GiB (weights 131.4" in said
     assert "and 78.0 of the GPU's 80.0 GiB are free" in said
-    assert "Give --quantize nf4, with which it needs 49." in said
+    assert "Give --quantize nf4, with which it needs 50." in said
     assert "other programs" not in said
     small = shape("meta-llama/Llama-3.2-3B")
     filled = str(refusal(small, replace(CARD, free=2 * GIB), "small"))

@@ -138,7 +138,7 @@ def test_batches_of_every_shape_share_their_compiled_versions() -> None:
         qkv = torch.randn(bucket.length, 8 * 16, generator=rng, requires_grad=True)
         rotary = flex.Rotary(torch.ones(bucket.length, 1, 16), torch.zeros(bucket.length, 1, 16))
         heads = Heads(query=4, key=2, size=16, scale=0.25, window=window)
-        flex.Attention.apply(qkv, rotary, heads, [bucket]).sum().backward()  # type: ignore[no-untyped-call]
+        flex.Attention.apply(qkv, rotary, heads, [bucket]).sum().backward()
     assert len(graphs) == compiled, "the trial compiles all that training needs"
 
 
@@ -170,7 +170,11 @@ def _outcome(model: LoadedModel, weights: Any) -> tuple[list[FloatArray], FloatA
     ],
 )
 def test_a_model_trains_the_same_through_it(
-    family: str, dtype: str, tiny_model: Callable[[str], Path], attend_by_flex: Any
+    family: str,
+    dtype: str,
+    tiny_model: Callable[[str], Path],
+    attend_by_flex: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     weights = trained(load_model("m", str(tiny_model(family)), FP32), LoraSpec(rank=4, seed=1)).export_weights()
     model = load_model("m", str(tiny_model(family)), LoadOptions(device="cpu", dtype=dtype, threads=1))
@@ -182,7 +186,7 @@ def test_a_model_trains_the_same_through_it(
         called.append(qkv[0].shape[2])
         return attend_by_flex(*qkv, **options)
 
-    model._backbone._flex = attend  # type: ignore[attr-defined]
+    monkeypatch.setattr(model._backbone, "_flex", attend)
     ours, gradient = _outcome(model, weights)
     assert len(called) == 4, "forward and backward of two layers, all sequences at once"
     assert called[0] < sum(len(item.tokens_T) for item in _shared_items()), "what they share is there once"
